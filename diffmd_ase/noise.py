@@ -1,0 +1,170 @@
+"""Randomness by address: the noise of (seed, walker, step, stream) is a pure function.
+
+Philox4x32-10 (Salmon et al., SC 2011) turns the 128-bit counter
+
+    (block, walker, step mod 2³², stream·2¹⁶ + step div 2³²)
+
+under the 64-bit key ``seed`` into four 32-bit words. A walker's noise therefore does
+not depend on the batch it runs in, a restart needs no generator state, and a
+time-parallel solver sees the numbers that the sequential loop sees.
+Asking for consecutive steps draws ahead in growing blocks: an optimisation that
+cannot be seen in the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+
+import torch
+from torch import Tensor
+
+__all__ = ["Noise", "philox4x32"]
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_DRAW_AHEAD = 1 << 18  # words of noise kept ready at most
+
+
+def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32: four words (int64 tensors < 2³²) for each counter.
+
+    ``counter``: four broadcastable int64 tensors with values in [0, 2³²);
+    ``key``: two integers in [0, 2³²).
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        # the shift is arithmetic (torch has no unsigned one), hence the mask
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+class Noise:
+    """Addressable noise: key = (seed, walker, step, stream).
+
+    Parameters
+    ----------
+    seed : int in [0, 2⁶⁴) or None, which draws one (see ``self.seed``)
+    """
+
+    def __init__(self, seed: int | None = None):
+        if seed is None:
+            seed = secrets.randbits(63)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"{seed=} must be an int or None, not {type(seed).__name__}")
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"{seed=} must lie in [0, 2**64)")
+        self.seed = seed
+        self._ahead: dict = {}
+
+    def __repr__(self) -> str:
+        return f"Noise({self.seed})"
+
+    def normal(self, step, like: Tensor, *, walkers=None, stream: int = 0) -> Tensor:
+        """Standard normal numbers of the shape, dtype and device of ``like``.
+
+        Parameters
+        ----------
+        step : int, or (T,) for the leading axis of ``like``; step n makes state n+1
+        like : (N, 3) for walker 0, or (*batch, B, N, 3)
+        walkers : (B,) global ids of the last batch axis, default 0…B−1
+        stream : independent streams of one step (0: the noise of the kernel)
+        """
+        return self._draw(step, like, walkers, stream, _to_normal)
+
+    def uniform(self, step, like: Tensor, *, walkers=None, stream: int = 1) -> Tensor:
+        """Uniform numbers in (0, 1] with 53 bits, addressed as in :meth:`normal`.
+
+        ``like`` has the shape (*batch, B, …) of the numbers wanted, for example the
+        energies (B,) of the walkers; a 0-dimensional one is walker 0.
+        """
+        return self._draw(step, like, walkers, stream, _to_uniform)
+
+    def _draw(self, step, like: Tensor, walkers, stream: int, convert) -> Tensor:
+        tail = like.shape[-2:] if convert is _to_normal else ()
+        batch = like.shape[: like.ndim - len(tail)]
+        if torch.is_tensor(step) and step.ndim:
+            steps, batch = step.tolist(), batch[1:]
+            if len(steps) != like.shape[0]:
+                raise ValueError(
+                    f"{len(steps)} steps for a leading axis of length {like.shape[0]}"
+                )
+        else:
+            steps = None
+        if len(batch) > 1:
+            raise ValueError(
+                f"noise for shape {tuple(like.shape)}: expected at most one walker axis"
+            )
+        ids = _ids(walkers, batch[0] if batch else 1)
+        size = math.prod(tail)
+        if steps is not None:
+            numbers = self._block(steps, ids, stream, size, convert, like)
+            return numbers.reshape(like.shape)
+        return self._one(int(step), ids, stream, size, convert, like).reshape(like.shape)
+
+    def _one(self, step: int, ids: tuple, stream, size, convert, like) -> Tensor:
+        place = (stream, convert, like.dtype, like.device)
+        shape = (ids, size)
+        known, first, block = self._ahead.get(place, (None, 0, ()))
+        if known != shape or not first <= step < first + len(block):
+            follows = known == shape and step == first + len(block)
+            limit = max(1, _DRAW_AHEAD // (len(ids) * size))
+            length = min(2 * len(block), limit) if follows else 1
+            first = step
+            steps = range(step, step + length)
+            block = self._block(steps, ids, stream, size, convert, like)
+            self._ahead[place] = (shape, first, block)
+        return block[step - first]
+
+    def _block(self, steps, ids, stream: int, size: int, convert, like) -> Tensor:
+        def column(values):
+            return torch.tensor(values, dtype=torch.int64, device=like.device)
+
+        per_block = 4 if convert is _to_normal else 2
+        blocks = -(-size // per_block)
+        low = column([s & _MASK for s in steps])[:, None, None]
+        high = column([(stream << 16) | (s >> 32) for s in steps])[:, None, None]
+        walker = column(ids)[None, :, None]
+        index = torch.arange(blocks, device=like.device)[None, None, :]
+        key = (self.seed & _MASK, self.seed >> 32)
+        words = philox4x32((index, walker, low, high), key)
+        numbers = convert([word.contiguous() for word in words])
+        flat = numbers.reshape(len(low), len(ids), blocks * per_block)
+        return flat[..., :size].to(like.dtype)
+
+
+def _ids(walkers, count: int) -> tuple[int, ...]:
+    if walkers is None:
+        return tuple(range(count))
+    ids = walkers.tolist() if torch.is_tensor(walkers) else list(walkers)
+    if len(ids) != count:
+        raise ValueError(f"{len(ids)} walker ids for a batch of {count}")
+    return tuple(ids)
+
+
+def _to_normal(words) -> Tensor:
+    """Box–Muller on 32-bit uniforms in (0, 1): two pairs from four words."""
+    u = [(word.double() + 0.5) * 2.0**-32 for word in words]
+    pairs = []
+    for a, b in ((u[0], u[1]), (u[2], u[3])):
+        radius, angle = torch.sqrt(-2.0 * torch.log(a)), 2.0 * math.pi * b
+        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(pairs, dim=-1)
+
+
+def _to_uniform(words) -> Tensor:
+    """Two uniforms in (0, 1] with 53 bits from four words."""
+    pairs = [
+        ((a << 21) | (b >> 11)).double() + 1.0
+        for a, b in ((words[0], words[1]), (words[2], words[3]))
+    ]
+    return torch.stack(pairs, dim=-1) * 2.0**-53

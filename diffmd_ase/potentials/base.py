@@ -1,0 +1,119 @@
+"""The one interface of everything that has forces: models, biases, calculators.
+
+``model + bias`` is the physics: a sum of potentials is a potential. Evaluation is
+pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``, which
+``sampling.run`` calls once per completed step with accepted positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..system import System
+
+__all__ = ["Evaluation", "Potential", "Sum"]
+
+
+class Evaluation(NamedTuple):
+    """Energy (*batch) in eV or None if the field is not a gradient; forces
+    (*batch, N, 3) in eV/Å; stress (*batch, 6) in eV/Å³ (xx yy zz yz xz xy, tension
+    positive) where it was asked for."""
+
+    energy: Tensor | None
+    forces: Tensor
+    stress: Tensor | None = None
+
+
+class Potential(ABC):
+    """Positions to energy and forces.
+
+    A potential in a user's script is a subclass with ``__call__(self, x)`` alone.
+    One with ``needs_base`` (a bias on the potential energy) is called as
+    ``bias(x, base=evaluation)`` with the evaluation of the terms before it in the sum.
+    """
+
+    system: System | None = None
+    conservative: bool = True
+    has_memory: bool = False
+    needs_base: bool = False
+
+    @abstractmethod
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        """Evaluate at ``x`` (*batch, N, 3); never changes the potential."""
+
+    def update(self, x: Tensor, step: int) -> bool:
+        """Learn from accepted positions; True if the potential changed."""
+        return False
+
+    @property
+    def terms(self) -> tuple[Potential, ...]:
+        """The terms of a sum; of any other potential, itself."""
+        return (self,)
+
+    def __add__(self, other: Potential) -> Sum:
+        if not isinstance(other, Potential):
+            return NotImplemented
+        return Sum(*self.terms, *other.terms)
+
+
+class Sum(Potential):
+    """``Σ_i U_i(x)``, in order; built by ``a + b``."""
+
+    def __init__(self, *terms: Potential):
+        systems = [t.system for t in terms if t.system is not None]
+        for system in systems[1:]:
+            if system != systems[0]:
+                raise ValueError(
+                    "the terms of a sum are bound to different systems: "
+                    f"{systems[0].formula} and {system.formula}"
+                )
+        if terms[0].needs_base:
+            raise ValueError(
+                f"{type(terms[0]).__name__} biases the potential energy: add it after "
+                "the potential it biases (model + bias)"
+            )
+        self._terms = terms
+        self.system = systems[0] if systems else None
+        self.conservative = all(t.conservative for t in terms)
+        self.has_memory = any(t.has_memory for t in terms)
+
+    @property
+    def terms(self) -> tuple[Potential, ...]:
+        return self._terms
+
+    def __call__(self, x, *, stress=False) -> Evaluation:
+        return evaluate(self.terms, x, stress=stress)
+
+    def update(self, x, step) -> bool:
+        # a list, not a generator: every term must learn
+        return any([term.update(x, step) for term in self.terms])
+
+
+def evaluate(
+    terms: tuple[Potential, ...],
+    x: Tensor,
+    *,
+    stress: bool = False,
+    base: Evaluation | None = None,
+) -> Evaluation:
+    """``base`` plus the terms in order, each called with only the arguments it needs.
+
+    A missing energy or stress of one term makes that of the sum missing.
+    """
+    total = base
+    for term in terms:
+        options: dict = {"stress": True} if stress else {}
+        if term.needs_base:
+            options["base"] = total
+        value = Evaluation(*term(x, **options))
+        total = value if total is None else _add(total, value)
+    return total
+
+
+def _add(a: Evaluation, b: Evaluation) -> Evaluation:
+    return Evaluation(
+        *(None if p is None or q is None else p + q for p, q in zip(a, b, strict=True))
+    )

@@ -1,0 +1,210 @@
+"""Markov kernels: state and noise to state; hyper-parameters frozen.
+
+`EulerMaruyama` is the harmonic-coupled reverse step. With ``s = F/kT`` at the
+simulation temperature and the metric ``M`` (``h``, ``diag(h_i)``, or
+``P diag(h) P`` where ``P`` removes the mean),
+
+    x' = x + M s(x) + sqrt(2M) ξ        x' ~ N(x + M s, 2M)
+       ∝ exp[-(k/2) |x' - x - h s(x)|²]    with k = 1/(2h)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import units
+from ..noise import Noise
+from ..potentials.base import Evaluation, Potential, evaluate
+from ..system import State
+
+__all__ = ["DivergedError", "EulerMaruyama", "Info", "Kernel"]
+
+
+class DivergedError(RuntimeError):
+    """Walkers left the region where numbers are finite.
+
+    Attributes
+    ----------
+    step : the step that failed
+    walkers : global ids of the lost walkers
+    survivors : State of the others before that step, or None; continue with it
+    """
+
+    def __init__(self, step: int, walkers: Sequence[int], survivors: State | None = None):
+        self.step, self.walkers, self.survivors = step, list(walkers), survivors
+        kept = 0 if survivors is None else survivors.x.shape[0]
+        super().__init__(
+            f"step {step}: walkers {self.walkers} diverged (positions or forces are not "
+            f"finite), {kept} are kept; use a smaller step h, or start from relaxed "
+            "positions inside the data of the model"
+        )
+
+
+class Info(NamedTuple):
+    """Diagnostics of one step, never fed back."""
+
+    accepted: Tensor | None = None
+    log_ratio: Tensor | None = None
+
+
+class Kernel(ABC):
+    """``init(x) -> State`` and ``step(state, noise) -> (State, Info)``."""
+
+    potential: Potential
+
+    @abstractmethod
+    def init(self, x: Tensor, *, walkers: Tensor | None = None) -> State:
+        """The state at positions ``x`` (*batch, N, 3), evaluated once."""
+
+    @abstractmethod
+    def step(self, state: State, noise: Noise) -> tuple[State, Info]:
+        """One step; noise number ``state.step`` makes state ``state.step + 1``."""
+
+    @abstractmethod
+    def refresh(self, state: State) -> State:
+        """Evaluate again the terms with memory, after they have learned."""
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Kernel):
+    """One harmonic-coupled reverse step, ``x' = x + (h/kT) F + sqrt(2h) ξ``.
+
+    Exactly the Euler–Maruyama step of overdamped Langevin dynamics
+    (Diamond & Lill, arXiv 2511.17741).
+
+    Parameters
+    ----------
+    potential : gives F in eV/Å
+    kT : thermal energy in eV; scalar or (B,)
+    h : step size D·Δt in Å²; scalar, (N,) or (B, N); 0 holds an atom fixed
+    mean_free : remove the mean from drift and noise (isolated molecules)
+
+    Raises
+    ------
+    ValueError : h negative, kT not positive, shapes that do not fit
+    """
+
+    potential: Potential
+    kT: float | Tensor
+    h: float | Tensor
+    mean_free: bool = False
+
+    def __post_init__(self):
+        h, kT = torch.as_tensor(self.h).double(), torch.as_tensor(self.kT).double()
+        if not (torch.isfinite(h).all() and (h >= 0).all() and (h > 0).any()):
+            raise ValueError(
+                f"h={self.h} must be finite, not negative, and positive for some atom (Å²)"
+            )
+        if not (torch.isfinite(kT).all() and (kT > 0).all()):
+            raise ValueError(f"kT={self.kT} must be positive (eV)")
+        if h.ndim > 2 or kT.ndim > 1:
+            raise ValueError(
+                f"h {tuple(h.shape)} and kT {tuple(kT.shape)}: expected h as scalar, (N,) "
+                "or (B, N) and kT as scalar or (B,)"
+            )
+        if self.mean_free and (h == 0).any():
+            raise ValueError(
+                "mean_free=True with fixed atoms (h = 0): a fixed atom already removes "
+                "the translation; use one of the two"
+            )
+
+    @classmethod
+    def from_timestep(
+        cls, potential, *, kT, timestep, friction=None, masses=None, mobility=None, **options
+    ) -> EulerMaruyama:
+        """From Δt (ASE time) and friction γ (1/ASE time) with masses (u), or mobility μ.
+
+        ``h = kT Δt/(m γ)`` or ``h = μ kT Δt``; exactly one of ``friction`` and
+        ``mobility`` is given.
+        """
+        if (friction is None) == (mobility is None):
+            raise ValueError(
+                f"{friction=} and {mobility=}: give exactly one of them, it sets the clock"
+            )
+        if friction is not None:
+            if masses is None:
+                system = potential.system
+                if system is None:
+                    raise ValueError("friction needs masses: pass masses=, or mobility=")
+                masses = system.masses
+            mobility = 1.0 / (torch.as_tensor(masses) * friction)
+        h = units.h_from_mobility(kT=kT, timestep=timestep, mobility=mobility)
+        return cls(potential, kT=kT, h=h, **options)
+
+    @classmethod
+    def from_spring(cls, potential, *, kT, k, **options) -> EulerMaruyama:
+        """From the total stiffness k (1/Å²) of the coupling, ``h = 1/(2k)``."""
+        return cls(potential, kT=kT, h=units.h_from_spring(k), **options)
+
+    @classmethod
+    def from_schedule(cls, potential, *, kT, eta, kappa, **options) -> EulerMaruyama:
+        """From a denoising move η (Å²) and spring κ (1/Å²), ``h = η/(1 + 2κη)``."""
+        h = units.h_from_schedule(eta=eta, kappa=kappa)
+        return cls(potential, kT=kT, h=h, **options)
+
+    def init(self, x, *, walkers=None) -> State:
+        return self._state(x, step=0, walkers=walkers)
+
+    def step(self, state, noise) -> tuple[State, Info]:
+        x = state.x
+        xi = noise.normal(state.step, x, walkers=state.walkers)
+        drift, sigma = self._coefficients(x)
+        move = drift * state.forces + sigma * xi
+        if self.mean_free:
+            # P diag(h) P: the forces of an isolated molecule have no mean, but those
+            # of a general field may
+            if drift.ndim:
+                forces = state.forces - state.forces.mean(-2, keepdim=True)
+                move = drift * forces + sigma * xi
+            move = move - move.mean(-2, keepdim=True)
+        new = self._state(x + move, step=state.step + 1, walkers=state.walkers)
+        return new, Info()
+
+    def mean(self, x: Tensor, forces: Tensor) -> Tensor:
+        """Mean of the next positions, ``x + M F/kT``."""
+        drift, _ = self._coefficients(x)
+        if not self.mean_free:
+            return x + drift * forces
+        move = drift * (forces - forces.mean(-2, keepdim=True))
+        return x + move - move.mean(-2, keepdim=True)
+
+    def refresh(self, state) -> State:
+        value = evaluate(self._memory, state.x, base=state.extra.get("static"))
+        return replace(state, energy=value.energy, forces=value.forces)
+
+    def _state(self, x, *, step, walkers) -> State:
+        static = evaluate(self._static, x) if self._static else None
+        value: Evaluation = evaluate(self._memory, x, base=static)
+        # kept only where a refresh can ask for it
+        extra = {"static": static} if self._memory else {}
+        return State(x, value.energy, value.forces, step, walkers, extra)
+
+    @cached_property
+    def _static(self) -> tuple[Potential, ...]:
+        return tuple(t for t in self.potential.terms if not t.has_memory)
+
+    @cached_property
+    def _memory(self) -> tuple[Potential, ...]:
+        return tuple(t for t in self.potential.terms if t.has_memory)
+
+    @cached_property
+    def _cast(self) -> dict:
+        return {}
+
+    def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """h/kT and sqrt(2h), broadcastable with (*batch, N, 3); cast once per dtype."""
+        place = (x.dtype, x.device)
+        if place not in self._cast:
+            h = torch.as_tensor(self.h, dtype=torch.float64, device=x.device)
+            kT = torch.as_tensor(self.kT, dtype=torch.float64, device=x.device)
+            h = h[..., None] if h.ndim else h
+            kT = kT[:, None, None] if kT.ndim else kT
+            self._cast[place] = (h / kT).to(x.dtype), (2.0 * h).sqrt().to(x.dtype)
+        return self._cast[place]

@@ -1,0 +1,87 @@
+"""The one loop: a kernel, a start, and steps; everything else wraps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from ..system import State
+from .kernels import DivergedError, Info, Kernel
+
+__all__ = ["advance", "run", "select"]
+
+
+def run(
+    kernel: Kernel, x: Tensor | State, n_steps: int, *, noise: Noise, every: int = 1
+) -> Iterator[tuple[State, Info]]:
+    """Yield ``(State, Info)`` after every ``every`` steps, ``n_steps`` in all.
+
+    Parameters
+    ----------
+    x : positions (N, 3) or (*batch, B, N, 3) in Å, or a `State`, whose step count
+        (and so its noise) goes on: a restart gives the uninterrupted chain
+    noise : a `Noise`; step n of walker w sees the same numbers in any batch
+
+    Raises
+    ------
+    DivergedError : names step and walkers and carries the surviving state
+    """
+    if n_steps < 0 or every < 1:
+        raise ValueError(f"{n_steps=} must be >= 0 and {every=} >= 1")
+    state = x if isinstance(x, State) else kernel.init(x)
+    first = state.step
+    while state.step < first + n_steps:
+        state, info = advance(kernel, state, noise)
+        if (state.step - first) % every == 0:
+            yield state, info
+
+
+def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
+    """One completed step: move, check, let the potential learn from the new positions."""
+    new, info = kernel.step(state, noise)
+    _check(new, state)
+    if kernel.potential.has_memory and kernel.potential.update(new.x, new.step):
+        new = kernel.refresh(new)
+    return new, info
+
+
+def select(state: State, keep: Tensor) -> State:
+    """The state of the walkers in the boolean mask ``keep`` (B,), with their ids."""
+    ids = state.walkers
+    if ids is None:
+        ids = torch.arange(state.x.shape[0], device=state.x.device)
+
+    def pick(value):
+        if isinstance(value, Tensor) and value.shape[:1] == keep.shape:
+            return value[keep]
+        if isinstance(value, tuple):
+            return type(value)(*(pick(v) for v in value))
+        return value
+
+    return replace(
+        state,
+        x=state.x[keep],
+        energy=None if state.energy is None else state.energy[keep],
+        forces=state.forces[keep],
+        walkers=ids[keep],
+        extra={name: pick(value) for name, value in state.extra.items()},
+    )
+
+
+def _check(new: State, old: State) -> None:
+    # one sum per array: NaN and inf survive it
+    if torch.isfinite(new.x.sum() + new.forces.sum()):
+        return
+    fine = torch.isfinite(new.x).flatten(-2).all(-1) & torch.isfinite(new.forces).flatten(-2).all(-1)
+    if fine.all():  # finite numbers whose sum is not
+        return
+    if fine.ndim == 0:
+        raise DivergedError(new.step, [0])
+    lost = ~fine
+    ids = lost.nonzero()[:, -1] if new.walkers is None else new.walkers[lost]
+    survivors = select(old, fine) if fine.ndim == 1 and fine.any() else None
+    raise DivergedError(new.step, sorted(set(ids.tolist())), survivors)
