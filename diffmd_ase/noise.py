@@ -33,17 +33,15 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tenso
     ``counter``: four broadcastable int64 tensors with values in [0, 2³²);
     ``key``: two integers in [0, 2³²).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    c0, c1, c2, c3 = (word.contiguous() for word in torch.broadcast_tensors(*counter))
     k0, k1 = key
     for _ in range(10):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        # the shift is arithmetic (torch has no unsigned one), hence the mask
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
+        # the shift is arithmetic (torch has no unsigned one), hence the mask; in place,
+        # for these ten rounds are most of the cost of the noise
+        c0 = (p1 >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0)
+        c2 = (p0 >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1)
+        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
@@ -75,7 +73,7 @@ class Noise:
         Parameters
         ----------
         step : int, or (T,) for the leading axis of ``like``; step n makes state n+1
-        like : (N, 3) for walker 0, or (*batch, B, N, 3)
+        like : (N, 3) for walker 0, or (B, N, 3); with (T,) steps one more axis in front
         walkers : (B,) global ids of the last batch axis, default 0…B−1
         stream : independent streams of one step (0: the noise of the kernel)
         """
@@ -84,46 +82,40 @@ class Noise:
     def uniform(self, step, like: Tensor, *, walkers=None, stream: int = 1) -> Tensor:
         """Uniform numbers in (0, 1] with 53 bits, addressed as in :meth:`normal`.
 
-        ``like`` has the shape (*batch, B, …) of the numbers wanted, for example the
-        energies (B,) of the walkers; a 0-dimensional one is walker 0.
+        ``like`` has the shape of the numbers wanted, one per walker, for example their
+        energies (B,); a 0-dimensional one is walker 0.
         """
         return self._draw(step, like, walkers, stream, _to_uniform)
 
     def _draw(self, step, like: Tensor, walkers, stream: int, convert) -> Tensor:
-        tail = like.shape[-2:] if convert is _to_normal else ()
-        batch = like.shape[: like.ndim - len(tail)]
-        if torch.is_tensor(step) and step.ndim:
-            steps, batch = step.tolist(), batch[1:]
-            if len(steps) != like.shape[0]:
-                raise ValueError(
-                    f"{len(steps)} steps for a leading axis of length {like.shape[0]}"
-                )
-        else:
-            steps = None
-        if len(batch) > 1:
+        if isinstance(step, int):
+            return self._one(step, like, walkers, stream, convert)
+        step = torch.as_tensor(step)
+        if step.ndim == 0:
+            return self._one(int(step), like, walkers, stream, convert)
+        if step.shape != like.shape[:1]:
             raise ValueError(
-                f"noise for shape {tuple(like.shape)}: expected at most one walker axis"
+                f"steps {tuple(step.shape)} for shape {tuple(like.shape)}: expected one step "
+                "per entry of the leading axis"
             )
-        ids = _ids(walkers, batch[0] if batch else 1)
-        size = math.prod(tail)
-        if steps is not None:
-            numbers = self._block(steps, ids, stream, size, convert, like)
-            return numbers.reshape(like.shape)
-        return self._one(int(step), ids, stream, size, convert, like).reshape(like.shape)
+        ids, size = _layout(like.shape[1:], walkers, convert)
+        return self._block(step.tolist(), ids, stream, size, convert, like).reshape(like.shape)
 
-    def _one(self, step: int, ids: tuple, stream, size, convert, like) -> Tensor:
+    def _one(self, step: int, like: Tensor, walkers, stream: int, convert) -> Tensor:
         place = (stream, convert, like.dtype, like.device)
-        shape = (ids, size)
-        known, first, block = self._ahead.get(place, (None, 0, ()))
-        if known != shape or not first <= step < first + len(block):
-            follows = known == shape and step == first + len(block)
-            limit = max(1, _DRAW_AHEAD // (len(ids) * size))
-            length = min(2 * len(block), limit) if follows else 1
+        shape = (like.shape, None if walkers is None else _tuple(walkers))
+        known, first, rows = self._ahead.get(place, (None, 0, ()))
+        if known != shape or not first <= step < first + len(rows):
+            ids, size = _layout(like.shape, walkers, convert)
+            follows = known == shape and step == first + len(rows)
+            limit = max(1, _DRAW_AHEAD // (len(ids) * max(1, size)))
+            length = min(4 * len(rows), limit) if follows else 1
             first = step
-            steps = range(step, step + length)
-            block = self._block(steps, ids, stream, size, convert, like)
-            self._ahead[place] = (shape, first, block)
-        return block[step - first]
+            block = self._block(range(step, step + length), ids, stream, size, convert, like)
+            rows = block.reshape(length, *like.shape).unbind(0)
+            self._ahead[place] = (shape, first, rows)
+        # a copy: the caller may write into it, and the same address may be asked for again
+        return rows[step - first].clone()
 
     def _block(self, steps, ids, stream: int, size: int, convert, like) -> Tensor:
         def column(values):
@@ -131,34 +123,49 @@ class Noise:
 
         per_block = 4 if convert is _to_normal else 2
         blocks = -(-size // per_block)
+        if steps and not 0 <= min(steps) <= max(steps) < 1 << 48:
+            raise ValueError(f"steps {min(steps)}…{max(steps)} must lie in [0, 2**48)")
+        if not 0 <= stream < 1 << 16:
+            raise ValueError(f"{stream=} must lie in [0, 2**16)")
         low = column([s & _MASK for s in steps])[:, None, None]
         high = column([(stream << 16) | (s >> 32) for s in steps])[:, None, None]
         walker = column(ids)[None, :, None]
         index = torch.arange(blocks, device=like.device)[None, None, :]
         key = (self.seed & _MASK, self.seed >> 32)
         words = philox4x32((index, walker, low, high), key)
-        numbers = convert([word.contiguous() for word in words])
+        numbers = convert(words)
         flat = numbers.reshape(len(low), len(ids), blocks * per_block)
         return flat[..., :size].to(like.dtype)
 
 
-def _ids(walkers, count: int) -> tuple[int, ...]:
-    if walkers is None:
-        return tuple(range(count))
-    ids = walkers.tolist() if torch.is_tensor(walkers) else list(walkers)
+def _tuple(walkers) -> tuple[int, ...]:
+    return tuple(walkers.tolist() if torch.is_tensor(walkers) else walkers)
+
+
+def _layout(shape, walkers, convert) -> tuple[tuple[int, ...], int]:
+    """Walker ids and the count of numbers of each, for one step of this shape."""
+    tail = shape[-2:] if convert is _to_normal else ()
+    batch = shape[: len(shape) - len(tail)]
+    if len(batch) > 1 or (convert is _to_normal and len(tail) != 2):
+        raise ValueError(
+            f"noise for shape {tuple(shape)}: expected (N, 3) or (B, N, 3) for normal, "
+            "() or (B,) for uniform numbers"
+        )
+    count = batch[0] if batch else 1
+    ids = tuple(range(count)) if walkers is None else _tuple(walkers)
     if len(ids) != count:
         raise ValueError(f"{len(ids)} walker ids for a batch of {count}")
-    return tuple(ids)
+    if ids and not 0 <= min(ids) <= max(ids) < 1 << 32:
+        raise ValueError(f"walker ids {min(ids)}…{max(ids)} must lie in [0, 2**32)")
+    return ids, math.prod(tail)
 
 
 def _to_normal(words) -> Tensor:
     """Box–Muller on 32-bit uniforms in (0, 1): two pairs from four words."""
-    u = [(word.double() + 0.5) * 2.0**-32 for word in words]
-    pairs = []
-    for a, b in ((u[0], u[1]), (u[2], u[3])):
-        radius, angle = torch.sqrt(-2.0 * torch.log(a)), 2.0 * math.pi * b
-        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(pairs, dim=-1)
+    a = torch.stack((words[0], words[2]), dim=-1).double().add_(0.5).mul_(2.0**-32)
+    b = torch.stack((words[1], words[3]), dim=-1).double().add_(0.5)
+    radius, angle = a.log_().mul_(-2.0).sqrt_(), b.mul_(2.0 * math.pi * 2.0**-32)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
 
 
 def _to_uniform(words) -> Tensor:

@@ -103,14 +103,26 @@ def evaluate(
 
     A missing energy or stress of one term makes that of the sum missing.
     """
-    total = base
     for term in terms:
+        base, _ = add_term(base, term, x, stress=stress)
+    return base
+
+
+def add_term(
+    base: Evaluation | None,
+    term: Potential,
+    x: Tensor,
+    *,
+    stress: bool = False,
+    value: Evaluation | None = None,
+) -> tuple[Evaluation, Evaluation]:
+    """``base`` plus one term, and the term's own ``value``, evaluated unless known."""
+    if value is None:
         options: dict = {"stress": True} if stress else {}
         if term.needs_base:
-            options["base"] = total
+            options["base"] = base
         value = Evaluation(*term(x, **options))
-        total = value if total is None else _add(total, value)
-    return total
+    return (value if base is None else _add(base, value)), value
 
 
 def _add(a: Evaluation, b: Evaluation) -> Evaluation:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import units
 from ..noise import Noise
-from ..potentials.base import Evaluation, Potential, evaluate
+from ..potentials.base import Evaluation, Potential, add_term
 from ..system import State
 
 __all__ = ["DivergedError", "EulerMaruyama", "Info", "Kernel"]
@@ -52,6 +52,9 @@ class Info(NamedTuple):
 
     accepted: Tensor | None = None
     log_ratio: Tensor | None = None
+
+
+_NO_INFO = Info()
 
 
 class Kernel(ABC):
@@ -150,60 +153,69 @@ class EulerMaruyama(Kernel):
         return cls(potential, kT=kT, h=h, **options)
 
     def init(self, x, *, walkers=None) -> State:
-        return self._state(x, step=0, walkers=walkers)
+        return self._state(x, 0, walkers)
 
     def step(self, state, noise) -> tuple[State, Info]:
         x = state.x
-        xi = noise.normal(state.step, x, walkers=state.walkers)
-        drift, sigma = self._coefficients(x)
-        move = drift * state.forces + sigma * xi
+        _, sigma = self._coefficients(x)
+        kick = sigma * noise.normal(state.step, x, walkers=state.walkers)
         if self.mean_free:
-            # P diag(h) P: the forces of an isolated molecule have no mean, but those
-            # of a general field may
-            if drift.ndim:
-                forces = state.forces - state.forces.mean(-2, keepdim=True)
-                move = drift * forces + sigma * xi
-            move = move - move.mean(-2, keepdim=True)
-        new = self._state(x + move, step=state.step + 1, walkers=state.walkers)
-        return new, Info()
+            kick = kick - kick.mean(-2, keepdim=True)
+        moved = self.mean(x, state.forces) + kick
+        return self._state(moved, state.step + 1, state.walkers), _NO_INFO
 
     def mean(self, x: Tensor, forces: Tensor) -> Tensor:
         """Mean of the next positions, ``x + M F/kT``."""
         drift, _ = self._coefficients(x)
         if not self.mean_free:
             return x + drift * forces
+        # P diag(h) P: the forces of an isolated molecule have no mean, but those of a
+        # general field may
         move = drift * (forces - forces.mean(-2, keepdim=True))
-        return x + move - move.mean(-2, keepdim=True)
+        return x + (move - move.mean(-2, keepdim=True))
 
     def refresh(self, state) -> State:
-        value = evaluate(self._memory, state.x, base=state.extra.get("static"))
-        return replace(state, energy=value.energy, forces=value.forces)
+        return self._state(state.x, state.step, state.walkers, state.extra.get("fixed", {}))
 
-    def _state(self, x, *, step, walkers) -> State:
-        static = evaluate(self._static, x) if self._static else None
-        value: Evaluation = evaluate(self._memory, x, base=static)
+    def _state(self, x, step, walkers, known: dict[int, Evaluation] | None = None) -> State:
+        total, fixed = None, {}
+        for index, (term, is_fixed) in enumerate(self._terms):
+            value = known.get(index) if known else None
+            total, value = add_term(total, term, x, value=value)
+            if is_fixed:
+                fixed[index] = value
         # kept only where a refresh can ask for it
-        extra = {"static": static} if self._memory else {}
-        return State(x, value.energy, value.forces, step, walkers, extra)
+        extra = {"fixed": fixed} if self.potential.has_memory else {}
+        return State(x, total.energy, total.forces, step, walkers, extra)
 
     @cached_property
-    def _static(self) -> tuple[Potential, ...]:
-        return tuple(t for t in self.potential.terms if not t.has_memory)
-
-    @cached_property
-    def _memory(self) -> tuple[Potential, ...]:
-        return tuple(t for t in self.potential.terms if t.has_memory)
+    def _terms(self) -> tuple[tuple[Potential, bool], ...]:
+        """Each term, in order, and whether it stays as it is when the others learn."""
+        learned, terms = False, []
+        for term in self.potential.terms:
+            learned = learned or term.has_memory
+            terms.append((term, not (term.has_memory or (term.needs_base and learned))))
+        return tuple(terms)
 
     @cached_property
     def _cast(self) -> dict:
         return {}
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """h/kT and sqrt(2h), broadcastable with (*batch, N, 3); cast once per dtype."""
-        place = (x.dtype, x.device)
+        """h/kT and sqrt(2h), broadcastable with (*batch, N, 3); cast once."""
+        place = (x.dtype, x.device, x.shape)
         if place not in self._cast:
             h = torch.as_tensor(self.h, dtype=torch.float64, device=x.device)
             kT = torch.as_tensor(self.kT, dtype=torch.float64, device=x.device)
+            if (
+                h.shape != x.shape[x.ndim - 1 - h.ndim : -1]
+                or kT.shape != x.shape[:-2][-1:] * kT.ndim
+            ):
+                raise ValueError(
+                    f"h {tuple(h.shape)} and kT {tuple(kT.shape)} do not fit positions "
+                    f"{tuple(x.shape)}: expected h as scalar, (N,) or (B, N) and kT as scalar "
+                    "or (B,) for positions (N, 3) or (B, N, 3)"
+                )
             h = h[..., None] if h.ndim else h
             kT = kT[:, None, None] if kT.ndim else kT
             self._cast[place] = (h / kT).to(x.dtype), (2.0 * h).sqrt().to(x.dtype)

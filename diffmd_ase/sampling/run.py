@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
+from ..potentials.base import Evaluation
 from ..system import State
 from .kernels import DivergedError, Info, Kernel
 
@@ -58,8 +60,10 @@ def select(state: State, keep: Tensor) -> State:
     def pick(value):
         if isinstance(value, Tensor) and value.shape[:1] == keep.shape:
             return value[keep]
-        if isinstance(value, tuple):
-            return type(value)(*(pick(v) for v in value))
+        if isinstance(value, Evaluation):
+            return Evaluation(*map(pick, value))
+        if isinstance(value, dict):
+            return {name: pick(entry) for name, entry in value.items()}
         return value
 
     return replace(
@@ -68,19 +72,19 @@ def select(state: State, keep: Tensor) -> State:
         energy=None if state.energy is None else state.energy[keep],
         forces=state.forces[keep],
         walkers=ids[keep],
-        extra={name: pick(value) for name, value in state.extra.items()},
+        extra=pick(state.extra),
     )
 
 
 def _check(new: State, old: State) -> None:
-    # one sum per array: NaN and inf survive it
-    if torch.isfinite(new.x.sum() + new.forces.sum()):
+    # one number to look at: NaN and inf survive the products and the sum
+    if math.isfinite((new.x * new.forces).sum()):
         return
-    fine = torch.isfinite(new.x).flatten(-2).all(-1) & torch.isfinite(new.forces).flatten(-2).all(-1)
+    fine = (torch.isfinite(new.x) & torch.isfinite(new.forces)).flatten(-2).all(-1)
     if fine.all():  # finite numbers whose sum is not
         return
     if fine.ndim == 0:
-        raise DivergedError(new.step, [0])
+        raise DivergedError(new.step, [0] if new.walkers is None else new.walkers.tolist())
     lost = ~fine
     ids = lost.nonzero()[:, -1] if new.walkers is None else new.walkers[lost]
     survivors = select(old, fine) if fine.ndim == 1 and fine.any() else None

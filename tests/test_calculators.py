@@ -1,0 +1,155 @@
+"""Any ASE calculator as a potential."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones as AseLennardJones
+
+from diffmd_ase.potentials.analytic import LennardJones
+from diffmd_ase.potentials.calculators import AsePotential
+from diffmd_ase.system import System
+
+
+class ForcesOnly(Calculator):
+    implemented_properties = ("forces",)
+
+    def calculate(self, atoms=None, properties=("forces",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        self.results["forces"] = -atoms.positions
+
+
+class EnergyOnly(Calculator):
+    implemented_properties = ("energy",)
+
+
+class Fragile(ForcesOnly):
+    """Fails where the first atom is at x > 10."""
+
+    def calculate(self, atoms=None, properties=("forces",), system_changes=()):
+        if atoms.positions[0, 0] > 10:
+            raise ArithmeticError("SCF did not converge")
+        super().calculate(atoms, properties, system_changes)
+
+
+class Smeared(ForcesOnly):
+    """Energy and free energy differ, as with electronic smearing."""
+
+    implemented_properties = ("energy", "free_energy", "forces")
+
+    def calculate(self, atoms=None, properties=("forces",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        self.results["free_energy"] = 0.5 * (atoms.positions**2).sum()
+        self.results["energy"] = self.results["free_energy"] + 1.0
+
+
+def copper():
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+    del atoms[0]
+    return atoms
+
+
+def frames(atoms, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    moves = rng.normal(scale=0.05, size=(*shape, len(atoms), 3))
+    return torch.from_numpy(atoms.positions + moves)
+
+
+def test_equals_the_calculator():
+    atoms = copper()
+    potential = AsePotential(EMT(), System.from_atoms(atoms))
+    x = frames(atoms, (2, 3))
+    value = potential(x, stress=True)
+    assert potential.conservative
+    assert value.energy.shape == (2, 3) and value.stress.shape == (2, 3, 6)
+    for index in np.ndindex(2, 3):
+        atoms.positions = x[index].numpy()
+        atoms.calc = EMT()
+        assert value.energy[index] == pytest.approx(atoms.get_potential_energy(), abs=1e-12)
+        np.testing.assert_allclose(value.forces[index], atoms.get_forces(), atol=1e-12)
+        np.testing.assert_allclose(value.stress[index], atoms.get_stress(), atol=1e-14)
+    assert potential(x[0, 0]).energy.shape == ()
+    assert potential(x[0, 0]).stress is None
+    assert potential(x.float()).forces.dtype == torch.float32
+    assert potential(x[:0]).forces.shape == (0, 3, len(atoms), 3)
+
+
+def test_equals_our_lennard_jones():
+    atoms = bulk("Ar", cubic=True, a=5.3)
+    system = System.from_atoms(atoms)
+    theirs = AsePotential(AseLennardJones(epsilon=0.01, sigma=3.4), system)
+    ours = LennardJones(system, epsilon=0.01, sigma=3.4)
+    x = frames(atoms, (3,))
+    for a, b in zip(theirs(x, stress=True), ours(x, stress=True), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_processes_give_the_same():
+    """Walkers by process: the same numbers, in the same order, whatever the split."""
+    atoms = copper()
+    system, x = System.from_atoms(atoms), frames(atoms, (5,))
+    loop = AsePotential(EMT(), system)(x, stress=True)
+    potential = AsePotential(EMT(), system, processes=2)
+    try:
+        for _ in range(2):  # the second batch reuses the processes
+            pool = potential(x, stress=True)
+            for a, b in zip(loop, pool, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    finally:
+        potential.close()
+    # one structure, and closed before: no process is started
+    assert torch.equal(potential(x[0]).energy, loop.energy[0])
+
+
+def test_failure_in_a_process_is_named():
+    potential = AsePotential(Fragile(), System.from_atoms(molecule("H2O")), processes=2)
+    x = torch.zeros(4, 3, 3)
+    x[3, 0, 0] = 11.0
+    try:
+        with pytest.raises(RuntimeError, match="Fragile failed for structure 3 .*SCF did not"):
+            potential(x)
+    finally:
+        potential.close()
+
+
+def test_without_energy_it_is_not_conservative():
+    potential = AsePotential(ForcesOnly(), System.from_atoms(molecule("H2O")))
+    value = potential(torch.ones(2, 3, 3))
+    assert not potential.conservative
+    assert value.energy is None
+    assert torch.equal(value.forces, -torch.ones(2, 3, 3))
+
+
+def test_energy_is_the_one_of_the_forces():
+    potential = AsePotential(Smeared(), System.from_atoms(molecule("H2O")))
+    assert potential(torch.ones(3, 3)).energy == 4.5
+
+
+def test_stress_where_there_is_none():
+    """A molecule has no stress, whatever the calculator implements."""
+    atoms = molecule("CO2")
+    value = AsePotential(EMT(), System.from_atoms(atoms))(
+        torch.tensor(atoms.positions), stress=True
+    )
+    assert value.stress is None and value.energy is not None
+
+
+def test_failures_are_clear():
+    system = System.from_atoms(molecule("H2O"))
+    with pytest.raises(ValueError, match="needs forces"):
+        AsePotential(EnergyOnly(), system)
+    with pytest.raises(ValueError, match="at least 1"):
+        AsePotential(EMT(), system, processes=0)
+    with pytest.raises(ValueError, match=r"do not fit the 3 atoms of H2O"):
+        AsePotential(EMT(), system)(torch.zeros(4, 3))
+    unpicklable = ForcesOnly()
+    unpicklable.hook = lambda: None
+    with pytest.raises(TypeError, match="processes=1"):
+        AsePotential(unpicklable, system, processes=2)
+    x = torch.zeros(3, 3, 3)
+    x[1, 0, 0] = 11.0
+    with pytest.raises(RuntimeError, match="Fragile failed for structure 1 .*SCF did not") as info:
+        AsePotential(Fragile(), system)(x)
+    assert isinstance(info.value.__cause__, ArithmeticError)
