@@ -1,0 +1,183 @@
+"""Which step: the user's words (time step, friction, mobility, spring, or none) to ``h``.
+
+Also the stiffness λ, the largest eigenvalue of ``-∇s`` in 1/Å², against which a step is
+judged: ``h λ < 2`` is the limit of stability of an Euler–Maruyama step.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import units
+from .noise import Noise
+from .potentials.base import Potential, evaluate
+
+__all__ = ["Step", "card_stiffness", "check_step", "choose_step", "measured_stiffness"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_H_LAMBDA = 0.2  # variance of the stiffest mode 1/(1 - 0.1): 11 % too wide
+
+
+@dataclass(frozen=True)
+class Step:
+    """A resolved step.
+
+    Parameters
+    ----------
+    h : step size D·Δt in Å²; scalar or (N,)
+    timestep : Δt in ASE time; with unit mobility where the user gave none
+    physical : friction or mobility was given, so that time means time
+    source : where h comes from, in words
+    """
+
+    h: float | np.ndarray
+    timestep: float
+    physical: bool
+    source: str
+
+
+def choose_step(
+    *,
+    kT: float,
+    masses: np.ndarray,
+    timestep: float | None,
+    friction: float | None,
+    mobility: float | np.ndarray | None,
+    spring: float | np.ndarray | None,
+    stiffness: Callable[[], tuple[float, str]],
+) -> Step:
+    """``h`` from one of: timestep with friction or mobility, spring, or nothing.
+
+        h = kT Δt/(m γ)        h = μ kT Δt        h = 1/(2k)        h = 0.2/λ
+
+    A spring alone means unit mobility, ``Δt = β/(2k)``; friction or mobility alone set
+    the clock of the default step. ``stiffness() -> (λ, words)`` is called only for that.
+
+    Raises
+    ------
+    ValueError : arguments that contradict each other, or are not positive
+    """
+    words = {"timestep": timestep, "friction": friction, "mobility": mobility, "spring": spring}
+    for name, value in words.items():
+        if value is not None and not (np.isfinite(value).all() and np.greater(value, 0).all()):
+            raise ValueError(f"{name}={value} must be positive and finite")
+    if friction is not None and mobility is not None:
+        raise ValueError(f"{friction=} and {mobility=}: give one of them, either sets the clock")
+    if timestep is not None and spring is not None:
+        raise ValueError(f"{timestep=} and {spring=}: give one of them, either sets the step")
+    physical = friction is not None or mobility is not None
+    mu = 1.0 if mobility is None else mobility
+    if friction is not None:
+        mu = 1.0 / (masses * friction)
+    if timestep is not None:
+        if not physical:
+            raise ValueError(
+                f"{timestep=} needs friction (1/ASE time) or mobility (Å²/(eV·ASE time)): only "
+                "together they make a step h; give neither for the default step"
+            )
+        h = units.h_from_mobility(kT=kT, timestep=timestep, mobility=mu)
+        return Step(h, float(timestep), physical, "timestep")
+    if spring is not None:
+        h = units.h_from_spring(spring)
+        times = np.unique(np.asarray(h / (mu * kT)))
+        if np.ptp(times) > 1e-10 * times[-1]:
+            raise ValueError(
+                "this spring with this friction or mobility gives every atom its own time step; "
+                "give timestep with friction, or one spring with one mobility"
+            )
+        return Step(h, float(times[0]), physical, "spring")
+    lam, words = stiffness()
+    timestep = DEFAULT_H_LAMBDA / (lam * kT * float(np.max(mu)))
+    h = units.h_from_mobility(kT=kT, timestep=timestep, mobility=mu)
+    return Step(h, timestep, physical, f"{DEFAULT_H_LAMBDA}/lambda, lambda={lam:.4g}/A^2 {words}")
+
+
+def check_step(step: Step, lam: float, moving: np.ndarray) -> None:
+    """Judge ``h λ``: above 1 warn, above 2 raise, naming the step that would do.
+
+    With one h per atom ``h_min λ`` and ``h_max λ`` bound the true value; an error needs
+    the lower bound beyond the limit.
+    """
+    h = np.broadcast_to(step.h, moving.shape)[moving]
+    low, high = float(h.min()) * lam, float(h.max()) * lam
+    # at the upper bound, so that the remedy is stable in any case
+    good = DEFAULT_H_LAMBDA / high
+    remedy = (
+        f"h*lambda = {low:.3g}"
+        + (f" to {high:.3g}" if high > low else "")
+        + f" (lambda = {lam:.4g}/A^2 from the model card, limit 2): use timestep="
+        f"{step.timestep * good:.3g}, spring={1 / (2 * h.max() * good):.4g} or no step at all "
+        f"(h = {h.max() * good:.3g} A^2)"
+    )
+    if low > 2:
+        raise ValueError(f"the step h = {h.max():.3g} A^2 is unstable: {remedy}")
+    if high > 1:
+        warnings.warn(f"the step h = {h.max():.3g} A^2 is large: {remedy}", stacklevel=4)
+
+
+def card_stiffness(potential: Potential, kT: float) -> float | None:
+    """λ at temperature kT from the cards of the learned terms; None without any.
+
+    A card holds λ at its own temperature, ``λ(T) = λ_card T_card/T``. Stiff biases are
+    not on any card.
+    """
+    from .potentials.learned import ScorePotential
+
+    known = []
+    for term in potential.terms:
+        for member in term.potentials if isinstance(term, _mean()) else (term,):
+            if isinstance(member, ScorePotential) and member.model.card.lambda_max is not None:
+                card = member.model.card
+                known.append(card.lambda_max * card.kT / kT)
+    return max(known, default=None)
+
+
+def measured_stiffness(
+    potential: Potential, x: Tensor, kT: float, *, length: float = 1e-3, most: int = 60
+) -> tuple[float, int]:
+    """λ at ``x`` by power iteration on central differences of the forces.
+
+    ``v ← -(F(x + εv) - F(x - εv))/(2 ε kT)``, the largest of all walkers, to 1 %.
+
+    Returns
+    -------
+    λ in 1/Å² and the number of evaluations of each structure
+
+    Raises
+    ------
+    ValueError : no stiffness there (free particles, forces that are not finite)
+    """
+    # a fixed seed: the step must not depend on the seed of the run
+    v = Noise(0).normal(0, x, stream=2)
+    lam, evaluations = 0.0, 0
+    for _ in range(most):
+        v = v / v.square().sum((-2, -1), keepdim=True).sqrt()
+        both = evaluate(potential.terms, torch.stack([x + length * v, x - length * v])).forces
+        evaluations += 2
+        v = (both[1] - both[0]) / (2.0 * length * kT)
+        before, lam = lam, float(v.square().sum((-2, -1)).max().sqrt())
+        if not np.isfinite(lam) or lam < 1e-8:
+            break
+        if abs(lam - before) < 0.01 * lam:
+            log.info("stiffness %.4g/A^2 from %d evaluations of forces", lam, evaluations)
+            return lam, evaluations
+    if np.isfinite(lam) and lam >= 1e-8:
+        return lam, evaluations
+    raise ValueError(
+        f"no default step: the stiffness at the initial positions is {lam}; give timestep and "
+        "mobility, or spring"
+    )
+
+
+def _mean() -> type:
+    from .calculator import Mean
+
+    return Mean
