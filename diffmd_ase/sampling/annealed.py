@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..potentials.base import Potential
-from .kernels import DivergedError, EulerMaruyama
+from .kernels import DivergedError, EulerMaruyama, without_mean
 
 __all__ = [
     "geometric_sigmas",
@@ -142,7 +142,7 @@ def reverse_levels(
             "not negative"
         )
     gamma = min(churn / len(levels), math.sqrt(2.0) - 1.0)
-    x = _without_mean(x) if mean_free else x
+    x = without_mean(x) if mean_free else x
     address = _FIRST + 1
     for level, (sigma, lower) in enumerate(pairwise(levels), start=1):
         hot = min((1.0 + gamma) * sigma, levels[0])
@@ -170,16 +170,12 @@ def reverse_levels(
 
 def _forces(potential: Potential, x: Tensor, mean_free: bool) -> Tensor:
     forces = potential(x).forces
-    return _without_mean(forces) if mean_free else forces
+    return without_mean(forces) if mean_free else forces
 
 
 def _normal(noise: Noise, address: int, like: Tensor, walkers, mean_free: bool) -> Tensor:
     xi = noise.normal(address, like, walkers=walkers)
-    return _without_mean(xi) if mean_free else xi
-
-
-def _without_mean(x: Tensor) -> Tensor:
-    return x - x.mean(-2, keepdim=True)
+    return without_mean(xi) if mean_free else xi
 
 
 def _check(x: Tensor, level: int, walkers) -> None:

@@ -157,22 +157,24 @@ class EulerMaruyama(Kernel):
 
     def step(self, state, noise) -> tuple[State, Info]:
         x = state.x
-        _, sigma = self._coefficients(x)
+        drift, sigma = self._coefficients(x)
         kick = sigma * noise.normal(state.step, x, walkers=state.walkers)
         if self.mean_free:
-            kick = kick - kick.mean(-2, keepdim=True)
-        moved = self.mean(x, state.forces) + kick
+            kick = without_mean(kick)
+        moved = x + self._drift(drift, state.forces) + kick
         return self._state(moved, state.step + 1, state.walkers), _NO_INFO
 
     def mean(self, x: Tensor, forces: Tensor) -> Tensor:
         """Mean of the next positions, ``x + M F/kT``."""
         drift, _ = self._coefficients(x)
+        return x + self._drift(drift, forces)
+
+    def _drift(self, drift: Tensor, forces: Tensor) -> Tensor:
         if not self.mean_free:
-            return x + drift * forces
+            return drift * forces
         # P diag(h) P: the forces of an isolated molecule have no mean, but those of a
         # general field may
-        move = drift * (forces - forces.mean(-2, keepdim=True))
-        return x + (move - move.mean(-2, keepdim=True))
+        return without_mean(drift * without_mean(forces))
 
     def refresh(self, state) -> State:
         return self._state(state.x, state.step, state.walkers, state.extra.get("fixed", {}))
@@ -220,3 +222,8 @@ class EulerMaruyama(Kernel):
             kT = kT[:, None, None] if kT.ndim else kT
             self._cast[place] = (h / kT).to(x.dtype), (2.0 * h).sqrt().to(x.dtype)
         return self._cast[place]
+
+
+def without_mean(x: Tensor) -> Tensor:
+    """``P x``: positions, forces or noise with the mean over atoms removed."""
+    return x - x.mean(-2, keepdim=True)
