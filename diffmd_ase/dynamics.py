@@ -136,7 +136,7 @@ class ReverseDiffusion(_Adapter, MolecularDynamics):
             append_trajectory=append_trajectory,
         )
         if logfile is not None:
-            self.attach(self.closelater(StepLog(self, logfile)), loginterval)
+            self.attach(StepLog(self, logfile), loginterval)
 
     def step(self) -> None:
         """One step and one evaluation; nothing if the atoms have not been touched since."""
@@ -204,7 +204,7 @@ class BatchReverseDiffusion(_Adapter, BaseDynamics):
         if each is not None:
             self._attach_writers(each, "a" if append_trajectory else "w", loginterval)
         if logfile is not None:
-            self.attach(self.closelater(StepLog(self, logfile)), loginterval)
+            self.attach(StepLog(self, logfile), loginterval)
 
     @property
     def lost(self) -> dict[int, int]:

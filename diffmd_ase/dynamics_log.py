@@ -9,13 +9,13 @@ it without any evaluation beyond those of the chain: for ``x' = m(x) + sqrt(2h) 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 from ase import units as ase_units
-from ase.utils import IOContext
 
 from .noise import Noise
 from .sampling.kernels import EulerMaruyama
@@ -61,7 +61,7 @@ class ConfigurationalTemperature:
         return self._squares / (kB * self._slopes) if self._slopes > 0 else float("nan")
 
 
-class StepLog(IOContext):
+class StepLog:
     """One line: step, time or D·t, energies, configurational temperature, evaluations/s.
 
     ``Time[ps]`` where friction or mobility was given, else ``D*t[A^2]``. ``Epot`` is the
@@ -76,20 +76,16 @@ class StepLog(IOContext):
     """
 
     def __init__(self, dyn: ReverseDiffusion | BatchReverseDiffusion, logfile):
-        fresh = not (
-            isinstance(logfile, str | Path)
-            and Path(logfile).exists()
-            and Path(logfile).stat().st_size
-        )
+        appends = logfile != "-" and isinstance(logfile, str | Path) and Path(logfile).exists()
         self._dyn = dyn
-        self._file = self.openfile(logfile, comm=dyn.comm, mode="a")
+        self._file = sys.stdout if logfile == "-" else logfile
         self._temperature = ConfigurationalTemperature()
         self._last = perf_counter(), dyn.nsteps
         self._clock = ("Time[ps]", "%14.6f") if dyn.step_size.physical else ("D*t[A^2]", "%14.6e")
-        if fresh:
+        if not (appends and Path(logfile).stat().st_size):
             names = ["Walkers", "Epot[eV]", "Bias[eV]", "Tconf[K]", "Evals/s"]
             line = f"{'Step':>10s} {self._clock[0]:>14s} " + " ".join(f"{n:>12s}" for n in names)
-            self._file.write(line + "\n")
+            self._write(line)
 
     def __call__(self) -> None:
         dyn, chain = self._dyn, self._dyn.chain
@@ -103,8 +99,18 @@ class StepLog(IOContext):
         if not dyn.step_size.physical:
             # with unit mobility the clock is D·t = kT·t
             time = dyn.get_time() * chain.kT
-        self._file.write(
+        self._write(
             f"{dyn.nsteps:10d} {self._clock[1] % time} {len(chain.live):12d} {base:12.4f} "
-            f"{bias:12.4f} {self._temperature.kelvin:12.1f} {rate:12.1f}\n"
+            f"{bias:12.4f} {self._temperature.kelvin:12.1f} {rate:12.1f}"
         )
-        self._file.flush()
+
+    def _write(self, line: str) -> None:
+        if self._dyn.comm.rank:
+            return
+        if isinstance(self._file, str | Path):
+            # opened for each line: complete after a crash, and nothing to close
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        else:
+            self._file.write(line + "\n")
+            self._file.flush()
