@@ -133,16 +133,15 @@ def test_mean_free_samples():
     """Gaussian in the 3N − 3 dimensions without the centre of mass: exact covariance
     (v + σ²)(δ_ij − 1/N), and no centre left in start, noise or forces."""
     n, atoms, v = 8000, 3, 0.3
-    p = GaussianMixture(torch.zeros(1, atoms, 3), [v], kT=KT)
+    # the field pulls the centre to (1, 1, 1): that has to be projected out
+    p = GaussianMixture(torch.ones(1, atoms, 3), [v], kT=KT)
     noise, like = Noise(3), torch.zeros(n, atoms, 3)
     x = initial_noise(50.0, like, noise=noise, mean_free=True)
     assert x.mean(-2).abs().max() < 1e-12
     sigmas = geometric_sigmas(50.0, SIGMA_MIN, 80)
     shifted = x + 7.0  # a start that is not centred
     options = {"kT": KT, "noise": noise, "churn": 10.0, "corrector_steps": 1, "mean_free": True}
-    out = reverse_diffusion(
-        lambda s: p.at(s) + Harmonic(0.0), shifted, sigmas, corrector_size=0.02, **options
-    )
+    out = reverse_diffusion(p.at, shifted, sigmas, corrector_size=0.02, **options)
     assert out.mean(-2).abs().max() < 1e-10
     exact = (v + SIGMA_MIN**2) * (torch.eye(atoms) - 1 / atoms)
     per_axis = torch.einsum("nia,nja->ij", out, out) / (3 * n)
@@ -161,6 +160,16 @@ def test_schedules():
         for schedule in (geometric_sigmas, karras_sigmas):
             with pytest.raises(ValueError, match="sigma_min"):
                 schedule(*bad)
+
+
+def test_correctors_are_kernels_of_their_level():
+    """Without a field only their noise is left: variance 2 · size · Σ σ'² over the levels
+    and steps, independent of each other."""
+    x, sigmas = torch.zeros(5000, 2, 3), geometric_sigmas(3.0, 0.5, 4)
+    options = {"kT": KT, "noise": Noise(2), "corrector_steps": 2, "corrector_size": 0.1}
+    x = reverse_diffusion(lambda s: Harmonic(0.0), x, sigmas, **options)
+    exact = 2 * 0.1 * 2 * float(sigmas[1:].square().sum())
+    assert abs((x.square().mean() / exact - 1) / math.sqrt(2 / x.numel())) < 4
 
 
 def test_karras_schedule_gives_the_mixture():

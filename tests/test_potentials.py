@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.cluster import Icosahedron
@@ -162,10 +163,20 @@ def crystals():
     slab = bulk("Ar", cubic=True, a=5.3) * (1, 2, 1)
     slab.pbc = (True, True, False)
     slab.rattle(0.1, seed=4)
-    return {"cluster": cluster(), "cubic": cubic, "small": small, "skew": skew, "slab": slab}
+    # a cell whose heights are shorter than its vectors
+    tilted = Atoms("Ar2", [[0, 0, 0], [2.5, 2.0, 2.2]], cell=[[5, 0, 0], [0, 5, 0], [9, 4, 5]])
+    tilted.pbc = True
+    return {
+        "tilted": tilted,
+        "cluster": cluster(),
+        "cubic": cubic,
+        "small": small,
+        "skew": skew,
+        "slab": slab,
+    }
 
 
-@pytest.mark.parametrize("name", ["cluster", "cubic", "small", "skew", "slab"])
+@pytest.mark.parametrize("name", ["cluster", "cubic", "small", "skew", "slab", "tilted"])
 @pytest.mark.parametrize("rc", [None, 7.3])
 def test_lennard_jones_is_that_of_ase(name, rc):
     atoms = crystals()[name]

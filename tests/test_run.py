@@ -35,6 +35,11 @@ class TestLoop:
         whole = [s for s, _ in run(kernel, start(), 10, noise=Noise(0))]
         assert torch.equal(whole[8].x, states[2].x)
 
+    def test_every_counts_from_the_start_of_this_run(self):
+        kernel = kernel_of(Harmonic(1.0))
+        state = last(run(kernel, start(), 4, noise=Noise(0)))
+        assert [s.step for s, _ in run(kernel, state, 7, noise=Noise(0), every=3)] == [7, 10]
+
     def test_it_is_lazy(self):
         """A generator: what is not asked for is not computed."""
         states = run(kernel_of(Harmonic(1.0)), start(), 10**12, noise=Noise(0))
@@ -262,6 +267,12 @@ class TestMemory:
         state = last(run(kernel_of(learner), start(2), 4, noise=Noise(1)))
         assert len(learner.seen) == 4
         torch.testing.assert_close(state.forces, -2.0 * state.x)
+
+    def test_every_term_learns(self):
+        """Also after one that has reported a change."""
+        a, b = Learner(), Learner(stride=2)
+        list(run(kernel_of(a + Harmonic(1.0) + b), start(), 4, noise=Noise(1)))
+        assert (a.k, b.k) == (2.0, 1.0) and len(a.seen) == len(b.seen) == 4
 
     def test_boost_sees_the_terms_before_it(self):
         boost = Boost()
