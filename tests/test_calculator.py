@@ -199,6 +199,38 @@ class TestCache:
         atoms.get_forces()
         assert potential.count == 2
 
+    def test_state_is_ases(self):
+        """The same answer as the comparison of ASE, for every kind of change."""
+        calc = ScoreCalculator(argon)
+        reference = AseLennardJones(**ARGON)
+        reference.ignored_changes = calc.ignored_changes
+        start = crystal()
+        assert calc.check_state(start) == reference.check_state(start)
+        for c in (calc, reference):
+            c.calculate(start)
+
+        def changed(atoms, name):
+            match name:
+                case "positions":
+                    atoms.positions[0, 0] += 1e-13
+                case "tiny":
+                    atoms.positions[0, 0] += 1e-16
+                case "nan":
+                    atoms.positions[0, 0] = np.nan
+                case "cell":
+                    atoms.cell[0, 0] += 0.1
+                case "pbc":
+                    atoms.pbc[1] = False
+                case "numbers":
+                    atoms.numbers[1] = 10
+                case "more":
+                    atoms += Atoms("Ar", [[1, 1, 1]])
+            return atoms
+
+        for name in ("none", "positions", "tiny", "nan", "cell", "pbc", "numbers", "more"):
+            atoms = changed(start.copy(), name)
+            assert calc.check_state(atoms) == reference.check_state(atoms), name
+
     def test_without_atoms(self):
         atoms, _ = self.counted()
         energy = atoms.get_potential_energy()

@@ -357,6 +357,8 @@ class TestConstraints:
             dyn = ReverseDiffusion(atoms, **STEP)
         dyn.run(50)
         np.testing.assert_allclose(atoms.get_center_of_mass(), com, atol=1e-12)
+        here = dyn.state.x if not batch else dyn.state.x[0]
+        assert np.array_equal(here.numpy(), atoms.positions)
         # relative to the mean it is the mean-free chain
         system = System.from_atoms(atoms)
         kernel = EulerMaruyama(argon(system), kT=30 * kB, h=1 / 200, mean_free=True)
@@ -609,7 +611,7 @@ class TestBatch:
 
 
 class TestLog:
-    def test_columns(self, tmp_path):
+    def test_columns(self, tmp_path, capsys):
         log = tmp_path / "log"
         for _ in range(2):  # the second appends, without a header
             with ReverseDiffusion(attached(), logfile=str(log), loginterval=5, **STEP) as dyn:
@@ -619,6 +621,8 @@ class TestLog:
         assert [row[0] for row in rows[1:]] == ["0", "5", "10"] * 2
         assert float(rows[3][1]) == pytest.approx(10 / 200)
         assert rows[1][5] == "nan" and float(rows[3][5]) > 0 and float(rows[3][6]) > 0
+        ReverseDiffusion(attached(), logfile="-", **STEP).run(1)
+        assert len(capsys.readouterr().out.splitlines()) == 3
         log.unlink()
         ReverseDiffusion(
             attached(), temperature_K=30, rng=1, timestep=fs, friction=1 / fs, logfile=log
