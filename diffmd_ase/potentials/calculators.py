@@ -6,6 +6,7 @@ import pickle
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -139,12 +140,13 @@ def _evaluate(calculator, system: System, frames, first: int, energy: bool, stre
 
 
 # the calculator of a worker process, set once when it starts; empty in the parent
-_worker: list = []
+_worker: list[tuple[Any, System]] = []
 
 
 def _start_worker(pickled: bytes, system: System) -> None:
-    _worker[:] = pickle.loads(pickled), system
+    _worker[:] = [(pickle.loads(pickled), system)]
 
 
 def _evaluate_in_worker(frames, first: int, energy: bool, stress: bool):
-    return _evaluate(*_worker, frames, first, energy, stress)
+    [(calculator, system)] = _worker
+    return _evaluate(calculator, system, frames, first, energy, stress)

@@ -125,7 +125,9 @@ def reverse_levels(
     noise, walkers : the address of the random numbers; ids default to 0…B−1
     churn : noise added and removed again, ``γ = min(churn/L, √2 − 1)`` per level
         (S_churn of the paper); 0 is the deterministic flow. It forgets the errors of
-        earlier levels; σ̂ is never above ``sigmas[0]``
+        earlier levels, at a price: with an exact score, 100 levels over a factor of 2000
+        widen the variance of a Gaussian by 0.1 % with churn 0, 0.6 % with 10, 1.3 % with
+        30, and by 1.8 % with one corrector step. σ̂ is never above ``sigmas[0]``
     mean_free : remove the mean from x, ξ and F (isolated molecules)
 
     Raises
