@@ -238,7 +238,7 @@ class ScoreCalculator(Calculator):
         return out
 
     def _evaluate(self, model: Potential, x: Tensor, *, stress: bool):
-        details = {}
+        details: dict = {}
         if isinstance(model, Mean):
             members = model.members(x, stress=stress)
             base = _mean(members)

@@ -196,7 +196,7 @@ class BatchReverseDiffusion(_Adapter, BaseDynamics):
         self.dt = self.step_size.timestep
         each = trajectory if isinstance(trajectory, list | tuple) else None
         super().__init__(
-            Walkers(self.chain),
+            Walkers(self.chain),  # type: ignore[arg-type]  # ASE's base needs no more
             trajectory=None if each is not None else trajectory,
             append_trajectory=append_trajectory,
             loginterval=loginterval,

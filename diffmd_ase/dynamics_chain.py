@@ -21,7 +21,7 @@ from . import units
 from .calculator import ScoreCalculator
 from .dynamics_step import card_stiffness, check_step, choose_step, measured_stiffness
 from .noise import Noise
-from .potentials.base import Evaluation, Potential, Sum
+from .potentials.base import Evaluation, Potential, Sum, add_term
 from .potentials.calculators import AsePotential
 from .sampling.kernels import DivergedError, EulerMaruyama
 from .sampling.run import advance
@@ -43,7 +43,8 @@ class Chain:
 
     def __init__(self, images: list[Atoms], *, batched: bool, temperature_K, bias, rng):
         self.images, self._batched = images, batched
-        self.live, self.lost = list(range(len(images))), {}
+        self.live = list(range(len(images)))
+        self.lost: dict[int, int] = {}
         _check_images(images)
         self.temperature_K = float(temperature_K)
         self.kT = units.kT_from_temperature(self.temperature_K)
@@ -89,9 +90,9 @@ class Chain:
         )
         if card is not None and (timestep is not None or spring is not None):
             check_step(self.step_size, card, moving)
-        h = self.step_size.h
-        if np.ndim(h) or self._fixed.any():
-            h = torch.tensor(np.where(moving, h, 0.0))
+        h: float | torch.Tensor = torch.tensor(np.where(moving, self.step_size.h, 0.0))
+        if np.ndim(self.step_size.h) == 0 and moving.all():
+            h = float(self.step_size.h)
         log.info("step h = %s A^2 (%s), seed %d", h, self.step_size.source, self.noise.seed)
         self.kernel = EulerMaruyama(self.potential, kT=self.kT, h=h, mean_free=self._com)
 
@@ -153,12 +154,10 @@ class Chain:
         """Energy and forces of the atoms' calculator (without the bias) at the state."""
         if self.bias is None:
             return Evaluation(self.state.energy, self.state.forces)
-        parts = [term.last for term in self._recorded]
-        known = all(part is not None for part in parts)
-        energies = [part.energy for part in parts] if known else []
-        return Evaluation(
-            None if None in energies else sum(energies), sum(part.forces for part in parts)
-        )
+        total = None
+        for term in self._recorded:
+            total, _ = add_term(total, term, self.state.x, value=term.last)
+        return total
 
     def energies(self) -> tuple[float, float]:
         """Energy of the calculator and of the bias in eV, means over walkers; NaN if none."""

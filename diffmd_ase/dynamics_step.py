@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import units
+from .calculator import Mean
 from .noise import Noise
 from .potentials.base import Potential, evaluate
 
@@ -65,8 +66,8 @@ def choose_step(
     ------
     ValueError : arguments that contradict each other, or are not positive
     """
-    words = {"timestep": timestep, "friction": friction, "mobility": mobility, "spring": spring}
-    for name, value in words.items():
+    given = {"timestep": timestep, "friction": friction, "mobility": mobility, "spring": spring}
+    for name, value in given.items():
         if value is not None and not (np.isfinite(value).all() and np.greater(value, 0).all()):
             raise ValueError(f"{name}={value} must be positive and finite")
     if friction is not None and mobility is not None:
@@ -131,9 +132,9 @@ def card_stiffness(potential: Potential, kT: float) -> float | None:
     """
     from .potentials.learned import ScorePotential
 
-    known = []
+    known: list[float] = []
     for term in potential.terms:
-        for member in term.potentials if isinstance(term, _mean()) else (term,):
+        for member in term.potentials if isinstance(term, Mean) else (term,):
             if isinstance(member, ScorePotential) and member.model.card.lambda_max is not None:
                 card = member.model.card
                 known.append(card.lambda_max * card.kT / kT)
@@ -175,9 +176,3 @@ def measured_stiffness(
         f"no default step: the stiffness at the initial positions is {lam}; give timestep and "
         "mobility, or spring"
     )
-
-
-def _mean() -> type:
-    from .calculator import Mean
-
-    return Mean

@@ -15,7 +15,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength, FixCom
 from ase.io import Trajectory, read
 from ase.units import fs, kB
-from test_calculator import Counted, Swirl, cluster, crystal, network
+from test_calculator import Boost, Counted, Swirl, cluster, crystal, network
 
 from diffmd_ase.calculator import ScoreCalculator
 from diffmd_ase.dynamics import BatchReverseDiffusion, ReverseDiffusion
@@ -31,7 +31,7 @@ from diffmd_ase.system import System
 
 ARGON = {"epsilon": 0.0104, "sigma": 3.4}
 argon = partial(LennardJones, **ARGON)
-STEP = {"temperature_K": 30.0, "spring": 100.0, "rng": 7}
+STEP = {"temperature_K": 30.0, "spring": 1000.0, "rng": 7}  # h λ ≈ 0.02
 
 
 class Count(Potential):
@@ -72,7 +72,7 @@ def counted(make=cluster):
     return atoms, potential
 
 
-def chain(atoms, n_steps, kernel=None, seed=7, h=1 / 200):
+def chain(atoms, n_steps, kernel=None, seed=7, h=1 / 2000):
     """Positions after n steps of `sampling.run`."""
     potential = argon(System.from_atoms(atoms))
     kernel = kernel or EulerMaruyama(potential, kT=30.0 * kB, h=h)
@@ -98,7 +98,7 @@ class TestSameChain:
         assert BatchReverseDiffusion(images, **STEP).run(20) is True
         ReverseDiffusion(alone, **STEP).run(20)
         np.testing.assert_allclose(images[0].positions, alone.positions, atol=1e-12)
-        assert abs(images[1].positions - images[2].positions).max() > 0.1
+        assert abs(images[1].positions - images[2].positions).max() > 0.05
 
     def test_restart_is_uninterrupted(self, tmp_path):
         atoms = attached()
@@ -121,6 +121,17 @@ class TestSameChain:
             np.array_equal(a.positions, b.positions) for a, b in zip(whole, parts, strict=True)
         )
 
+    def test_step_count_set_by_the_user(self):
+        """The noise is that of the step count, whenever it is set."""
+        atoms = attached()
+        dyn = ReverseDiffusion(atoms, **STEP)
+        dyn.run(2)
+        x = torch.tensor(atoms.positions)
+        dyn.nsteps = 100
+        dyn.run(1)
+        state = replace(dyn.kernel.init(x), step=100)
+        assert np.array_equal(atoms.positions, advance(dyn.kernel, state, Noise(7))[0].x.numpy())
+
     def test_restart_from_a_state(self):
         atoms = attached()
         dyn = ReverseDiffusion(atoms, **STEP)
@@ -129,7 +140,7 @@ class TestSameChain:
         assert state.step == 8 and state.x.shape == (4, 3)
         dyn.run(12)
         other = attached()
-        second = ReverseDiffusion(other, temperature_K=30.0, spring=100.0, rng=seed)
+        second = ReverseDiffusion(other, temperature_K=30.0, spring=1000.0, rng=seed)
         second.state = state
         assert second.nsteps == 8 and np.array_equal(other.positions, state.x.numpy())
         second.run(12)
@@ -314,6 +325,23 @@ class TestBias:
         assert potential.count == 6  # only the bias was evaluated again
         assert float(dyn.state.energy) == pytest.approx(atoms.get_potential_energy() + 5)
 
+    def test_bias_on_the_energy(self, tmp_path):
+        """A bias of the calculator that sees the energy, and one of the dynamics."""
+        atoms, log = attached(bias=Boost()), tmp_path / "log"
+        dyn = ReverseDiffusion(atoms, bias=Harmonic(0.3), logfile=log, **STEP)
+        dyn.run(3)
+        fresh = attached(bias=Boost())
+        fresh.positions = atoms.positions
+        x = torch.tensor(atoms.positions)
+        plain, harmonic = argon(System.from_atoms(atoms))(x), Harmonic(0.3)(x)
+        assert atoms.get_potential_energy() == pytest.approx(1.5 * float(plain.energy))
+        np.testing.assert_allclose(
+            dyn.state.forces, 1.5 * plain.forces + harmonic.forces, atol=1e-12
+        )
+        row = log.read_text().splitlines()[-1].split()
+        assert float(row[3]) == pytest.approx(1.5 * float(plain.energy), abs=1e-4)
+        assert float(row[4]) == pytest.approx(float(harmonic.energy), abs=1e-4)
+
     def test_bias_of_the_calculator(self):
         atoms = attached(bias=Harmonic(0.3))
         dyn = ReverseDiffusion(atoms, **STEP)
@@ -337,7 +365,7 @@ class TestConstraints:
         assert np.array_equal(atoms.positions[[1, 3]], start[[1, 3]])
         assert (atoms.positions[[0, 2]] != start[[0, 2]]).all()
         kernel = EulerMaruyama(
-            argon(System.from_atoms(atoms)), kT=30 * kB, h=torch.tensor([1.0, 0, 1, 0]) / 200
+            argon(System.from_atoms(atoms)), kT=30 * kB, h=torch.tensor([1.0, 0, 1, 0]) / 2000
         )
         state = kernel.init(torch.tensor(start))
         for _ in range(20):
@@ -347,25 +375,27 @@ class TestConstraints:
     @pytest.mark.parametrize("batch", [False, True])
     def test_centre_of_mass(self, batch):
         atoms = attached()
-        atoms.set_masses([1.0, 40.0, 12.0, 3.0])
+        atoms.set_masses([20.0, 40.0, 60.0, 30.0])
         atoms.set_constraint(FixCom())
         start, com = atoms.positions.copy(), atoms.get_center_of_mass()
+        options = {"temperature_K": 30.0, "timestep": 10 * fs, "friction": 0.1 / fs, "rng": 7}
         if batch:
-            other = atoms.copy()
-            dyn = BatchReverseDiffusion([atoms, other], **STEP)
+            dyn = BatchReverseDiffusion([atoms, atoms.copy()], **options)
         else:
-            dyn = ReverseDiffusion(atoms, **STEP)
+            dyn = ReverseDiffusion(atoms, **options)
         dyn.run(50)
+        assert abs(atoms.positions - start).max() > 0.1
         np.testing.assert_allclose(atoms.get_center_of_mass(), com, atol=1e-12)
         here = dyn.state.x if not batch else dyn.state.x[0]
         assert np.array_equal(here.numpy(), atoms.positions)
         # relative to the mean it is the mean-free chain
-        system = System.from_atoms(atoms)
-        kernel = EulerMaruyama(argon(system), kT=30 * kB, h=1 / 200, mean_free=True)
+        kernel = EulerMaruyama(
+            argon(System.from_atoms(atoms)), kT=30 * kB, h=dyn.kernel.h, mean_free=True
+        )
         *_, (state, _) = run(kernel, torch.tensor(start), 50, noise=Noise(7))
         x = state.x.numpy()
         np.testing.assert_allclose(
-            atoms.positions - atoms.positions.mean(0), x - x.mean(0), atol=1e-10
+            atoms.positions - atoms.positions.mean(0), x - x.mean(0), atol=1e-9
         )
 
     def test_centre_of_mass_in_a_field(self):
@@ -619,7 +649,7 @@ class TestLog:
         rows = [line.split() for line in log.read_text().splitlines()]
         assert rows[0] == "Step D*t[A^2] Walkers Epot[eV] Bias[eV] Tconf[K] Evals/s".split()
         assert [row[0] for row in rows[1:]] == ["0", "5", "10"] * 2
-        assert float(rows[3][1]) == pytest.approx(10 / 200)
+        assert float(rows[3][1]) == pytest.approx(10 / 2000)
         assert rows[1][5] == "nan" and float(rows[3][5]) > 0 and float(rows[3][6]) > 0
         ReverseDiffusion(attached(), logfile="-", **STEP).run(1)
         assert len(capsys.readouterr().out.splitlines()) == 3
@@ -643,7 +673,7 @@ class TestLog:
         if kind in ("all", "mean_free"):
             h = float(h[0])
         kernel = EulerMaruyama(Harmonic(k), kT=T * kB, h=h, **options)
-        x = torch.zeros(400, n, 3)
+        x = torch.full((400, n, 3), 0.1)  # off centre: fixed atoms and the mean feel a force
         state, noise, values = kernel.init(x), Noise(3), []
         for step in range(400):
             before, (state, _) = state, advance(kernel, state, noise)
