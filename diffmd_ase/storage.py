@@ -5,7 +5,8 @@ that a batch of W walkers of N atoms is one H5MD particles group of W·N particl
 walker. Any H5MD reader opens it; particle ``w·N + i`` is atom i of walker w.
 
     /particles/trajectory/position/value  (frames, W·N, 3) float32, Å;  step (frames,)
-    /particles/trajectory/position/time   fs, only where a clock is known
+    /particles/trajectory/position/time   fs where a clock is known; else D·t in Å², and no
+                                          unit (MDAnalysis: convert_units=False)
     /particles/trajectory/box             boundary; edges/value (frames, 3, 3) if periodic
     /particles/trajectory/{species,mass,id}  (W·N,), id = global number of the walker
     /observables/potential_energy/value   (frames, W) float64, eV; NaN where there is none
@@ -362,8 +363,8 @@ def _create(path: Path, system: System, walkers: np.ndarray, info: RunInfo) -> N
         _grow(file, _ENERGY, (count,), np.float64, max(1, 8192 // count))
         file[_ENERGY].attrs["unit"] = "eV"
         file["observables/potential_energy/step"] = file[_STEP]  # one dataset, two names
+        _grow(file, _TIME, (), np.float64, 1024)
         if info.timestep_fs is not None:
-            _grow(file, _TIME, (), np.float64, 1024)
             file[_TIME].attrs["unit"] = "fs"
         if system.periodic:
             _grow(file, _EDGES, (3, 3), np.float64, 128)
@@ -384,9 +385,12 @@ def _grow(file, name, shape, dtype, rows) -> None:
 
 def _append(file, steps, positions, energies, system: System, info: RunInfo) -> None:
     start, count = file[_STEP].shape[0], len(steps)
-    columns = [(_POSITION, positions.reshape(count, -1, 3)), (_ENERGY, energies)]
-    if info.timestep_fs is not None:
-        columns.append((_TIME, steps * info.timestep_fs))
+    clock = info.h if info.timestep_fs is None else info.timestep_fs
+    columns = [
+        (_POSITION, positions.reshape(count, -1, 3)),
+        (_ENERGY, energies),
+        (_TIME, steps * clock),
+    ]
     if system.periodic:
         columns.append((_EDGES, np.broadcast_to(system.cell, (count, 3, 3))))
     columns.append((_STEP, steps))  # last: from here on the frames exist

@@ -124,7 +124,8 @@ def test_periodic_box(tmp_path):
     with h5py.File(tmp_path / "cu.h5") as file:
         assert t.system == crystal and t.energies.tolist() == [[1.5]]
         assert file["particles/trajectory/box/edges/value"].shape == (1, 3, 3)
-        assert "time" not in file["particles/trajectory/position"]
+        time = file["particles/trajectory/position/time"]  # no physical clock: D·t, no unit
+        assert time[:] == pytest.approx([4 * INFO.h]) and "unit" not in time.attrs
 
 
 @pytest.mark.parametrize("name", ["walker.extxyz", "walker.traj"])

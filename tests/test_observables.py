@@ -1,0 +1,133 @@
+"""Observables against ASE, closed forms and brute force."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from diffmd_ase.analysis import observables as ob
+from diffmd_ase.system import System
+
+ETHANOL = molecule("CH3CH2OH")
+BONDS = np.array([[0, 1], [0, 2], [1, 3], [0, 4], [0, 5], [1, 6], [1, 7], [1, 8]])
+
+
+@pytest.fixture
+def walkers(rng):
+    return ETHANOL.positions + 0.1 * rng.standard_normal((5, 3, 9, 3))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_internal_coordinates_are_those_of_ase(walkers, kind):
+    pairs, triples = BONDS[:4], ob.angle_triples(BONDS)[:6]
+    quadruples = [(2, 0, 1, 7), (3, 1, 0, 4), (5, 0, 1, 8)]
+    x = kind(walkers)
+    r, theta, phi = ob.distances(x, pairs), ob.angles(x, triples), ob.dihedrals(x, quadruples)
+    rg = ob.radius_of_gyration(x, ETHANOL.get_masses())
+    assert phi.shape == (5, 3, 3) and rg.shape == (5, 3)
+    for t, w in np.ndindex(5, 3):
+        atoms = ETHANOL.copy()
+        atoms.positions = walkers[t, w]
+        np.testing.assert_allclose(r[t, w], [atoms.get_distance(*p) for p in pairs])
+        expected = np.radians([atoms.get_angle(*p) for p in triples])
+        np.testing.assert_allclose(theta[t, w], expected, atol=1e-9)
+        expected = np.radians([atoms.get_dihedral(*q) for q in quadruples])
+        np.testing.assert_allclose(np.exp(1j * np.asarray(phi[t, w])), np.exp(1j * expected))
+        inertia = atoms.get_moments_of_inertia().sum() / 2 / atoms.get_masses().sum()
+        assert float(rg[t, w]) == pytest.approx(np.sqrt(inertia))
+
+
+def test_angles_of_straight_and_folded_atoms():
+    x = np.array([[-1.0, 0, 0], [0, 0, 0], [1.0, 1e-9, 0], [-2.0, 0, 0]])
+    theta = ob.angles(x, [(0, 1, 2), (0, 1, 3)])
+    np.testing.assert_allclose(theta, [np.pi - 1e-9, 0.0], atol=1e-12)
+
+
+def test_angle_triples_of_methane():
+    triples = ob.angle_triples([(0, 1), (0, 2), (0, 3), (0, 4)])
+    assert len(triples) == 6 and (triples[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("cell", [np.diag([4.0, 5.0, 6.0]), [[4, 0, 0], [1.8, 5, 0], [-1, 2, 4]]])
+def test_minimum_image_is_the_shortest(rng, make, cell):
+    system = System([29], [63.5], cell, [True, True, False])
+    d = 10 * rng.standard_normal((200, 3))
+    d[:, 2] = np.clip(d[:, 2], -2, 2)
+    found = np.linalg.norm(np.asarray(ob.minimum_image(make(d), system)), axis=-1)
+    shifts = np.array([(i, j, 0) for i in range(-15, 16) for j in range(-15, 16)])
+    brute = np.linalg.norm(d[:, None] + (shifts @ system.cell)[None], axis=-1).min(1)
+    np.testing.assert_allclose(found, brute, rtol=1e-12)
+
+
+def test_distance_through_the_boundary():
+    system = System([29, 29], [63.5] * 2, 4.0 * np.eye(3), True)
+    x = np.array([[0.1, 0, 0], [3.9, 0, 0]])
+    assert ob.distances(x, [(0, 1)], system=system) == pytest.approx([0.2])
+    assert ob.distances(x, [(0, 1)]) == pytest.approx([3.8])
+
+
+def test_rdf_of_an_ideal_gas_is_one(rng):
+    cell = np.array([[8.0, 0, 0], [2.0, 8, 0], [0, 1, 9]])
+    system = System([18] * 30, [40.0] * 30, cell, True)
+    x = rng.random((400, 30, 3)) @ cell
+    _, g, error = ob.radial_distribution(x, system, bins=30)
+    z = ((g - 1) / error)[5:]
+    # the error of 10 blocks has 9 degrees of freedom: wider tails than a normal
+    assert abs(g[5:].mean() - 1) < 0.01 and np.sqrt(np.mean(z**2)) < 1.6
+    with pytest.raises(ValueError, match="half the smallest"):
+        ob.radial_distribution(x, system, r_max=6.0)
+
+
+def test_rdf_peaks_of_fcc_count_neighbours():
+    atoms = bulk("Cu", cubic=True) * (3, 3, 3)
+    system = System.from_atoms(atoms)
+    r, g, _ = ob.radial_distribution(atoms.positions[None], system, bins=200)
+    shell = 4 * np.pi / 3 * np.diff(np.linspace(0, 1.5 * 3.61, 201) ** 3)
+    first = r < 3.0
+    neighbours = np.sum(g[first] * shell[first]) * (len(atoms) - 1) / atoms.get_volume()
+    assert neighbours == pytest.approx(12, rel=1e-6)
+
+
+def test_msd_of_free_particles(rng):
+    h = 0.02
+    x = np.cumsum(np.sqrt(2 * h) * rng.standard_normal((400, 20, 4, 3)), axis=0)
+    msd, error = ob.mean_square_displacement(x)
+    lags = np.arange(400)
+    assert msd[0] == pytest.approx(0, abs=1e-9)
+    z = ((msd - 6 * h * lags) / error)[[1, 3, 10, 30]]
+    assert np.abs(z).max() < 4
+    brute = np.mean(np.sum((x[7:] - x[:-7]) ** 2, axis=-1))
+    assert msd[7] == pytest.approx(brute, rel=1e-10)
+    assert np.isnan(ob.mean_square_displacement(x[:, 0])[1]).all()
+
+
+def test_bond_table_finds_the_wrong_bond(rng):
+    reference = ETHANOL.positions + 0.03 * rng.standard_normal((4000, 9, 3))
+    same = ETHANOL.positions + 0.03 * rng.standard_normal((500, 8, 9, 3))
+    z = [(row.ratio.value - 1) / row.ratio.error for row in ob.bond_table(same, reference, BONDS)]
+    assert np.abs(z).max() < 4
+    worse = same.copy()
+    worse[..., 2, :] += 0.03 * rng.standard_normal((500, 8, 3))
+    top = ob.bond_table(worse, reference, BONDS)[0]
+    assert top.bond == (0, 2) and (top.ratio.value - 1) / top.ratio.error > 4
+    assert top.mean.value == pytest.approx(ETHANOL.get_distance(0, 2), abs=0.02)
+
+
+def test_broken_bonds_and_mirror_images(rng):
+    reference = ETHANOL.positions + 0.02 * rng.standard_normal((300, 9, 3))
+    x = reference[:4].copy()
+    x[1, 2] += 2.0
+    x[3, :, 0] *= -1  # the other hand
+    assert ob.bonds_intact(x, reference, BONDS).tolist() == [True, False, True, True]
+    centres = [(0, 1, 2, 4)]
+    hands = ob.correct_hand(x, reference, centres)
+    assert hands[0] and hands[2] and not hands[3]
+
+
+def test_every_pair_of_a_batch_shape(walkers):
+    pairs = list(combinations(range(9), 2))
+    assert ob.distances(walkers, pairs).shape == (5, 3, 36)
+    assert ob.distances(walkers[0, 0], []).shape == (0,)

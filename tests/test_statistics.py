@@ -1,0 +1,143 @@
+"""Errors that cover, floors that are reached, and agreement with pymbar."""
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+from diffmd_ase.analysis import statistics as st
+
+
+def ar1(rng, shape, rho):
+    """Stationary AR(1), unit variance: C(t) = ρ^t and g = (1+ρ)/(1-ρ)."""
+    noise = rng.standard_normal(shape) * np.sqrt(1 - rho**2)
+    noise[0] /= np.sqrt(1 - rho**2)
+    return lfilter([1.0], [1.0, -rho], noise, axis=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("walkers", [1, 5])
+def test_inefficiency_is_that_of_pymbar(rng, walkers):
+    timeseries = pytest.importorskip("pymbar.timeseries")
+    a = ar1(rng, (700, walkers), 0.9)
+    expected = timeseries.statistical_inefficiency_multiple(list(a.T))
+    assert st.statistical_inefficiency(a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_inefficiency_of_ar1(rng):
+    values = [st.statistical_inefficiency(ar1(rng, (20_000, 4), 0.8)) for _ in range(20)]
+    error = np.std(values, ddof=1) / np.sqrt(20)
+    # summing to the first zero crossing biases g upwards by a little
+    assert abs(np.mean(values) - 9.0) < 4 * error + 0.15
+
+
+def test_constant_series_says_nothing():
+    assert st.statistical_inefficiency(np.ones(50)) == 50
+    assert st.mean_estimate(np.ones(50)) == (1.0, 0.0, 1.0)
+
+
+def test_walkers_stuck_in_their_basins_give_a_large_error(rng):
+    a = np.where(np.arange(8) % 2, 1.0, -1.0) + 0.1 * rng.standard_normal((2000, 8))
+    estimate = st.mean_estimate(a)
+    assert estimate.error > 0.25  # 8 independent values of ±1: 1/sqrt(7)
+    # the negative control: walker by walker the series look uncorrelated
+    assert a.std() / np.sqrt(a.size) < 0.01
+    assert st.statistical_inefficiency(a[:, 0]) < 2
+
+
+def z_scores(rng, estimate, exact, shape=(2000, 8), rho=0.9, n=150):
+    found = [estimate(ar1(rng, shape, rho)) for _ in range(n)]
+    return np.array([(f.value - exact) / f.error for f in found])
+
+
+@pytest.mark.parametrize("function, exact", [(st.mean_estimate, 0.0), (st.std_estimate, 1.0)])
+@pytest.mark.parametrize("shape", [(2000, 8), (4000,)])
+def test_errors_cover(rng, function, exact, shape):
+    z = z_scores(rng, function, exact, shape)
+    # 95 % nominal; 150 repeats; the larger of two errors covers a little more
+    assert 0.88 <= np.mean(np.abs(z) < 1.96) <= 1.0
+    assert 0.6 < z.std() < 1.25
+
+
+def test_naive_error_does_not_cover(rng):
+    def naive(a):
+        return st.Estimate(a.mean(), a.std() / np.sqrt(a.size), a.size)
+
+    assert z_scores(rng, naive, 0.0).std() > 3
+
+
+def test_basin_free_energy(rng):
+    x = ar1(rng, (5000, 16), 0.95)
+    z = []
+    for part in np.split(x, 10):
+        found = st.basin_free_energy(part < 1.0, part >= 1.0, kT=0.5)
+        exact = -0.5 * np.log(0.15865525 / 0.84134475)
+        z.append((found.value - exact) / found.error)
+    # blocks follow each other, their ends are correlated, which |z| of the mean allows for
+    assert abs(np.mean(z)) < 4 / np.sqrt(10) and 0.5 < np.std(z) < 2
+    swapped = st.basin_free_energy(x >= 1.0, x < 1.0, kT=0.5)
+    assert swapped.value == pytest.approx(-st.basin_free_energy(x < 1.0, x >= 1.0, kT=0.5).value)
+    empty = st.basin_free_energy(x < 99, x >= 99)
+    assert empty.value == np.inf and np.isnan(empty.error)
+
+
+def test_correlation_of_a_rotating_angle(rng):
+    steps = 0.3 * rng.standard_normal((20_000, 8))
+    phi = np.cumsum(steps, axis=0)
+    c = st.correlation(np.stack((np.cos(phi), np.sin(phi)), -1))
+    # rotational diffusion: C(t) = exp(-σ² t/2); the angle itself would not decay at all
+    np.testing.assert_allclose(c[:40], np.exp(-0.045 * np.arange(40)), atol=0.03)
+
+
+def test_histogram_is_periodic():
+    h = st.torsion_histogram([[0.1, -0.1], [0.1 + 2 * np.pi, -0.1], [np.pi, -np.pi]])
+    assert h.shape == (64, 64) and h.sum() == 3 and h.max() == 2 and h[0, 0] == 1
+
+
+def test_jensen_shannon_limits():
+    assert st.jensen_shannon([1, 0], [0, 3]) == pytest.approx(np.log(2))
+    assert st.jensen_shannon([1, 2, 3], [2, 4, 6]) == pytest.approx(0)
+    p, q = np.array([0.5, 0.5]), np.array([0.75, 0.25])
+    m = (p + q) / 2
+    exact = 0.5 * np.sum(p * np.log(p / m)) + 0.5 * np.sum(q * np.log(q / m))
+    assert st.jensen_shannon(p, q) == pytest.approx(exact)
+
+
+def torsions(rng, n, weight=0.9):
+    """Two basins on the torus."""
+    left = rng.random(n) < weight
+    centre = np.where(left[:, None], [-1.4, 1.3], [1.1, -0.6])
+    return centre + 0.4 * rng.standard_normal((n, 2))
+
+
+def test_floor_is_what_equal_laws_give(rng):
+    excess = []
+    for _ in range(8):
+        d = st.torsion_divergence(torsions(rng, 20_000), torsions(rng, 5_000), n_draws=20)
+        excess.append(d.excess)
+        assert d.floor > 0.005  # not small: K/8 (1/n + 1/m)
+        assert d.halves == pytest.approx(d.floor, rel=0.25)
+    # the histogram of the reference misses rare bins: the floor is low by about a tenth
+    assert -0.02 * d.floor < np.mean(excess) < 0.15 * d.floor
+    assert d.floor < np.mean(excess) + d.floor < d.halves * 1.05
+
+
+def test_a_wrong_population_is_above_the_floor(rng):
+    d = st.torsion_divergence(torsions(rng, 20_000), torsions(rng, 20_000, 0.75))
+    assert d.excess > 4 * d.error
+
+
+def test_correlated_samples_raise_the_error_and_may_lower_the_excess(rng):
+    frames = np.repeat(torsions(rng, 300), 50, axis=0)
+    reference = torsions(rng, 20_000)
+    as_if_independent = st.torsion_divergence(reference, frames)
+    honest = st.torsion_divergence(reference, frames, n_effective=300)
+    assert as_if_independent.excess > 4 * as_if_independent.floor_std  # looks wrong
+    assert abs(honest.excess) < 0.2 * honest.floor  # is not
+
+
+def test_block_bootstrap_of_a_mean(rng):
+    a = ar1(rng, (4000, 16), 0.9)
+    error = st.block_bootstrap(lambda s: s.mean(), a[..., None], n_resamples=400)
+    assert error == pytest.approx(np.sqrt(19 / a.size), rel=0.5)
+    one = st.block_bootstrap(lambda s: s.mean(), a[:, :1], n_resamples=400)
+    assert one == pytest.approx(np.sqrt(19 / 4000), rel=0.5)
