@@ -1,0 +1,44 @@
+"""What this machine offers: for bug reports, and before a long run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+
+__all__ = ["examine"]
+
+_PACKAGES = ("torch", "ase", "e3nn", "numpy", "scipy", "openmm", "deeptime", "pymbar", "h5py")
+
+
+def examine() -> dict[str, str]:
+    """Versions, devices, plugins and the PLUMED kernel, in words."""
+    import torch
+
+    from .plugins import installed_potentials
+
+    found = {"diffmd-ase": metadata.version("diffmd-ase"), "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = ", ".join(torch.cuda.get_device_name(n) for n in range(count))
+    found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    found["gpu"] = names or "none; everything runs on the CPU"
+    plugins = installed_potentials()
+    found["plugins"] = ", ".join(sorted(plugins)) or "none"
+    found["plumed"] = _plumed()
+    return found
+
+
+def _plumed() -> str:
+    kernel = os.environ.get("PLUMED_KERNEL")
+    if kernel:
+        state = "found" if os.path.exists(kernel) else "MISSING: the file does not exist"
+        return f"PLUMED_KERNEL={kernel} ({state})"
+    if importlib.util.find_spec("plumed") is not None:
+        return "module `plumed` found"
+    return "no kernel; `pip install --no-deps hillclimber` brings one, or set PLUMED_KERNEL"

@@ -1,0 +1,119 @@
+"""The learned score as a potential: the only place where a score becomes a force."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..score.model import ScoreModel, resolve_device
+from ..system import System
+from .base import Evaluation, Potential
+
+__all__ = ["ScorePotential"]
+
+_CHUNK = 1 << 15  # atoms in one call of a message-passing network, at most
+_VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+
+
+class ScorePotential(Potential):
+    """``E = kT_train·E_θ(x, σ)`` and ``F = kT_train·s = -∇E`` in eV and eV/Å.
+
+    Parameters
+    ----------
+    model : a trained `ScoreModel`
+    system : default, the one the model was trained on
+    sigma : noise level in Å, default the smallest
+    device, dtype : of the network; default float32. Positions of any dtype come in, and
+        energies and forces go out in the dtype and on the device of the positions
+
+    Raises
+    ------
+    ValueError : elements, number of atoms, pbc or σ the model does not know
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        system: System | None = None,
+        *,
+        sigma: float | None = None,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+    ):
+        self.model = model
+        self.system = system or model.system
+        _check(model, self.system)
+        self.sigma = model.card.sigma_min if sigma is None else float(sigma)
+        self.kT_train = model.card.kT
+        self.device, self.dtype = resolve_device(device), dtype or torch.float32
+        self._network = model.network_at(self.sigma, self.device, self.dtype)
+        self._numbers = torch.as_tensor(self.system.numbers, device=self.device)
+        cell = self.system.cell
+        self._cell = None if cell is None else torch.as_tensor(cell).to(self.device, self.dtype)
+        self._pbc = tuple(bool(p) for p in self.system.pbc)
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        batch = x.shape[:-2]
+        if x.shape[-2:] != (len(self.system), 3):
+            raise ValueError(
+                f"positions {tuple(x.shape)} for {len(self.system)} atoms: expected "
+                f"(*batch, {len(self.system)}, 3)"
+            )
+        if stress and self._cell is None:
+            raise ValueError("stress needs a cell; this system has none")
+        flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
+        size = max(1, _CHUNK // len(self.system)) if self.model.transferable else len(flat)
+        parts = [self._evaluate(part, stress) for part in flat.split(max(1, size))]
+        energy, forces, virial = (
+            None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
+        )
+        return Evaluation(
+            energy.to(x).reshape(batch),
+            forces.to(x).reshape(x.shape),
+            None if virial is None else virial.to(x).reshape(*batch, 6),
+        )
+
+    def _evaluate(self, x: Tensor, stress: bool):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            inputs, cell, strained = [x], self._cell, x
+            if stress:
+                strain = torch.zeros(len(x), 3, 3, dtype=x.dtype, device=x.device)
+                strain.requires_grad_()
+                inputs.append(strain)
+                deform = torch.eye(3, dtype=x.dtype, device=x.device) + 0.5 * (
+                    strain + strain.transpose(-1, -2)
+                )
+                strained, cell = x @ deform, self._cell @ deform
+            sigma = x.new_full((len(x),), self.sigma)
+            energy = self._network(strained, sigma, numbers=self._numbers, cell=cell, pbc=self._pbc)
+            gradients = torch.autograd.grad(energy.sum(), inputs)
+        virial = None
+        if stress:
+            volume = torch.linalg.det(self._cell).abs()
+            full = self.kT_train * gradients[1] / volume
+            virial = torch.stack([full[:, a, b] for a, b in _VOIGT], dim=-1)
+        return self.kT_train * energy.detach(), -self.kT_train * gradients[0], virial
+
+
+def _check(model: ScoreModel, system: System) -> None:
+    known = model.system
+    if not model.transferable:
+        if not np.array_equal(known.numbers, system.numbers):
+            raise ValueError(
+                f"this model knows {known.formula} ({len(known)} atoms in the order of its "
+                f"snapshots), not {system.formula} ({len(system)} atoms); use the same atoms "
+                "in the same order, or train an equivariant model"
+            )
+    else:
+        strange = sorted(set(system.numbers.tolist()) - set(known.numbers.tolist()))
+        if strange:
+            raise ValueError(
+                f"elements {strange} are unknown to this model, which was trained on "
+                f"{known.formula}"
+            )
+    if known.periodic != system.periodic or not np.array_equal(known.pbc, system.pbc):
+        raise ValueError(
+            f"pbc={system.pbc.tolist()} but this model was trained with pbc={known.pbc.tolist()}"
+        )

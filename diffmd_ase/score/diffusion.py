@@ -1,0 +1,130 @@
+"""Noise levels and losses: what makes an energy the energy of noised data.
+
+Noise is added in Å, ``x_σ = x + σε``, so that the score of the noised density is a force
+divided by kT. All losses are expectations over the data that are minimal at the true
+energy; none needs a partition function.
+
+denoising   ``½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ`` at ``x ± σε``: denoising score matching
+            with its constant removed; the antithetic pair cancels the variance d/σ²
+            that swamps it at small noise
+torsional   the same for the projected score of a rotation about a bond, a volume-preserving
+            group: soft modes are not drowned by stiff bonds
+contrastive ``softplus(E(x) - E(y))`` for a symmetric volume-preserving move x → y:
+            conditional noise-contrastive estimation, which sees the relative weight of
+            separated modes (score matching does not)
+
+The score here is s = -∇E with E in kT.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+__all__ = [
+    "Moves",
+    "contrastive_loss",
+    "denoising_loss",
+    "log_uniform",
+    "score",
+    "torsional_loss",
+]
+
+Energy = Callable[[Tensor, Tensor], Tensor]  # (B, N, 3), (B,) -> (B,)
+
+
+def score(energy: Energy, x: Tensor, sigma: Tensor, *, create_graph: bool = False):
+    """``(E, s)`` with ``s = -∇E`` (B, N, 3), by automatic differentiation."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = energy(x, sigma)
+        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=create_graph)
+    return value, -gradient
+
+
+def log_uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """n noise levels, uniform in log σ over [low, high]."""
+    u = torch.rand(n, generator=generator)
+    return low * torch.exp(u * math.log(high / low))
+
+
+def denoising_loss(plus: Tensor, minus: Tensor, epsilon: Tensor, sigma: Tensor) -> Tensor:
+    """Antithetic denoising loss (B,) of the scores at x ± σε, in units of 1/σ².
+
+    ``σ²[½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ]``
+    """
+    s = sigma[:, None, None]
+    terms = 0.5 * s**2 * (plus.square() + minus.square()) + s * epsilon * (plus - minus)
+    return terms.sum((1, 2))
+
+
+def torsional_loss(plus: Tensor, minus: Tensor, xi: Tensor, delta: float) -> Tensor:
+    """Antithetic loss (B,) of the angular scores g at rotations by ±δξ.
+
+    ``½(g₊² + g₋²) + ξ(g₊ - g₋)/δ`` with ``g = Σ_moved s_i·(u × (x_i - a))``
+    """
+    return 0.5 * (plus.square() + minus.square()) + xi * (plus - minus) / delta
+
+
+def contrastive_loss(energy: Tensor, energy_moved: Tensor) -> Tensor:
+    """``softplus(E(x) - E(y))`` (B,): x is data, y a symmetric move of it."""
+    # clashes have E(y) of thousands of kT: cut off gradients below 1e-13, which would be
+    # denormal numbers and make every product of the backward pass slow
+    return softplus((energy - energy_moved).clamp_min(-30.0))
+
+
+class Moves:
+    """Rotations about the rotatable bonds of one molecule.
+
+    Parameters
+    ----------
+    topology : gives the axes and the atoms that turn
+    """
+
+    def __init__(self, topology, device="cpu"):
+        self.axes = torch.as_tensor(topology.rotors, device=device)
+        self.moved = torch.as_tensor(topology.moved, device=device)
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+    def choose(self, n: int, generator: torch.Generator) -> Tensor:
+        """Random rotors (n,)."""
+        return torch.randint(len(self), (n,), generator=generator).to(self.axes.device)
+
+    def rotate(self, x: Tensor, rotor: Tensor, angle: Tensor) -> Tensor:
+        """x (B, N, 3) after turning by ``angle`` (B,) about ``rotor`` (B,): Rodrigues."""
+        u, origin = self._axis(x, rotor)
+        v = x - origin
+        c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
+        turned = v * c + _cross(u, v) * s + u * (u * v).sum(-1, keepdim=True) * (1 - c)
+        return torch.where(self.moved[rotor][:, :, None], turned + origin, x)
+
+    def angular_score(self, x: Tensor, s: Tensor, rotor: Tensor) -> Tensor:
+        """``Σ_moved s_i·(u × (x_i - a))`` (B,), the score along a rotor."""
+        u, origin = self._axis(x, rotor)
+        torque = (_cross(u, x - origin) * s).sum(-1)
+        return (torque * self.moved[rotor]).sum(-1)
+
+    def scramble(self, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+        """x after uniform rotations about one to ``most`` random bonds."""
+        n = len(x)
+        count = torch.randint(1, most + 1, (n,), generator=generator)
+        for k in range(most):
+            angle = 2 * math.pi * torch.rand(n, generator=generator) * (count > k)
+            x = self.rotate(x, self.choose(n, generator), angle.to(x))
+        return x
+
+    def _axis(self, x: Tensor, rotor: Tensor) -> tuple[Tensor, Tensor]:
+        row = torch.arange(len(x), device=x.device)
+        a, b = x[row, self.axes[rotor, 0]], x[row, self.axes[rotor, 1]]
+        u = b - a
+        return (u / u.norm(dim=-1, keepdim=True))[:, None], a[:, None]
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.cross(u.expand_as(v), v)

@@ -1,0 +1,318 @@
+"""`ScoreModel`: energy networks with a card that says what they are.
+
+One safetensors file: the weights of every expert, and a JSON card in its header. Nothing is
+ever unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..system import System
+from .network import EquivariantNetwork, NetworkConfig, build
+
+if TYPE_CHECKING:
+    from ..potentials.learned import ScorePotential
+    from .snapshots import Snapshots
+
+__all__ = ["Card", "ExpertCard", "ScoreModel", "largest_curvature", "resolve_device"]
+
+SCHEMA_VERSION = 1
+
+
+class ExpertCard(BaseModel):
+    """One energy network: its noise levels (Å), its shape, how its training went."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    sigma: tuple[float, float]
+    network: NetworkConfig
+    history: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Card(BaseModel):
+    """What a model is, what it was trained on and how well it did."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    name: str = ""
+    formula: str
+    numbers: list[int]
+    masses: list[float]
+    cell: list[list[float]] | None
+    pbc: tuple[bool, bool, bool]
+    units: dict[str, str] = Field(
+        default_factory=lambda: {"length": "Å", "energy": "eV", "network": "kT_train"}
+    )
+    temperature_K: float
+    kT: float
+    sigma_min: float
+    sigma_max: float
+    lambda_max: float | None = Field(
+        None, description="largest eigenvalue of -∇s at sigma_min seen in the data, 1/Å²"
+    )
+    covariance: list[list[float]] = Field(
+        description="⟨x_i·x_j⟩/3 of centred snapshots, Å²: the start of reverse diffusion"
+    )
+    experts: list[ExpertCard]
+    data: dict[str, Any]
+    training: dict[str, Any]
+    validation: dict[str, float]
+    versions: dict[str, str]
+
+    @classmethod
+    def describe(cls, snapshots: Snapshots, experts: list[ExpertCard], *, seed, config) -> Card:
+        """The card of freshly trained experts."""
+        system = snapshots.system
+        x = snapshots.positions - snapshots.positions.mean(1, keepdims=True)
+        versions = {name: metadata.version(name) for name in ("torch", "e3nn", "ase", "numpy")}
+        validation = {
+            f"{e.name}_{key.removeprefix('validation_')}": value
+            for e in experts
+            for key, value in min(e.history, key=lambda h: h["validation_loss"]).items()
+            if key.startswith("validation_")
+        }
+        return cls(
+            formula=system.formula,
+            numbers=system.numbers.tolist(),
+            masses=system.masses.tolist(),
+            cell=None if system.cell is None else system.cell.tolist(),
+            pbc=tuple(system.pbc.tolist()),
+            temperature_K=snapshots.temperature_K,
+            kT=snapshots.kT,
+            sigma_min=min(e.sigma[0] for e in experts),
+            sigma_max=max(e.sigma[1] for e in experts),
+            covariance=(np.einsum("mia,mja->ij", x, x) / (3 * len(x))).tolist(),
+            experts=experts,
+            data={
+                "source": snapshots.source,
+                "snapshots": len(snapshots),
+                "sha256": snapshots.sha256,
+                "correlation": round(snapshots.correlation, 2),
+            },
+            training={"seed": seed, "config": config},
+            validation=validation,
+            versions=versions,
+        )
+
+
+class ScoreModel:
+    """A learned score at all its noise levels.
+
+    Parameters
+    ----------
+    card : what it is
+    networks : one energy network for each expert of the card; the first whose range of σ
+        holds the level asked for is used
+    """
+
+    def __init__(self, card: Card, networks: list[nn.Module]):
+        self.card = card
+        self.networks = [network.eval().requires_grad_(False) for network in networks]
+        self._placed: dict = {}
+
+    def __repr__(self) -> str:
+        c = self.card
+        return (
+            f"ScoreModel({c.formula}, {c.temperature_K:g} K, σ {c.sigma_min:g}–{c.sigma_max:g} Å)"
+        )
+
+    @property
+    def system(self) -> System:
+        """The system it was trained on."""
+        c = self.card
+        return System(
+            np.array(c.numbers),
+            np.array(c.masses),
+            None if c.cell is None else np.array(c.cell),
+            np.array(c.pbc),
+        )
+
+    @property
+    def transferable(self) -> bool:
+        """Whether other compositions of the same elements may be asked for."""
+        return isinstance(self.networks[0], EquivariantNetwork)
+
+    def expert(self, sigma: float) -> nn.Module:
+        """The energy network for noise level ``sigma`` (Å)."""
+        slack = 1e-6 * sigma
+        for card, network in zip(self.card.experts, self.networks, strict=True):
+            if card.sigma[0] - slack <= sigma <= card.sigma[1] + slack:
+                return network
+        raise ValueError(
+            f"{sigma=} Å is outside the noise levels of this model, "
+            f"{self.card.sigma_min:g} to {self.card.sigma_max:g} Å"
+        )
+
+    def network_at(self, sigma: float, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The network for ``sigma`` on a device in a precision; copied there once."""
+        network = self.expert(sigma)
+        place = (id(network), device, dtype)
+        if place not in self._placed:
+            self._placed[place] = copy.deepcopy(network).to(device, dtype)
+        return self._placed[place]
+
+    def potential(
+        self,
+        system: System | None = None,
+        *,
+        sigma: float | None = None,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> ScorePotential:
+        """Energy and forces at one noise level, ``F = kT_train·s``.
+
+        Parameters
+        ----------
+        system : default, the one it was trained on
+        sigma : Å; default, the smallest, at which dynamics runs
+        device : "auto", "cpu", "cuda", …
+        dtype : of the network; default float32
+
+        Raises
+        ------
+        ValueError : elements, number of atoms, pbc or σ the model does not know
+        """
+        # the one import against the arrow: a model is asked for its potential
+        from ..potentials.learned import ScorePotential
+
+        return ScorePotential(self, system, sigma=sigma, device=device, dtype=dtype)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file with the card as JSON in its header."""
+        path = Path(path)
+        tensors = {
+            f"{card.name}.{key}": value.detach().cpu().contiguous()
+            for card, network in zip(self.card.experts, self.networks, strict=True)
+            for key, value in network.state_dict().items()
+        }
+        part = path.with_name(path.name + ".part")
+        save_file(tensors, part, metadata={"diffmd_card": self.card.model_dump_json()})
+        os.replace(part, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreModel:
+        """Read a model file, or a shipped model by name.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError : missing, truncated, foreign or newer files
+        """
+        path = _find(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                raw = (file.metadata() or {}).get("diffmd_card")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path.name} is not a readable model file ({error}); it may be truncated, or "
+                "not a .safetensors file of `diffmd train`"
+            ) from error
+        if raw is None:
+            raise ValueError(
+                f"{path.name} is a safetensors file without a diffmd card; expected a file "
+                "written by ScoreModel.save or `diffmd train`"
+            )
+        card = _parse(raw, path)
+        networks = []
+        for expert in card.experts:
+            prefix = f"{expert.name}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            try:
+                network = build(expert.network, own)
+                network.load_state_dict(own)
+            except (KeyError, RuntimeError) as error:
+                raise ValueError(f"{path.name}: weights do not fit its card: {error}") from error
+            networks.append(network)
+        return cls(card, networks)
+
+
+def _parse(raw: str, path: Path) -> Card:
+    fields = json.loads(raw)
+    version = fields.get("schema_version", 0)
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path.name} has schema version {version}, this program reads up to "
+            f"{SCHEMA_VERSION}; upgrade diffmd-ase"
+        )
+    try:
+        return Card.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(f"{path.name} has a damaged card: {error}") from error
+
+
+def _find(path: str | Path) -> Path:
+    found = Path(path)
+    if found.exists():
+        return found
+    models = Path(str(resources.files("diffmd_ase") / "models"))
+    shipped = models / f"{path}.safetensors"
+    if shipped.exists():
+        return shipped
+    names = sorted(p.stem for p in models.glob("*.safetensors"))
+    raise FileNotFoundError(
+        f"no model file {str(path)!r}, and no shipped model of that name ({names or 'none'}); "
+        "train one with `diffmd train SNAPSHOTS --temperature T -o model.safetensors`"
+    )
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is CUDA where there is one; a device that is not there is an error."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{device=} is not a device; use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"{device=}: this machine has {torch.cuda.device_count()} CUDA devices; use "
+            "device='cpu' or 'auto'"
+        )
+    return chosen
+
+
+def largest_curvature(
+    model: ScoreModel, snapshots: Snapshots, *, frames: int = 32, seed: int = 0
+) -> float:
+    """Largest eigenvalue of -∇s at σ_min (1/Å²) over some frames, by power iteration.
+
+    Euler–Maruyama is stable for ``h·λ < 2`` only.
+    """
+    network = model.expert(model.card.sigma_min)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(snapshots), generator=generator)[:frames]
+    device = next(network.buffers()).device
+    x = torch.as_tensor(snapshots.positions[index.numpy()], dtype=torch.float32, device=device)
+    sigma = x.new_full((len(x),), model.card.sigma_min)
+    system = snapshots.system
+    numbers = torch.as_tensor(system.numbers, device=device)
+    cell = None if system.cell is None else torch.as_tensor(system.cell, dtype=x.dtype).to(device)
+
+    def energy(positions: Tensor, level: Tensor) -> Tensor:
+        return network(positions, level, numbers=numbers, cell=cell, pbc=tuple(system.pbc.tolist()))
+
+    x = x.requires_grad_()
+    value = energy(x, sigma)
+    (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    v = torch.randn(x.shape, generator=generator).to(x)
+    rayleigh = x.new_zeros(len(x))
+    for _ in range(40):
+        v = v / v.flatten(1).norm(dim=1)[:, None, None]
+        (hv,) = torch.autograd.grad(gradient, x, v, retain_graph=True)
+        rayleigh = (v * hv).sum((1, 2))
+        v = hv
+    return float(rayleigh.max())

@@ -1,0 +1,432 @@
+"""Energy networks, leaf to root. An energy in units of kT; the score is minus its gradient.
+
+`MechanicsNetwork`  one molecule at its smallest noise: a fitted force field plus a perceptron
+`PairNetwork`       one molecule at all noise levels: data-derived springs plus a perceptron
+`EquivariantNetwork` any composition and any cell; E(3)-equivariant messages (e3nn)
+
+Both are called as ``network(x, sigma, numbers=…, cell=…, pbc=…) -> (B,)`` and know the noise
+level σ they are asked for. Nothing here knows about temperatures, units of energy or ASE.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from e3nn import o3
+from e3nn.math import soft_one_hot_linspace
+from e3nn.nn import FullyConnectedNet, Gate
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from .prior import MechanicsPrior, differences, fit_prior
+from .topology import signed_volumes
+
+__all__ = [
+    "EquivariantConfig",
+    "EquivariantNetwork",
+    "MechanicsConfig",
+    "MechanicsNetwork",
+    "PairConfig",
+    "PairNetwork",
+    "build",
+    "edges",
+    "mean_neighbours",
+]
+
+
+class MechanicsConfig(BaseModel):
+    """Hyper-parameters of `MechanicsNetwork`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["mechanics"] = "mechanics"
+    width: int = Field(96, ge=1, description="units of each hidden layer")
+    depth: int = Field(2, ge=1, description="hidden layers")
+
+
+class PairConfig(BaseModel):
+    """Hyper-parameters of `PairNetwork`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["pair"] = "pair"
+    width: int = Field(192, ge=1, description="units of each hidden layer")
+    depth: int = Field(3, ge=1, description="hidden layers")
+
+
+class EquivariantConfig(BaseModel):
+    """Hyper-parameters of `EquivariantNetwork`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["equivariant"] = "equivariant"
+    channels: int = Field(16, ge=1, description="channels of each degree and parity")
+    l_max: int = Field(1, ge=0, le=3, description="highest degree of the messages")
+    layers: int = Field(2, ge=1, description="message-passing layers")
+    cutoff: float = Field(5.0, gt=0, description="radius of messages, Å")
+    radial: int = Field(8, ge=2, description="radial basis functions")
+    elements: tuple[int, ...] = Field((), description="atomic numbers it was trained on")
+    neighbours: float = Field(12.0, gt=0, description="mean number of neighbours in the data")
+    chiral: bool = Field(False, description="pseudoscalars enter the energy")
+
+
+AnyConfig = MechanicsConfig | PairConfig | EquivariantConfig
+NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
+
+
+def build(config: AnyConfig, source, *, sigma: float = 0.0) -> nn.Module:
+    """The network of a configuration, in float32.
+
+    ``source``: the `Snapshots` whose statistics enter the network (a `MechanicsNetwork` fits
+    its prior to them at noise level ``sigma``), or the state dictionary of a trained one,
+    whose weights are about to be loaded.
+    """
+    if isinstance(config, EquivariantConfig):
+        return EquivariantNetwork(config).float()
+    known = isinstance(source, dict)
+    own = _below(source, "internal.") if known else internal_statistics(source)
+    if isinstance(config, PairConfig):
+        return PairNetwork(config, own).float()
+    prior = _below(source, "prior.") if known else fit_prior(source, sigma=sigma)
+    return MechanicsNetwork(config, own, prior).float()
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+# ------------------------------------------------------------------ noise level
+
+
+class NoiseEmbedding(nn.Module):
+    """log σ as Fourier features and a small network: (B,) → (B, width)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("frequency", 0.45 * torch.arange(1.0, 9.0))
+        self.net = nn.Sequential(
+            nn.Linear(17, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        t = sigma.log()[:, None]
+        phase = t * self.frequency
+        return self.net(torch.cat([t / 3, phase.cos(), phase.sin()], dim=-1))
+
+
+# --------------------------------------------------------- networks of one molecule
+
+
+def internal_statistics(snapshots) -> dict[str, Tensor]:
+    """What the data say of one molecule: pair distances, torsions, signed volumes."""
+    x, topology = snapshots.positions, snapshots.topology
+    i, j = np.triu_indices(x.shape[1], 1)
+    some = x[:: max(1, len(x) // 20_000)]
+    r = np.linalg.norm(some[:, i] - some[:, j], axis=-1)
+    centres = topology.centres if topology.chiral else topology.centres[:0]
+    volume = signed_volumes(some, centres)
+    tables = {
+        "pairs": np.stack([i, j]),
+        "mean": r.mean(0),
+        "std": np.maximum(r.std(0), 1e-3),
+        "torsions": topology.torsions,
+        "centres": centres,
+        "volume": volume.mean(0),
+        "volume_std": volume.std(0),
+        "chiral": np.array(topology.chiral),
+    }
+    return {name: torch.as_tensor(value) for name, value in tables.items()}
+
+
+class InternalCoordinates(nn.Module):
+    """Features of one molecule at a noise level: pair distances, torsions, signed volumes.
+
+    With ``m``, ``v`` the mean and variance of a pair distance in the data, its values under
+    noise have about the mean ``m_σ = sqrt(m² + 5σ²)`` and variance ``v_σ = v + 1.4σ²``
+    (exact for σ → ∞: Maxwell's law); features are of order one at every σ. Distances and
+    cosines are blind to mirror images; for chiral data sines and signed volumes are not.
+    """
+
+    def __init__(self, statistics: dict[str, Tensor]):
+        super().__init__()
+        for name, value in statistics.items():
+            self.register_buffer(name, value.float() if value.is_floating_point() else value)
+        # differences of positions as matrix products: gathers are slow to differentiate
+        self.n_atoms = int(self.pairs.max()) + 1
+        i, j, k, l = self.torsions.T  # noqa: E741
+        c, p, q, r = self.centres.T
+        for name, ends in {
+            "pair_arms": [tuple(self.pairs)],
+            "torsion_arms": [(i, j), (j, k), (k, l)],
+            "centre_arms": [(c, p), (c, q), (c, r)],
+        }.items():
+            matrix = torch.cat([differences(self.n_atoms, a, b) for a, b in ends], dim=1)
+            self.register_buffer(name, matrix, persistent=False)
+        self.odd = bool(self.chiral)
+        self.n_pairs = len(self.mean)
+        self.n_features = (
+            2 * self.n_pairs + (2 if self.odd else 1) * len(self.torsions) + len(self.centres)
+        )
+
+    def forward(self, planes: Tensor, s2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, F), pair deviations u (B, P), and signed volumes (B, C).
+
+        ``planes`` (B, 3, N); ``s2`` (B, 1) the squared noise level.
+        """
+        r2 = (planes @ self.pair_arms).square().sum(1)
+        mean, width = (self.mean**2 + 5 * s2).sqrt(), (self.std**2 + 1.4 * s2).rsqrt()
+        u = (r2.sqrt() - mean) * width
+        inverse = ((r2 + 2 * s2).rsqrt() - 1 / mean) * (mean**2 * width)
+        features, volume = [0.3 * u, 0.3 * inverse], planes.new_zeros(len(planes), 0)
+        if len(self.torsions):
+            vectors = (planes @ self.torsion_arms).chunk(3, dim=-1)
+            cosine, sine = torsion_features(*vectors, s2)
+            features += [cosine, sine] if self.odd else [cosine]
+        if len(self.centres):
+            volume = triple_product(*(planes @ self.centre_arms).chunk(3, dim=-1))
+            features.append(volume * (self.volume**2 + volume_noise(s2)).rsqrt())
+        return torch.cat(features, dim=-1), u, volume
+
+
+class MechanicsNetwork(nn.Module):
+    """``E(x) = E_prior(x) + MLP(internal coordinates)``: a fitted force field, corrected.
+
+    For one noise level, far below the width of the stiffest bond. The parameters of the
+    force field start at the closed-form solution of `fit_prior` and train on.
+    """
+
+    def __init__(self, config: MechanicsConfig, internal, prior):
+        super().__init__()
+        self.config = config
+        self.internal, self.prior = InternalCoordinates(internal), MechanicsPrior(prior)
+        sizes = [self.internal.n_features] + [config.width] * config.depth
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.out = nn.Linear(config.width, 1)
+        nn.init.zeros_(self.out.weight)  # begins as the prior
+
+    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
+        """Energy (B,) in kT of x (B, N, 3); ``sigma`` (B,) is the level it was trained for."""
+        planes = x.transpose(-1, -2)  # (B, 3, N): pairs run along the fast axis
+        h, _, _ = self.internal(planes, sigma.square()[:, None])
+        for layer in self.layers:
+            h = silu(layer(h))
+        return self.out(h)[:, 0] + self.prior(planes)
+
+
+class PairNetwork(nn.Module):
+    """``E(x, σ) = Σ_pairs [a(σ) u² + b(σ) u] + Σ_centres (V - V̄)²/(4 var V) + MLP``.
+
+    ``a`` starts at the harmonic prior: ½ for pairs with a standard deviation below 0.2 Å
+    (bonds, 1-3), decaying where σ exceeds bonds. The prior of the signed volumes decides the
+    hand while the noise falls and not after; two volumes of each centre say nearly the same,
+    hence half the weight.
+    """
+
+    STIFF = 0.2  # Å
+
+    def __init__(self, config: PairConfig, internal):
+        super().__init__()
+        self.config = config
+        self.internal = InternalCoordinates(internal)
+        width, n_pairs = config.width, self.internal.n_pairs
+        sizes = [self.internal.n_features] + [width] * config.depth
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.out = nn.Linear(width, 1)
+        self.embedding = NoiseEmbedding(64)
+        self.modulate = nn.ModuleList(nn.Linear(64, 2 * width) for _ in self.layers)
+        self.springs = nn.Linear(64, 2 * n_pairs)
+        nn.init.normal_(self.springs.weight, std=1e-3)
+        nn.init.zeros_(self.springs.bias)
+
+    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
+        """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,)."""
+        s2, data = sigma.square()[:, None], self.internal
+        h, u, volume = data(x.transpose(-1, -2), s2)
+        c = self.embedding(sigma)
+        for n, (layer, modulate) in enumerate(zip(self.layers, self.modulate, strict=True)):
+            gain, shift = modulate(c).chunk(2, dim=-1)
+            new = silu(layer(h) * (1 + gain) + shift)
+            h = h + new if n else new
+        overlap = s2 / (1 + s2)  # atoms have lost their places: many weak springs
+        a = 0.5 * (data.std < self.STIFF).to(x.dtype)
+        a = a * (data.std**2 + 1.4 * s2) / (data.std**2 + 2 * s2) * (1 - overlap)
+        a = a + overlap * (0.5 / data.n_atoms)
+        da, b = self.springs(c).chunk(2, dim=-1)
+        energy = self.out(h)[:, 0] + ((a + 0.3 * da) * u * u + b * u).sum(-1)
+        spread = data.volume_std**2 + volume_noise(s2)
+        return energy + (0.25 * (volume - data.volume) ** 2 / spread).sum(-1)
+
+
+def volume_noise(s2: Tensor) -> Tensor:
+    """About the variance of a signed volume that noise of variance s2 adds, Å⁶."""
+    return 16 * s2 + 4 * s2**3
+
+
+def triple_product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a·(b×c) of vectors (B, 3, C): (B, C)."""
+    return (a * torch.linalg.cross(b, c, dim=-2)).sum(-2)
+
+
+def torsion_features(b1: Tensor, b2: Tensor, b3: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin (B, K) of dihedrals with bond vectors (B, 3, K), smoothed where noise
+    makes atoms collinear."""
+    n1, n2 = torch.linalg.cross(b1, b2, dim=-2), torch.linalg.cross(b2, b3, dim=-2)
+    soft = 4 * (0.1 + s2) ** 2
+    norm = (n1.square().sum(-2) * n2.square().sum(-2) + soft).rsqrt()
+    length = (b2.square().sum(-2) + 0.1 * s2).rsqrt()
+    return (n1 * n2).sum(-2) * norm, triple_product(b2, n1, n2) * norm * length
+
+
+# ---------------------------------------------------------- equivariant network
+
+
+class EquivariantNetwork(nn.Module):
+    """E(3)-equivariant message passing; energy = sum of atomic energies.
+
+    Messages are tensor products of neighbour features with spherical harmonics of the bond,
+    weighted by a network of distance and noise level (NequIP: Batzner et al., Nat. Commun.
+    13, 2453 (2022)). All parities are carried. The energy is built of true scalars, so that
+    mirror images have the same; for chiral data pseudoscalars enter as well.
+    """
+
+    def __init__(self, config: EquivariantConfig):
+        super().__init__()
+        self.config = config
+        c, parities = config.channels, ("e", "o")
+        hidden = o3.Irreps([(c, f"{n}{p}") for n in range(config.l_max + 1) for p in parities])
+        self.register_buffer("elements", torch.as_tensor(config.elements), persistent=False)
+        self.embedding = NoiseEmbedding(32)
+        self.species = nn.Embedding(len(config.elements), c)
+        self.species_noise = nn.Linear(32, c)
+        irreps, layers = o3.Irreps(f"{c}x0e"), []
+        for _ in range(config.layers):
+            layers.append(Interaction(irreps, hidden, config))
+            irreps = layers[-1].irreps_out
+        self.layers = nn.ModuleList(layers)
+        scalars = [(n, ir) for n, ir in irreps if ir.l == 0 and (ir.p == 1 or config.chiral)]
+        self.readout = o3.Linear(irreps, o3.Irreps([(c, ir) for _, ir in scalars]))
+        self.energy = nn.Sequential(nn.Linear(c * len(scalars), c), nn.SiLU(), nn.Linear(c, 1))
+
+    def forward(self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3):
+        """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,).
+
+        ``numbers`` (N,), ``cell`` (3, 3) or (B, 3, 3) or None, ``pbc`` three bools.
+        """
+        n_batch, n_atoms = x.shape[:2]
+        source, target, vectors = edges(x, self.config.cutoff, cell, pbc)
+        length = vectors.norm(dim=-1)
+        harmonics = o3.spherical_harmonics(
+            list(range(self.config.l_max + 1)), vectors, normalize=True, normalization="component"
+        )
+        c = self.embedding(sigma)
+        radial = soft_one_hot_linspace(
+            length, 0.0, self.config.cutoff, self.config.radial, basis="bessel", cutoff=True
+        ) * math.sqrt(self.config.radial)
+        weight = torch.cat([radial, c[target // n_atoms]], dim=-1)
+        smooth = envelope(length / self.config.cutoff)[:, None]
+        index = (numbers[:, None] == self.elements).to(torch.int8).argmax(-1)
+        features = (self.species(index)[None] + self.species_noise(c)[:, None]).flatten(0, 1)
+        for layer in self.layers:
+            features = layer(features, source, target, harmonics, weight, smooth)
+        energy = self.energy(self.readout(features))
+        return energy.reshape(n_batch, n_atoms).sum(-1)
+
+
+class Interaction(nn.Module):
+    """One round of messages, then a gated nonlinearity."""
+
+    def __init__(self, irreps_in: o3.Irreps, hidden: o3.Irreps, config: EquivariantConfig):
+        super().__init__()
+        harmonics = o3.Irreps.spherical_harmonics(config.l_max)
+        scalars = o3.Irreps([(n, ir) for n, ir in hidden if ir.l == 0])
+        gated = o3.Irreps([(n, ir) for n, ir in hidden if ir.l > 0])
+        middle, instructions = [], []
+        for i, (mul, ir_in) in enumerate(irreps_in):
+            for j, (_, ir_edge) in enumerate(harmonics):
+                for ir_out in ir_in * ir_edge:
+                    if ir_out in hidden:
+                        instructions.append((i, j, len(middle), "uvu", True))
+                        middle.append((mul, ir_out))
+        reached = {ir for _, ir in middle} | {ir for _, ir in irreps_in}
+        scalars = o3.Irreps([(n, ir) for n, ir in scalars if ir in reached])
+        gated = o3.Irreps([(n, ir) for n, ir in gated if ir in reached])
+        gates = o3.Irreps([(gated.num_irreps, "0e")]) if len(gated) else o3.Irreps([])
+        self.gate = Gate(
+            scalars,
+            [silu if ir.p == 1 else torch.tanh for _, ir in scalars],
+            gates,
+            [torch.sigmoid] * len(gates),
+            gated,
+        )
+        self.irreps_out = self.gate.irreps_out
+        self.own = o3.Linear(irreps_in, self.gate.irreps_in)
+        self.up = o3.Linear(irreps_in, irreps_in)
+        self.product = o3.TensorProduct(
+            irreps_in, harmonics, middle, instructions, shared_weights=False, internal_weights=False
+        )
+        self.radial = FullyConnectedNet(
+            [config.radial + 32, 32, self.product.weight_numel], torch.nn.functional.silu
+        )
+        self.down = o3.Linear(o3.Irreps(middle).simplify(), self.gate.irreps_in)
+        self.scale = config.neighbours**-0.5
+
+    def forward(self, features, source, target, harmonics, weight, smooth):
+        messages = self.product(self.up(features)[source], harmonics, self.radial(weight))
+        gathered = features.new_zeros(len(features), messages.shape[-1])
+        gathered = gathered.index_add(0, target, smooth * messages) * self.scale
+        return self.gate(self.own(features) + self.down(gathered))
+
+
+def envelope(t: Tensor) -> Tensor:
+    """``1 - 10t³ + 15t⁴ - 6t⁵`` for t < 1, else 0: smooth to second order at the cutoff."""
+    t = t.clamp(max=1.0)
+    return 1 - t**3 * (10 - 15 * t + 6 * t**2)
+
+
+def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3):
+    """All directed pairs closer than ``cutoff``, periodic images included.
+
+    Dense over atoms and images: right for molecules and cells of a few hundred atoms.
+
+    Returns
+    -------
+    source, target : (E,) into the flattened (B·N) atoms
+    vectors : (E, 3) from target to source, differentiable in x and cell
+    """
+    n_batch, n_atoms = x.shape[:2]
+    shifts = x.new_zeros(1, 3)
+    if cell is not None and any(pbc):
+        cell = cell.expand(n_batch, 3, 3)
+        with torch.no_grad():
+            inverse = torch.linalg.inv(cell)
+            heights = 1 / inverse.norm(dim=-2)  # distances between lattice planes
+            reach = torch.ceil(cutoff / heights).amax(0).long().tolist()
+            reach = [n if p else 0 for n, p in zip(reach, pbc, strict=True)]
+            grids = torch.meshgrid(
+                *(torch.arange(-n, n + 1, device=x.device) for n in reach), indexing="ij"
+            )
+            shifts = torch.stack([g.flatten() for g in grids], dim=-1).to(x)
+            home = torch.floor(x @ inverse) * x.new_tensor([float(p) for p in pbc])
+        x = x - home @ cell  # into the cell, so that few images suffice
+    with torch.no_grad():
+        images = shifts if cell is None or not any(pbc) else shifts @ cell
+        difference = x[:, None, :, None] - x[:, :, None, None]  # (B, target, source, 1, 3)
+        distance2 = (difference + images.reshape(-1, 1, 1, len(shifts), 3)).square().sum(-1)
+        own = torch.eye(n_atoms, dtype=torch.bool, device=x.device)[None, :, :, None]
+        own = own & (shifts == 0).all(-1)
+        batch, target, source, image = torch.nonzero((distance2 < cutoff**2) & ~own, as_tuple=True)
+    vectors = x[batch, source] - x[batch, target]
+    if cell is not None and any(pbc):
+        vectors = vectors + torch.einsum("ea,eab->eb", shifts[image], cell[batch])
+    return batch * n_atoms + source, batch * n_atoms + target, vectors
+
+
+def mean_neighbours(snapshots, cutoff: float) -> float:
+    """Mean number of neighbours within ``cutoff`` in a few snapshots."""
+    x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // 20)][:20])
+    system = snapshots.system
+    cell = None if system.cell is None else torch.as_tensor(system.cell)
+    source, _, _ = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
+    return max(1.0, round(len(source) / (x.shape[0] * x.shape[1]), 2))

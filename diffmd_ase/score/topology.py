@@ -1,0 +1,134 @@
+"""What the snapshots of a molecule say about its structure.
+
+Bonds come from mean distances and covalent radii; from the bond graph follow the
+rotatable bonds (the soft modes), the tetrahedral centres (handedness) and the
+automorphisms (exchanges of like atoms that leave the molecule as it is).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import networkx as nx
+import numpy as np
+from ase.data import covalent_radii
+
+__all__ = ["Topology", "signed_volumes"]
+
+_BOND_TOLERANCE = 1.25  # times the sum of covalent radii
+_MAX_AUTOMORPHISMS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """Structure of one molecule.
+
+    Parameters
+    ----------
+    bonds : (n, 2) pairs i < j
+    rotors : (K, 2) axes a→b of the rotatable bonds; the smaller side turns
+    moved : (K, N) bool, the atoms that turn with rotor k
+    torsions : (K, 4) one dihedral i-a-b-l for each rotor
+    centres : (C, 4) a centre atom and three of its neighbours, with a signed volume
+        ``(i-c)·((j-c)×(l-c))`` that keeps its sign in the snapshots
+    permutations : (S, N) exchanges of like atoms that keep the graph and the signs of
+        all centres; the first is the identity
+    chiral : one hand only: some centre has four different neighbours and one sign
+    """
+
+    bonds: np.ndarray
+    rotors: np.ndarray
+    moved: np.ndarray
+    torsions: np.ndarray
+    centres: np.ndarray
+    permutations: np.ndarray
+    chiral: bool
+
+    @classmethod
+    def from_positions(cls, numbers: np.ndarray, positions: np.ndarray) -> Topology:
+        """From atomic numbers (N,) and snapshots (M, N, 3) in Å."""
+        numbers = np.asarray(numbers)
+        graph = _bond_graph(numbers, positions)
+        bonds = np.array(sorted(tuple(sorted(b)) for b in graph.edges), int).reshape(-1, 2)
+        rotors, moved, torsions = _rotors(graph, len(numbers))
+        centres, stereo = _centres(graph, positions)
+        permutations = _automorphisms(graph, positions, centres)
+        return cls(bonds, rotors, moved, torsions, centres, permutations, stereo)
+
+
+def signed_volumes(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """``(i-c)·((j-c)×(l-c))`` in Å³ for positions (*batch, N, 3), centres (C, 4)."""
+    c, i, j, k = (x[..., centres[:, n], :] for n in range(4))
+    return np.sum((i - c) * np.cross(j - c, k - c), axis=-1)
+
+
+def _bond_graph(numbers, positions) -> nx.Graph:
+    graph = nx.Graph()
+    graph.add_nodes_from((n, {"Z": int(z)}) for n, z in enumerate(numbers))
+    radius = covalent_radii[numbers]
+    some = positions[:: max(1, len(positions) // 500)]
+    for i in range(len(numbers)):
+        mean = np.linalg.norm(some[:, i, None] - some, axis=-1).mean(0)
+        for j in range(i + 1, len(numbers)):
+            if mean[j] < _BOND_TOLERANCE * (radius[i] + radius[j]):
+                graph.add_edge(i, j)
+    return graph
+
+
+def _rotors(graph: nx.Graph, n_atoms: int):
+    rotors, moved, torsions = [], [], []
+    for a, b in nx.bridges(graph):
+        if graph.degree(a) < 2 or graph.degree(b) < 2:
+            continue
+        cut = graph.copy()
+        cut.remove_edge(a, b)
+        side, rest = (nx.node_connected_component(cut, end) for end in (b, a))
+        if len(side) > len(rest):
+            a, b, side = b, a, rest
+        mask = np.zeros(n_atoms, bool)
+        mask[list(side - {b})] = True
+        rotors.append((a, b))
+        moved.append(mask)
+        torsions.append((_heaviest(graph, a, b), a, b, _heaviest(graph, b, a)))
+    return (
+        np.array(rotors, int).reshape(-1, 2),
+        np.array(moved, bool).reshape(-1, n_atoms),
+        np.array(torsions, int).reshape(-1, 4),
+    )
+
+
+def _heaviest(graph, atom, other) -> int:
+    neighbours = (n for n in graph[atom] if n != other)
+    return min(neighbours, key=lambda n: (-graph.nodes[n]["Z"], n))
+
+
+def _centres(graph, positions):
+    """Centres with a signed volume of constant sign; is one of them a stereocentre?"""
+    colour = nx.weisfeiler_lehman_subgraph_hashes(graph, node_attr="Z", iterations=6)
+    centres, stereo = [], False
+    for atom in graph:
+        near = sorted(graph[atom])
+        if len(near) != 4:
+            continue
+        candidate = np.array([[atom, *near[:3]], [atom, *near[1:]]])
+        volume = signed_volumes(positions, candidate)
+        if np.all(volume * np.sign(volume[0]) > 0):
+            centres += candidate.tolist()
+            different = len({colour[n][-1] for n in near}) == 4
+            stereo = stereo or different
+    return np.array(centres, int).reshape(-1, 4), stereo
+
+
+def _automorphisms(graph, positions, centres) -> np.ndarray:
+    same = nx.algorithms.isomorphism.categorical_node_match("Z", 0)
+    matcher = nx.algorithms.isomorphism.GraphMatcher(graph, graph, node_match=same)
+    identity = np.arange(len(graph))
+    found = [identity]
+    sign = np.sign(signed_volumes(positions[0], centres))
+    for mapping in islice(matcher.isomorphisms_iter(), _MAX_AUTOMORPHISMS):
+        order = np.array([mapping[n] for n in range(len(graph))])
+        keeps_hands = np.sign(signed_volumes(positions[0][order], centres)) == sign
+        if np.all(keeps_hands) and not np.array_equal(order, identity):
+            found.append(order)
+    return np.array(found)

@@ -1,0 +1,574 @@
+"""Training: one readable loop, for each expert of the model.
+
+An expert is an energy network for a range of noise levels. A molecule gets two, trained side
+by side in two processes of one thread: `fine`, at the smallest noise, whose energy drives
+molecular dynamics, and `broad`, over all noise levels, for i.i.d. reverse diffusion. Anything
+else gets one equivariant network over all levels.
+
+The state of a training run lives in a folder: the job, and for each expert a checkpoint in
+safetensors with its history in JSON. A run that was interrupted goes on from there. Every
+step draws its randomness from (seed, expert, step), so there is no generator state to keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..system import System
+from . import diffusion
+from .model import Card, ExpertCard, ScoreModel, largest_curvature, resolve_device
+from .network import (
+    EquivariantConfig,
+    MechanicsConfig,
+    NetworkConfig,
+    PairConfig,
+    build,
+    mean_neighbours,
+)
+from .snapshots import Snapshots
+
+__all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
+
+
+class TrainConfig(BaseModel):
+    """What a user may choose; None means: decide from the snapshots."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    network: Literal["auto", "pair", "equivariant"] = Field(
+        "auto", description="pair: one molecule; equivariant: anything (auto: by pbc and size)"
+    )
+    sigma_min: float | None = Field(
+        None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"
+    )
+    sigma_max: float | None = Field(None, gt=0, description="largest noise, Å (default: data)")
+    steps: int = Field(16_000, ge=1, description="optimiser steps of each expert")
+    max_minutes: float = Field(5.5, gt=0, description="wall clock of the training loop at most")
+    batch_size: int = Field(256, ge=1, description="snapshots per step")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam; cosine decay")
+    width: int = Field(96, ge=1, description="hidden units of the fine network")
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights")
+    torsion_weight: float = Field(10.0, ge=0, description="angular score matching")
+    contrastive_weight: float = Field(1000.0, ge=0, description="torsion moves against data")
+    validation_fraction: float = Field(0.05, gt=0, lt=1, description="snapshots held out")
+    evaluations: int = Field(20, ge=1, description="validations during training")
+    patience: int = Field(8, ge=1, description="validations without improvement before stopping")
+    cutoff: float = Field(4.5, gt=0, description="message radius of the equivariant network, Å")
+    channels: int = Field(16, ge=1, description="channels of the equivariant network")
+    processes: int | None = Field(None, ge=1, description="experts trained at a time")
+
+
+class Expert(BaseModel):
+    """One energy network, its noise levels, and the weights of its losses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    sigma: tuple[float, float]
+    network: NetworkConfig
+    denoising: float = 1.0
+    torsional: float = 0.0
+    contrastive: float = 0.0
+    mirror: float = 0.0
+    clip: float = 50.0
+
+
+def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
+    """The experts for these snapshots; the one that drives dynamics comes first."""
+    kind = config.network
+    if kind == "auto":
+        kind = "equivariant" if snapshots.system.periodic or len(snapshots.system) > 60 else "pair"
+    if kind == "pair" and snapshots.system.periodic:
+        raise ValueError("network='pair' is for one isolated molecule; use 'equivariant'")
+    low, high = _noise_range(snapshots, config)
+    if kind == "equivariant":
+        network = EquivariantConfig(
+            channels=config.channels,
+            cutoff=config.cutoff,
+            elements=tuple(sorted({int(z) for z in snapshots.system.numbers})),
+            neighbours=mean_neighbours(snapshots, config.cutoff),
+            chiral=not snapshots.system.periodic and snapshots.topology.chiral,
+        )
+        return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * network.chiral)]
+    chiral = float(snapshots.topology.chiral)
+    fine = Expert(
+        name="fine",
+        sigma=(low, low),
+        network=MechanicsConfig(width=config.width),
+        denoising=low**-2,
+        torsional=config.torsion_weight,
+        contrastive=config.contrastive_weight,
+        clip=1000.0,
+    )
+    broad = Expert(
+        name="broad",
+        sigma=(low, high),
+        network=PairConfig(),
+        mirror=10.0 * chiral,
+    )
+    return [fine, broad]
+
+
+def train(
+    snapshots: Snapshots,
+    *,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+    directory: str | Path | None = None,
+) -> ScoreModel:
+    """Learn the score of equilibrium snapshots.
+
+    Parameters
+    ----------
+    snapshots : one system, one temperature
+    config : see `TrainConfig`; the default takes six minutes on two cores
+    seed : of weights, batches, noise and the held-out frames
+    device : "auto", "cpu", "cuda", "cuda:1", …
+    progress : show a progress bar
+    directory : keeps checkpoints; a second call with the same snapshots, config and seed
+        goes on from them
+
+    Raises
+    ------
+    ValueError : snapshots or config that cannot be trained on
+    RuntimeError : a training process failed, with its last words
+    """
+    config = config or TrainConfig()
+    started = time.time()
+    experts = plan(snapshots, config)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(directory or scratch)
+        _write_job(folder, snapshots, config, seed, str(resolve_device(device)))
+        processes = config.processes or (os.cpu_count() or 1)
+        if resolve_device(device).type != "cpu":
+            processes = 1
+        with _reporter(progress, config) as report:
+            _fit_all(folder, experts, min(processes, len(experts)), report)
+        results = [_load_best(folder, expert, snapshots) for expert in experts]
+    cards = [
+        ExpertCard(name=e.name, sigma=e.sigma, network=e.network, history=history)
+        for e, (_, history) in zip(experts, results, strict=True)
+    ]
+    networks = [network for network, _ in results]
+    card = Card.describe(snapshots, cards, seed=seed, config=config.model_dump(mode="json"))
+    card.training["seconds"] = round(time.time() - started, 1)
+    card.training["device"] = str(resolve_device(device))
+    model = ScoreModel(card, networks)
+    model.card.lambda_max = largest_curvature(model, snapshots, seed=seed)
+    return model
+
+
+# ------------------------------------------------------------------- one expert
+
+
+def fit(
+    expert: Expert,
+    snapshots: Snapshots,
+    config: TrainConfig,
+    *,
+    seed: int,
+    device: str,
+    folder: Path,
+    report: Callable[[dict], None],
+) -> None:
+    """Train one expert and leave its best weights in ``folder``."""
+    training, held_out = snapshots.split(config.validation_fraction, seed=seed)
+    network = _new_network(expert, training, seed).to(device)
+    average = torch.optim.swa_utils.AveragedModel(network)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    run = _Progress.load(folder, expert, network, average, optimiser)
+    objective = _Objective(expert, snapshots, device)
+    x_train, x_valid = (
+        torch.as_tensor(part.positions, dtype=torch.float32, device=device)
+        for part in (training, held_out.take(slice(0, 2048)))
+    )
+    began = time.time() - run.seconds
+    every = max(1, config.steps // config.evaluations)
+    while run.step < config.steps:
+        run.seconds = time.time() - began
+        fraction = max(run.step / config.steps, run.seconds / (60 * config.max_minutes))
+        if fraction >= 1:
+            break
+        generator = _generator(seed, expert.name, run.step)
+        for group in optimiser.param_groups:
+            cosine = 0.5 * (1 + math.cos(math.pi * fraction))
+            group["lr"] = config.learning_rate * max(cosine, 1e-3) * min(1, (run.step + 1) / 100)
+        index = torch.randint(len(x_train), (config.batch_size,), generator=generator)
+        terms = objective(network, x_train[index.to(device)], generator)
+        optimiser.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        nn.utils.clip_grad_norm_(network.parameters(), expert.clip)
+        optimiser.step()
+        run.step += 1
+        decay = min(config.ema, (1 + run.step) / (10 + run.step))
+        with torch.no_grad():
+            for a, p in zip(average.module.parameters(), network.parameters(), strict=True):
+                a.lerp_(p, 1 - decay)
+        if run.step % 50 == 0:
+            report({"expert": expert.name, "step": run.step, "fraction": fraction})
+        if run.step % every == 0 or run.step == config.steps:
+            run.seconds = time.time() - began
+            run.validate(objective, average.module, x_valid, terms, seed)
+            run.save(folder, expert, network, average, optimiser)
+            report({"expert": expert.name, "fraction": fraction, **run.history[-1]})
+            if run.step - run.best_step >= config.patience * every:
+                break
+    if not run.history or run.history[-1]["step"] != run.step:
+        run.validate(objective, average.module, x_valid, terms, seed)
+        run.save(folder, expert, network, average, optimiser)
+    report({"expert": expert.name, "fraction": 1.0, **run.history[-1]})
+
+
+class _Objective:
+    """The loss of one expert on a batch of snapshots."""
+
+    DELTA = 0.02  # rad, angular noise: far below the width of a torsional well
+    MOVES = 3  # bonds turned at most in a contrastive move
+
+    def __init__(self, expert: Expert, snapshots: Snapshots, device):
+        self.expert = expert
+        system = snapshots.system
+        self.cell = None if system.cell is None else torch.as_tensor(system.cell).float().to(device)
+        self.numbers = torch.as_tensor(system.numbers, device=device)
+        self.pbc = tuple(bool(p) for p in system.pbc)
+        self.moves = self.permutations = None
+        if not system.periodic:
+            self.permutations = torch.as_tensor(snapshots.topology.permutations, device=device)
+            if len(snapshots.topology.rotors):
+                self.moves = diffusion.Moves(snapshots.topology, device)
+
+    def __call__(self, network: nn.Module, x: Tensor, generator: torch.Generator) -> dict:
+        """Mean losses by name; ``loss`` is their weighted sum."""
+        e, n = self.expert, len(x)
+
+        def energy(positions, level):
+            return network(positions, level, numbers=self.numbers, cell=self.cell, pbc=self.pbc)
+
+        def random(shape):
+            return torch.randn(shape, generator=generator).to(x)
+
+        if self.permutations is not None:
+            which = torch.randint(len(self.permutations), (n,), generator=generator)
+            order = self.permutations[which.to(x.device)]
+            x = x.gather(1, order[:, :, None].expand_as(x))
+        sigma = diffusion.log_uniform(n, *e.sigma, generator).to(x)
+        epsilon = random(x.shape)
+        noisy = x + sigma[:, None, None] * epsilon
+        points = [noisy, x - sigma[:, None, None] * epsilon]
+        torsional = e.torsional > 0 and self.moves is not None
+        if torsional:
+            rotor, xi = self.moves.choose(n, generator), random((n,))
+            points += [self.moves.rotate(x, rotor, sign * self.DELTA * xi) for sign in (1, -1)]
+        levels = sigma.repeat(len(points))
+        _, scores = diffusion.score(energy, torch.cat(points), levels, create_graph=True)
+        plus, minus, *turned = scores.chunk(len(points))
+        terms = {"denoising": diffusion.denoising_loss(plus, minus, epsilon, sigma).mean()}
+        loss = e.denoising * terms["denoising"]
+        if torsional:
+            g = [
+                self.moves.angular_score(p, s, rotor)
+                for p, s in zip(points[2:], turned, strict=True)
+            ]
+            terms["torsional"] = diffusion.torsional_loss(*g, xi, self.DELTA).mean()
+            loss = loss + e.torsional * terms["torsional"]
+        negatives = {}
+        # noise is added before the move, which is symmetric at every noise level
+        if e.contrastive > 0 and self.moves is not None:
+            negatives["contrastive"] = self.moves.scramble(noisy, self.MOVES, generator)
+        if e.mirror > 0:
+            negatives["mirror"] = -noisy
+        if negatives:
+            points = torch.cat([noisy, *negatives.values()])
+            first, *moved = energy(points, sigma.repeat(1 + len(negatives))).chunk(
+                1 + len(negatives)
+            )
+            for name, other in zip(negatives, moved, strict=True):
+                terms[name] = diffusion.contrastive_loss(first, other).mean()
+                loss = loss + getattr(e, name) * terms[name]
+        return {**terms, "loss": loss}
+
+
+@dataclass
+class _Progress:
+    """Where a training run stands, on disk after every validation."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    best_loss: float = math.inf
+    history: list[dict] = None  # type: ignore[assignment]
+    best: dict[str, Tensor] = None  # type: ignore[assignment]
+
+    def validate(self, objective, network, x, terms, seed) -> None:
+        generator = _generator(seed, "validation", 0)
+        sums: dict[str, float] = {}
+        for part in x.split(256):
+            for name, value in objective(network, part, generator).items():
+                sums[name] = sums.get(name, 0.0) + value.item() * len(part) / len(x)
+        entry = {"step": self.step, "seconds": round(self.seconds, 1)}
+        entry["training_loss"] = terms["loss"].item()
+        entry |= {f"validation_{name}": value for name, value in sums.items()}
+        self.history.append(entry)
+        if sums["loss"] < self.best_loss:
+            self.best_loss, self.best_step = sums["loss"], self.step
+            self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+
+    def save(self, folder: Path, expert: Expert, network, average, optimiser) -> None:
+        tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for n, slot in optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{n}.{k}": torch.as_tensor(v) for k, v in slot.items()}
+        facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_loss")}
+        facts |= {"history": self.history, "expert": expert.model_dump(mode="json")}
+        path = folder / f"{expert.name}.safetensors"
+        part = path.with_suffix(".part")
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        save_file(tensors, part, metadata={"progress": json.dumps(facts)})
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, folder: Path, expert: Expert, network, average, optimiser) -> _Progress:
+        path = folder / f"{expert.name}.safetensors"
+        if not path.exists():
+            return cls(history=[])
+        facts, tensors = _read_progress(path)
+
+        def part(prefix):
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        network.load_state_dict(part("network."))
+        average.module.load_state_dict(part("average."))
+        state: dict = {}
+        for name, value in part("adam.").items():
+            n, key = name.split(".")
+            state.setdefault(int(n), {})[key] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        facts.pop("expert")
+        return cls(**facts, best=part("best."))
+
+
+def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["progress"])
+        return facts, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _load_best(folder: Path, expert: Expert, snapshots) -> tuple[nn.Module, list[dict]]:
+    facts, tensors = _read_progress(folder / f"{expert.name}.safetensors")
+    best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+    network = build(expert.network, best)
+    network.load_state_dict(best)
+    return network.eval(), facts["history"]
+
+
+def _new_network(expert: Expert, training: Snapshots, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_address(seed, expert.name, -1))
+        return build(expert.network, training, sigma=expert.sigma[0])
+
+
+def _generator(seed: int, name: str, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_address(seed, name, step))
+
+
+def _address(seed: int, name: str, step: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _noise_range(snapshots: Snapshots, config: TrainConfig) -> tuple[float, float]:
+    x = snapshots.positions[:: max(1, len(snapshots) // 2000)]
+    if snapshots.system.periodic:
+        # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
+        drift = x - x.mean(axis=1, keepdims=True)
+        amplitude = float(np.median(drift.std(axis=0)))
+        low, high = 0.2 * min(amplitude, 0.5), 1.0
+    else:
+        i, j = np.triu_indices(x.shape[1], 1)
+        std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)
+        size = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean())
+        low, high = 0.05 * float(std.min()), max(4.0, 2.5 * float(size))
+    low, high = config.sigma_min or low, config.sigma_max or high
+    if not 0 < low < high:
+        raise ValueError(f"noise levels from {low:g} to {high:g} Å: need 0 < sigma_min < sigma_max")
+    return round(low, 5), round(high, 3)
+
+
+# ------------------------------------------------- experts in processes of their own
+
+
+def _write_job(folder: Path, snapshots: Snapshots, config: TrainConfig, seed, device) -> None:
+    job = {
+        "data": snapshots.sha256,
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+        "device": device,
+        "temperature_K": snapshots.temperature_K,
+        "correlation": snapshots.correlation,
+    }
+    path = folder / "job.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [k for k in ("data", "config", "seed") if before[k] != job[k]]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a training run with another {' and '.join(changed)}; give "
+                "another directory, or remove it to start afresh"
+            )
+    system = snapshots.system
+    cell = {} if system.cell is None else {"cell": system.cell}
+    np.savez(
+        folder / "job.npz",
+        positions=snapshots.positions,
+        numbers=system.numbers,
+        masses=system.masses,
+        pbc=system.pbc,
+        **cell,
+    )
+    path.write_text(json.dumps(job, indent=1))
+
+
+def _read_job(folder: Path) -> tuple[Snapshots, TrainConfig, dict]:
+    job = json.loads((folder / "job.json").read_text())
+    with np.load(folder / "job.npz") as raw:
+        cell = raw["cell"] if "cell" in raw.files else None
+        system = System(raw["numbers"], raw["masses"], cell, raw["pbc"])
+        snapshots = Snapshots(
+            system, raw["positions"], job["temperature_K"], correlation=job["correlation"]
+        )
+    return snapshots, TrainConfig(**job["config"]), job
+
+
+def _fit_in_folder(folder: Path, name: str, report) -> None:
+    snapshots, config, job = _read_job(folder)
+    expert = next(e for e in plan(snapshots, config) if e.name == name)
+    fit(
+        expert,
+        snapshots,
+        config,
+        seed=job["seed"],
+        device=job["device"],
+        folder=folder,
+        report=report,
+    )
+
+
+def _fit_all(folder: Path, experts: list[Expert], processes: int, report) -> None:
+    if processes == 1:
+        for expert in experts:
+            _fit_in_folder(folder, expert.name, report)
+        return
+    # one thread each: two OpenMP threads wait for each other on a shared machine
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    waiting, running = list(experts), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                command = [sys.executable, "-m", __name__, str(folder), waiting.pop(0).name]
+                running.append(_Child(command, environment, report))
+            time.sleep(0.2)
+            for child in [c for c in running if c.finished()]:
+                running.remove(child)
+    finally:
+        for child in running:
+            child.process.terminate()
+
+
+class _Child:
+    """A training process: reports come as JSON lines on its standard output."""
+
+    def __init__(self, command, environment, report):
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.words: list[str] = []
+        self.threads = [
+            threading.Thread(target=self._reports, args=(report,), daemon=True),
+            threading.Thread(target=self._complaints, daemon=True),
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _reports(self, report):
+        for line in self.process.stdout:
+            report(json.loads(line))
+
+    def _complaints(self):
+        for line in self.process.stderr:
+            self.words.append(line)
+
+    def finished(self) -> bool:
+        if self.process.poll() is None:
+            return False
+        for thread in self.threads:
+            thread.join()
+        if self.process.returncode:
+            last = "".join(self.words[-15:]).strip() or "no message"
+            raise RuntimeError(f"training stopped with code {self.process.returncode}: {last}")
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return True
+
+
+class _reporter:
+    """Progress bars of all experts: validation loss and time left; silent if not wanted."""
+
+    def __init__(self, show: bool, config: TrainConfig):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bars = Progress(
+            TextColumn("{task.description:>6}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            disable=not show,
+        )
+        self.tasks: dict = {}
+
+    def __enter__(self):
+        self.bars.start()
+        return self.report
+
+    def __exit__(self, *error):
+        self.bars.stop()
+
+    def report(self, message: dict) -> None:
+        name = message["expert"]
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=1.0, note="")
+        options = {"completed": message["fraction"]}
+        if "validation_loss" in message:
+            note = f"step {message['step']}  validation {message['validation_loss']:.4g}"
+            options["note"] = note
+        self.bars.update(self.tasks[name], **options)
+
+
+def _main(folder: str, name: str) -> None:
+    torch.set_num_threads(1)
+    _fit_in_folder(Path(folder), name, lambda message: print(json.dumps(message), flush=True))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
