@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def check_stress(
         return factory(strained)(x @ x.new_tensor(strain)).energy
 
     pairs = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-    numerical = torch.stack([_derivative(lambda a, p=p: energy(*p, a), size) for p in pairs])
+    numerical = torch.stack([_derivative(partial(energy, *p), size) for p in pairs])
     _require_close(stress, numerical / volume, rtol, "stress and (1/V) dE/dε")
 
 
@@ -235,7 +236,7 @@ def _check_forces(potential, x, step, rtol) -> None:
     mixed = mixed / mixed.flatten(1).norm(dim=1)[:, None, None]
     for directions, name in ((axes, "coordinate"), (mixed, "random direction")):
         exact = -(directions * forces).sum((-2, -1))
-        numerical = _derivative(lambda a, d=directions: potential(x + a * d).energy, step)
+        numerical = _derivative(partial(_energy_along, potential, x, directions), step)
         _require_close(
             exact,
             numerical,
@@ -243,6 +244,10 @@ def _check_forces(potential, x, step, rtol) -> None:
             f"-F and dE/dx by {name}",
             floor=float(forces.abs().max()),
         )
+
+
+def _energy_along(potential, x, directions, amount: float) -> Tensor:
+    return potential(x + amount * directions).energy
 
 
 def _check_translation(potential, x, rtol) -> None:

@@ -36,7 +36,7 @@ FRICTION, TIMESTEP, STRIDE = 2.0, 0.001, 500  # 1/ps, ps, steps between exchange
 EQUILIBRATION = 5000  # steps, before the first frame
 DISCARDED = 0.02  # of the frames of each seed
 SCALE = 5e-4  # Å: rounding adds about 1e-3 kT to the energy of a frame
-BLOCKS = 10  # of each seed, for the error of the population
+BLOCKS = 10  # for each seed on average, for the error of the population
 KB = units.kB / (units.kJ / units.mol)  # kJ/(mol K)
 
 
@@ -212,9 +212,14 @@ def pack(arguments) -> None:
             for part in track(np.array_split(positions, 100), "energies", console=console)
         ]
     )
-    phi = [torsion(chain, PHI) for chain in chains]
-    positive = [(angle > 0.0) for angle in phi]
-    blocks = np.concatenate([[b.mean() for b in np.array_split(p, BLOCKS)] for p in positive])
+    positive = [torsion(chain, PHI) > 0.0 for chain in chains]
+    # blocks of about the same length, however long the seeds are
+    length = len(everything) / (BLOCKS * len(chains))
+    blocks = [
+        block.mean()
+        for seed in positive
+        for block in np.array_split(seed, max(1, round(len(seed) / length)))
+    ]
     provenance = {
         "script": "plugins/openmm/make_alanine_dipeptide.py",
         "date": datetime.fromtimestamp(paths[-1].stat().st_mtime, UTC).date().isoformat(),
@@ -232,9 +237,9 @@ def pack(arguments) -> None:
         "discarded_fraction": DISCARDED,
         "exchange_acceptance": np.round(accepted / attempted, 4).tolist(),
         "phi_positive": {
-            "population": round(float(blocks.mean()), 4),
-            "standard_error": round(float(blocks.std(ddof=1) / np.sqrt(len(blocks))), 4),
-            "error_from": f"{BLOCKS} blocks of each seed",
+            "population": round(float(np.concatenate(positive).mean()), 4),
+            "standard_error": round(float(np.std(blocks, ddof=1) / np.sqrt(len(blocks))), 4),
+            "error_from": f"{len(blocks)} blocks of about {length:.0f} frames",
             "by_seed": [round(float(p.mean()), 4) for p in positive],
             "sign_changes_by_seed": [int(np.sum(p[1:] != p[:-1])) for p in positive],
             "in_this_file": round(float((torsion(aligned, PHI) > 0).mean()), 4),
@@ -247,6 +252,7 @@ def pack(arguments) -> None:
         "psi_atoms": PSI,
         "frames": f"drawn at random (seed 0) from {len(everything)}; mean removed, rotated onto "
         "the minimised structure (heavy atoms)",
+        "note": arguments.note,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
@@ -296,6 +302,7 @@ def main() -> None:
     packer = commands.add_parser("pack", help="merge the seeds into one compact file")
     packer.add_argument("runs", type=Path, help="folder written by `sample`")
     packer.add_argument("--frames", type=int, default=50_000)
+    packer.add_argument("--note", default="", help="kept in the provenance")
     packer.add_argument("-o", "--output", type=Path, required=True, help=".npz file")
     packer.set_defaults(function=pack)
     arguments = parser.parse_args()
