@@ -209,7 +209,7 @@ class Positions:
         first, *rest = key if isinstance(key, tuple) else (key,)
         frames, walkers, n_atoms, _ = self.shape
         chosen = np.arange(frames)[first]
-        order = slice(None)
+        order: Any = slice(None)
         if isinstance(first, slice):
             step = 1 if first.step is None else first.step
             if step < 0:  # HDF5 reads upwards only
@@ -268,7 +268,7 @@ class Trajectory:
         count = len(self.walkers)
         box = file[f"{_ROOT}/box"]
         n_atoms = file[f"{_ROOT}/species"].shape[0] // count
-        pbc = [b == "periodic" for b in box.attrs["boundary"].astype(str)]
+        pbc = box.attrs["boundary"].astype(str) == "periodic"
         cell = file["diffmd_ase"].attrs.get("cell")
         self.system = System(
             file[f"{_ROOT}/species"][:n_atoms], file[f"{_ROOT}/mass"][:n_atoms], cell, pbc
@@ -313,7 +313,7 @@ class Trajectory:
         column = self._column(walker)
         positions = self.positions[::every, column]
         kept = np.flatnonzero(np.isfinite(positions).all(axis=(1, 2)))
-        write(path, [self._atoms(n * every, column, positions[n]) for n in kept])
+        write(path, [self._atoms(n * every, column, positions[n]) for n in kept.tolist()])
 
     def _column(self, walker: int) -> int:
         found = np.flatnonzero(self.walkers == walker)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,8 +95,9 @@ def minimum_image(d, system: System):
     Exact below half the smallest width of the cell; beyond it, for any cell whose
     neighbours of neighbours are farther than its neighbours (as after a Niggli reduction).
     """
-    cell, pbc = np.asarray(system.cell), np.asarray(system.pbc, float)
-    inverse = np.linalg.inv(cell)
+    cell: Any = np.asarray(system.cell)
+    inverse: Any = np.linalg.inv(cell)
+    pbc: Any = np.asarray(system.pbc, float)
     if isinstance(d, torch.Tensor):
         cell, inverse, pbc = (torch.as_tensor(a).to(d) for a in (cell, inverse, pbc))
     fraction = d @ inverse
