@@ -325,6 +325,18 @@ class TestBias:
         assert potential.count == 6  # only the bias was evaluated again
         assert float(dyn.state.energy) == pytest.approx(atoms.get_potential_energy() + 5)
 
+    def test_memory_of_the_calculator(self):
+        """Its bias learns as well, with and without one of the dynamics."""
+        for bias in (None, Harmonic(0.3)):
+            memory = Count()
+            atoms = attached(bias=memory)
+            ReverseDiffusion(atoms, bias=bias, **STEP).run(3)
+            assert memory.steps == [1, 2, 3]
+            fresh = attached()
+            fresh.positions = atoms.positions
+            expected = fresh.get_potential_energy() + 3
+            assert atoms.get_potential_energy() == pytest.approx(expected)
+
     def test_bias_on_the_energy(self, tmp_path):
         """A bias of the calculator that sees the energy, and one of the dynamics."""
         atoms, log = attached(bias=Boost()), tmp_path / "log"
@@ -404,6 +416,22 @@ class TestConstraints:
         atoms.set_constraint(FixCom())
         with pytest.raises(ValueError, match="net force"):
             ReverseDiffusion(atoms, bias=Harmonic(1.0), **STEP).run(1)
+
+    def test_centre_of_mass_is_a_metric(self):
+        """Of equal masses it is the mean: exact in any field, with any mobilities."""
+        atoms = attached()
+        start, mobility = atoms.positions.copy(), np.array([0.5, 1.0, 2.0, 4.0])
+        atoms.set_constraint(FixCom())
+        dyn = ReverseDiffusion(
+            atoms, temperature_K=30, timestep=0.05, mobility=mobility, bias=Harmonic(1.0), rng=7
+        )
+        dyn.run(50)
+        kT = 30 * kB
+        potential = argon(System.from_atoms(atoms)) + Harmonic(1.0)
+        h = torch.tensor(0.05 * kT * mobility)
+        kernel = EulerMaruyama(potential, kT=kT, h=h, mean_free=True)
+        *_, (state, _) = run(kernel, torch.tensor(start), 50, noise=Noise(7))
+        np.testing.assert_allclose(atoms.positions, state.x.numpy(), atol=1e-10)
 
     def test_refused(self):
         atoms = attached()
@@ -609,7 +637,10 @@ class TestBatch:
         assert dyn.get_number_of_steps() == 4 and dyn.get_time() == 4 * dyn.dt
         walkers = dyn.atoms
         assert walkers.ndofs() == 24 and walkers.get_x().shape == (24,)
-        assert walkers.get_gradient().shape == (24,) and np.isfinite(walkers.get_value())
+        results = attached().calc.predict_batch(dyn.images)
+        forces = np.concatenate([r["forces"].ravel() for r in results])
+        np.testing.assert_allclose(walkers.get_gradient(), -forces, atol=1e-12)
+        assert walkers.get_value() == pytest.approx(sum(r["energy"] for r in results))
         walkers.set_x(walkers.get_x() + 0.1)
         assert dyn.state.step == 4
 
