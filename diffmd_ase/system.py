@@ -34,9 +34,7 @@ class System:
         pbc = np.broadcast_to(np.asarray(self.pbc, dtype=bool), (3,)).copy()
         cell = None if self.cell is None else np.asarray(self.cell, dtype=float)
         if numbers.ndim != 1 or masses.shape != numbers.shape:
-            raise ValueError(
-                f"numbers {numbers.shape} and masses {masses.shape} must both be (N,)"
-            )
+            raise ValueError(f"numbers {numbers.shape} and masses {masses.shape} must both be (N,)")
         if cell is not None and cell.shape != (3, 3):
             raise ValueError(f"cell has shape {cell.shape}, expected (3, 3)")
         if pbc.any() and (cell is None or abs(np.linalg.det(cell)) < 1e-10):

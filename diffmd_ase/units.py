@@ -26,9 +26,7 @@ def kT_from_temperature(temperature_K):
     Raises ``ValueError`` for a temperature that is not positive.
     """
     if not temperature_K > 0:
-        raise ValueError(
-            f"{temperature_K=} must be positive: give the temperature in kelvin"
-        )
+        raise ValueError(f"{temperature_K=} must be positive: give the temperature in kelvin")
     return kB * temperature_K
 
 

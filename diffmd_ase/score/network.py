@@ -342,7 +342,8 @@ class Interaction(nn.Module):
         harmonics = o3.Irreps.spherical_harmonics(config.l_max)
         scalars = o3.Irreps([(n, ir) for n, ir in hidden if ir.l == 0])
         gated = o3.Irreps([(n, ir) for n, ir in hidden if ir.l > 0])
-        middle, instructions = [], []
+        middle: list = []
+        instructions: list = []
         for i, (mul, ir_in) in enumerate(irreps_in):
             for j, (_, ir_edge) in enumerate(harmonics):
                 for ir_out in ir_in * ir_edge:

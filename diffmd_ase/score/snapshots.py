@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -212,7 +213,7 @@ def _read_ase(path: Path) -> dict:
     import ase.io
 
     try:
-        frames = ase.io.read(path, index=":")
+        frames: Any = ase.io.read(path, index=":")
     except Exception as error:  # every format has its own
         raise ValueError(f"ase.io cannot read {path.name}: {error!r}") from error
     if not frames:

@@ -284,11 +284,11 @@ class _Objective:
         terms = {"denoising": diffusion.denoising_loss(plus, minus, epsilon, sigma).mean()}
         loss = e.denoising * terms["denoising"]
         if torsional:
-            g = [
+            g_plus, g_minus = (
                 self.moves.angular_score(p, s, rotor)
                 for p, s in zip(points[2:], turned, strict=True)
-            ]
-            terms["torsional"] = diffusion.torsional_loss(*g, xi, self.DELTA).mean()
+            )
+            terms["torsional"] = diffusion.torsional_loss(g_plus, g_minus, xi, self.DELTA).mean()
             loss = loss + e.torsional * terms["torsional"]
         negatives = {}
         # noise is added before the move, which is symmetric at every noise level
@@ -297,8 +297,8 @@ class _Objective:
         if e.mirror > 0:
             negatives["mirror"] = -noisy
         if negatives:
-            points = torch.cat([noisy, *negatives.values()])
-            first, *moved = energy(points, sigma.repeat(1 + len(negatives))).chunk(
+            together = torch.cat([noisy, *negatives.values()])
+            first, *moved = energy(together, sigma.repeat(1 + len(negatives))).chunk(
                 1 + len(negatives)
             )
             for name, other in zip(negatives, moved, strict=True):
@@ -437,7 +437,7 @@ def _write_job(folder: Path, snapshots: Snapshots, config: TrainConfig, seed, de
                 "another directory, or remove it to start afresh"
             )
     system = snapshots.system
-    cell = {} if system.cell is None else {"cell": system.cell}
+    cell: dict = {} if system.cell is None else {"cell": system.cell}
     np.savez(
         folder / "job.npz",
         positions=snapshots.positions,
@@ -481,7 +481,8 @@ def _fit_all(folder: Path, experts: list[Expert], processes: int, report) -> Non
         return
     # one thread each: two OpenMP threads wait for each other on a shared machine
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    waiting, running = list(experts), []
+    waiting = list(experts)
+    running: list[_Child] = []
     try:
         while waiting or running:
             while waiting and len(running) < processes:
