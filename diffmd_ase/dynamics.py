@@ -139,7 +139,7 @@ class ReverseDiffusion(_Adapter, MolecularDynamics):
             self.attach(StepLog(self, logfile), loginterval)
 
     def step(self) -> None:
-        """One step and one evaluation; nothing if the atoms have not been touched since."""
+        """One step and one evaluation; one more if somebody has moved the atoms."""
         self.chain.sync(self.nsteps)
         self.chain.advance()
 

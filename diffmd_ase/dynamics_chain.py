@@ -185,8 +185,10 @@ class Chain:
         return np.stack([self.images[i].positions for i in self.live])
 
     def _start(self, step: int) -> None:
-        ids = torch.tensor(self.live) if self._batched else None
-        state = self.kernel.init(self._tensor(), walkers=ids)
+        x, ids = self._tensor(), None
+        if len(self.live) < len(self.images):
+            ids = torch.tensor(self.live, device=x.device)
+        state = self.kernel.init(x, walkers=ids)
         if not torch.isfinite(state.x.sum() + state.forces.sum()):
             raise ValueError(
                 "the forces at the initial positions are not finite: look for overlapping atoms "

@@ -614,6 +614,34 @@ class TestBatch:
             ReverseDiffusion(atoms, temperature_K=300, spring=2.0, rng=2).run(500)
         assert np.isfinite(atoms.positions).all()
 
+    def test_survivors_keep_their_noise(self):
+        """Also when they start anew, because a user has moved them."""
+        batch = [Atoms("He", [[-50.0 * (i != 0), 0, 0]]) for i in range(3)]
+        batch[0].calc = ScoreCalculator(Cliff())
+        dyn = BatchReverseDiffusion(batch, temperature_K=300, spring=2.0, rng=2)
+        with pytest.warns(RuntimeWarning, match=r"walkers \[0\]"):
+            dyn.run(50)
+        for i in (1, 2):
+            batch[i].positions[0] = [-50.0, 0, 0]
+        dyn.run(1)
+        noise = Noise(2).normal(50, torch.zeros(3, 1, 3))  # h = 1/4: sqrt(2h) = 1/√2
+        for i in (1, 2):
+            expected = np.array([-50.0, 0, 0]) + noise[i].numpy() * 0.5**0.5
+            np.testing.assert_allclose(batch[i].positions, expected, atol=1e-12)
+
+    @pytest.mark.gpu
+    def test_on_a_gpu(self):
+        atoms = cluster()
+        model, start = network(System.from_atoms(atoms)), atoms.positions.copy()
+        found = []
+        for device in ("cpu", "cuda"):
+            images = [cluster() for _ in range(3)]
+            images[0].calc = ScoreCalculator(model, device=device, dtype="float64")
+            BatchReverseDiffusion(images, temperature_K=300, rng=1).run(5)
+            found.append(np.stack([image.positions for image in images]))
+        np.testing.assert_allclose(*found, atol=1e-9)
+        assert abs(found[0][0] - start).max() > 0
+
     def test_one_file_per_walker(self, tmp_path):
         images = [attached(), cluster()]
         files = [str(tmp_path / f"{i}.traj") for i in range(2)]
