@@ -1,11 +1,15 @@
 """The OpenMM plugin against OpenMM itself, ASE, and the data it has made."""
 
+import argparse
 import copy
+import importlib.util
 import json
 import pickle
+import queue
 from concurrent.futures import ProcessPoolExecutor
 from importlib import resources
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,11 +144,13 @@ def test_non_finite_positions_name_the_walker(potential, x):
     assert caught.value.survivors.walkers.tolist() == [0, 2, 3]
 
 
-def test_non_finite_positions_on_a_platform_that_refuses_them(molecule, potential, x):
-    single = plugin.OpenMMPotential(potential.system, molecule[1], platform="CPU")
-    batch = x.expand(2, 22, 3).clone()
-    batch[0, 3] = torch.inf
-    assert torch.isnan(single(batch).energy).tolist() == [True, False]
+def test_non_finite_positions_where_openmm_would_raise():
+    """The CPU platform raises for NaN in a periodic box, which would lose all walkers."""
+    atoms, made = argon()
+    potential = plugin.OpenMMPotential(System.from_atoms(atoms), made, platform="CPU")
+    batch = _x(atoms).expand(2, 8, 3).clone()
+    batch[0, 3] = torch.nan
+    assert torch.isnan(potential(batch).energy).tolist() == [True, False]
 
 
 def test_failure_inside_openmm_names_the_structure():
@@ -438,3 +444,70 @@ class TestShippedData:
         assert 0.0 < population["standard_error"] < 0.01
         assert min(population["sign_changes_by_seed"]) > 50
         assert provenance["energy_eV"]["mean"] == pytest.approx(data["energies"].mean(), abs=1e-4)
+
+
+SCRIPT = Path(__file__).parents[1] / "plugins" / "openmm" / "make_alanine_dipeptide.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    if not SCRIPT.is_file():
+        pytest.skip("the script is in the repository, not in the distribution")
+    spec = importlib.util.spec_from_file_location("make_alanine_dipeptide", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestScript:
+    def test_sample_goes_on_and_pack_reads_it(self, script, tmp_path, potential, capsys):
+        path, reports = tmp_path / "seed-7.npz", queue.SimpleQueue()
+        script.run_seed(7, 20, None, path, reports)
+        first = dict(np.load(path))
+        script.run_seed(7, 60, None, path, reports)
+        second = dict(np.load(path))
+        assert second["x"].shape == (60, 22, 3)
+        assert np.array_equal(second["x"][:20], first["x"])
+        assert np.abs(second["x"][20] - second["x"][19]).max() < 5.0  # the chain went on
+        assert second["attempted"].tolist() == [30, 30, 30, 30]
+        # the other sign of the exponent would accept nearly all
+        assert 0.2 < second["accepted"].sum() / 120 < 0.6
+        assert script.KB * 300.0 == pytest.approx(2.4943, abs=1e-4)  # kJ/mol
+        energies = potential(torch.tensor(second["x"], dtype=torch.float64)).energy / KJ_PER_MOL
+        np.testing.assert_allclose(second["e"], energies, rtol=0, atol=2e-2)
+        positions, velocities, _ = script.Ladder(7, second).states()
+        np.testing.assert_allclose(positions, second["positions"])
+        np.testing.assert_allclose(velocities, second["velocities"])
+        out = tmp_path / "packed.npz"
+        script.pack(argparse.Namespace(runs=tmp_path, frames=40, output=out, note=""))
+        with np.load(out) as packed:
+            x = torch.tensor(packed["positions"] * float(packed["scale"]))
+            np.testing.assert_allclose(packed["energies"], potential(x).energy, rtol=1e-6)
+            provenance = json.loads(str(packed["provenance"]))
+        assert provenance["frames_per_seed_after_discarding"] == [58]
+        # what was packed is what was sampled, up to rounding to 16 bits
+        known = np.linalg.norm(second["x"][:, 4] - second["x"][:, 14], axis=-1)
+        distance = (x[:, 4] - x[:, 14]).norm(dim=-1).numpy()
+        assert np.abs(distance[:, None] - known[None, 2:]).min(1).max() < 1e-3
+
+    def test_align(self, script, molecule, rng):
+        reference, heavy = molecule[0].positions, molecule[0].numbers > 1
+        rotations = np.linalg.qr(rng.normal(size=(20, 3, 3)))[0]
+        rotations *= np.sign(np.linalg.det(rotations))[:, None, None]
+        x = reference @ rotations + rng.normal(size=(20, 1, 3))
+        centred = reference - reference.mean(0)
+        np.testing.assert_allclose(
+            script.align(x, reference, heavy), np.broadcast_to(centred, x.shape), atol=1e-9
+        )
+        # a mirror image is rotated, not turned into the molecule
+        mirrored = script.align(x * [1, 1, -1], reference, heavy)
+        assert np.allclose(
+            np.linalg.norm(mirrored[:, 0] - mirrored[:, 21], axis=-1),
+            np.linalg.norm(reference[0] - reference[21]),
+        )
+        assert (np.sign(script.torsion(mirrored, plugin.PHI)) == 1).all()
+
+    def test_torsion_is_that_of_ase(self, script, molecule):
+        for indices in (plugin.PHI, plugin.PSI):
+            degrees = np.degrees(script.torsion(molecule[0].positions[None], indices)) % 360
+            assert degrees == pytest.approx(molecule[0].get_dihedral(*indices))
