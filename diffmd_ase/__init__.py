@@ -21,6 +21,7 @@ _PUBLIC = {
     "System": "system",
     "TrainConfig": "score.training",
     "load_potential": "plugins",
+    "register": "calculator",
     "run": "sampling.run",
     "train": "score.training",
 }

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .storage import replacing, sync
+from .h5md import replacing, sync
 from .system import State
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]

@@ -142,8 +142,7 @@ def simulate(
                 # never past a frame, so that frames stay at multiples of `every`
                 block = min(every - state.step % every, n_steps - state.step)
                 try:
-                    for state, _ in run(kernel, state, block, noise=noise, every=block):  # noqa: B007
-                        pass
+                    [(state, _)] = run(kernel, state, block, noise=noise, every=block)
                 except DivergedError as error:
                     lost |= {walker: error.step for walker in error.walkers}
                     if error.survivors is None:

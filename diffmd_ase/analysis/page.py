@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..system import System
 from . import plots
 from .statistics import Estimate
 

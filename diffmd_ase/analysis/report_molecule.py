@@ -223,7 +223,7 @@ def _angle_section(page, system, triples, sets) -> None:
     data = ob.angles(sets["data"], triples)
     other = {k: ob.angles(x, triples) for k, x in sets.items() if k != "data"}
     shown = other.get("MD", other.get("i.i.d."))
-    order, rows = range(min(6, len(triples))), []
+    order, rows = np.arange(min(6, len(triples))), []
     if shown is not None:
         base = [std_estimate(data[:, n]) for n in range(len(triples))]
         std = [std_estimate(shown[..., n]) for n in range(len(triples))]

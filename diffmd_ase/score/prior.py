@@ -27,7 +27,8 @@ from .topology import Topology, signed_volumes
 
 __all__ = ["MechanicsPrior", "fit_prior"]
 
-_WALL = 0.03  # Å: width of the wall below the shortest distance in the data
+_WALL = 0.05  # Å: width of the wall, which begins at
+_CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it
 _HAND = 0.1  # width of the wall against the other hand, of the smallest volume in the data
 HARMONICS = (1, 2, 3, 4)  # of torsions
 
@@ -35,7 +36,7 @@ HARMONICS = (1, 2, 3, 4)  # of torsions
 class MechanicsPrior(nn.Module):
     """``E = f(x)·θ`` in kT for positions as planes (B, 3, N).
 
-    Below the shortest distance of a pair in the data its features stay constant and a
+    Well below the shortest distance of a pair in the data its features stay constant and a
     harmonic wall takes over: r⁻¹² is never extrapolated. The terms are blind to mirror images;
     a wall where the signed volume of a centre leaves the range of the data keeps the hand.
     """
@@ -143,7 +144,7 @@ def differences(n_atoms: int, tail: Tensor, head: Tensor) -> Tensor:
     return matrix
 
 
-def fit_prior(snapshots, *, sigma: float, frames: int = 16_000, seed: int = 0) -> dict[str, Tensor]:
+def fit_prior(snapshots, *, sigma: float, frames: int = 50_000, seed: int = 0) -> dict[str, Tensor]:
     """Tables and parameters θ of a `MechanicsPrior`, from snapshots.
 
     The ridge that keeps undetermined combinations at zero is chosen on held-out frames.
@@ -221,11 +222,15 @@ def _tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
         "least_volume": torch.ones(len(topology.centres)),
     }
     bare = MechanicsPrior(tables)
-    planes = positions[:: max(1, len(positions) // 20_000)].transpose(-1, -2)
+    planes = positions.transpose(-1, -2)
     q = {k: COORDINATES[k](*bare.vectors(k, planes)) for k in ("bonds", "angles", "free")}
     tables["bond_mean"], tables["angle_mean"] = q["bonds"].mean(0), q["angles"].mean(0)
     if counts["free"]:
-        tables["shortest"] = q["free"].amin(0)
+        orbit = [_orbit(row, topology.permutations) for row in tables["free"].tolist()]
+        least = dict.fromkeys(orbit, float("inf"))
+        for o, r in zip(orbit, q["free"].amin(0).tolist(), strict=True):
+            least[o] = min(least[o], r)
+        tables["shortest"] = _CLOSE * torch.tensor([least[o] for o in orbit])
     if len(topology.centres):
         volume = torch.as_tensor(signed_volumes(positions.numpy(), topology.centres))
         smallest = volume.abs().amin(0) * volume[0].sign()
