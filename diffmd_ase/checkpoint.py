@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .h5md import replacing, sync
+from .h5md import replacing
 from .system import State
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -63,11 +63,11 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
         "parameters": {} if parameters is None else parameters,
     }
     content = to_bytes(tensors, metadata={"diffmd_ase": json.dumps(header)})
+    if path.exists():  # a copy, so that a kill never finds ``path`` missing
+        with replacing(previous(path)) as temporary:
+            shutil.copyfile(path, temporary)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-        sync(temporary)  # before the one before gives up its place
-        if path.exists():
-            os.replace(path, previous(path))
 
 
 def load_checkpoint(path, *, device="cpu") -> Checkpoint:
@@ -83,7 +83,7 @@ def load_checkpoint(path, *, device="cpu") -> Checkpoint:
     if not path.exists() and not older.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        if not path.exists():  # killed between the two moves of save_checkpoint
+        if not path.exists():
             raise ValueError(f"{path} is missing")
         return _load(path, device)
     except ValueError as error:

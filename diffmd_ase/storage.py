@@ -6,6 +6,7 @@ The layout of the file is described in :mod:`diffmd_ase.h5md`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np

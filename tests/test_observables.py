@@ -55,7 +55,8 @@ def test_angle_triples_of_methane():
 def test_minimum_image_is_the_shortest(rng, make, cell):
     system = System([29], [63.5], cell, [True, True, False])
     d = 10 * rng.standard_normal((200, 3))
-    d[:, 2] = np.clip(d[:, 2], -2, 2)
+    # along the open direction: far for the upright cell, inside for the tilted one
+    d[:, 2] = np.clip(d[:, 2], -2, 2) * (4 if system.cell[2, 0] == 0 else 1)
     found = np.linalg.norm(np.asarray(ob.minimum_image(make(d), system)), axis=-1)
     shifts = np.array([(i, j, 0) for i in range(-15, 16) for j in range(-15, 16)])
     brute = np.linalg.norm(d[:, None] + (shifts @ system.cell)[None], axis=-1).min(1)
@@ -122,7 +123,7 @@ def test_broken_bonds_and_mirror_images(rng):
     x[1, 2] += 2.0
     x[3, :, 0] *= -1  # the other hand
     assert ob.bonds_intact(x, reference, BONDS).tolist() == [True, False, True, True]
-    centres = [(0, 1, 2, 4)]
+    centres = [(0, 1, 2, 4), (0, 2, 1, 4)]  # one volume positive, one negative
     hands = ob.correct_hand(x, reference, centres)
     assert hands[0] and hands[2] and not hands[3]
 

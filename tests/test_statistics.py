@@ -65,15 +65,18 @@ def test_naive_error_does_not_cover(rng):
     assert z_scores(rng, naive, 0.0).std() > 3
 
 
-def test_basin_free_energy(rng):
-    x = ar1(rng, (5000, 16), 0.95)
+@pytest.mark.parametrize("threshold, exact", [(0.0, 0.0), (1.0, -np.log(0.15865525 / 0.84134475))])
+def test_basin_free_energy(rng, threshold, exact):
     z = []
-    for part in np.split(x, 10):
-        found = st.basin_free_energy(part < 1.0, part >= 1.0, kT=0.5)
-        exact = -0.5 * np.log(0.15865525 / 0.84134475)
-        z.append((found.value - exact) / found.error)
-    # blocks follow each other, their ends are correlated, which |z| of the mean allows for
-    assert abs(np.mean(z)) < 4 / np.sqrt(10) and 0.5 < np.std(z) < 2
+    for _ in range(40):
+        x = ar1(rng, (1500, 16), 0.9)
+        found = st.basin_free_energy(x < threshold, x >= threshold, kT=0.5)
+        z.append((found.value - 0.5 * exact) / found.error)
+    assert abs(np.mean(z)) < 4 / np.sqrt(40) and 0.65 < np.std(z) < 1.35
+
+
+def test_basin_free_energy_is_antisymmetric_and_owns_up(rng):
+    x = ar1(rng, (500, 4), 0.9)
     swapped = st.basin_free_energy(x >= 1.0, x < 1.0, kT=0.5)
     assert swapped.value == pytest.approx(-st.basin_free_energy(x < 1.0, x >= 1.0, kT=0.5).value)
     empty = st.basin_free_energy(x < 99, x >= 99)

@@ -316,11 +316,29 @@ def test_checkpoint_keeps_the_one_before(tmp_path):
     assert load_checkpoint(previous(path)).state.step == 1
 
 
-def test_killed_while_rotating(tmp_path):
+def test_a_lost_checkpoint_is_replaced_by_the_one_before(tmp_path):
     path = saved_twice(tmp_path)
-    os.replace(path, previous(path))
+    path.unlink()
     with pytest.warns(UserWarning, match="missing.*using the one before"):
-        assert load_checkpoint(path).state.step == 2
+        assert load_checkpoint(path).state.step == 1
+
+
+def test_checkpoint_is_never_missing_nor_partial(tmp_path, monkeypatch):
+    """Stop before each move of files: what is there then is whole, and loads silently."""
+    path = saved_twice(tmp_path)
+    moves = []
+
+    def stop(source, target):
+        moves.append(target)
+        assert load_checkpoint(path).state.step == 2  # a warning would be an error here
+        assert load_checkpoint(previous(path)).state.step in (1, 2)
+        return replace_file(source, target)
+
+    replace_file = os.replace
+    monkeypatch.setattr("diffmd_ase.h5md.os.replace", stop)
+    x = torch.zeros(2, 3)
+    save_checkpoint(path, State(x, None, x, 3), seed=0)
+    assert moves == [previous(path), path]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.6, 0.98])

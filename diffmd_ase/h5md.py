@@ -1,0 +1,193 @@
+"""Trajectories of a batch of walkers on disk: H5MD files that survive a kill.
+
+Layout (H5MD 1.1, https://nongnu.org/h5md): the walkers are copies that do not interact, so
+that a batch of W walkers of N atoms is one H5MD particles group of W·N particles, walker by
+walker. Any H5MD reader opens it; particle ``w·N + i`` is atom i of walker w.
+
+    /particles/trajectory/position/value  (frames, W·N, 3) float32, Å;  step (frames,)
+    /particles/trajectory/position/time   fs where a clock is known; else D·t in Å², and no
+                                          unit (MDAnalysis: convert_units=False)
+    /particles/trajectory/box             boundary; edges/value (frames, 3, 3) if periodic
+    /particles/trajectory/{species,mass,id}  (W·N,), id = global number of the walker
+    /observables/potential_energy/value   (frames, W) float64, eV; NaN where there is none
+    /diffmd_ase                           attribute ``metadata``: JSON
+
+A lost walker is NaN from the frame in which it was missing. The file is opened in HDF5's
+single-writer mode for each block and closed again: a kill at any moment leaves it readable
+up to the last block, and other programs can read while the run goes on. ``step`` is
+written last, so a frame exists once its step does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from .system import System
+
+__all__ = ["RunInfo", "append_frames", "create_file", "open_file", "replacing", "sync"]
+
+SCHEMA_VERSION = 1
+ROOT = "particles/trajectory"
+STEP = f"{ROOT}/position/step"
+POSITION = f"{ROOT}/position/value"
+TIME = f"{ROOT}/position/time"
+EDGES = f"{ROOT}/box/edges/value"
+ENERGY = "observables/potential_energy/value"
+_CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What the frames of a trajectory mean.
+
+    Parameters
+    ----------
+    seed : of the `Noise`
+    kT : eV; one number or one per walker
+    h : step size in Å² that makes the clock ``D·t = step · h`` (with per-atom mobility,
+        that of the atom whose D is meant)
+    kinetics_valid : time correlations may be computed (unbiased, unadjusted dynamics)
+    timestep_fs : Δt where a friction or mobility set the clock, else None
+    model_sha256 : of the model file, or None
+    package_version : of diffmd_ase
+    extra : anything that JSON holds
+    """
+
+    seed: int
+    kT: float | list[float]
+    h: float
+    kinetics_valid: bool
+    timestep_fs: float | None = None
+    model_sha256: str | None = None
+    package_version: str = field(default_factory=lambda: version("diffmd-ase"))
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        unit = "fs" if self.timestep_fs is not None else "D·t in Å²"
+        return json.dumps({"schema_version": SCHEMA_VERSION, "clock": unit, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str, source) -> RunInfo:
+        data = json.loads(text)
+        if data.get("schema_version", 0) > SCHEMA_VERSION:
+            raise ValueError(
+                f"{source}: written with schema {data['schema_version']}, this version reads "
+                f"up to {SCHEMA_VERSION}; update diffmd_ase"
+            )
+        return cls(**{f.name: data[f.name] for f in fields(cls)})
+
+
+def open_file(path: Path) -> tuple[h5py.File, bool]:
+    """The file for reading, and whether its writer closed it."""
+    with path.open("rb") as raw:
+        head = raw.read(36)
+    # superblock of HDF5: signature (8), version, two sizes, flags of a writer that is at
+    # work or was killed, two addresses (8, 8), and the address of the end of the file (8)
+    if len(head) < 36 or head[:8] != b"\x89HDF\r\n\x1a\n":
+        raise ValueError(f"{path} is not an HDF5 file; expected a trajectory of diffmd_ase")
+    being_written = head[8] >= 3 and head[11] != 0
+    try:
+        if being_written:
+            return h5py.File(path, "r", libver="latest", swmr=True), False
+        return h5py.File(path, "r"), True
+    except OSError as error:
+        raise ValueError(f"{path} is damaged or cut off: {error}") from None
+
+
+def create_file(path: Path, system: System, walkers: np.ndarray, info: RunInfo) -> None:
+    """An H5MD file without frames; ``ValueError`` unless the ids of walkers differ."""
+    count, n_atoms = len(walkers), len(system)
+    if not count or len(set(walkers.tolist())) != count:
+        raise ValueError(f"walkers {walkers.tolist()}: expected different ids, at least one")
+    with h5py.File(path, "w", libver="v110") as file:
+        header = file.create_group("h5md")
+        header.attrs["version"] = np.array([1, 1])
+        header.create_group("author").attrs["name"] = info.extra.get("author", "unknown")
+        header.create_group("creator").attrs.update(name="diffmd_ase", version=info.package_version)
+        root = file.create_group(ROOT)
+        root["species"] = np.tile(system.numbers, count)
+        root["mass"] = np.tile(system.masses, count)
+        root["id"] = np.repeat(walkers, n_atoms)
+        box = root.create_group("box")
+        box.attrs["dimension"] = 3
+        boundary = ["periodic" if p else "none" for p in system.pbc]
+        box.attrs["boundary"] = np.array(boundary, dtype="S8")
+        rows = max(1, _CHUNK_BYTES // (12 * count * n_atoms))
+        _grow(file, POSITION, (count * n_atoms, 3), np.float32, rows)
+        file[POSITION].attrs["unit"] = "Angstrom"
+        _grow(file, STEP, (), np.int64, 1024)
+        _grow(file, ENERGY, (count,), np.float64, max(1, 8192 // count))
+        file[ENERGY].attrs["unit"] = "eV"
+        file["observables/potential_energy/step"] = file[STEP]  # one dataset, two names
+        _grow(file, TIME, (), np.float64, 1024)
+        if info.timestep_fs is not None:
+            file[TIME].attrs["unit"] = "fs"
+        if system.periodic:
+            _grow(file, EDGES, (3, 3), np.float64, 128)
+            file[EDGES].attrs["unit"] = "Angstrom"
+            file[f"{ROOT}/box/edges/step"] = file[STEP]
+        own = file.create_group("diffmd_ase")
+        own.attrs["metadata"] = info.to_json()
+        own["walkers"] = walkers
+        if system.cell is not None:
+            own.attrs["cell"] = system.cell
+
+
+def _grow(file, name, shape, dtype, rows) -> None:
+    file.create_dataset(
+        name, (0, *shape), dtype=dtype, maxshape=(None, *shape), chunks=(rows, *shape)
+    )
+
+
+def append_frames(file, steps, positions, energies, system: System, info: RunInfo) -> None:
+    """Add frames: steps (n,), positions (n, W, N, 3) and energies (n, W)."""
+    start, count = file[STEP].shape[0], len(steps)
+    clock = info.h if info.timestep_fs is None else info.timestep_fs
+    columns = [
+        (POSITION, positions.reshape(count, -1, 3)),
+        (ENERGY, energies),
+        (TIME, steps * clock),
+    ]
+    if system.periodic:
+        columns.append((EDGES, np.broadcast_to(system.cell, (count, 3, 3))))
+    columns.append((STEP, steps))  # last: from here on the frames exist
+    for name, values in columns:
+        dataset = file[name]
+        dataset.resize(start + count, axis=0)
+        dataset[start:] = values
+        dataset.flush()
+
+
+class replacing:
+    """Write a file beside ``path``, then put it in its place in one step."""
+
+    def __init__(self, path: Path):
+        self._path = Path(path)
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        return self._temporary
+
+    def __exit__(self, kind, *rest) -> None:
+        if kind is None:
+            sync(self._temporary)
+            os.replace(self._temporary, self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
