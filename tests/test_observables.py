@@ -117,6 +117,11 @@ def test_bond_table_finds_the_wrong_bond(rng):
     assert top.mean.value == pytest.approx(ETHANOL.get_distance(0, 2), abs=0.02)
 
 
+def test_rigid_bonds_have_a_ratio():
+    x = np.broadcast_to(ETHANOL.positions, (20, 9, 3))
+    assert all(row.ratio.value == 1.0 for row in ob.bond_table(x, x, BONDS))
+
+
 def test_broken_bonds_and_mirror_images(rng):
     reference = ETHANOL.positions + 0.02 * rng.standard_normal((300, 9, 3))
     x = reference[:4].copy()

@@ -129,6 +129,15 @@ def test_all_walkers_lost(report, rng):
     assert any("No trajectory is left" in v["text"] for v in numbers["verdicts"])
 
 
+def test_no_clock_and_no_energy(report, rng):
+    trajectory = snapshots(rng, (40, 8))[0]
+    no_energy = {"md": np.full((40, 8), np.nan)}
+    numbers, page = report(None, trajectory, energies=no_energy, kinetics_valid=False)
+    assert "correlation_time_A2" not in numbers and "Memory" not in page
+    assert "Energy of the model" not in page
+    assert verdict(numbers, "MD", "no clock") is None
+
+
 def test_basin_never_visited(report, rng):
     numbers, _ = report(snapshots(rng, 500, right=0.0)[0])
     assert numbers["basin_free_energy_kT"]["i.i.d."] == [None, None] or (

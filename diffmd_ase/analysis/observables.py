@@ -28,6 +28,8 @@ __all__ = [
     "radius_of_gyration",
 ]
 
+_RIGID = 1e-6  # Å
+
 
 def distances(x, pairs, *, system: System | None = None):
     """``|x_j - x_i|`` for pairs (n, 2): (*batch, n); of the nearest image if periodic."""
@@ -190,13 +192,21 @@ def bond_table(x: np.ndarray, reference: np.ndarray, bonds) -> list[BondRow]:
     samples, expected = distances(x, bonds), distances(reference, bonds)
     rows = []
     for n, bond in enumerate(bonds.tolist()):
-        a, b = samples[..., n], expected[..., n]
-        std, reference_std = std_estimate(a), std_estimate(b)
-        value = std.value / reference_std.value
-        relative = np.hypot(std.error / std.value, reference_std.error / reference_std.value)
+        lengths, reference_lengths = samples[..., n], expected[..., n]
+        std, reference_std = std_estimate(lengths), std_estimate(reference_lengths)
+        # rigid bonds (constraints) have no width; a floor keeps their ratio finite
+        a, b = max(std.value, _RIGID), max(reference_std.value, _RIGID)
+        value, relative = a / b, np.hypot(std.error / a, reference_std.error / b)
         ratio = Estimate(value, float(value * relative), std.n_effective)
         rows.append(
-            BondRow(tuple(bond), mean_estimate(a), std, mean_estimate(b), reference_std, ratio)
+            BondRow(
+                tuple(bond),
+                mean_estimate(lengths),
+                std,
+                mean_estimate(reference_lengths),
+                reference_std,
+                ratio,
+            )
         )
     return sorted(rows, key=lambda row: -abs(np.log(row.ratio.value)))
 

@@ -40,6 +40,7 @@ def write_report(
     card: dict[str, Any] | None = None,
     training: list[dict[str, float]] | None = None,
     summary: dict[str, Any] | None = None,
+    kinetics_valid: bool = True,
     title: str = "Score dynamics",
 ) -> dict[str, Any]:
     """Write the page to ``path`` and return its numbers, ready for JSON.
@@ -55,6 +56,7 @@ def write_report(
         the free-energy map. Default: one for each rotatable bond between heavy atoms
     card : of the model, shown as a table
     training : rows with ``step`` and figures such as ``loss`` and ``validation``
+    kinetics_valid : False leaves out what needs a clock (see ``RunInfo.kinetics_valid``)
     summary : further numbers, kept as they are; ``evaluations_per_s`` is quoted on top
 
     Every estimate in the numbers is ``[value, standard error]``.
@@ -74,11 +76,13 @@ def write_report(
         iid = _positions("iid", iid, 3, system)
         page.numbers["n_iid"] = len(iid)
     if system.periodic:
-        _periodic_sections(page, system, reference, iid, md, Dt)
+        _periodic_sections(page, system, reference, iid, md, Dt, kinetics_valid)
     else:
         topology = Topology.from_positions(system.numbers, reference)
         angles = torsion_sections(page, system, topology, reference, iid, md, torsions)
-        if md is not None:
+        if md is not None and not kinetics_valid:
+            page.judge(None, "MD: biased or adjusted dynamics has no clock: no time correlations.")
+        elif md is not None:
             _memory_section(page, angles, md, Dt, energies)
         geometry_sections(page, system, topology, reference, iid, md)
     if energies:
@@ -148,7 +152,7 @@ def _memory_section(page: Page, angles, md, Dt, energies) -> None:
     page.section("Memory of the dynamics", image(figure), table(head, rows))
 
 
-def _periodic_sections(page: Page, system, reference, iid, md, Dt) -> None:
+def _periodic_sections(page: Page, system, reference, iid, md, Dt, kinetics_valid) -> None:
     sets = {"data": reference, "i.i.d.": iid, "MD": md}
     if system.pbc.all():
         lines, g = {}, {}
@@ -171,7 +175,7 @@ def _periodic_sections(page: Page, system, reference, iid, md, Dt) -> None:
                 f"{lines[label][0][largest]:.2f} Å, where the data have "
                 f"{g['data'][largest]:.2f}).",
             )
-    if md is not None:
+    if md is not None and kinetics_valid:
         msd, error = ob.mean_square_displacement(md)
         half = len(msd) // 2
         lines = {"MD": (Dt[:half] - Dt[0], msd[:half], error[:half])}
@@ -194,6 +198,8 @@ def _energy_section(page: Page, energies, kT: float) -> None:
         values = np.asarray(values, float)
         if values.ndim == 2:
             values = values[:, np.isfinite(values).all(0)]
+        if not values.size:  # a field without energy, or all walkers lost
+            continue
         mean, std = mean_estimate(values), std_estimate(values)
         zero = mean.value if zero is None else zero  # energies of a score have no zero
         sets[label] = (values - zero) / kT
@@ -204,6 +210,8 @@ def _energy_section(page: Page, energies, kT: float) -> None:
             "std": pair(width),
         }
         rows.append((label, str(shift), str(width)))
+    if not sets:
+        return
     first = next(iter(sets))
     figure = plots.distributions({f"model energy − mean of {first}": sets}, "kT", columns=1)
     page.section("Energy of the model", image(figure), table(("", "mean (kT)", "std (kT)"), rows))
