@@ -85,7 +85,7 @@ def gaussian_start(model: ScoreModel, noise: Noise, walkers: Tensor) -> Tensor:
         len(model.card.numbers)
     )
     root = torch.as_tensor(np.linalg.cholesky(covariance)).float()
-    like = torch.empty(len(walkers), len(root), 3)
+    like = root.new_empty(len(walkers), len(root), 3)
     x = root @ noise.normal(_START_ADDRESS, like, walkers=walkers)
     return x - x.mean(-2, keepdim=True)
 

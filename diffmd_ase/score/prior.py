@@ -9,23 +9,34 @@ least-squares problem (Hyvärinen, JMLR 6, 695 (2005), section 3): with J = ∂f
 
     G θ = b        G = ⟨J₊J₊ᵀ + J₋J₋ᵀ⟩        b = ⟨(J₊ - J₋) ε⟩/σ
 
-the minimum of the antithetic denoising loss. Nothing is assumed but the form: all
-parameters, charges included, come from the snapshots. Atoms that the molecule's symmetry
-exchanges share their parameters. What the form cannot say is left to the network.
+the minimum of the antithetic denoising loss, with covariance V = G⁻¹ΣG⁻¹/M, Σ the
+covariance of one frame's ``JJᵀθ``-and-``b`` terms. Score matching hardly sees the relative
+weight of separated modes; moves between them do, and their likelihood is convex in θ as well:
+
+    θ = argmin ½(θ - θ_SM)ᵀ V⁻¹ (θ - θ_SM) + Σ softplus(E(x) - E(y) - log q(y)/q(x))
+
+Nothing is assumed but the form: all parameters, charges included, come from the snapshots.
+Atoms that the molecule's symmetry exchanges share their parameters. What the form cannot say
+is left to the network.
 """
 
 from __future__ import annotations
 
+import logging
 from itertools import combinations, permutations
 
 import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
+from .diffusion import TorsionProposals
 from .topology import Topology, signed_volumes
 
 __all__ = ["MechanicsPrior", "fit_prior"]
+
+log = logging.getLogger(__name__)
 
 _WALL = 0.05  # Å: width of the wall, which begins at
 _CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it
@@ -67,6 +78,11 @@ class MechanicsPrior(nn.Module):
 
     def forward(self, planes: Tensor) -> Tensor:
         """Energy (B,) in kT."""
+        features, wall = self.terms(planes)
+        return (features * self.unit) @ self.theta + wall
+
+    def terms(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """All features (B, F), and the energy of the walls (B,)."""
         q = {kind: COORDINATES[kind](*self.vectors(kind, planes)) for kind in COORDINATES}
         excess = torch.relu(self.shortest - q["free"])
         wall = 0.5 * (excess / _WALL).square().sum(-1)
@@ -74,8 +90,7 @@ class MechanicsPrior(nn.Module):
             volume = _volume(*(planes @ self.centres_arms).chunk(3, dim=-1))
             excess = torch.relu(1 - volume / self.least_volume)
             wall = wall + 0.5 * (excess / _HAND).square().sum(-1)
-        features = torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1)
-        return (features * self.unit) @ self.theta + wall
+        return torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1), wall
 
     def vectors(self, kind: str, planes: Tensor) -> list[Tensor]:
         """The difference vectors (B, 3, K) of a kind of coordinate."""
@@ -139,7 +154,7 @@ def differences(n_atoms: int, tail: Tensor, head: Tensor) -> Tensor:
 
     Gathers are slow to differentiate; products are not."""
     column = torch.arange(len(tail))
-    matrix = torch.zeros(n_atoms, len(tail))
+    matrix = torch.zeros(n_atoms, len(tail), dtype=torch.float32)
     matrix[tail, column], matrix[head, column] = -1.0, 1.0
     return matrix
 
@@ -161,16 +176,111 @@ def fit_prior(snapshots, *, sigma: float, frames: int = 50_000, seed: int = 0) -
     gram, drive = _moments(prior, orbits, positions[order[held_out:]], sigma, generator)
     # features in their own units: the ridge must not see Å or radians
     unit = gram.diagonal().clamp_min(1e-20).rsqrt()
-    eigenvalues, vectors = torch.linalg.eigh(unit[:, None] * gram * unit)
-    projected = vectors.T @ (unit * drive)
+    gram, drive, gram_out, drive_out = (
+        unit[:, None] * gram * unit,
+        unit * drive,
+        unit[:, None] * gram_out * unit,
+        unit * drive_out,
+    )
     candidates = []
     for ridge in torch.logspace(-8, -1, 22, dtype=torch.float64):
-        theta = unit * (vectors @ (projected / (eigenvalues.clamp_min(0) + ridge)))
+        theta = _solve(gram, drive, float(ridge))
         loss = 0.5 * theta @ gram_out @ theta - theta @ drive_out
-        candidates.append((float(loss), float(ridge), theta))
-    _, _, theta = min(candidates, key=lambda c: c[0])
+        candidates.append((float(loss), float(ridge)))
+    _, ridge = min(candidates)
+    share = held_out / len(order)
+    gram, drive = (1 - share) * gram + share * gram_out, (1 - share) * drive + share * drive_out
+    theta = _solve(gram, drive, ridge)
+    if len(topology.rotors):
+        x = positions[order]
+        noise = _gradient_noise(prior, orbits, unit, theta, x, sigma, generator)
+        precision = _precision(gram, ridge, noise, len(order))
+        theta = _weigh_modes(prior, orbits, unit, theta, precision, x, topology, generator)
     unit = unit[orbits].float()
-    return {**statistics, "unit": unit, "theta": theta[orbits].float() / unit}
+    return {**statistics, "unit": unit, "theta": theta[orbits].float()}
+
+
+def _solve(gram: Tensor, drive: Tensor, ridge: float) -> Tensor:
+    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), drive)
+
+
+def _precision(gram: Tensor, ridge: float, noise: Tensor, frames: int) -> Tensor:
+    """V⁻¹ = M (G + ridge) Σ⁻¹ (G + ridge), with Σ kept invertible."""
+    eye = torch.eye(len(gram), dtype=gram.dtype)
+    regular = gram + ridge * eye
+    floor = 1e-6 * noise.diagonal().mean()
+    return frames * regular @ torch.linalg.solve(noise + floor * eye, regular)
+
+
+def _gradient_noise(prior, orbits, unit, theta, positions, sigma, generator) -> Tensor:
+    """Σ: covariance over frames of the gradient ``(J₊J₊ᵀ + J₋J₋ᵀ)θ - (J₊ - J₋)ε/σ``."""
+    size = len(unit)
+    total = torch.zeros(size, size, dtype=torch.float64)
+    mean = torch.zeros(size, dtype=torch.float64)
+    scale, weights = unit.float()[:, None], (unit * theta).float()
+    for x in positions[:: max(1, len(positions) // 10_000)].split(64):
+        planes = x.transpose(-1, -2)
+        epsilon = torch.randn(planes.shape, generator=generator)
+        gradient = torch.zeros(size, len(x))
+        for sign in (1, -1):
+            j = _jacobian(prior, planes + sign * sigma * epsilon, orbits, size)
+            force = torch.einsum("fbd,f->bd", j, weights)
+            gradient += torch.einsum("fbd,bd->fb", j, force - sign * epsilon.flatten(1) / sigma)
+        gradient = (scale * gradient).double()
+        total += gradient @ gradient.T
+        mean += gradient.sum(1)
+    count = len(positions[:: max(1, len(positions) // 10_000)])
+    mean = mean / count
+    return total / count - torch.outer(mean, mean)
+
+
+def _weigh_modes(
+    prior, orbits, unit, start, precision, positions, topology, generator, *, moves: int = 4
+) -> Tensor:
+    """Newton's method for the convex objective with moves between modes."""
+    proposals = TorsionProposals(topology, positions)
+    changes, offsets = [], []
+    for x in positions.repeat(moves, 1, 1).split(4096):
+        y, log_ratio = proposals.propose(x, generator)
+        parts = [_tied_features(prior, orbits, len(unit), p.transpose(-1, -2)) for p in (x, y)]
+        (fx, wall_x), (fy, wall_y) = parts
+        changes.append((fx - fy) * unit.float())
+        offsets.append(wall_x - wall_y - log_ratio.float())
+    change, offset = torch.cat(changes), torch.cat(offsets)
+    # a snapshot in several moves is one snapshot
+    share = 1.0 / moves
+
+    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+        logit = change @ theta.float() + offset
+        away = theta - start
+        value = 0.5 * away @ precision @ away + share * softplus(logit).double().sum()
+        return value, logit
+
+    theta = start
+    value, logit = objective(theta)
+    for _ in range(30):
+        p = torch.sigmoid(logit)
+        gradient = precision @ (theta - start) + share * (change.T @ p).double()
+        curved = change * (share * p * (1 - p)).sqrt()[:, None]
+        step = torch.linalg.solve(precision + (curved.T @ curved).double(), gradient)
+        size = 1.0
+        while size > 1e-6:
+            trial, trial_logit = objective(theta - size * step)
+            if trial <= value:
+                break
+            size /= 2
+        decrease = value - trial
+        theta, value, logit = theta - size * step, trial, trial_logit
+        log.info("mode weights: objective %.6g, step %.3g", float(value), size)
+        if decrease < 1e-3:
+            break
+    return theta
+
+
+def _tied_features(prior, orbits, size: int, planes: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        features, wall = prior.terms(planes)
+    return planes.new_zeros(len(planes), size).index_add(1, orbits, features), wall
 
 
 def _tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
@@ -213,13 +323,13 @@ def _tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
     n_features += len(HARMONICS) * counts["torsions"]
     tables |= {
         "n_atoms": torch.tensor(n),
-        "bond_mean": torch.zeros(counts["bonds"]),
-        "angle_mean": torch.zeros(counts["angles"]),
-        "shortest": torch.ones(counts["free"]),
-        "theta": torch.zeros(n_features),
-        "unit": torch.ones(n_features),
+        "bond_mean": positions.new_zeros(counts["bonds"]),
+        "angle_mean": positions.new_zeros(counts["angles"]),
+        "shortest": positions.new_ones(counts["free"]),
+        "theta": positions.new_zeros(n_features),
+        "unit": positions.new_ones(n_features),
         "centres": torch.as_tensor(topology.centres),
-        "least_volume": torch.ones(len(topology.centres)),
+        "least_volume": positions.new_ones(len(topology.centres)),
     }
     bare = MechanicsPrior(tables)
     planes = positions.transpose(-1, -2)
@@ -230,7 +340,7 @@ def _tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
         least = dict.fromkeys(orbit, float("inf"))
         for o, r in zip(orbit, q["free"].amin(0).tolist(), strict=True):
             least[o] = min(least[o], r)
-        tables["shortest"] = _CLOSE * torch.tensor([least[o] for o in orbit])
+        tables["shortest"] = _CLOSE * positions.new_tensor([least[o] for o in orbit])
     if len(topology.centres):
         volume = torch.as_tensor(signed_volumes(positions.numpy(), topology.centres))
         smallest = volume.abs().amin(0) * volume[0].sign()
@@ -244,7 +354,7 @@ def _orbits(prior: MechanicsPrior, topology: Topology) -> Tensor:
     for kind in COORDINATES:
         table = getattr(prior, kind)
         orbit = [_orbit(row, topology.permutations) for row in table.tolist()]
-        repeats = len(prior.features(kind, torch.ones(1, len(table))))
+        repeats = len(prior.features(kind, prior.unit.new_ones(1, len(table))))
         labels += [(kind, n, o) for n in range(repeats) for o in orbit]
     number = {label: n for n, label in enumerate(dict.fromkeys(labels))}
     return torch.tensor([number[label] for label in labels])
@@ -262,7 +372,7 @@ def _moments(prior, orbits, positions, sigma, generator) -> tuple[Tensor, Tensor
     drive = torch.zeros(size, dtype=torch.float64)
     for x in positions.split(64):
         planes = x.transpose(-1, -2)
-        epsilon = torch.randn(planes.shape, generator=generator)
+        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
         plus, minus = (
             _jacobian(prior, planes + sign * sigma * epsilon, orbits, size) for sign in (1, -1)
         )
@@ -295,4 +405,4 @@ def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) 
         wilson = wilson.permute(3, 0, 1, 2).flatten(2)
         rows += [f.T[:, :, None] * wilson for f in functions]
     every = torch.cat(rows)
-    return torch.zeros(size, *every.shape[1:]).index_add(0, orbits, every)
+    return every.new_zeros(size, *every.shape[1:]).index_add(0, orbits, every)
