@@ -20,13 +20,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn.functional import softplus
 
 __all__ = [
     "Moves",
+    "TorsionProposals",
     "contrastive_loss",
     "denoising_loss",
     "log_uniform",
@@ -128,3 +131,70 @@ class Moves:
 
 def _cross(u: Tensor, v: Tensor) -> Tensor:
     return torch.linalg.cross(u.expand_as(v), v)
+
+
+class TorsionProposals:
+    """Moves that draw two torsions anew from the data's own statistics.
+
+    For each pair of rotors the density q is a smoothed histogram of their torsions in the
+    data, constant in a bin, with a share of uniform draws. A proposal y of x replaces both
+    torsions; the logit that x and not y is the snapshot is
+
+        E(y) - E(x) + log q(y) - log q(x)
+
+    (conditional noise-contrastive estimation, Ceylan & Gutmann, ICML 2018). Nearly every
+    proposal is a plausible structure, often in another basin: it weighs modes.
+    """
+
+    BINS, UNIFORM = 36, 0.1
+
+    def __init__(self, topology, positions: Tensor):
+        self.moves, self.quads = Moves(topology), torch.as_tensor(topology.torsions)
+        n = len(self.moves)
+        self.groups = torch.tensor(list(combinations(range(n), min(2, n))))
+        index = self._bins(self.angles(positions))  # (M, K)
+        d = self.groups.shape[1]
+        shape = (self.BINS,) * d
+        tables = []
+        for group in self.groups.tolist():
+            flat = sum(index[:, k] * self.BINS**i for i, k in enumerate(group))
+            counts = torch.bincount(flat, minlength=self.BINS**d).reshape(shape).numpy()
+            smooth = gaussian_filter(counts.astype(float), 1.0, mode="wrap")
+            share = torch.as_tensor(smooth / smooth.sum()).flatten()
+            tables.append((1 - self.UNIFORM) * share + self.UNIFORM / share.numel())
+        self.density = torch.stack(tables)  # (groups, bins), of a bin
+        probe = positions[:1]
+        turned = self.moves.rotate(
+            probe.expand(n, -1, -1), torch.arange(n), probe.new_full((n,), 0.1)
+        )
+        change = (self.angles(turned) - self.angles(probe)).diagonal()
+        self.sign = torch.sign(torch.sin(change))  # of a torsion when its rotor turns by +
+
+    def angles(self, x: Tensor) -> Tensor:
+        """Torsions (B, K) of the rotors in (-π, π]."""
+        i, j, k, m = (x[:, self.quads[:, n]] for n in range(4))
+        b1, b2, b3 = j - i, k - j, m - k
+        n1, n2 = torch.linalg.cross(b1, b2), torch.linalg.cross(b2, b3)
+        return torch.atan2((b1 * n2).sum(-1) * b2.norm(dim=-1), (n1 * n2).sum(-1))
+
+    def propose(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """y (B, N, 3) and ``log q(y) - log q(x)`` (B,)."""
+        n = len(x)
+        which = torch.randint(len(self.groups), (n,), generator=generator)
+        density, angles = self.density[which], self.angles(x)
+        drawn = torch.multinomial(density, 1, generator=generator)[:, 0]
+        old, y, rest = torch.zeros_like(drawn), x, drawn
+        for i, rotor in enumerate(self.groups[which].T):
+            here = angles.gather(1, rotor[:, None])[:, 0]
+            old = old + self._bins(here) * self.BINS**i
+            place = (rest % self.BINS) + torch.rand(n, generator=generator)
+            rest = rest // self.BINS
+            new = place * (2 * math.pi / self.BINS) - math.pi
+            y = self.moves.rotate(y, rotor, (self.sign[rotor] * (new - here)).to(x))
+        log_q = density.log()
+        ratio = log_q.gather(1, drawn[:, None]) - log_q.gather(1, old[:, None])
+        return y, ratio[:, 0]
+
+    def _bins(self, angles: Tensor) -> Tensor:
+        index = ((angles + math.pi) * (self.BINS / (2 * math.pi))).long()
+        return index.clamp(0, self.BINS - 1)

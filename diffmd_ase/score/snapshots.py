@@ -59,6 +59,11 @@ class Snapshots:
     def __post_init__(self):
         object.__setattr__(self, "positions", np.asarray(self.positions, dtype=np.float64))
         _check(self.system, self.positions, self.temperature_K, self.source)
+        if self.energies is not None and np.shape(self.energies) != (len(self),):
+            raise ValueError(
+                f"{self.source}: energies have shape {np.shape(self.energies)}, expected "
+                f"({len(self)},)"
+            )
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -165,7 +170,8 @@ def _find(path) -> Path:
 
 def _read_npz(path: Path) -> dict:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here: of a damaged archive numpy leaves the file open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             raw = {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile, pickle and OS errors alike mean an unusable file
         raise ValueError(f"{path.name} is not a readable .npz file: {error}") from error

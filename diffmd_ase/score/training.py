@@ -203,6 +203,9 @@ def fit(
     )
     began = time.time() - run.seconds
     every = max(1, config.steps // config.evaluations)
+    if not run.history:  # the network as built may already be good: a fitted prior
+        run.validate(objective, average.module, x_valid, None, seed)
+    terms = None
     while run.step < config.steps:
         run.seconds = time.time() - began
         fraction = max(run.step / config.steps, run.seconds / (60 * config.max_minutes))
@@ -232,7 +235,7 @@ def fit(
             report({"expert": expert.name, "fraction": fraction, **run.history[-1]})
             if run.step - run.best_step >= config.patience * every:
                 break
-    if not run.history or run.history[-1]["step"] != run.step:
+    if run.history[-1]["step"] != run.step:
         run.validate(objective, average.module, x_valid, terms, seed)
         run.save(folder, expert, network, average, optimiser)
     report({"expert": expert.name, "fraction": 1.0, **run.history[-1]})
@@ -325,7 +328,7 @@ class _Progress:
             for name, value in objective(network, part, generator).items():
                 sums[name] = sums.get(name, 0.0) + value.item() * len(part) / len(x)
         entry = {"step": self.step, "seconds": round(self.seconds, 1)}
-        entry["training_loss"] = terms["loss"].item()
+        entry["training_loss"] = terms["loss"].item() if terms else None
         entry |= {f"validation_{name}": value for name, value in sums.items()}
         self.history.append(entry)
         if sums["loss"] < self.best_loss:
