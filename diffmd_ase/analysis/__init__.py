@@ -1,0 +1,1 @@
+"""Trajectory → knowledge: statistics, observables, the report."""

@@ -1,0 +1,1 @@
+"""State and noise → state: kernels, the loop, reverse diffusion."""

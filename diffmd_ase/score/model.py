@@ -39,6 +39,7 @@ class ExpertCard(BaseModel):
     name: str
     sigma: tuple[float, float]
     network: NetworkConfig
+    best_step: int = 0
     history: list[dict[str, Any]] = Field(default_factory=list)
 
 
@@ -81,7 +82,9 @@ class Card(BaseModel):
         validation = {
             f"{e.name}_{key.removeprefix('validation_')}": value
             for e in experts
-            for key, value in min(e.history, key=lambda h: h["validation_loss"]).items()
+            for entry in e.history
+            if entry["step"] == e.best_step
+            for key, value in entry.items()
             if key.startswith("validation_")
         }
         return cls(

@@ -193,8 +193,8 @@ class InternalCoordinates(nn.Module):
 class MechanicsNetwork(nn.Module):
     """``E(x) = E_prior(x) + MLP(internal coordinates)``: a fitted force field, corrected.
 
-    For one noise level, far below the width of the stiffest bond. The parameters of the
-    force field start at the closed-form solution of `fit_prior` and train on.
+    For one noise level, far below the width of the stiffest bond. The force field is the
+    closed-form solution of `fit_prior` and stays; the perceptron begins at zero.
     """
 
     def __init__(self, config: MechanicsConfig, internal, prior):

@@ -55,10 +55,7 @@ class MechanicsPrior(nn.Module):
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
         for name, value in statistics.items():
-            if name != "theta":
-                self.register_buffer(name, value)
-        # in units in which every feature has a score of one
-        self.theta = nn.Parameter(statistics["theta"].clone())
+            self.register_buffer(name, value)
         n = int(self.n_atoms)
         for name, ends in self.arms().items():
             matrix = torch.cat([differences(n, *pair) for pair in ends], dim=1)

@@ -163,11 +163,8 @@ def train(
             processes = 1
         with _reporter(progress, config) as report:
             _fit_all(folder, experts, min(processes, len(experts)), report)
-        results = [_load_best(folder, expert, snapshots) for expert in experts]
-    cards = [
-        ExpertCard(name=e.name, sigma=e.sigma, network=e.network, history=history)
-        for e, (_, history) in zip(experts, results, strict=True)
-    ]
+        results = [_load_best(folder, expert) for expert in experts]
+    cards = [card for _, card in results]
     networks = [network for network, _ in results]
     card = Card.describe(snapshots, cards, seed=seed, config=config.model_dump(mode="json"))
     card.training["seconds"] = round(time.time() - started, 1)
@@ -192,7 +189,8 @@ def fit(
 ) -> None:
     """Train one expert and leave its best weights in ``folder``."""
     training, held_out = snapshots.split(config.validation_fraction, seed=seed)
-    network = _new_network(expert, training, seed).to(device)
+    report({"expert": expert.name, "fraction": 0.0})
+    network = _network(expert, training, folder, seed).to(device)
     average = torch.optim.swa_utils.AveragedModel(network)
     optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     run = _Progress.load(folder, expert, network, average, optimiser)
@@ -205,6 +203,7 @@ def fit(
     every = max(1, config.steps // config.evaluations)
     if not run.history:  # the network as built may already be good: a fitted prior
         run.validate(objective, average.module, x_valid, None, seed)
+        run.save(folder, expert, network, average, optimiser)
     terms = None
     while run.step < config.steps:
         run.seconds = time.time() - began
@@ -317,22 +316,30 @@ class _Progress:
     step: int = 0
     seconds: float = 0.0
     best_step: int = 0
-    best_loss: float = math.inf
+    best_losses: list[float] = None  # type: ignore[assignment]
     history: list[dict] = None  # type: ignore[assignment]
     best: dict[str, Tensor] = None  # type: ignore[assignment]
 
     def validate(self, objective, network, x, terms, seed) -> None:
+        """Losses on held-out snapshots, always with the same noise; keep the best weights.
+
+        Later weights must be better by more than twice the standard error of the paired
+        difference: a fitted prior is not given up for luck.
+        """
         generator = _generator(seed, "validation", 0)
-        sums: dict[str, float] = {}
-        for part in x.split(256):
-            for name, value in objective(network, part, generator).items():
-                sums[name] = sums.get(name, 0.0) + value.item() * len(part) / len(x)
-        entry = {"step": self.step, "seconds": round(self.seconds, 1)}
+        parts = [
+            {name: value.item() for name, value in objective(network, part, generator).items()}
+            for part in x.split(max(1, min(128, len(x) // 8)))
+        ]
+        entry: dict = {"step": self.step, "seconds": round(self.seconds, 1)}
         entry["training_loss"] = terms["loss"].item() if terms else None
-        entry |= {f"validation_{name}": value for name, value in sums.items()}
+        entry |= {f"validation_{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
         self.history.append(entry)
-        if sums["loss"] < self.best_loss:
-            self.best_loss, self.best_step = sums["loss"], self.step
+        losses = [p["loss"] for p in parts]
+        gain = np.subtract(self.best_losses, losses) if self.best_losses else np.array([np.inf])
+        error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+        if gain.mean() > 2 * error:
+            self.best_losses, self.best_step = losses, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
     def save(self, folder: Path, expert: Expert, network, average, optimiser) -> None:
@@ -341,7 +348,7 @@ class _Progress:
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for n, slot in optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{n}.{k}": torch.as_tensor(v) for k, v in slot.items()}
-        facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_loss")}
+        facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_losses")}
         facts |= {"history": self.history, "expert": expert.model_dump(mode="json")}
         path = folder / f"{expert.name}.safetensors"
         part = path.with_suffix(".part")
@@ -356,18 +363,15 @@ class _Progress:
             return cls(history=[])
         facts, tensors = _read_progress(path)
 
-        def part(prefix):
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        network.load_state_dict(part("network."))
-        average.module.load_state_dict(part("average."))
+        network.load_state_dict(_below(tensors, "network."))
+        average.module.load_state_dict(_below(tensors, "average."))
         state: dict = {}
-        for name, value in part("adam.").items():
+        for name, value in _below(tensors, "adam.").items():
             n, key = name.split(".")
             state.setdefault(int(n), {})[key] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
         facts.pop("expert")
-        return cls(**facts, best=part("best."))
+        return cls(**facts, best=_below(tensors, "best."))
 
 
 def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -376,18 +380,33 @@ def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
         return facts, {name: file.get_tensor(name) for name in file.keys()}
 
 
-def _load_best(folder: Path, expert: Expert, snapshots) -> tuple[nn.Module, list[dict]]:
+def _load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
     facts, tensors = _read_progress(folder / f"{expert.name}.safetensors")
-    best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+    best = _below(tensors, "best.")
     network = build(expert.network, best)
     network.load_state_dict(best)
-    return network.eval(), facts["history"]
+    card = ExpertCard(
+        name=expert.name,
+        sigma=expert.sigma,
+        network=expert.network,
+        best_step=facts["best_step"],
+        history=facts["history"],
+    )
+    return network.eval(), card
 
 
-def _new_network(expert: Expert, training: Snapshots, seed: int) -> nn.Module:
+def _network(expert: Expert, training: Snapshots, folder: Path, seed: int) -> nn.Module:
+    """As it stands in ``folder``, or a new one: a fitted prior is not fitted again."""
+    path = folder / f"{expert.name}.safetensors"
+    if path.exists():
+        return build(expert.network, _below(_read_progress(path)[1], "network."))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_address(seed, expert.name, -1))
         return build(expert.network, training, sigma=expert.sigma[0])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _generator(seed: int, name: str, step: int) -> torch.Generator:
