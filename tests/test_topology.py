@@ -1,0 +1,132 @@
+"""Bonds, rotors, centres and symmetries, as seen in frames."""
+
+import networkx as nx
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.score.topology import Topology, signed_volumes
+
+
+def rattled(atoms, rng, count=30, amplitude=0.03):
+    return atoms.positions + amplitude * rng.normal(size=(count, len(atoms), 3))
+
+
+def topology(name, rng):
+    atoms = molecule(name)
+    return Topology.from_positions(atoms.numbers, rattled(atoms, rng))
+
+
+@pytest.fixture(scope="module")
+def dipeptide():
+    return Snapshots.read("alanine-dipeptide").take(slice(0, 2000))
+
+
+def test_alanine_dipeptide(dipeptide):
+    t = dipeptide.topology
+    assert t.bonds.shape == (21, 2) and (t.bonds[:, 0] < t.bonds[:, 1]).all()
+    assert t.rotors.shape == (7, 2) and t.moved.shape == (7, 22) and t.torsions.shape == (7, 4)
+    # three methyl groups that turn: 3³ exchanges keep every hand
+    assert t.permutations.shape == (27, 22)
+    assert t.chiral
+    # Cα and three methyl carbons, two volumes each
+    numbers = dipeptide.system.numbers
+    assert len(t.centres) == 8 and (numbers[t.centres[:, 0]] == 6).all()
+
+
+def test_rotors_split_the_molecule(dipeptide):
+    """What turns is one side of the axis, the smaller one, without the axis itself."""
+    t = dipeptide.topology
+    graph = nx.Graph(t.bonds.tolist())
+    for (a, b), moved, (i, j, k, m) in zip(t.rotors, t.moved, t.torsions, strict=True):
+        assert graph.has_edge(a, b) and not moved[a] and not moved[b]
+        cut = graph.copy()
+        cut.remove_edge(a, b)
+        side = nx.node_connected_component(cut, b)
+        assert set(np.flatnonzero(moved)) == side - {b} and 0 < moved.sum() <= 10
+        assert (j, k) == (a, b) and graph.has_edge(i, a) and graph.has_edge(b, m)
+        assert not moved[i] and moved[m]
+
+
+def test_permutations_are_automorphisms_that_keep_hands(dipeptide):
+    t, x = dipeptide.topology, dipeptide.positions
+    assert np.array_equal(t.permutations[0], np.arange(22))
+    assert len(np.unique(t.permutations, axis=0)) == len(t.permutations)
+    bonds = {tuple(b) for b in t.bonds.tolist()}
+    sign = np.sign(signed_volumes(x[0], t.centres))
+    for order in t.permutations:
+        assert np.array_equal(dipeptide.system.numbers[order], dipeptide.system.numbers)
+        assert {tuple(sorted(b)) for b in order[t.bonds].tolist()} == bonds
+        assert np.array_equal(np.sign(signed_volumes(x[:, order], t.centres)), np.tile(sign, (2000, 1)))
+    # a group: closed under composition
+    known = {tuple(p) for p in t.permutations}
+    assert all(tuple(p[q]) in known for p in t.permutations for q in t.permutations)
+
+
+def test_mirror_image(dipeptide):
+    mirror = Topology.from_positions(dipeptide.system.numbers, -dipeptide.positions)
+    t = dipeptide.topology
+    assert mirror.chiral
+    assert np.array_equal(mirror.bonds, t.bonds)
+    assert np.array_equal(mirror.centres, t.centres)
+    assert np.array_equal(mirror.permutations, t.permutations)
+    volumes = signed_volumes(dipeptide.positions, t.centres)
+    assert np.array_equal(signed_volumes(-dipeptide.positions, t.centres), -volumes)
+
+
+def test_both_hands_in_the_data_are_not_chiral(dipeptide):
+    x = dipeptide.positions
+    both = Topology.from_positions(dipeptide.system.numbers, np.concatenate([x, -x]))
+    assert not both.chiral and len(both.centres) == 0
+
+
+@pytest.mark.parametrize(
+    "name, bonds, rotors, permutations",
+    [
+        ("H2O", 2, 0, 2),
+        ("CH4", 4, 0, 12),  # the rotations of a tetrahedron, not its reflections
+        ("C2H6", 7, 1, 18),  # 3·3 turns of methyl groups, and the exchange of the ends
+        ("CH3CH2OH", 8, 2, 3),
+        ("NH3", 3, 0, 6),
+    ],
+)
+def test_achiral_molecules(rng, name, bonds, rotors, permutations):
+    t = topology(name, rng)
+    assert len(t.bonds) == bonds and len(t.rotors) == rotors
+    assert len(t.permutations) == permutations
+    assert not t.chiral
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+def test_bromochlorofluoromethane_is_chiral(rng, flip):
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    lengths = np.array([1.09, 1.35, 1.76, 1.94])
+    x = np.concatenate([np.zeros((1, 3)), corners * lengths[:, None]])
+    t = Topology.from_positions(
+        [6, 1, 9, 17, 35], rattled(Atoms("CHFClBr", flip * x), rng, amplitude=0.02)
+    )
+    assert t.chiral and len(t.permutations) == 1 and len(t.centres) == 2
+
+
+def test_no_rotor_inside_a_ring(rng):
+    t = topology("C6H6", rng)
+    assert len(t.bonds) == 12 and len(t.rotors) == 0 and len(t.permutations) == 12
+    # isobutane: three rotors, none through a terminal atom
+    t = topology("isobutane", rng)
+    graph = nx.Graph(t.bonds.tolist())
+    assert len(t.rotors) == 3 and all(graph.degree(n) > 1 for n in t.rotors.ravel())
+
+
+def test_cluster_without_bonds(rng):
+    x = 3.8 * np.array([[0, 0, 0], [1, 0, 0], [0.5, 0.87, 0], [0.5, 0.29, 0.82]])
+    t = Topology.from_positions(np.full(4, 18), x + 0.1 * rng.normal(size=(50, 4, 3)))
+    assert t.bonds.shape == (0, 2) and t.rotors.shape == (0, 2) and t.moved.shape == (0, 4)
+    assert t.torsions.shape == (0, 4) and t.centres.shape == (0, 4)
+    assert len(t.permutations) == 24 and not t.chiral
+
+
+def test_signed_volume_of_a_known_corner():
+    x = np.array([[1.0, 1, 1], [3, 1, 1], [1, 4, 1], [1, 1, 5]])
+    assert signed_volumes(x, np.array([[0, 1, 2, 3], [0, 2, 1, 3]])).tolist() == [24.0, -24.0]
