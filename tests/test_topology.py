@@ -59,7 +59,9 @@ def test_permutations_are_automorphisms_that_keep_hands(dipeptide):
     for order in t.permutations:
         assert np.array_equal(dipeptide.system.numbers[order], dipeptide.system.numbers)
         assert {tuple(sorted(b)) for b in order[t.bonds].tolist()} == bonds
-        assert np.array_equal(np.sign(signed_volumes(x[:, order], t.centres)), np.tile(sign, (2000, 1)))
+        assert np.array_equal(
+            np.sign(signed_volumes(x[:, order], t.centres)), np.tile(sign, (2000, 1))
+        )
     # a group: closed under composition
     known = {tuple(p) for p in t.permutations}
     assert all(tuple(p[q]) in known for p in t.permutations for q in t.permutations)

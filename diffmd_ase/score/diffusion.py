@@ -51,7 +51,7 @@ def score(energy: Energy, x: Tensor, sigma: Tensor, *, create_graph: bool = Fals
 
 def log_uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
     """n noise levels, uniform in log σ over [low, high]."""
-    u = torch.rand(n, generator=generator)
+    u = torch.rand(n, generator=generator, dtype=torch.float32)
     return low * torch.exp(u * math.log(high / low))
 
 
@@ -118,8 +118,8 @@ class Moves:
         n = len(x)
         count = torch.randint(1, most + 1, (n,), generator=generator)
         for k in range(most):
-            angle = 2 * math.pi * torch.rand(n, generator=generator) * (count > k)
-            x = self.rotate(x, self.choose(n, generator), angle.to(x))
+            angle = 2 * math.pi * torch.rand(n, generator=generator, dtype=x.dtype) * (count > k)
+            x = self.rotate(x, self.choose(n, generator), angle.to(x.device))
         return x
 
     def _axis(self, x: Tensor, rotor: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ class TorsionProposals:
         for i, rotor in enumerate(self.groups[which].T):
             here = angles.gather(1, rotor[:, None])[:, 0]
             old = old + self._bins(here) * self.BINS**i
-            place = (rest % self.BINS) + torch.rand(n, generator=generator)
+            place = (rest % self.BINS) + torch.rand(n, generator=generator, dtype=x.dtype)
             rest = rest // self.BINS
             new = place * (2 * math.pi / self.BINS) - math.pi
             y = self.moves.rotate(y, rotor, (self.sign[rotor] * (new - here)).to(x))

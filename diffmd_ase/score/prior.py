@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 _WALL = 0.05  # Å: width of the wall, which begins at
 _CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it
 _HAND = 0.1  # width of the wall against the other hand, of the smallest volume in the data
-HARMONICS = (1, 2, 3, 4)  # of torsions
 
 
 class MechanicsPrior(nn.Module):
@@ -56,22 +55,25 @@ class MechanicsPrior(nn.Module):
         super().__init__()
         for name, value in statistics.items():
             self.register_buffer(name, value)
-        n = int(self.n_atoms)
-        for name, ends in self.arms().items():
-            matrix = torch.cat([differences(n, *pair) for pair in ends], dim=1)
-            self.register_buffer(f"{name}_arms", matrix, persistent=False)
+        # One matrix product gives the difference vectors of all coordinates, with those of
+        # one function side by side, so that it is called once for them all.
+        matrices, first = [], 0
+        self.columns: dict[str, list[slice]] = {}
+        for kind, tail, head in self._ends():
+            matrices.append(differences(int(self.n_atoms), tail, head))
+            self.columns.setdefault(kind, []).append(slice(first, first + len(tail)))
+            first += len(tail)
+        self.register_buffer("arms", torch.cat(matrices, dim=1), persistent=False)
 
-    def arms(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """For each kind of coordinate the difference vectors it is a function of."""
+    def _ends(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Tails and heads of the difference vectors of each kind of coordinate."""
         a, c, b = self.angles.T
-        return {
-            "bonds": [tuple(self.bonds.T)],
-            "angles": [(c, a), (c, b)],
-            "torsions": [(self.torsions[:, k], self.torsions[:, k + 1]) for k in range(3)],
-            "impropers": [(self.impropers[:, k], self.impropers[:, k + 1]) for k in range(3)],
-            "free": [tuple(self.free.T)],
-            "centres": [(self.centres[:, 0], self.centres[:, k]) for k in (1, 2, 3)],
-        }
+        ends = [("bonds", *self.bonds.T), ("free", *self.free.T)]
+        ends += [("angles", c, a), ("angles", c, b)]
+        for k in range(3):
+            for kind, table in (("torsions", self.torsions), ("impropers", self.impropers)):
+                ends.append((kind, table[:, k], table[:, k + 1]))
+        return ends + [("centres", self.centres[:, 0], self.centres[:, k]) for k in (1, 2, 3)]
 
     def forward(self, planes: Tensor) -> Tensor:
         """Energy (B,) in kT."""
@@ -80,19 +82,32 @@ class MechanicsPrior(nn.Module):
 
     def terms(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """All features (B, F), and the energy of the walls (B,)."""
-        q = {kind: COORDINATES[kind](*self.vectors(kind, planes)) for kind in COORDINATES}
-        excess = torch.relu(self.shortest - q["free"])
-        wall = 0.5 * (excess / _WALL).square().sum(-1)
+        v, at = along(planes, self.arms), self.columns
+        n_bonds, n_torsions = len(self.bonds), len(self.torsions)
+        lengths = _length(v[..., : at["free"][0].stop])
+        cosines = _cosine(
+            *(
+                v[..., t.start : i.stop]
+                for t, i in zip(at["torsions"], at["impropers"], strict=True)
+            )
+        )
+        q = {
+            "bonds": lengths[:, :n_bonds],
+            "angles": _angle(*(v[..., c] for c in at["angles"])),
+            "torsions": cosines[:, :n_torsions],
+            "impropers": cosines[:, n_torsions:],
+            "free": lengths[:, n_bonds:],
+        }
+        wall = 0.5 * (torch.relu(self.shortest - q["free"]) / _WALL).square().sum(-1)
         if len(self.centres):
-            volume = _volume(*(planes @ self.centres_arms).chunk(3, dim=-1))
+            volume = _volume(*(v[..., c] for c in at["centres"]))
             excess = torch.relu(1 - volume / self.least_volume)
             wall = wall + 0.5 * (excess / _HAND).square().sum(-1)
         return torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1), wall
 
     def vectors(self, kind: str, planes: Tensor) -> list[Tensor]:
         """The difference vectors (B, 3, K) of a kind of coordinate."""
-        matrix = getattr(self, f"{kind}_arms")
-        return list((planes @ matrix).chunk(len(ARMS[kind]), dim=-1))
+        return [along(planes, self.arms[:, columns]) for columns in self.columns[kind]]
 
     def features(self, kind: str, q: Tensor) -> list[Tensor]:
         """Functions (B, K) of the coordinates q (B, K) of one kind."""
@@ -102,28 +117,34 @@ class MechanicsPrior(nn.Module):
         if kind == "angles":
             u = q - self.angle_mean
             return [u, u * u]
-        if kind == "impropers":
-            return [torch.cos(2 * q)]
-        if kind == "torsions":
-            return [torch.cos(n * q) for n in HARMONICS]
+        if kind in ("torsions", "impropers"):  # q = cos φ; cos nφ by Chebyshev's recursion
+            double = 2 * q * q - 1
+            if kind == "impropers":
+                return [double]
+            return [q, double, q * (2 * double - 1), 2 * double * double - 1]
         inverse = self.shortest / torch.maximum(q, self.shortest)
-        inverse6 = inverse**6
+        inverse2 = inverse * inverse
+        inverse6 = inverse2 * inverse2 * inverse2
         return [inverse, inverse6, inverse6 * inverse6]
 
 
+# keeps derivatives finite where atoms coincide or lie in line
+_TINY = 1e-12
+
+
 def _length(a: Tensor) -> Tensor:
-    return a.square().sum(-2).sqrt()
+    return (a.square().sum(-2) + _TINY).sqrt()
 
 
 def _angle(a: Tensor, b: Tensor) -> Tensor:
-    # the square keeps the derivative finite for three atoms in line
-    sine = (torch.linalg.cross(a, b, dim=-2).square().sum(-2) + 1e-12).sqrt()
+    sine = (torch.linalg.cross(a, b, dim=-2).square().sum(-2) + _TINY).sqrt()
     return torch.atan2(sine, (a * b).sum(-2))
 
 
-def _dihedral(b1: Tensor, b2: Tensor, b3: Tensor) -> Tensor:
+def _cosine(b1: Tensor, b2: Tensor, b3: Tensor) -> Tensor:
+    """cos φ of a dihedral."""
     n1, n2 = torch.linalg.cross(b1, b2, dim=-2), torch.linalg.cross(b2, b3, dim=-2)
-    return torch.atan2((b1 * n2).sum(-2) * _length(b2), (n1 * n2).sum(-2))
+    return (n1 * n2).sum(-2) * (n1.square().sum(-2) * n2.square().sum(-2) + _TINY).rsqrt()
 
 
 def _volume(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -133,16 +154,9 @@ def _volume(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 COORDINATES = {
     "bonds": _length,
     "angles": _angle,
-    "torsions": _dihedral,
-    "impropers": _dihedral,
+    "torsions": _cosine,
+    "impropers": _cosine,
     "free": _length,
-}
-ARMS = {
-    "bonds": (0,),
-    "angles": (0, 1),
-    "torsions": (0, 1, 2),
-    "impropers": (0, 1, 2),
-    "free": (0,),
 }
 
 
@@ -154,6 +168,11 @@ def differences(n_atoms: int, tail: Tensor, head: Tensor) -> Tensor:
     matrix = torch.zeros(n_atoms, len(tail), dtype=torch.float32)
     matrix[tail, column], matrix[head, column] = -1.0, 1.0
     return matrix
+
+
+def along(planes: Tensor, matrix: Tensor) -> Tensor:
+    """``planes @ matrix`` (B, 3, P) as one product; torch would make one for each structure."""
+    return (planes.reshape(-1, planes.shape[-1]) @ matrix).reshape(*planes.shape[:-1], -1)
 
 
 def fit_prior(snapshots, *, sigma: float, frames: int = 50_000, seed: int = 0) -> dict[str, Tensor]:
@@ -217,8 +236,8 @@ def _gradient_noise(prior, orbits, unit, theta, positions, sigma, generator) -> 
     scale, weights = unit.float()[:, None], (unit * theta).float()
     for x in positions[:: max(1, len(positions) // 10_000)].split(64):
         planes = x.transpose(-1, -2)
-        epsilon = torch.randn(planes.shape, generator=generator)
-        gradient = torch.zeros(size, len(x))
+        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
+        gradient = planes.new_zeros(size, len(x))
         for sign in (1, -1):
             j = _jacobian(prior, planes + sign * sigma * epsilon, orbits, size)
             force = torch.einsum("fbd,f->bd", j, weights)
@@ -317,7 +336,7 @@ def _tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
     }
     counts = {kind: len(table) for kind, table in tables.items()}
     n_features = 2 * (counts["bonds"] + counts["angles"]) + counts["impropers"] + 3 * counts["free"]
-    n_features += len(HARMONICS) * counts["torsions"]
+    n_features += 4 * counts["torsions"]
     tables |= {
         "n_atoms": torch.tensor(n),
         "bond_mean": positions.new_zeros(counts["bonds"]),
@@ -331,18 +350,26 @@ def _tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
     bare = MechanicsPrior(tables)
     planes = positions.transpose(-1, -2)
     q = {k: COORDINATES[k](*bare.vectors(k, planes)) for k in ("bonds", "angles", "free")}
-    tables["bond_mean"], tables["angle_mean"] = q["bonds"].mean(0), q["angles"].mean(0)
-    if counts["free"]:
-        orbit = [_orbit(row, topology.permutations) for row in tables["free"].tolist()]
-        least = dict.fromkeys(orbit, float("inf"))
-        for o, r in zip(orbit, q["free"].amin(0).tolist(), strict=True):
-            least[o] = min(least[o], r)
-        tables["shortest"] = _CLOSE * positions.new_tensor([least[o] for o in orbit])
+    for name, kind, values, reduce in (
+        ("bond_mean", "bonds", q["bonds"].mean(0), "mean"),
+        ("angle_mean", "angles", q["angles"].mean(0), "mean"),
+        ("shortest", "free", _CLOSE * q["free"].amin(0), "amin"),
+    ):
+        tables[name] = _shared(values, tables[kind], topology.permutations, reduce)
     if len(topology.centres):
         volume = torch.as_tensor(signed_volumes(positions.numpy(), topology.centres))
         smallest = volume.abs().amin(0) * volume[0].sign()
         tables["least_volume"] = (0.9 * smallest).float()
     return tables
+
+
+def _shared(values: Tensor, rows: Tensor, perms: np.ndarray, reduce: str) -> Tensor:
+    """Values (K,) of coordinates, made one where symmetry exchanges the coordinates."""
+    names = [_orbit(row, perms) for row in rows.tolist()]
+    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    index = torch.tensor([number[name] for name in names], dtype=torch.long)
+    one = values.new_zeros(len(number)).scatter_reduce(0, index, values, reduce, include_self=False)
+    return one[index]
 
 
 def _orbits(prior: MechanicsPrior, topology: Topology) -> Tensor:
@@ -395,7 +422,7 @@ def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) 
                 torch.autograd.grad(f.sum(), q, retain_graph=True)[0]
                 for f in prior.features(kind, q)
             ]
-        matrices = getattr(prior, f"{kind}_arms").chunk(len(vectors), dim=1)
+        matrices = [prior.arms[:, columns] for columns in prior.columns[kind]]
         wilson = sum(
             s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)
         )  # (B, 3, N, K)

@@ -266,7 +266,7 @@ class _Objective:
             return network(positions, level, numbers=self.numbers, cell=self.cell, pbc=self.pbc)
 
         def random(shape):
-            return torch.randn(shape, generator=generator).to(x)
+            return torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
 
         if self.permutations is not None:
             which = torch.randint(len(self.permutations), (n,), generator=generator)

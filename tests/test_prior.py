@@ -1,0 +1,293 @@
+"""The fitted force field: exact where the energy is in its basis, and safe outside the data."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+
+from diffmd_ase.score.prior import MechanicsPrior, _jacobian, _orbits, fit_prior
+from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.system import System
+from diffmd_ase.testing import assert_zscore
+
+# a chain of four beads, in kT: stretching, bending, turning and the ends repel
+BOND, STIFF = 1.53, 400.0  # Å, kT/Å²
+ANGLE, BEND = 1.95, 30.0  # rad, kT/rad²
+TURN = (0.7, 0.4, 1.2)  # kT: Σ V_n cos nφ
+REPEL = 2.6  # Å: (REPEL/r)¹²
+
+
+def chain_energy(x):
+    """Exact energy (B,) in kT of chains (B, 4, 3)."""
+    b = x[:, 1:] - x[:, :-1]
+    r = b.norm(dim=-1)
+    cosine = -(b[:, 1:] * b[:, :-1]).sum(-1) / (r[:, 1:] * r[:, :-1])
+    n1, n2 = (torch.linalg.cross(b[:, k], b[:, k + 1]) for k in (0, 1))
+    phi = torch.atan2((b[:, 0] * n2).sum(-1) * r[:, 1], (n1 * n2).sum(-1))
+    energy = 0.5 * STIFF * (r - BOND).square().sum(-1)
+    energy = energy + 0.5 * BEND * (cosine.arccos() - ANGLE).square().sum(-1)
+    energy = energy + sum(v * torch.cos((n + 1) * phi) for n, v in enumerate(TURN))
+    return energy + (REPEL / (x[:, 3] - x[:, 0]).norm(dim=-1)) ** 12
+
+
+def chains(rng, count):
+    """Independent exact draws (count, 4, 3): internal coordinates by rejection, with the
+    volume element Π r² Π sin θ, in random orientation."""
+    found = []
+    while sum(map(len, found)) < count:
+        n = 4 * count
+        r = BOND + rng.normal(size=(n, 3)) / np.sqrt(STIFF)
+        t = ANGLE + rng.normal(size=(n, 2)) / np.sqrt(BEND)
+        phi = rng.uniform(-np.pi, np.pi, n)
+        weight = np.prod((r / (BOND + 0.4)) ** 2, 1) * np.prod(np.clip(np.sin(t), 0, 1), 1)
+        weight *= np.exp(-sum(v * np.cos((k + 1) * phi) + v for k, v in enumerate(TURN)))
+        x = np.zeros((n, 4, 3))
+        x[:, 1, 0] = r[:, 0]
+        x[:, 2] = x[:, 1] + r[:, 1, None] * np.stack(
+            [-np.cos(t[:, 0]), np.sin(t[:, 0]), 0 * phi], 1
+        )
+        e1 = (x[:, 2] - x[:, 1]) / r[:, 1, None]
+        e3 = np.array([0.0, 0, 1])
+        e2 = np.cross(e3, e1)
+        # cis (φ = 0) is on the side of the first atom
+        out = np.cos(phi)[:, None] * e2 + np.sin(phi)[:, None] * e3
+        bend = t[:, 1, None]
+        x[:, 3] = x[:, 2] + r[:, 2, None] * (-np.cos(bend) * e1 + np.sin(bend) * out)
+        weight *= np.exp(-((REPEL / np.linalg.norm(x[:, 3] - x[:, 0], axis=1)) ** 12))
+        found.append(x[rng.uniform(size=n) < weight])
+    x = np.concatenate(found)[:count]
+    rotation = np.linalg.qr(rng.normal(size=(count, 3, 3)))[0]
+    return np.einsum("mij,mnj->mni", rotation, x)
+
+
+def snapshots(x, numbers):
+    numbers = np.asarray(numbers)
+    return Snapshots(System(numbers, np.ones(len(numbers))), x, 300)
+
+
+def minus_gradient(energy, x):
+    x = x.detach().requires_grad_()
+    return -torch.autograd.grad(energy(x).sum(), x)[0]
+
+
+def of(statistics):
+    """Energy (B,) in kT of positions (B, N, 3), in float64."""
+    prior = MechanicsPrior(statistics).double()
+    return lambda x: prior(x.transpose(-1, -2))
+
+
+@pytest.fixture(scope="module")
+def dipeptide():
+    data = Snapshots.read("alanine-dipeptide").take(slice(0, 1500))
+    return data, fit_prior(data, sigma=0.0014)
+
+
+@pytest.fixture(scope="module")
+def chain():
+    data = snapshots(chains(np.random.default_rng(1), 12_000), [6] * 4)
+    return data, fit_prior(data, sigma=0.002)
+
+
+# --------------------------------------------------------------------- closed form
+
+
+def relative_error(energy, x):
+    exact = minus_gradient(chain_energy, x)
+    return float((minus_gradient(energy, x) - exact).square().mean() / exact.square().mean())
+
+
+def test_an_energy_in_the_basis_is_recovered(chain, rng):
+    _, statistics = chain
+    assert [len(statistics[k]) for k in ("bonds", "angles", "torsions", "free")] == [3, 2, 1, 1]
+    x = torch.as_tensor(chains(rng, 2000))
+    assert relative_error(of(statistics), x) < 2e-3
+    # the check sees a mistake of ten per cent
+    assert relative_error(of({**statistics, "theta": 1.1 * statistics["theta"]}), x) > 2e-3
+
+
+def test_soft_modes_are_recovered(chain, rng):
+    """The angular score of the torsion, which stiff bonds would drown."""
+    from diffmd_ase.score.diffusion import Moves
+
+    data, statistics = chain
+    x = torch.as_tensor(chains(rng, 2000))
+    moves, rotor = Moves(data.topology), torch.zeros(2000, dtype=torch.long)
+    assert len(moves) == 1
+    fitted, exact = (
+        moves.angular_score(x, minus_gradient(e, x), rotor) for e in (of(statistics), chain_energy)
+    )
+    assert float((fitted - exact).square().mean() / exact.square().mean()) < 0.02
+
+
+def test_parameters_of_a_spring_within_their_errors():
+    """A diatomic: k/2 (r - r0)² from independent sets of snapshots, |z| < 4."""
+    k, r0, sigma, fits = 200.0, 1.1, 0.002, []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        r = r0 + rng.normal(size=40_000) / np.sqrt(k)
+        r = r[rng.uniform(size=len(r)) < (r / (r0 + 0.5)) ** 2][:1000]
+        u = rng.normal(size=(len(r), 3))
+        x = np.zeros((len(r), 2, 3))
+        x[:, 1] = r[:, None] * u / np.linalg.norm(u, axis=1, keepdims=True)
+        statistics = fit_prior(snapshots(x, [7, 7]), sigma=sigma, seed=seed)
+        linear, square = (statistics["theta"] * statistics["unit"]).tolist()
+        fits.append((2 * square, float(statistics["bond_mean"]) - linear / (2 * square)))
+    # noise of variance σ² on both ends softens the spring: 1/k → 1/k + 2σ²
+    assert_zscore(np.array(fits), [k / (1 + 2 * k * sigma**2), r0])
+    with pytest.raises(AssertionError, match="z = "):
+        assert_zscore(np.array(fits), [1.1 * k, r0])
+
+
+def test_symmetry_ties_parameters(dipeptide):
+    data, statistics = dipeptide
+    parameter = statistics["theta"] * statistics["unit"]
+    orbits = _orbits(MechanicsPrior(statistics), data.topology)
+    for n in range(int(orbits.max()) + 1):
+        assert len(parameter[orbits == n].unique()) == 1
+    assert int(orbits.max()) + 1 < 0.6 * len(parameter)
+    # the C-H bonds of a methyl group share one spring, those of two groups do not
+    bonds, numbers = statistics["bonds"].tolist(), data.system.numbers
+    groups: dict[int, list[int]] = {}
+    for (i, j), orbit in zip(bonds, orbits.tolist(), strict=False):
+        if sorted(numbers[[i, j]]) == [1, 6]:
+            groups.setdefault(i if numbers[i] == 6 else j, []).append(orbit)
+    methyl = [set(g) for g in groups.values() if len(g) == 3]
+    assert len(methyl) == 3 and all(len(g) == 1 for g in methyl) and len(set.union(*methyl)) == 3
+
+
+def test_energy_keeps_the_symmetry_of_the_molecule(dipeptide):
+    data, statistics = dipeptide
+    x, energy = torch.as_tensor(data.positions[:20]), of(statistics)
+    for order in data.topology.permutations[::5]:
+        assert torch.allclose(energy(x[:, order]), energy(x), rtol=0, atol=1e-4)
+
+
+def test_fit_depends_on_nothing_but_data_and_seed(chain):
+    data, _ = chain
+    part = data.take(slice(0, 500))
+    first, again, other = (fit_prior(part, sigma=0.002, seed=s)["theta"] for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(fit_prior(part, sigma=0.002, seed=0)["theta"], first)
+
+
+# ------------------------------------------------------------------- the machinery
+
+
+@pytest.mark.parametrize("which", ["dipeptide", "chain"])
+def test_jacobian_is_the_derivative_of_the_features(which, request):
+    data, statistics = request.getfixturevalue(which)
+    prior = MechanicsPrior(statistics).double()
+    orbits = _orbits(prior, data.topology)
+    size = int(orbits.max()) + 1
+    planes = torch.as_tensor(data.positions[:2]).transpose(-1, -2)
+    jacobian = _jacobian(prior, planes, orbits, size)
+
+    def features(p):
+        from diffmd_ase.score.prior import COORDINATES
+
+        q = {k: COORDINATES[k](*prior.vectors(k, p)) for k in COORDINATES}
+        every = torch.cat([f for k in q for f in prior.features(k, q[k])], dim=-1)
+        return torch.zeros(len(p), size).index_add(1, orbits, every)
+
+    exact = torch.autograd.functional.jacobian(lambda p: features(p).sum(0), planes).flatten(2)
+    assert torch.allclose(jacobian, exact, rtol=1e-9, atol=1e-9)
+
+
+def test_forces_are_minus_the_gradient(dipeptide):
+    data, statistics = dipeptide
+    energy, x = of(statistics), torch.as_tensor(data.positions[:3])
+    forces = minus_gradient(energy, x)
+    generator = torch.Generator().manual_seed(0)
+    # in the data, and where the walls push (0.3 Å away)
+    for amplitude in (0.0, 0.3):
+        point = x + amplitude * torch.randn(x.shape, generator=generator)
+        forces = minus_gradient(energy, point)
+        for _ in range(5):
+            v, h = torch.randn(x.shape, generator=generator), 1e-6
+            slope = (energy(point + h * v) - energy(point - h * v)) / (2 * h)
+            exact = -(forces * v).sum((1, 2))
+            assert torch.allclose(slope, exact, rtol=1e-4, atol=1e-3)
+
+
+def test_rigid_motions_and_reflections(dipeptide, chain):
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q
+    rotation = rotation * torch.linalg.det(rotation)
+    for data, statistics in (dipeptide, chain):
+        x, energy = torch.as_tensor(data.positions[:10]), of(statistics)
+        moved = x @ rotation.T + torch.tensor([3.0, -20.0, 7.0])
+        assert torch.allclose(energy(moved), energy(x), rtol=0, atol=1e-9)
+        forces = minus_gradient(energy, x)
+        assert torch.allclose(minus_gradient(energy, moved), forces @ rotation.T, atol=1e-7)
+    # an achiral chain is the same in the mirror
+    assert torch.allclose(energy(-x), energy(x), rtol=0, atol=1e-9)
+
+
+def test_the_other_hand_is_behind_a_wall(dipeptide):
+    data, statistics = dipeptide
+    x, energy = torch.as_tensor(data.positions), of(statistics)
+    assert (energy(-x) - energy(x)).min() > 100
+    # no wall is felt in the data
+    wall = of({**statistics, "theta": 0 * statistics["theta"]})
+    assert (wall(x) == 0).all() and (wall(-x) > 100).all()
+
+
+def lines_and_heaps(x):
+    """Positions that no dynamics should see, and some day does."""
+    n = x.shape[0]
+    line = torch.zeros_like(x)
+    line[:, 0] = 1.2 * torch.arange(n)
+    overlap = x.clone()
+    overlap[1] = overlap[0]
+    overlap[-1] = overlap[2]
+    near = x.clone()
+    near[3] = near[0] + 1e-5
+    return {
+        "all at one point": torch.zeros_like(x),
+        "in line": line,
+        "two pairs on top of each other": overlap,
+        "very near": near,
+        "squeezed": 0.2 * x,
+        "blown up": 50 * x,
+        "flat": x * torch.tensor([1.0, 1.0, 0.0]),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("which", ["dipeptide", "chain"])
+def test_finite_everywhere(which, dtype, request):
+    data, statistics = request.getfixturevalue(which)
+    prior = MechanicsPrior(statistics).to(dtype)
+    for name, x in lines_and_heaps(torch.as_tensor(data.positions[0])).items():
+        x = x[None].to(dtype)
+        assert torch.isfinite(prior(x.transpose(-1, -2))).all(), name
+        forces = minus_gradient(lambda p: prior(p.transpose(-1, -2)), x)
+        assert torch.isfinite(forces).all(), name
+
+
+def test_walls_push_overlapping_atoms_apart(chain):
+    """Along the shortest path to a clash the energy rises; it never falls into 1/r¹²."""
+    data, statistics = chain
+    i, j = statistics["free"][0].tolist()
+    x, energy = torch.as_tensor(data.positions[:1]), of(statistics)
+    wall = of({**statistics, "theta": 0 * statistics["theta"]})
+    apart = x[:, j] - x[:, i]
+    length = float(apart.norm())
+    energies = []
+    for r in (0.9 * float(statistics["shortest"][0]), 1.0, 0.1):
+        y = x.clone()
+        y[:, j] = y[:, i] + apart * (r / length)
+        energies.append(float(wall(y)))
+        assert abs(float(energy(y))) < 1e7
+    exact = [0.5 * ((float(statistics["shortest"][0]) - r) / 0.05) ** 2 for r in (1.0, 0.1)]
+    assert energies[0] > 1 and energies[1:] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["H2", "H2O", "NH3", "C2H2"])
+def test_molecules_without_some_of_the_terms(rng, name):
+    atoms = molecule(name)
+    x = atoms.positions + 0.02 * rng.normal(size=(200, len(atoms), 3))
+    statistics = fit_prior(snapshots(x, atoms.numbers), sigma=0.001)
+    energy, ideal = of(statistics), torch.as_tensor(atoms.positions[None])
+    assert torch.isfinite(minus_gradient(energy, ideal)).all()
