@@ -19,11 +19,11 @@ import torch
 from e3nn import o3
 from e3nn.math import soft_one_hot_linspace
 from e3nn.nn import FullyConnectedNet, Gate
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from .prior import MechanicsPrior, differences, fit_prior
+from .prior import TINY, MechanicsPrior, along, differences, fit_prior
 from .topology import signed_volumes
 
 __all__ = [
@@ -45,7 +45,7 @@ class MechanicsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["mechanics"] = "mechanics"
     width: int = Field(96, ge=1, description="units of each hidden layer")
-    depth: int = Field(2, ge=1, description="hidden layers")
+    depth: int = Field(2, ge=0, description="hidden layers; 0: the prior alone")
 
 
 class PairConfig(BaseModel):
@@ -71,6 +71,13 @@ class EquivariantConfig(BaseModel):
     neighbours: float = Field(12.0, gt=0, description="mean number of neighbours in the data")
     chiral: bool = Field(False, description="pseudoscalars enter the energy")
 
+    @model_validator(mode="after")
+    def _sees_hands(self) -> EquivariantConfig:
+        # a triple product: vectors in the first layer, their cross products in the second
+        if self.chiral and (self.layers < 3 or self.l_max < 1):
+            raise ValueError("chiral=True needs layers >= 3 and l_max >= 1 to tell hands apart")
+        return self
+
 
 AnyConfig = MechanicsConfig | PairConfig | EquivariantConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
@@ -86,11 +93,14 @@ def build(config: AnyConfig, source, *, sigma: float = 0.0) -> nn.Module:
     if isinstance(config, EquivariantConfig):
         return EquivariantNetwork(config).float()
     known = isinstance(source, dict)
-    own = _below(source, "internal.") if known else internal_statistics(source)
+    needs = isinstance(config, PairConfig) or config.depth > 0
+    internal = None
+    if needs:
+        internal = _below(source, "internal.") if known else internal_statistics(source)
     if isinstance(config, PairConfig):
-        return PairNetwork(config, own).float()
+        return PairNetwork(config, internal).float()
     prior = _below(source, "prior.") if known else fit_prior(source, sigma=sigma)
-    return MechanicsNetwork(config, own, prior).float()
+    return MechanicsNetwork(config, internal, prior).float()
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -175,19 +185,33 @@ class InternalCoordinates(nn.Module):
 
         ``planes`` (B, 3, N); ``s2`` (B, 1) the squared noise level.
         """
-        r2 = (planes @ self.pair_arms).square().sum(1)
+        r2 = along(planes, self.pair_arms).square().sum(1) + TINY
         mean, width = (self.mean**2 + 5 * s2).sqrt(), (self.std**2 + 1.4 * s2).rsqrt()
         u = (r2.sqrt() - mean) * width
         inverse = ((r2 + 2 * s2).rsqrt() - 1 / mean) * (mean**2 * width)
         features, volume = [0.3 * u, 0.3 * inverse], planes.new_zeros(len(planes), 0)
         if len(self.torsions):
-            vectors = (planes @ self.torsion_arms).chunk(3, dim=-1)
+            vectors = along(planes, self.torsion_arms).chunk(3, dim=-1)
             cosine, sine = torsion_features(*vectors, s2)
             features += [cosine, sine] if self.odd else [cosine]
         if len(self.centres):
-            volume = triple_product(*(planes @ self.centre_arms).chunk(3, dim=-1))
-            features.append(volume * (self.volume**2 + volume_noise(s2)).rsqrt())
+            volume = triple_product(*along(planes, self.centre_arms).chunk(3, dim=-1))
+            features.append(self.hand(volume, s2))
         return torch.cat(features, dim=-1), u, volume
+
+    def hand(self, volume: Tensor, s2: Tensor) -> Tensor:
+        """Signed volumes on a scale of order one, bounded by ±2: t/sqrt(1 + t²/4)."""
+        t = volume * (self.volume**2 + volume_noise(s2)).rsqrt()
+        return t * (1 + t * t / 4).rsqrt()
+
+    def hand_energy(self, volume: Tensor, s2: Tensor) -> Tensor:
+        """Half of ``(V - V̄)²/(2 var V)`` in kT (B,), on the bounded scale of `hand`."""
+        noise, square = volume_noise(s2), self.volume**2
+        mean = self.hand(self.volume, s2)
+        # dt/d(hand) at the mean turns the variance of V into that of the scale
+        slope = (1 + square / (square + noise) / 4) ** 3
+        stiffness = slope * (square + noise) / (self.volume_std**2 + noise)
+        return 0.25 * (stiffness * (self.hand(volume, s2) - mean) ** 2).sum(-1)
 
 
 class MechanicsNetwork(nn.Module):
@@ -200,23 +224,30 @@ class MechanicsNetwork(nn.Module):
     def __init__(self, config: MechanicsConfig, internal, prior):
         super().__init__()
         self.config = config
-        self.internal, self.prior = InternalCoordinates(internal), MechanicsPrior(prior)
+        self.prior = MechanicsPrior(prior)
+        if not config.depth:
+            return
+        self.internal = InternalCoordinates(internal)
         sizes = [self.internal.n_features] + [config.width] * config.depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.out = nn.Linear(config.width, 1)
         nn.init.zeros_(self.out.weight)  # begins as the prior
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3); ``sigma`` (B,) is the level it was trained for."""
-        planes = x.transpose(-1, -2)  # (B, 3, N): pairs run along the fast axis
+        planes = x.transpose(-1, -2).contiguous()  # (B, 3, N): pairs run along the fast axis
+        energy = self.prior(planes)
+        if not self.config.depth:
+            return energy
         h, _, _ = self.internal(planes, sigma.square()[:, None])
         for layer in self.layers:
             h = silu(layer(h))
-        return self.out(h)[:, 0] + self.prior(planes)
+        return self.out(h)[:, 0] + energy
 
 
 class PairNetwork(nn.Module):
-    """``E(x, σ) = Σ_pairs [a(σ) u² + b(σ) u] + Σ_centres (V - V̄)²/(4 var V) + MLP``.
+    """``E(x, σ) = Σ_pairs [a(σ) u² + b(σ) u] + Σ_centres E_hand + MLP``.
 
     ``a`` starts at the harmonic prior: ½ for pairs with a standard deviation below 0.2 Å
     (bonds, 1-3), decaying where σ exceeds bonds. The prior of the signed volumes decides the
@@ -243,7 +274,7 @@ class PairNetwork(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,)."""
         s2, data = sigma.square()[:, None], self.internal
-        h, u, volume = data(x.transpose(-1, -2), s2)
+        h, u, volume = data(x.transpose(-1, -2).contiguous(), s2)
         c = self.embedding(sigma)
         for n, (layer, modulate) in enumerate(zip(self.layers, self.modulate, strict=True)):
             gain, shift = modulate(c).chunk(2, dim=-1)
@@ -255,13 +286,15 @@ class PairNetwork(nn.Module):
         a = a + overlap * (0.5 / data.n_atoms)
         da, b = self.springs(c).chunk(2, dim=-1)
         energy = self.out(h)[:, 0] + ((a + 0.3 * da) * u * u + b * u).sum(-1)
-        spread = data.volume_std**2 + volume_noise(s2)
-        return energy + (0.25 * (volume - data.volume) ** 2 / spread).sum(-1)
+        return energy + data.hand_energy(volume, s2)
 
 
 def volume_noise(s2: Tensor) -> Tensor:
-    """About the variance of a signed volume that noise of variance s2 adds, Å⁶."""
-    return 16 * s2 + 4 * s2**3
+    """About the variance that noise of variance s2 adds to a signed volume, Å⁶.
+
+    48σ⁶ is exact for σ → ∞: three differences of variance 2σ² per axis, ``6 (2σ²)³``.
+    """
+    return 16 * s2 + 48 * s2**3
 
 
 def triple_product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -316,9 +349,12 @@ class EquivariantNetwork(nn.Module):
         """
         n_batch, n_atoms = x.shape[:2]
         source, target, vectors = edges(x, self.config.cutoff, cell, pbc)
-        length = vectors.norm(dim=-1)
+        length = (vectors.square().sum(-1) + TINY).sqrt()
         harmonics = o3.spherical_harmonics(
-            list(range(self.config.l_max + 1)), vectors, normalize=True, normalization="component"
+            list(range(self.config.l_max + 1)),
+            vectors / length[:, None],
+            normalize=False,
+            normalization="component",
         )
         c = self.embedding(sigma)
         radial = soft_one_hot_linspace(

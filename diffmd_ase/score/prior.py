@@ -129,22 +129,22 @@ class MechanicsPrior(nn.Module):
 
 
 # keeps derivatives finite where atoms coincide or lie in line
-_TINY = 1e-12
+TINY = 1e-12
 
 
 def _length(a: Tensor) -> Tensor:
-    return (a.square().sum(-2) + _TINY).sqrt()
+    return (a.square().sum(-2) + TINY).sqrt()
 
 
 def _angle(a: Tensor, b: Tensor) -> Tensor:
-    sine = (torch.linalg.cross(a, b, dim=-2).square().sum(-2) + _TINY).sqrt()
+    sine = (torch.linalg.cross(a, b, dim=-2).square().sum(-2) + TINY).sqrt()
     return torch.atan2(sine, (a * b).sum(-2))
 
 
 def _cosine(b1: Tensor, b2: Tensor, b3: Tensor) -> Tensor:
     """cos φ of a dihedral."""
     n1, n2 = torch.linalg.cross(b1, b2, dim=-2), torch.linalg.cross(b2, b3, dim=-2)
-    return (n1 * n2).sum(-2) * (n1.square().sum(-2) * n2.square().sum(-2) + _TINY).rsqrt()
+    return (n1 * n2).sum(-2) * (n1.square().sum(-2) * n2.square().sum(-2) + TINY).rsqrt()
 
 
 def _volume(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

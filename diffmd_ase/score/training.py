@@ -99,12 +99,14 @@ def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
         raise ValueError("network='pair' is for one isolated molecule; use 'equivariant'")
     low, high = _noise_range(snapshots, config)
     if kind == "equivariant":
+        chiral = not snapshots.system.periodic and snapshots.topology.chiral
         network = EquivariantConfig(
             channels=config.channels,
+            layers=3 if chiral else 2,
             cutoff=config.cutoff,
             elements=tuple(sorted({int(z) for z in snapshots.system.numbers})),
             neighbours=mean_neighbours(snapshots, config.cutoff),
-            chiral=not snapshots.system.periodic and snapshots.topology.chiral,
+            chiral=chiral,
         )
         return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * network.chiral)]
     chiral = float(snapshots.topology.chiral)
@@ -382,13 +384,17 @@ def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 def _load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
     facts, tensors = _read_progress(folder / f"{expert.name}.safetensors")
-    best = _below(tensors, "best.")
-    network = build(expert.network, best)
+    best, config = _below(tensors, "best."), expert.network
+    if isinstance(config, MechanicsConfig) and not facts["best_step"]:
+        # the perceptron did not improve on the prior: leave it out
+        config = config.model_copy(update={"depth": 0})
+        best = {k: v for k, v in best.items() if k.startswith("prior.")}
+    network = build(config, best)
     network.load_state_dict(best)
     card = ExpertCard(
         name=expert.name,
         sigma=expert.sigma,
-        network=expert.network,
+        network=config,
         best_step=facts["best_step"],
         history=facts["history"],
     )
