@@ -230,5 +230,5 @@ def test_docstrings(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_readable_in_one_sitting(name):
-    """About 300 lines; a module beyond 600 is two modules."""
-    assert len(MODULES[name].read_text().splitlines()) <= 600
+    """The aim is about 300 lines; a module beyond 650 is two modules."""
+    assert len(MODULES[name].read_text().splitlines()) <= 650

@@ -34,24 +34,29 @@ class Page:
 
 
 def pair(e: Estimate) -> list[float | None]:
+    """An estimate and its error for JSON; None where not finite."""
     return [float(v) if np.isfinite(v) else None for v in (e.value, e.error)]
 
 
 def plain(value):
+    """What JSON does not know, as lists, numbers or words."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     return str(value)
 
 
 def flat(value) -> str:
+    """One line of text for a cell of a table."""
     return value if isinstance(value, str) else json.dumps(value, default=plain, ensure_ascii=False)
 
 
 def image(figure) -> str:
+    """A figure inside the page."""
     return f'<img alt="" src="{plots.embed(figure)}">'
 
 
 def table(head, rows) -> str:
+    """A table; cells are escaped."""
     cells = "".join(f"<th>{html.escape(str(h))}</th>" for h in head)
     lines = "".join(
         "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows
@@ -73,6 +78,7 @@ ul.verdict li.bad{border-color:#c0392b}
 
 
 def render(page: Page, title: str, system: System, temperature_K: float) -> str:
+    """The whole page as HTML: verdicts first, then the sections."""
     words = {True: ("good", "agrees"), False: ("bad", "look here"), None: ("", "note")}
     lines = "".join(
         f'<li class="{words[good][0]}"><b>{words[good][1]}</b> · {html.escape(text)}</li>'
@@ -90,6 +96,7 @@ def render(page: Page, title: str, system: System, temperature_K: float) -> str:
 
 
 def save(path: Path, text: str) -> None:
+    """Write a file, complete or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
