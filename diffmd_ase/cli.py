@@ -2,133 +2,65 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from .cli_config import Config, resolved, save_resolved
+from .cli_output import bar, execute, say, show, show_verdicts
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="diffmd",
     help="Dynamics from equilibrium snapshots: train a score, sample, run, report.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True)
 
-
-def main() -> None:
-    """Entry point: a user's mistake is one line, not a traceback."""
-    try:
-        app()
-    except (ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted; what was written can be restarted with --restart")
-        sys.exit(130)
-
-
-# ------------------------------------------------------------------ configuration
-
-
-def _read_config(context: typer.Context, value: Path | None) -> Path | None:
-    """``--config file.yml``: defaults for this command, below what the flags say."""
-    if value is None:
-        return value
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(value.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"cannot read {value}: {error}") from error
-    if not isinstance(loaded, dict):
-        raise typer.BadParameter(f"{value} must hold a mapping of option names to values")
-    known = [p.name for p in context.command.params if p.name and p.name != "config"]
-    found = {}
-    for key, entry in loaded.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0].replace('_', '-')!r}? " if near else ""
-            options = ", ".join(n.replace("_", "-") for n in known)
-            raise typer.BadParameter(f"{value}: unknown key {key!r}; {hint}known: {options}")
-        found[name] = str(entry) if isinstance(entry, Path) else entry
-    context.default_map = {**(context.default_map or {}), **found}
-    return value
-
-
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        help="YAML file with values for these options; flags win",
-        callback=_read_config,
-        is_eager=True,
-    ),
-]
-Seed = Annotated[int, typer.Option(help="seed of all randomness")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of all randomness")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Progress = Annotated[bool, typer.Option(help="show progress")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 Model = Annotated[str, typer.Argument(help="model file, or name of a shipped model")]
-Temperature = Annotated[float | None, typer.Option(help="temperature, K")]
 
 
-def _save_resolved(context: typer.Context, path: Path) -> None:
-    import yaml
-
-    values = {
-        k.replace("_", "-"): str(v) if isinstance(v, Path) else v
-        for k, v in context.params.items()
-        if k not in ("config", "restart", "progress", "as_json") and v is not None
-    }
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-
-
-def _bar(show: bool):
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    return Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=not show,
-    )
-
-
-# ----------------------------------------------------------------------- commands
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: a user's mistake is one line, not a traceback."""
+    sys.exit(execute(app, sys.argv[1:] if arguments is None else arguments))
 
 
 @app.command()
 def train(
     context: typer.Context,
-    snapshots: Annotated[str, typer.Argument(help="anything ASE reads, .npz, or a shipped set")],
+    snapshots: Annotated[
+        str, typer.Argument(help="frames: anything ASE reads, .npz, or a shipped set")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="model file")] = Path(
         "model.safetensors"
     ),
-    temperature: Temperature = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="of the snapshots, K; needed unless they state it")
+    ] = None,
     network: Annotated[str, typer.Option(help="auto, pair or equivariant")] = "auto",
     sigma_min: Annotated[float | None, typer.Option(help="smallest noise, Å")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="largest noise, Å")] = None,
-    steps: Annotated[int | None, typer.Option(help="optimiser steps")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="training time at most, min")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps of each network")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="wall clock of the training loop at most, min")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="snapshots per step")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="of Adam")] = None,
     width: Annotated[int | None, typer.Option(help="hidden units of the pair network")] = None,
     channels: Annotated[int | None, typer.Option(help="of the equivariant network")] = None,
-    cutoff: Annotated[float | None, typer.Option(help="message radius, Å")] = None,
-    validation_fraction: Annotated[float | None, typer.Option(help="snapshots held out")] = None,
+    cutoff: Annotated[
+        float | None, typer.Option(help="message radius of the equivariant network, Å")
+    ] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="fraction of the snapshots held out")
+    ] = None,
     processes: Annotated[int | None, typer.Option(help="networks trained at a time")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="keeps checkpoints; run again to go on")
@@ -139,23 +71,36 @@ def train(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Learn the score of equilibrium snapshots (default: two cores, under 6 minutes)."""
+    """Learn the score of equilibrium snapshots (default: two cores, about six minutes).
+
+    Writes the model, and the options used to MODEL.yml.
+    """
     from .score.snapshots import Snapshots
     from .score.training import TrainConfig
     from .score.training import train as fit
+    from .simulation import states_temperature
 
     _writable(output)
     chosen = {k: v for k, v in context.params.items() if k in TrainConfig.model_fields}
-    settings = TrainConfig(**{k: v for k, v in chosen.items() if v is not None})
+    settings = _checked(TrainConfig, {k: v for k, v in chosen.items() if v is not None})
+    if temperature is None and not states_temperature(snapshots):
+        raise ValueError(
+            f"{snapshots} states no temperature: give --temperature in kelvin, a score is the "
+            "force divided by kT and means nothing without it"
+        )
     data = Snapshots.read(snapshots, temperature_K=temperature)
-    console.print(f"{len(data)} snapshots of {data.system.formula} at {data.temperature_K:g} K")
+    say(f"{len(data)} snapshots of {data.system.formula} at {data.temperature_K:g} K")
     model = fit(
-        data, config=settings, seed=seed, device=device, progress=progress, directory=directory
+        data,
+        config=settings,
+        seed=seed,
+        device=device,
+        progress=progress and not as_json,  # its bars are on standard output
+        directory=directory,
     )
     model.save(output)
-    _save_resolved(context, output.with_suffix(".yml"))
-    result = {"model": str(output), **_facts(model)}
-    _show(result, as_json, f"wrote {output}")
+    save_resolved(context, output)
+    show({"model": str(output), **_facts(model)}, as_json)
 
 
 @app.command()
@@ -163,27 +108,31 @@ def sample(
     context: typer.Context,
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="any format ASE writes, or .npz")],
-    n: Annotated[int, typer.Option("--number", "-n", help="samples")] = 1000,
-    levels: Annotated[int, typer.Option(help="noise levels")] = 150,
-    corrector_steps: Annotated[int, typer.Option(help="Langevin steps at each level")] = 1,
-    relax_steps: Annotated[int, typer.Option(help="steps of dynamics at the end")] = 200,
+    n: Annotated[int, typer.Option("--number", "-n", min=1, help="samples")] = 1000,
+    levels: Annotated[int, typer.Option(min=2, help="noise levels")] = 150,
+    corrector_steps: Annotated[
+        int, typer.Option(min=0, help="Langevin steps at each noise level")
+    ] = 1,
+    relax_steps: Annotated[int, typer.Option(min=0, help="steps of dynamics at the end")] = 200,
     seed: Seed = 0,
     device: Device = "auto",
     progress: Progress = True,
     config: Config = None,
 ) -> None:
-    """Independent samples by ordinary reverse diffusion."""
-    import numpy as np
+    """Independent samples of a molecule, by ordinary reverse diffusion.
 
+    Writes the samples, and the options used to OUTPUT.yml.
+    """
     from .noise import Noise
     from .sampling.iid import sample as draw
     from .score.model import ScoreModel
+    from .simulation import frame_writer
 
-    _threads()
+    _one_thread()
     _writable(output)
     loaded = ScoreModel.load(model)
-    with _bar(progress) as bars:
-        task = bars.add_task("sampling", total=1.0, note="")
+    write = frame_writer(output)
+    with bar("sampling", 1.0, progress) as update:
         x = draw(
             loaded,
             n,
@@ -192,18 +141,12 @@ def sample(
             corrector_steps=corrector_steps,
             relax_steps=relax_steps,
             device=device,
-            progress=lambda done: bars.update(task, completed=done),
+            progress=update,
         )
-    positions = x.double().cpu().numpy()
-    if output.suffix == ".npz":
-        numbers, kelvin = loaded.system.numbers, loaded.card.temperature_K
-        np.savez(output, positions=positions, numbers=numbers, temperature_K=kelvin)
-    else:
-        import ase.io
-
-        ase.io.write(output, [loaded.system.to_atoms(p) for p in positions])
-    _save_resolved(context, output.with_suffix(".yml"))
-    console.print(f"wrote {n} samples to {output}")
+        update(1.0)
+    write(loaded.system, x.double().cpu().numpy(), loaded.card.temperature_K)
+    save_resolved(context, output)
+    say(f"wrote {n} samples to {output}")
 
 
 @app.command()
@@ -211,99 +154,107 @@ def run(
     context: typer.Context,
     model: Model,
     start: Annotated[
-        str | None, typer.Option(help="starting frames: anything ASE reads, .npz, shipped set")
+        str | None,
+        typer.Option(
+            help="starting frames: anything ASE reads, .npz, shipped set; default: i.i.d. "
+            "samples (molecules)"
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="steps in all")] = 100_000,
-    walkers: Annotated[int, typer.Option(help="copies run as one batch")] = 1,
+    steps: Annotated[int, typer.Option(min=0, help="steps in all")] = 100_000,
+    walkers: Annotated[int, typer.Option(min=1, help="copies run as one batch")] = 1,
     first_walker: Annotated[
-        int, typer.Option(help="id of the first walker, to share a batch between processes")
+        int, typer.Option(min=0, help="id of the first walker, to share a batch between processes")
     ] = 0,
-    temperature: Temperature = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="of the run, K (default: that of the snapshots)")
+    ] = None,
     timestep: Annotated[float | None, typer.Option(help="time step, fs (with friction)")] = None,
     friction: Annotated[float | None, typer.Option(help="friction, 1/fs: sets the clock")] = None,
-    spring: Annotated[float | None, typer.Option(help="spring to the last frame, 1/Å²")] = None,
-    step_size: Annotated[float | None, typer.Option(help="h = D·Δt, Å² (default 0.2/λ)")] = None,
-    every: Annotated[int, typer.Option(help="steps between frames")] = 100,
-    prefix: Annotated[str, typer.Option(help="PREFIX.h5, .restart, .json, .extxyz, .yml")] = "md",
-    restart: Annotated[bool, typer.Option(help="go on from PREFIX.restart")] = False,
+    spring: Annotated[
+        float | None, typer.Option(help="spring to the frame before, k = 1/(2h), 1/Å²")
+    ] = None,
+    step_size: Annotated[float | None, typer.Option(help="h = D·Δt, Å² (default: 0.2/λ)")] = None,
+    every: Annotated[int, typer.Option(min=1, help="steps between frames")] = 100,
+    prefix: Annotated[
+        str, typer.Option(help="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
+    ] = "md",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="go on from PREFIX.restart to --steps in all")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     progress: Progress = True,
-    dry_run: Annotated[bool, typer.Option(help="print the settings and stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the settings, write nothing")
+    ] = False,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Trajectories by harmonic-coupled reverse steps; restartable at any moment."""
+    """Trajectories by harmonic-coupled reverse steps; restartable at any moment.
+
+    The step is one of --step-size, --spring, --timestep with --friction, or a stable default.
+    Walkers and steps have noise of their own: batches, shares and restarts change no number.
+    """
+    import numpy as np
     import torch
-    from ase import units as ase_units
+    from ase import units
 
-    from .dynamics_step import card_stiffness, check_step, choose_step
-    from .sampling.kernels import EulerMaruyama
     from .score.model import ScoreModel, resolve_device
-    from .simulation import Files, simulate
-    from .storage import RunInfo
-    from .units import kT_from_temperature, spring_from_h
+    from .simulation import Files, coupled_kernel, read_frames, simulate, starting_positions
+    from .storage import RunInfo, Trajectory
 
-    _threads()
+    _one_thread()
     files = Files(prefix)
     _writable(files.trajectory)
+    if not (restart or dry_run):
+        files.check_free()
     loaded = ScoreModel.load(model)
-    card, system = loaded.card, loaded.system
-    kelvin = card.temperature_K if temperature is None else temperature
-    kT = kT_from_temperature(kelvin)
-    if step_size is not None:
-        if spring is not None:
-            raise ValueError(f"{step_size=} and {spring=}: give one of them, spring = 1/(2h)")
-        spring = spring_from_h(step_size)
-    potential = loaded.potential(device=device)
-    stiffness = card_stiffness(potential, kT)
-    chosen = choose_step(
-        kT=kT,
-        masses=system.masses,
-        timestep=None if timestep is None else timestep * ase_units.fs,
-        friction=None if friction is None else friction / ase_units.fs,
-        mobility=None,
+    frames = None if start is None or restart else read_frames(start, loaded)
+    if restart:
+        system = Trajectory(files.trajectory).system
+    else:
+        system = loaded.system if frames is None else frames.system
+    kelvin = loaded.card.temperature_K if temperature is None else temperature
+    kernel, step = coupled_kernel(
+        loaded.potential(system, device=device),
+        temperature_K=kelvin,
+        timestep_fs=timestep,
+        friction_per_fs=friction,
         spring=spring,
-        stiffness=lambda: (stiffness, "from the model card"),
+        h=step_size,
     )
-    import numpy as np
-
-    check_step(chosen, stiffness, np.ones(len(system), bool))
-    kernel = EulerMaruyama(
-        potential, kT=kT, h=torch.as_tensor(chosen.h), mean_free=not system.periodic
-    )
-    h = float(np.max(chosen.h))
+    h = float(np.max(step.h))  # with friction: that of the lightest atom
     settings = {
         "model": model,
-        "h_A2": h,
-        "h_from": chosen.source,
+        "formula": system.formula,
         "temperature_K": kelvin,
-        "D_t_A2": h * steps,
+        "h_A2": h,
+        "h_from": step.source,
+        "timestep_fs": step.timestep / units.fs if step.physical else None,
+        "walkers": walkers,
+        "steps": steps,
+        "D_t_per_walker_A2": h * steps,
+        "trajectory": str(files.trajectory),
     }
     if dry_run:
-        _show(settings, as_json, "settings")
+        show(settings, as_json)
         return
-    place = resolve_device(device)
+    ids = torch.arange(first_walker, first_walker + walkers)
     x = None
     if not restart:
-        x = _starting_positions(loaded, start, walkers, first_walker, seed).to(place)
+        x = starting_positions(loaded, frames, ids, seed=seed, device=device)
     info = RunInfo(
         seed=seed,
-        kT=kT,
+        kT=kernel.kT,
         h=h,
         kinetics_valid=True,
-        timestep_fs=chosen.timestep / ase_units.fs if chosen.physical else None,
+        timestep_fs=settings["timestep_fs"],
         model_sha256=_sha256(model),
-        extra=settings,
+        extra=resolved(context),
     )
-    _save_resolved(context, Path(f"{prefix}.yml"))
-    with _bar(progress) as bars:
-        task = bars.add_task("run", total=steps, note="")
-
-        def report(done: int, alive: int) -> None:
-            note = f"step {done}  D·t {done * h:.3g} Å²  walkers {alive}"
-            bars.update(task, completed=done, note=note)
-
+    if not restart:
+        save_resolved(context, Path(prefix))
+    with bar("run", steps, progress) as update:
         summary = simulate(
             kernel,
             system,
@@ -312,32 +263,44 @@ def run(
             files=files,
             info=info,
             every=every,
-            walkers=torch.arange(first_walker, first_walker + walkers),
+            walkers=ids,
             restart=restart,
-            progress=report,
+            device=resolve_device(device),
+            progress=lambda done, alive: update(
+                done, f"step {done}  D·t {done * h:.3g} Å²  walkers {alive}"
+            ),
         )
-    _show(summary, as_json, f"wrote {files.trajectory}")
+    if restart:  # now known to fit; there may be more steps
+        save_resolved(context, Path(prefix))
+    show({**summary, "trajectory": str(files.trajectory)}, as_json)
 
 
 @app.command()
 def report(
+    context: typer.Context,
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file")] = Path("report.html"),
     snapshots: Annotated[
-        str | None, typer.Option(help="reference snapshots: anything ASE reads, .npz, shipped set")
+        str | None,
+        typer.Option(
+            help="reference: anything ASE reads, .npz, shipped set; default: the shipped set "
+            "that the model was trained on"
+        ),
     ] = None,
-    samples: Annotated[Path | None, typer.Option(help="i.i.d. samples of `diffmd sample`")] = None,
+    samples: Annotated[Path | None, typer.Option(help="samples of `diffmd sample`")] = None,
     trajectory: Annotated[
         list[Path] | None, typer.Option(help=".h5 of `diffmd run`; repeat for shares of a batch")
     ] = None,
-    skip: Annotated[float, typer.Option(help="fraction of each trajectory left out")] = 0.0,
+    skip: Annotated[
+        float, typer.Option(min=0, max=0.99, help="fraction of each trajectory left out at first")
+    ] = 0.0,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """A self-contained HTML page that compares data, i.i.d. samples and dynamics."""
     from .demo import make_report
 
-    _threads()
+    _one_thread()
     _writable(output)
     summary = make_report(
         model,
@@ -347,17 +310,21 @@ def report(
         trajectories=trajectory or [],
         skip=skip,
     )
-    _show(summary.get("verdicts", summary), as_json, f"wrote {output}", full=summary)
+    save_resolved(context, output)
+    if as_json:
+        show(summary, as_json)
+        return
+    show_verdicts(summary["verdicts"])
+    say(f"wrote {output}")
 
 
 @app.command()
 def info(model: Model, as_json: AsJson = False) -> None:
-    """What a model file holds."""
+    """What a model file holds (--json: its whole card)."""
     from .score.model import ScoreModel
 
     loaded = ScoreModel.load(model)
-    card = loaded.card.model_dump(mode="json")
-    _show(_facts(loaded), as_json, str(loaded), full=card)
+    show(_facts(loaded), as_json, full=loaded.card.model_dump(mode="json"))
 
 
 @app.command()
@@ -365,25 +332,33 @@ def doctor(as_json: AsJson = False) -> None:
     """Device, versions, plugins, and whether a PLUMED kernel is found."""
     from .doctor import examine
 
-    _show(examine(), as_json, "this machine")
+    show(examine(), as_json)
 
 
 @app.command()
 def demo(
     directory: Annotated[Path, typer.Option(help="where the results go")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(help="training time at most, min")] = 5.5,
-    walkers: Annotated[int, typer.Option(help="walkers of the trajectories")] = 64,
-    d_t: Annotated[float, typer.Option(help="D·t of each walker, Å²")] = 10.0,
-    samples: Annotated[int, typer.Option(help="i.i.d. samples")] = 4000,
+    snapshots: Annotated[
+        str, typer.Option(help="frames that state their temperature: shipped set, .npz")
+    ] = "alanine-dipeptide",
+    minutes: Annotated[float, typer.Option(help="wall clock of training at most, min")] = 5.5,
+    walkers: Annotated[int, typer.Option(min=1, help="walkers of the trajectories")] = 64,
+    d_t: Annotated[float, typer.Option(min=0, help="D·t of each walker, Å²")] = 10.0,
+    samples: Annotated[int, typer.Option(min=1, help="i.i.d. samples")] = 4000,
     seed: Seed = 0,
     device: Device = "auto",
     progress: Progress = True,
 ) -> None:
-    """Alanine dipeptide from snapshots to a report, in at most 15 minutes on two cores."""
+    """From snapshots to a report, in at most 15 minutes on two cores.
+
+    Trains, samples, runs walkers and reports with the commands of this program; finished
+    parts are kept, so that it goes on where it was stopped.
+    """
     from .demo import run_demo
 
     summary = run_demo(
         directory,
+        snapshots=snapshots,
         minutes=minutes,
         walkers=walkers,
         d_t=d_t,
@@ -392,55 +367,41 @@ def demo(
         device=device,
         progress=progress,
     )
-    _show(summary["verdicts"], False, f"wrote {directory}/summary.json and report.html")
+    show_verdicts(summary["verdicts"])
+    say(f"\nreport:  {(directory / 'report.html').absolute()}")
+    say(f"numbers: {(directory / 'summary.json').absolute()}")
 
 
 # ------------------------------------------------------------------------ helpers
 
 
-def _threads() -> None:
-    """One thread: small networks wait for each other on more."""
+def _one_thread() -> None:
+    """Small networks wait for each other on more."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def _writable(path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: folder {path.absolute().parent} does not exist; make it first")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{path}: folder {folder} does not exist; make it first")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file")
 
 
-def _starting_positions(model, start: str | None, walkers: int, first: int, seed: int):
-    """Random frames of ``start``, the same for a walker id in any share; or i.i.d. draws."""
-    import numpy as np
-    import torch
+def _checked(kind, values: dict[str, Any]):
+    """The pydantic model with these options; what is wrong, in the words of the flags."""
+    from pydantic import ValidationError
 
-    from .noise import Noise
-    from .sampling.iid import sample as draw
-    from .score.snapshots import Snapshots
-
-    if start is None:
-        if model.system.periodic:
-            raise ValueError("give --start: frames to begin from (periodic systems need them)")
-        return draw(model, walkers, noise=Noise(seed), first=first)
-    data = Snapshots.read(start, temperature_K=_stated(start, model))
-    if not np.array_equal(data.system.numbers, model.system.numbers):
-        raise ValueError(
-            f"{start} holds {data.system.formula}, the model knows {model.system.formula}"
-        )
-    chosen = [
-        np.random.default_rng([seed, w]).integers(len(data)) for w in range(first, first + walkers)
-    ]
-    return torch.as_tensor(data.positions[chosen], dtype=torch.float32)
-
-
-def _stated(start: str, model) -> float | None:
-    """Starting frames need no temperature: that of the model stands in for a missing one."""
-    return (
-        None
-        if str(start).endswith(".npz") or not Path(start).exists()
-        else (model.card.temperature_K)
-    )
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        wrong = [
+            f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        ]
+        raise ValueError("; ".join(wrong)) from error
 
 
 def _sha256(model: str) -> str | None:
@@ -465,14 +426,3 @@ def _facts(model) -> dict[str, Any]:
         "training_seconds": card.training.get("seconds"),
         "schema_version": card.schema_version,
     }
-
-
-def _show(result, as_json: bool, title: str, full: dict | None = None) -> None:
-    if as_json:
-        print(json.dumps(full if full is not None else result, indent=1, default=str))
-        return
-    table = Table(title=title, show_header=False, title_justify="left")
-    rows = result.items() if isinstance(result, dict) else enumerate(result, start=1)
-    for key, value in rows:
-        table.add_row(str(key), str(value))
-    Console().print(table)

@@ -9,25 +9,45 @@ PREFIX.extxyz     the last frame of every walker
 from __future__ import annotations
 
 import json
-import os
 import time
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import torch
+from ase import units as ase_units
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from torch import Tensor
 
 from .checkpoint import load_checkpoint, save_checkpoint
+from .dynamics_step import Step, card_stiffness, check_step, choose_step
+from .h5md import replacing
 from .noise import Noise
-from .sampling.kernels import DivergedError, Kernel
+from .potentials.base import Potential
+from .sampling.iid import sample
+from .sampling.kernels import DivergedError, EulerMaruyama, Kernel
 from .sampling.run import run
+from .score.model import ScoreModel
+from .score.snapshots import Snapshots
 from .storage import RunInfo, Trajectory, TrajectoryWriter
 from .system import State, System
+from .units import kT_from_temperature, spring_from_h
 
-__all__ = ["Files", "simulate"]
+__all__ = [
+    "Files",
+    "coupled_kernel",
+    "frame_writer",
+    "read_frames",
+    "simulate",
+    "starting_positions",
+    "states_temperature",
+]
+
+_CHECKPOINT_SECONDS = 30.0
+_BLOCK = 1000  # steps between looks at the clock, at most
 
 
 @dataclass(frozen=True)
@@ -52,20 +72,141 @@ class Files:
     def final(self) -> Path:
         return Path(f"{self.prefix}.extxyz")
 
+    def check_free(self) -> None:
+        """Raise ``FileExistsError`` where another run left its files."""
+        for path in (self.trajectory, self.restart):
+            if path.exists():
+                raise FileExistsError(
+                    f"{path} exists: restart that run, remove it, or choose another prefix"
+                )
 
-@dataclass
-class _Clock:
-    """Checkpoints by wall clock, progress by steps."""
 
-    interval: float
-    last: float = field(default_factory=time.monotonic)
+# ------------------------------------------------------------------ before the run
 
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now - self.last < self.interval:
-            return False
-        self.last = now
+
+def coupled_kernel(
+    potential: Potential,
+    *,
+    temperature_K: float,
+    timestep_fs: float | None = None,
+    friction_per_fs: float | None = None,
+    spring: float | None = None,
+    h: float | None = None,
+) -> tuple[EulerMaruyama, Step]:
+    """The harmonic-coupled step in a user's words, judged by the stiffness on the card.
+
+    Isolated molecules lose no mean: drift and noise are projected.
+
+    Raises
+    ------
+    ValueError : contradictory words, a step beyond the limit of stability, or none where
+        the card knows no stiffness
+    """
+    if h is not None and (spring is not None or timestep_fs is not None):
+        raise ValueError(f"step size {h} Å² and a spring or time step: give one, each sets h")
+    if timestep_fs is not None and friction_per_fs is None:
+        raise ValueError(
+            f"time step {timestep_fs} fs needs a friction (1/fs): only together they make a step "
+            "h; give neither for the default"
+        )
+    if h is not None and not h > 0:
+        raise ValueError(f"step size {h} Å² must be positive")
+    kT = kT_from_temperature(temperature_K)
+    stiffness = card_stiffness(potential, kT)
+
+    def known() -> tuple[float, str]:
+        if stiffness is None:
+            raise ValueError("the model card holds no stiffness to choose a step by: give one")
+        return stiffness, "from the model card"
+
+    step = choose_step(
+        kT=kT,
+        masses=potential.system.masses,
+        timestep=None if timestep_fs is None else timestep_fs * ase_units.fs,
+        friction=None if friction_per_fs is None else friction_per_fs / ase_units.fs,
+        mobility=None,
+        spring=spring if h is None else spring_from_h(h),
+        stiffness=known,
+    )
+    if stiffness is not None:
+        # its words are those of this call: fs
+        in_fs = replace(step, timestep=step.timestep / ase_units.fs)
+        check_step(in_fs, stiffness, np.ones(len(potential.system), bool))
+    mean_free = not potential.system.periodic
+    size = torch.as_tensor(step.h)
+    return EulerMaruyama(potential, kT=kT, h=size, mean_free=mean_free), step
+
+
+def states_temperature(source: str | Path) -> bool:
+    """Whether snapshots say their temperature themselves: shipped sets, most ``.npz``."""
+    path = Path(source)
+    if not path.exists():
         return True
+    if path.suffix != ".npz":
+        return False
+    try:
+        with np.load(path) as archive:
+            return bool({"temperature", "temperature_K"} & set(archive.files))
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return True  # to be refused, with better words, by who reads it
+
+
+def read_frames(source: str | Path, model: ScoreModel) -> Snapshots:
+    """Frames to start from or compare with; the model's temperature stands in for theirs."""
+    stated = states_temperature(source)
+    return Snapshots.read(source, temperature_K=None if stated else model.card.temperature_K)
+
+
+def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:
+    """``write(system, positions (M, N, 3), temperature_K)`` to ``.npz`` or a format of ASE.
+
+    Raises ``ValueError`` at once for a name that ASE knows no format for. The file appears
+    when it is whole.
+    """
+    kind = "npz"
+    if output.suffix != ".npz":
+        try:
+            kind = filetype(str(output), read=False)
+        except UnknownFileTypeError:
+            kind = "unknown"
+    if kind != "npz":
+        known = ioformats.get(kind)
+        if known is None or not known.can_write or known.single:
+            raise ValueError(f"{output}: ASE writes no frames so; use .extxyz, .traj or .npz")
+
+    def write(system: System, positions: np.ndarray, temperature_K: float) -> None:
+        with replacing(output) as part:
+            if kind == "npz":
+                numbers = system.numbers
+                with part.open("wb") as file:
+                    np.savez(
+                        file, positions=positions, numbers=numbers, temperature_K=temperature_K
+                    )
+            else:
+                ase.io.write(part, [system.to_atoms(p) for p in positions], format=kind)
+
+    return write
+
+
+def starting_positions(
+    model: ScoreModel, frames: Snapshots | None, walkers: Tensor, *, seed: int, device: str
+) -> Tensor:
+    """Positions (B, N, 3) for the walkers with these global ids.
+
+    Random frames or, without any, i.i.d. draws of the model; those of a walker do not
+    depend on the batch it runs in.
+    """
+    if frames is not None:
+        ids = walkers.tolist()
+        chosen = [np.random.default_rng([seed, w]).integers(len(frames)) for w in ids]
+        return torch.as_tensor(frames.positions[chosen], dtype=torch.float32)
+    if model.system.periodic:
+        raise ValueError("a periodic system needs frames to start from: give some (--start)")
+    first = int(walkers[0])
+    return sample(model, len(walkers), noise=Noise(seed), first=first, device=device)
+
+
+# ------------------------------------------------------------------------- the run
 
 
 def simulate(
@@ -79,7 +220,7 @@ def simulate(
     every: int,
     walkers: Tensor | None = None,
     restart: bool = False,
-    checkpoint_seconds: float = 30.0,
+    device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Run ``n_steps`` steps in all, writing every ``every``; returns the summary.
@@ -88,9 +229,10 @@ def simulate(
     ----------
     x : (B, N, 3) starting positions; None with ``restart``
     info : what the frames mean; its seed is that of the noise
-    walkers : (B,) global ids, default 0…B−1
+    walkers : (B,) global ids, default 0…B−1; with ``restart`` those of the checkpoint
     restart : go on from the checkpoint to ``n_steps`` in all; the result is that of an
         uninterrupted run
+    device : where the walkers live
     progress : called with steps done and walkers alive
 
     Walkers that diverge are dropped, named in the summary, and the others go on.
@@ -98,79 +240,108 @@ def simulate(
     Raises
     ------
     FileExistsError : files of a run are there and ``restart`` was not asked for
-    DivergedError : no walker is left
+    ValueError : ``restart`` with settings that are not those of the run
+    DivergedError : no walker is left; what there was is on disk
     """
-    noise = Noise(info.seed)
     if restart:
-        saved = load_checkpoint(files.restart)
-        if saved.seed != info.seed:
-            raise ValueError(f"seed {info.seed} given, but {files.restart} has {saved.seed}")
-        state, parameters = saved.state, saved.parameters
-        # evaluated afresh: forces on disk may be of another device or precision
-        fresh = kernel.init(state.x, walkers=state.walkers)
-        state = replace(fresh, step=state.step)
-        writer = TrajectoryWriter.resume(files.trajectory, step=state.step)
-        lost = {int(k): v for k, v in parameters["lost"].items()}
-        spent = parameters["seconds"]
+        state, writer, past = _resume(files, info, n_steps, every, walkers, device)
     else:
         if x is None:
             raise ValueError("no starting positions and no restart: nothing to run")
+        files.check_free()
+        x = x.to(device)
         ids = torch.arange(len(x)) if walkers is None else walkers
-        for path in (files.restart, files.trajectory):
-            if path.exists():
-                raise FileExistsError(
-                    f"{path} exists: restart that run, remove it, or choose another prefix"
-                )
-        state = kernel.init(x, walkers=ids)
+        state = kernel.init(x, walkers=ids.to(device))
         writer = TrajectoryWriter.create(files.trajectory, system, ids.tolist(), info)
         writer.append(state)
-        lost, spent = {}, 0.0
-    began, start_step = time.monotonic(), state.step
-    clock = _Clock(checkpoint_seconds)
+        past = {"lost": {}, "seconds": 0.0, "evaluations": 0, "every": every}
+    noise = Noise(info.seed)
+    lost, evaluations = dict(past["lost"]), past["evaluations"]
+    began = saved = time.monotonic()
+
+    def facts() -> dict:
+        seconds = past["seconds"] + time.monotonic() - began
+        return {"lost": lost, "seconds": seconds, "evaluations": evaluations, "every": every}
 
     def save() -> None:
         writer.flush()
-        seconds = spent + time.monotonic() - began
-        save_checkpoint(
-            files.restart, state, seed=info.seed, parameters={"lost": lost, "seconds": seconds}
-        )
+        save_checkpoint(files.restart, state, seed=info.seed, parameters=facts())
 
     with writer:
         save()
         try:
             while state.step < n_steps:
                 # never past a frame, so that frames stay at multiples of `every`
-                block = min(every - state.step % every, n_steps - state.step)
+                block = min(every - state.step % every, n_steps - state.step, _BLOCK)
                 try:
                     [(state, _)] = run(kernel, state, block, noise=noise, every=block)
                 except DivergedError as error:
-                    lost |= {walker: error.step for walker in error.walkers}
+                    lost |= {str(walker): error.step for walker in error.walkers}
                     if error.survivors is None:
                         raise
                     state = error.survivors
                     continue
+                evaluations += block * len(state.x)
                 if state.step % every == 0:
                     writer.append(state)
                 if progress:
                     progress(state.step, len(state.x))
-                if clock.due():
+                if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                     save()
+                    saved = time.monotonic()
         finally:
             save()
-    seconds = time.monotonic() - began
-    summary = _summary(kernel, info, state, lost, every, seconds, spent, start_step)
-    _write_text(files.summary, json.dumps(summary, indent=1))
-    ase.io.write(files.final, [system.to_atoms(p) for p in state.x], format="extxyz")
+    summary = _summary(kernel, info, state, facts())
+    with replacing(files.summary) as part:
+        part.write_text(json.dumps(summary, indent=1))
+    with replacing(files.final) as part:
+        ase.io.write(part, [system.to_atoms(p) for p in state.x.cpu()], format="extxyz")
     return summary
 
 
-def _summary(kernel, info: RunInfo, state: State, lost, every, seconds, spent, start) -> dict:
-    evaluations = (state.step - start) * len(state.x)
+def _resume(
+    files: Files, info: RunInfo, n_steps: int, every: int, walkers: Tensor | None, device
+) -> tuple[State, TrajectoryWriter, dict]:
+    """State, open trajectory and facts of the checkpoint, if it is one of this run."""
+    saved = load_checkpoint(files.restart, device=device)
+    before = Trajectory(files.trajectory).info
+    pairs = {
+        "seed": (info.seed, saved.seed),
+        "kT (eV)": (info.kT, before.kT),
+        "step size (Å²)": (info.h, before.h),
+        "steps between frames": (every, saved.parameters["every"]),
+        "model": (info.model_sha256, before.model_sha256),
+    }
+    if walkers is not None:
+        ids = saved.state.walkers.tolist() + [int(w) for w in saved.parameters["lost"]]
+        pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
+    for name, (given, had) in pairs.items():
+        if given != had:
+            raise ValueError(
+                f"restart of {files.prefix}: {name} {_short(given)} now, but the run has "
+                f"{_short(had)}; repeat its settings, or choose another prefix"
+            )
+    if saved.state.step > n_steps:
+        raise ValueError(
+            f"restart of {files.prefix}: {n_steps} steps in all asked for, but the run is at "
+            f"step {saved.state.step} already"
+        )
+    writer = TrajectoryWriter.resume(files.trajectory, step=saved.state.step)
+    return saved.state, writer, saved.parameters
+
+
+def _short(value) -> str:
+    if isinstance(value, list):
+        return f"{value[0]}…{value[-1]} ({len(value)})" if len(value) > 4 else str(value)
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def _summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
     return {
         "steps": state.step,
-        "every": every,
+        "every": facts["every"],
         "walkers": len(state.x),
-        "lost": lost,
+        "lost": facts["lost"],
         "D_t_per_walker_A2": state.step * info.h,
         "h_A2": info.h,
         "seed": info.seed,
@@ -180,21 +351,6 @@ def _summary(kernel, info: RunInfo, state: State, lost, every, seconds, spent, s
         "model_sha256": info.model_sha256,
         "version": info.package_version,
         "device": str(state.x.device),
-        "seconds": round(spent + seconds, 2),
-        "walker_steps_per_second": round(evaluations / max(seconds, 1e-9), 1),
+        "seconds": round(facts["seconds"], 2),
+        "walker_steps_per_second": round(facts["evaluations"] / max(facts["seconds"], 1e-9), 1),
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
-def frames(paths: list[Path], *, skip: float = 0.0) -> tuple[np.ndarray, list[Trajectory]]:
-    """Positions (T, B, N, 3) of trajectories with the same frames, side by side."""
-    readers = [Trajectory(path) for path in paths]
-    count = min(len(reader) for reader in readers)
-    first = int(skip * count)
-    parts = [np.asarray(reader.positions[first:count]) for reader in readers]
-    return np.concatenate(parts, axis=1), readers
