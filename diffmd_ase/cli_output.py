@@ -1,0 +1,116 @@
+"""What the command line says: results on standard output, all else on standard error."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["bar", "execute", "say", "show", "show_verdicts"]
+
+_errors, _results = Console(stderr=True), Console()
+# neither typer nor, since it brings its own click, click names this class in public
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def execute(app: typer.Typer, arguments: list[str]) -> int:
+    """Run the command; a mistake is one line and an exit code of 1, or 2 for wrong usage.
+
+    Warnings are lines without the place in the source; SIGTERM, which batch systems send
+    before they kill, ends a run as Ctrl-C does, with what was computed written.
+    """
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            code = app(arguments or ["--help"], standalone_mode=False)
+    except _UsageError as error:
+        place = "diffmd" if error.ctx is None else error.ctx.command_path
+        _complain("error", f"{error.format_message()} (see `{place} --help`)")
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except (ValueError, OSError, ImportError, RuntimeError, LookupError) as error:
+        if isinstance(error, KeyError | IndexError):
+            raise  # not a user's mistake but ours
+        _complain("error", str(error))
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code == 130:
+        say("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _terminated(number, frame) -> None:
+    sys.exit(128 + number)
+
+
+def _show_warning(message, *_) -> None:
+    _complain("warning", str(message))
+
+
+def _complain(kind: str, message: str) -> None:
+    colour = {"error": "bold red", "warning": "yellow"}[kind]
+    _errors.print(Text.assemble((f"{kind}: ", colour), message), soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    _errors.print(Text(message), soft_wrap=True)
+
+
+def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None = None) -> None:
+    """A result as a table, or as JSON (``full``, where there is more than the table)."""
+    if as_json:
+        typer.echo(json.dumps(result if full is None else full, indent=1, default=str))
+        return
+    table = Table(show_header=False)
+    for key, value in result.items():
+        words = f"{value:.6g}" if isinstance(value, float) else str(value)
+        table.add_row(Text(key), Text(words, overflow="fold"))
+    _results.print(table)
+
+
+def show_verdicts(verdicts: list[dict[str, Any]]) -> None:
+    """The findings of a report, one a line: good, bad, or to be known."""
+    marks = {True: ("✓ ", "green"), False: ("✗ ", "bold red"), None: ("· ", "dim")}
+    for verdict in verdicts:
+        _results.print(Text.assemble(marks[verdict["good"]], verdict["text"]), soft_wrap=True)
+
+
+@contextmanager
+def bar(name: str, total: float, shown: bool) -> Iterator:
+    """A progress bar on standard error; gives ``update(done, note)``, the first starts it."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=_errors,
+    )
+    task = bars.add_task(name, total=total, note="")
+
+    def update(done: float, note: str = "") -> None:
+        if shown:
+            bars.start()  # again and again is as once
+            bars.update(task, completed=done, note=note)
+
+    try:
+        yield update
+    finally:
+        if bars.live.is_started:
+            bars.stop()

@@ -1,0 +1,316 @@
+"""Runs that leave files: restart, lost walkers, shares of a batch, kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+
+from diffmd_ase.checkpoint import load_checkpoint
+from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
+from diffmd_ase.simulation import (
+    Files,
+    coupled_kernel,
+    frame_writer,
+    simulate,
+    states_temperature,
+)
+from diffmd_ase.storage import RunInfo, Trajectory
+from diffmd_ase.system import System
+
+SYSTEM = System(np.array([1, 8, 1]), np.array([1.0, 16.0, 1.0]))
+H, KT = 0.01, 1.0
+
+
+class Quartic(Potential):
+    """``Σ x⁴/4``: stable near the origin, a step from far away overshoots for ever."""
+
+    def __call__(self, x):
+        return Evaluation(x.pow(4).sum((-2, -1)) / 4, -x.pow(3))
+
+
+KERNEL = EulerMaruyama(Quartic(), kT=KT, h=H)
+
+
+def info(**changes):
+    options = {"seed": 3, "kT": KT, "h": H, "kinetics_valid": True, "model_sha256": "abc"}
+    return RunInfo(**{**options, **changes})
+
+
+def go(prefix, steps, *, walkers=(0, 1, 2, 3), bad=(), restart=False, every=5, kernel=KERNEL, **k):
+    ids = torch.tensor(walkers)
+    x = torch.full((len(walkers), 3, 3), 0.1)
+    for column, walker in enumerate(walkers):
+        if walker in bad:
+            x[column] = 50.0  # h x² = 25: grows without bound
+    return simulate(
+        kernel,
+        SYSTEM,
+        None if restart else x,
+        steps,
+        files=Files(str(prefix)),
+        info=info(**k),
+        every=every,
+        walkers=ids,
+        restart=restart,
+    )
+
+
+def content(prefix):
+    trajectory = Trajectory(f"{prefix}.h5")
+    return trajectory.steps, trajectory.positions[:], trajectory.energies
+
+
+def same(a, b):
+    return all(np.array_equal(p, q, equal_nan=True) for p, q in zip(a, b, strict=True))
+
+
+def test_files_and_summary(tmp_path):
+    done = []
+    ids = torch.arange(2)
+    summary = simulate(
+        KERNEL,
+        SYSTEM,
+        torch.zeros(2, 3, 3),
+        23,
+        files=Files(str(tmp_path / "a")),
+        info=info(),
+        every=5,
+        walkers=ids,
+        progress=lambda step, alive: done.append((step, alive)),
+    )
+    assert done == [(5, 2), (10, 2), (15, 2), (20, 2), (23, 2)]
+    assert json.loads((tmp_path / "a.json").read_text()) == summary
+    assert summary["steps"] == 23 and summary["lost"] == {} and summary["walkers"] == 2
+    assert summary["D_t_per_walker_A2"] == pytest.approx(23 * H)
+    trajectory = Trajectory(tmp_path / "a.h5")
+    assert trajectory.steps.tolist() == [0, 5, 10, 15, 20]
+    assert trajectory.info.seed == 3 and trajectory.system == SYSTEM
+    final = ase.io.read(tmp_path / "a.extxyz", index=":")
+    saved = load_checkpoint(tmp_path / "a.restart").state
+    assert saved.step == 23
+    assert np.allclose([a.positions for a in final], saved.x.numpy(), atol=1e-7)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.extxyz",
+        "a.h5",
+        "a.json",
+        "a.restart",
+        "a.restart.prev",
+    ]
+
+
+@pytest.mark.parametrize("bad", [(), (1,)], ids=["all alive", "one lost before the stop"])
+@pytest.mark.parametrize("stop", [0, 10, 13])
+def test_restart_is_the_uninterrupted_run(tmp_path, stop, bad):
+    go(tmp_path / "whole", 40, bad=bad)
+    go(tmp_path / "parts", stop, bad=bad)
+    summary = go(tmp_path / "parts", 40, restart=True)
+    assert same(content(tmp_path / "whole"), content(tmp_path / "parts"))
+    whole, parts = (load_checkpoint(tmp_path / f"{n}.restart").state for n in ("whole", "parts"))
+    assert torch.equal(whole.x, parts.x)
+    assert (tmp_path / "whole.extxyz").read_bytes() == (tmp_path / "parts.extxyz").read_bytes()
+    assert summary["steps"] == 40 and set(summary["lost"]) == {str(w) for w in bad}
+    # the check can fail: another seed is another chain
+    go(tmp_path / "other", 40, bad=bad, seed=4)
+    assert not same(content(tmp_path / "whole"), content(tmp_path / "other"))
+
+
+def test_shares_of_a_batch(tmp_path):
+    go(tmp_path / "all", 30)
+    go(tmp_path / "low", 30, walkers=(0, 1))
+    go(tmp_path / "high", 30, walkers=(2, 3))
+    _, positions, _ = content(tmp_path / "all")
+    shares = [content(tmp_path / name)[1] for name in ("low", "high")]
+    assert np.array_equal(positions, np.concatenate(shares, axis=1))
+    assert not np.array_equal(shares[0], shares[1])
+
+
+def test_lost_walkers_are_named_and_the_others_go_on(tmp_path):
+    go(tmp_path / "fine", 30)
+    summary = go(tmp_path / "some", 30, bad=(1, 3))
+    assert set(summary["lost"]) == {"1", "3"} and summary["walkers"] == 2
+    assert all(0 < step < 30 for step in summary["lost"].values())
+    trajectory = Trajectory(tmp_path / "some.h5")
+    assert trajectory.lost.tolist() == [1, 3]
+    fine, some = content(tmp_path / "fine")[1], trajectory.positions[:]
+    assert np.array_equal(fine[:, [0, 2]], some[:, [0, 2]])
+    assert len(ase.io.read(tmp_path / "some.extxyz", index=":")) == 2
+
+
+def test_all_lost_leaves_readable_files(tmp_path):
+    with pytest.raises(DivergedError, match="diverged"):
+        go(tmp_path / "a", 30, walkers=(0,), bad=(0,), every=10)
+    assert Trajectory(tmp_path / "a.h5").steps.tolist() == [0]
+    assert load_checkpoint(tmp_path / "a.restart").parameters["lost"].keys() == {"0"}
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 4}, "seed 4 now, but the run has 3"),
+        ({"kT": 2.0}, "kT"),
+        ({"h": 0.02}, "step size"),
+        ({"every": 7}, "steps between frames 7"),
+        ({"model_sha256": "xyz"}, "model xyz now"),
+        ({"walkers": (0, 1)}, "walkers"),
+        ({"steps": 5}, "5 steps in all asked for"),
+    ],
+)
+def test_restart_refuses_other_settings(tmp_path, changes, words):
+    go(tmp_path / "a", 10)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=words):
+        go(tmp_path / "a", **{"steps": 20, "restart": True, **changes})
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_restart_with_lost_walkers_knows_their_ids(tmp_path):
+    go(tmp_path / "a", 10, bad=(0,))
+    assert go(tmp_path / "a", 15, restart=True)["lost"].keys() == {"0"}
+
+
+def test_refuses_to_overwrite(tmp_path):
+    go(tmp_path / "a", 5)
+    before = (tmp_path / "a.h5").read_bytes()
+    with pytest.raises(FileExistsError, match=r"a\.h5 exists"):
+        go(tmp_path / "a", 5)
+    (tmp_path / "a.h5").rename(tmp_path / "b.h5")
+    with pytest.raises(FileExistsError, match=r"a\.restart exists"):
+        go(tmp_path / "a", 5)
+    assert (tmp_path / "b.h5").read_bytes() == before
+
+
+def test_nothing_to_start_from(tmp_path):
+    with pytest.raises(ValueError, match="no starting positions"):
+        simulate(KERNEL, SYSTEM, None, 5, files=Files(str(tmp_path / "a")), info=info(), every=1)
+    with pytest.raises(FileNotFoundError):
+        go(tmp_path / "a", 5, restart=True)
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_default_dtype(torch.float64)
+import diffmd_ase.simulation as simulation
+import test_simulation as t
+simulation._CHECKPOINT_SECONDS = 0.05
+print("ready", flush=True)
+t.go(Path(sys.argv[1]), 10**9, every=20)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_run_goes_on(tmp_path, number):
+    script = KILLED.format(tests=str(Path(__file__).parent))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "cut")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    process.stdout.readline()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:  # until some checkpoint is past the start
+        time.sleep(0.1)
+        path = tmp_path / "cut.restart"
+        if path.exists() and load_checkpoint(path).state.step > 0:
+            break
+    process.send_signal(number)
+    process.wait()
+    process.stdout.close()
+    step = load_checkpoint(tmp_path / "cut.restart").state.step
+    assert step > 0
+    total = step + 45
+    go(tmp_path / "cut", total, restart=True, every=20)
+    go(tmp_path / "whole", total, every=20)
+    assert same(content(tmp_path / "whole"), content(tmp_path / "cut"))
+
+
+class Springs(Potential):
+    """Bound to the system, as the models of the command line are."""
+
+    def __init__(self, system=SYSTEM):
+        self.system = system
+
+    def __call__(self, x):
+        return Evaluation(x.square().sum((-2, -1)) / 2, -x)
+
+
+def test_the_words_for_a_step_agree():
+    h = 1e-3
+    kernels = [
+        coupled_kernel(Springs(), temperature_K=300, h=h)[0],
+        coupled_kernel(Springs(), temperature_K=300, spring=1 / (2 * h))[0],
+    ]
+    assert {float(k.h) for k in kernels} == {h}
+    kernel, step = coupled_kernel(
+        Springs(), temperature_K=300, timestep_fs=0.5, friction_per_fs=0.1
+    )
+    # h = kT Δt/(m γ); 1 eV = 9.64853e-3 u Å²/fs²
+    kT = 300 * 8.617333e-5 * 9.64853e-3
+    assert kernel.h.numpy() == pytest.approx(kT * 0.5 / (SYSTEM.masses * 0.1), rel=1e-5)
+    assert step.physical and kernel.mean_free
+
+
+def test_periodic_systems_keep_their_mean():
+    cell = System(SYSTEM.numbers, SYSTEM.masses, 5 * np.eye(3), np.ones(3, bool))
+    assert not coupled_kernel(Springs(cell), temperature_K=300, h=1e-3)[0].mean_free
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({}, "no stiffness"),
+        ({"h": 1e-3, "spring": 10.0}, "give one"),
+        ({"h": 1e-3, "timestep_fs": 1.0, "friction_per_fs": 1.0}, "give one"),
+        ({"h": 0.0}, "must be positive"),
+        ({"h": float("nan")}, "must be positive"),
+        ({"spring": -1.0}, "must be positive"),
+        ({"timestep_fs": 1.0}, "needs a friction"),
+    ],
+)
+def test_contradictory_words(words, message):
+    with pytest.raises(ValueError, match=message):
+        coupled_kernel(Springs(), temperature_K=300, **words)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.extxyz", "x.traj"])
+def test_frame_writer(tmp_path, name, rng):
+    positions = rng.normal(size=(4, 3, 3))
+    frame_writer(tmp_path / name)(SYSTEM, positions, 300.0)
+    if name == "x.npz":
+        read = np.load(tmp_path / name)
+        assert read["temperature_K"] == 300 and np.array_equal(read["positions"], positions)
+    else:
+        frames = ase.io.read(tmp_path / name, index=":")
+        assert np.allclose([a.positions for a in frames], positions, atol=1e-7)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert states_temperature(tmp_path / name) == (name == "x.npz")
+
+
+@pytest.mark.parametrize("name", ["x.nonsense", "x", "POSCAR"])
+def test_frame_writer_refuses_early(tmp_path, name):
+    with pytest.raises(ValueError, match=r"use \.extxyz"):
+        frame_writer(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_states_temperature(tmp_path):
+    np.savez(tmp_path / "without.npz", positions=np.zeros((1, 3, 3)), numbers=SYSTEM.numbers)
+    (tmp_path / "broken.npz").write_bytes(b"PK broken")
+    assert not states_temperature(tmp_path / "without.npz")
+    assert states_temperature(tmp_path / "broken.npz")
+    assert states_temperature("alanine-dipeptide")
