@@ -39,8 +39,10 @@ def sample(
     """``n`` independent draws (n, N, 3) in Å from the model's density at ``sigma_min``.
 
     Reverse diffusion down ``levels`` noise levels, from the Gaussian of the data's
-    covariance plus ``σ_max²``, with Langevin corrector steps, then ``relax_steps`` steps of
-    dynamics at ``sigma_min`` that let stiff modes find their width.
+    covariance plus ``σ_max²``, with Langevin corrector steps. At ``sigma_min`` each draw or
+    its mirror image is taken, with their Boltzmann weights: networks of chiral molecules are
+    even under reflection at larger noise. Then ``relax_steps`` steps of dynamics let stiff
+    modes find their width.
 
     Parameters
     ----------
@@ -54,7 +56,9 @@ def sample(
             "i.i.d. reverse diffusion from a Gaussian is for isolated molecules; start "
             "periodic systems from their snapshots"
         )
-    sigmas = geometric_sigmas(card.sigma_max, card.sigma_min, levels)
+    # the levels of the expert that knows the largest noise, then the smallest
+    low, high = max((e.sigma for e in card.experts), key=lambda sigma: sigma[1])
+    sigmas = geometric_sigmas(high, low, levels)
     out = []
     for begin in range(first, first + n, batch_size):
         walkers = torch.arange(begin, min(begin + batch_size, first + n))
@@ -75,6 +79,7 @@ def sample(
             if progress:
                 done = (begin - first + len(walkers) * level / levels) / n
                 progress(done)
+        x = _choose_hand(model, x, noise, walkers, device)
         out.append(_relax(model, x, noise, walkers, relax_steps, device))
     return torch.cat(out)
 
@@ -88,6 +93,15 @@ def gaussian_start(model: ScoreModel, noise: Noise, walkers: Tensor) -> Tensor:
     like = root.new_empty(len(walkers), len(root), 3)
     x = root @ noise.normal(_START_ADDRESS, like, walkers=walkers)
     return x - x.mean(-2, keepdim=True)
+
+
+def _choose_hand(model, x, noise, walkers, device: str) -> Tensor:
+    """x or -x, with probabilities ``exp(-E/kT)`` at the smallest noise: a Gibbs step."""
+    potential = model.potential(device=device)
+    energy = torch.stack([potential(x).energy, potential(-x).energy])
+    keep = torch.sigmoid(((energy[1] - energy[0]) / model.card.kT).clamp(-50, 50))
+    u = noise.uniform(_START_ADDRESS, keep, walkers=walkers)
+    return torch.where((u <= keep)[:, None, None], x, -x)
 
 
 def _relax(model, x, noise, walkers, steps: int, device: str) -> Tensor:

@@ -90,17 +90,23 @@ def build(config: AnyConfig, source, *, sigma: float = 0.0) -> nn.Module:
     its prior to them at noise level ``sigma``), or the state dictionary of a trained one,
     whose weights are about to be loaded.
     """
+    # most networks are built to be loaded: the caller's random state is left alone
+    with torch.random.fork_rng(devices=[]):
+        return _build(config, source, sigma).float()
+
+
+def _build(config: AnyConfig, source, sigma: float) -> nn.Module:
     if isinstance(config, EquivariantConfig):
-        return EquivariantNetwork(config).float()
+        return EquivariantNetwork(config)
     known = isinstance(source, dict)
     needs = isinstance(config, PairConfig) or config.depth > 0
     internal = None
     if needs:
         internal = _below(source, "internal.") if known else internal_statistics(source)
     if isinstance(config, PairConfig):
-        return PairNetwork(config, internal).float()
+        return PairNetwork(config, internal)
     prior = _below(source, "prior.") if known else fit_prior(source, sigma=sigma)
-    return MechanicsNetwork(config, internal, prior).float()
+    return MechanicsNetwork(config, internal, prior)
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -144,26 +150,23 @@ def internal_statistics(snapshots) -> dict[str, Tensor]:
         "torsions": topology.torsions,
         "centres": centres,
         "volume": volume.mean(0),
-        "volume_std": volume.std(0),
         "chiral": np.array(topology.chiral),
     }
     return {name: torch.as_tensor(value) for name, value in tables.items()}
 
 
 class InternalCoordinates(nn.Module):
-    """Features of one molecule at a noise level: pair distances, torsions, signed volumes.
+    """Pair distances, torsions and signed volumes of one molecule, of order one at every σ.
 
     With ``m``, ``v`` the mean and variance of a pair distance in the data, its values under
     noise have about the mean ``m_σ = sqrt(m² + 5σ²)`` and variance ``v_σ = v + 1.4σ²``
-    (exact for σ → ∞: Maxwell's law); features are of order one at every σ. Distances and
-    cosines are blind to mirror images; for chiral data sines and signed volumes are not.
+    (exact for σ → ∞: Maxwell's law).
     """
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
         for name, value in statistics.items():
             self.register_buffer(name, value.float() if value.is_floating_point() else value)
-        # differences of positions as matrix products: gathers are slow to differentiate
         self.n_atoms = int(self.pairs.max()) + 1
         i, j, k, l = self.torsions.T  # noqa: E741
         c, p, q, r = self.centres.T
@@ -174,44 +177,25 @@ class InternalCoordinates(nn.Module):
         }.items():
             matrix = torch.cat([differences(self.n_atoms, a, b) for a, b in ends], dim=1)
             self.register_buffer(name, matrix, persistent=False)
-        self.odd = bool(self.chiral)
-        self.n_pairs = len(self.mean)
-        self.n_features = (
-            2 * self.n_pairs + (2 if self.odd else 1) * len(self.torsions) + len(self.centres)
-        )
 
-    def forward(self, planes: Tensor, s2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, F), pair deviations u (B, P), and signed volumes (B, C).
+    def distances(self, planes: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
+        """``u = (r - m_σ)/sqrt(v_σ)`` (B, P) and 1/r on the same scale (B, P).
 
         ``planes`` (B, 3, N); ``s2`` (B, 1) the squared noise level.
         """
-        r2 = along(planes, self.pair_arms).square().sum(1) + TINY
+        r2 = along(planes, self.pair_arms).square().sum(1)
         mean, width = (self.mean**2 + 5 * s2).sqrt(), (self.std**2 + 1.4 * s2).rsqrt()
-        u = (r2.sqrt() - mean) * width
-        inverse = ((r2 + 2 * s2).rsqrt() - 1 / mean) * (mean**2 * width)
-        features, volume = [0.3 * u, 0.3 * inverse], planes.new_zeros(len(planes), 0)
-        if len(self.torsions):
-            vectors = along(planes, self.torsion_arms).chunk(3, dim=-1)
-            cosine, sine = torsion_features(*vectors, s2)
-            features += [cosine, sine] if self.odd else [cosine]
-        if len(self.centres):
-            volume = triple_product(*along(planes, self.centre_arms).chunk(3, dim=-1))
-            features.append(self.hand(volume, s2))
-        return torch.cat(features, dim=-1), u, volume
+        u = ((r2 + 1e-12).sqrt() - mean) * width
+        return u, ((r2 + 2 * s2 + 1e-12).rsqrt() - 1 / mean) * (mean**2 * width)
 
-    def hand(self, volume: Tensor, s2: Tensor) -> Tensor:
-        """Signed volumes on a scale of order one, bounded by ±2: t/sqrt(1 + t²/4)."""
-        t = volume * (self.volume**2 + volume_noise(s2)).rsqrt()
-        return t * (1 + t * t / 4).rsqrt()
+    def torsion(self, planes: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, K) of the torsions; sines change sign in a mirror."""
+        return torsion_features(*along(planes, self.torsion_arms).chunk(3, dim=-1), s2)
 
-    def hand_energy(self, volume: Tensor, s2: Tensor) -> Tensor:
-        """Half of ``(V - V̄)²/(2 var V)`` in kT (B,), on the bounded scale of `hand`."""
-        noise, square = volume_noise(s2), self.volume**2
-        mean = self.hand(self.volume, s2)
-        # dt/d(hand) at the mean turns the variance of V into that of the scale
-        slope = (1 + square / (square + noise) / 4) ** 3
-        stiffness = slope * (square + noise) / (self.volume_std**2 + noise)
-        return 0.25 * (stiffness * (self.hand(volume, s2) - mean) ** 2).sum(-1)
+    def hand(self, planes: Tensor) -> Tensor:
+        """Signed volumes (B, C) in units of their means; they change sign in a mirror."""
+        vectors = along(planes, self.centre_arms).chunk(3, dim=-1)
+        return triple_product(*vectors) / self.volume
 
 
 class MechanicsNetwork(nn.Module):
@@ -228,7 +212,11 @@ class MechanicsNetwork(nn.Module):
         if not config.depth:
             return
         self.internal = InternalCoordinates(internal)
-        sizes = [self.internal.n_features] + [config.width] * config.depth
+        data = self.internal
+        self.odd = bool(data.chiral)
+        n_features = 2 * len(data.mean) + len(data.torsions)
+        n_features += len(data.torsions) + len(data.centres) if self.odd else 0
+        sizes = [n_features] + [config.width] * config.depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.out = nn.Linear(config.width, 1)
         nn.init.zeros_(self.out.weight)  # begins as the prior
@@ -240,19 +228,23 @@ class MechanicsNetwork(nn.Module):
         energy = self.prior(planes)
         if not self.config.depth:
             return energy
-        h, _, _ = self.internal(planes, sigma.square()[:, None])
+        data, s2 = self.internal, sigma.square()[:, None]
+        cosine, sine = data.torsion(planes, s2)
+        # distances and cosines are blind to mirror images; sines and volumes are not
+        odd = [sine, data.hand(planes)] if self.odd else []
+        h = torch.cat([0.3 * f for f in data.distances(planes, s2)] + [cosine, *odd], dim=-1)
         for layer in self.layers:
             h = silu(layer(h))
         return self.out(h)[:, 0] + energy
 
 
 class PairNetwork(nn.Module):
-    """``E(x, σ) = Σ_pairs [a(σ) u² + b(σ) u] + Σ_centres E_hand + MLP``.
+    """``E(x, σ) = Σ_pairs [a(σ) u² + b(σ) u] + MLP(u, cos torsions; σ)``.
 
     ``a`` starts at the harmonic prior: ½ for pairs with a standard deviation below 0.2 Å
-    (bonds, 1-3), decaying where σ exceeds bonds. The prior of the signed volumes decides the
-    hand while the noise falls and not after; two volumes of each centre say nearly the same,
-    hence half the weight.
+    (bonds, 1-3), decaying where σ exceeds bonds. The energy is even under reflection: of
+    chiral data it learns ``½[p(x) + p(-x)]``, and the hand is chosen at the smallest noise,
+    where the two halves no longer overlap, so that nothing is lost (see ``sampling.iid``).
     """
 
     STIFF = 0.2  # Å
@@ -261,8 +253,8 @@ class PairNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.internal = InternalCoordinates(internal)
-        width, n_pairs = config.width, self.internal.n_pairs
-        sizes = [self.internal.n_features] + [width] * config.depth
+        width, n_pairs = config.width, len(self.internal.mean)
+        sizes = [n_pairs + len(self.internal.torsions)] + [width] * config.depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.out = nn.Linear(width, 1)
         self.embedding = NoiseEmbedding(64)
@@ -274,7 +266,9 @@ class PairNetwork(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,)."""
         s2, data = sigma.square()[:, None], self.internal
-        h, u, volume = data(x.transpose(-1, -2).contiguous(), s2)
+        planes = x.transpose(-1, -2).contiguous()
+        u, _ = data.distances(planes, s2)
+        h = torch.cat([u, data.torsion(planes, s2)[0]], dim=-1)
         c = self.embedding(sigma)
         for n, (layer, modulate) in enumerate(zip(self.layers, self.modulate, strict=True)):
             gain, shift = modulate(c).chunk(2, dim=-1)
@@ -285,16 +279,7 @@ class PairNetwork(nn.Module):
         a = a * (data.std**2 + 1.4 * s2) / (data.std**2 + 2 * s2) * (1 - overlap)
         a = a + overlap * (0.5 / data.n_atoms)
         da, b = self.springs(c).chunk(2, dim=-1)
-        energy = self.out(h)[:, 0] + ((a + 0.3 * da) * u * u + b * u).sum(-1)
-        return energy + data.hand_energy(volume, s2)
-
-
-def volume_noise(s2: Tensor) -> Tensor:
-    """About the variance that noise of variance s2 adds to a signed volume, Å⁶.
-
-    48σ⁶ is exact for σ → ∞: three differences of variance 2σ² per axis, ``6 (2σ²)³``.
-    """
-    return 16 * s2 + 48 * s2**3
+        return self.out(h)[:, 0] + ((a + 0.3 * da) * u * u + b * u).sum(-1)
 
 
 def triple_product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -46,6 +46,9 @@ from .network import (
 )
 from .snapshots import Snapshots
 
+# the broad expert begins at this multiple of the smallest noise, still below every bond
+_BROAD = 5.0
+
 __all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
 
 
@@ -60,8 +63,8 @@ class TrainConfig(BaseModel):
         None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"
     )
     sigma_max: float | None = Field(None, gt=0, description="largest noise, Å (default: data)")
-    steps: int = Field(16_000, ge=1, description="optimiser steps of each expert")
-    max_minutes: float = Field(5.5, gt=0, description="wall clock of the training loop at most")
+    steps: int = Field(8_000, ge=1, description="optimiser steps of each expert")
+    max_minutes: float = Field(5.0, gt=0, description="wall clock of the training loop at most")
     batch_size: int = Field(256, ge=1, description="snapshots per step")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam; cosine decay")
     width: int = Field(96, ge=1, description="hidden units of the fine network")
@@ -70,7 +73,7 @@ class TrainConfig(BaseModel):
     contrastive_weight: float = Field(1000.0, ge=0, description="torsion moves against data")
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="snapshots held out")
     evaluations: int = Field(20, ge=1, description="validations during training")
-    patience: int = Field(8, ge=1, description="validations without improvement before stopping")
+    patience: int = Field(5, ge=1, description="validations without improvement before stopping")
     cutoff: float = Field(4.5, gt=0, description="message radius of the equivariant network, Å")
     channels: int = Field(16, ge=1, description="channels of the equivariant network")
     processes: int | None = Field(None, ge=1, description="experts trained at a time")
@@ -109,7 +112,6 @@ def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
             chiral=chiral,
         )
         return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * network.chiral)]
-    chiral = float(snapshots.topology.chiral)
     fine = Expert(
         name="fine",
         sigma=(low, low),
@@ -121,9 +123,8 @@ def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
     )
     broad = Expert(
         name="broad",
-        sigma=(low, high),
+        sigma=(min(_BROAD * low, 0.5 * high), high),
         network=PairConfig(),
-        mirror=10.0 * chiral,
     )
     return [fine, broad]
 
@@ -207,7 +208,8 @@ def fit(
         run.validate(objective, average.module, x_valid, None, seed)
         run.save(folder, expert, network, average, optimiser)
     terms = None
-    while run.step < config.steps:
+    patience = config.patience * every
+    while run.step < config.steps and run.step - run.best_step < patience:
         run.seconds = time.time() - began
         fraction = max(run.step / config.steps, run.seconds / (60 * config.max_minutes))
         if fraction >= 1:
@@ -234,8 +236,6 @@ def fit(
             run.validate(objective, average.module, x_valid, terms, seed)
             run.save(folder, expert, network, average, optimiser)
             report({"expert": expert.name, "fraction": fraction, **run.history[-1]})
-            if run.step - run.best_step >= config.patience * every:
-                break
     if run.history[-1]["step"] != run.step:
         run.validate(objective, average.module, x_valid, terms, seed)
         run.save(folder, expert, network, average, optimiser)
@@ -336,11 +336,12 @@ class _Progress:
         entry: dict = {"step": self.step, "seconds": round(self.seconds, 1)}
         entry["training_loss"] = terms["loss"].item() if terms else None
         entry |= {f"validation_{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
-        self.history.append(entry)
         losses = [p["loss"] for p in parts]
         gain = np.subtract(self.best_losses, losses) if self.best_losses else np.array([np.inf])
         error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        if gain.mean() > 2 * error:
+        entry["kept"] = bool(gain.mean() > 2 * error)
+        self.history.append(entry)
+        if entry["kept"]:
             self.best_losses, self.best_step = losses, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
@@ -521,7 +522,7 @@ def _fit_all(folder: Path, experts: list[Expert], processes: int, report) -> Non
                 running.remove(child)
     finally:
         for child in running:
-            child.process.terminate()
+            child.stop()
 
 
 class _Child:
@@ -555,9 +556,17 @@ class _Child:
         if self.process.returncode:
             last = "".join(self.words[-15:]).strip() or "no message"
             raise RuntimeError(f"training stopped with code {self.process.returncode}: {last}")
+        self.stop()
+        return True
+
+    def stop(self) -> None:
+        """End the process, if it has not ended, and let go of its pipes."""
+        self.process.terminate()
+        self.process.wait()
+        for thread in self.threads:
+            thread.join()
         self.process.stdout.close()
         self.process.stderr.close()
-        return True
 
 
 class _reporter:
