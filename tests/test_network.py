@@ -128,7 +128,9 @@ def test_rigid_motions_in_single_precision(made, data, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_mirror_images(made, data, kind):
     chiral = Case(made, data, kind, CHIRAL)
-    assert (chiral.energy(-chiral.x) - chiral.energy(chiral.x)).abs().min() > 1e-6
+    difference = (chiral.energy(-chiral.x) - chiral.energy(chiral.x)).abs()
+    # the network of all noise levels is even: the hand is chosen at the end
+    assert difference.max() < 1e-10 if kind == "pair" else difference.min() > 1e-6
     # the force field keeps the hydrogens of CH2 at their places, hence a molecule without
     achiral = Case(made, data, kind, "peroxide" if kind == "mechanics" else ACHIRAL)
     energy = achiral.energy(achiral.x)

@@ -339,9 +339,8 @@ class _Progress:
         losses = [p["loss"] for p in parts]
         gain = np.subtract(self.best_losses, losses) if self.best_losses else np.array([np.inf])
         error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        entry["kept"] = bool(gain.mean() > 2 * error)
         self.history.append(entry)
-        if entry["kept"]:
+        if gain.mean() > 2 * error:
             self.best_losses, self.best_step = losses, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 

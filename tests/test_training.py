@@ -1,0 +1,263 @@
+"""Tiny trainings: determinism, restarts, refusals, early stopping, processes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from ase import units
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.md.langevin import Langevin
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.score.training import TrainConfig, fit, plan, train
+from diffmd_ase.system import System
+
+TINY = {"steps": 12, "batch_size": 16, "width": 8, "evaluations": 4, "processes": 1}
+TINY |= {"max_minutes": 1e4, "validation_fraction": 0.2}
+
+
+def config(**more):
+    return TrainConfig(**{**TINY, **more})
+
+
+@pytest.fixture(autouse=True)
+def _single():
+    """What a user has; child processes have it in any case."""
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def peroxide():
+    atoms = molecule("H2O2")
+    rng = np.random.default_rng(0)
+    x = atoms.positions + 0.03 * rng.normal(size=(200, 4, 3))
+    return Snapshots(System.from_atoms(atoms), x, 300)
+
+
+@pytest.fixture(scope="module")
+def finished(peroxide, tmp_path_factory):
+    """A model and the folder of its training."""
+    folder = tmp_path_factory.mktemp("finished")
+    return train(peroxide, config=config(), seed=3, device="cpu", directory=folder), folder
+
+
+def weights(model):
+    return {
+        f"{n}.{k}": v for n, net in enumerate(model.networks) for k, v in net.state_dict().items()
+    }
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# -------------------------------------------------------------------------- works
+
+
+def test_a_model_comes_out(finished, peroxide):
+    model, folder = finished
+    card = model.card
+    assert [e.name for e in card.experts] == ["fine", "broad"]
+    assert card.formula == "H2O2" and card.temperature_K == 300.0 and card.kT == peroxide.kT
+    assert card.sigma_min == card.experts[0].sigma[0] == card.experts[0].sigma[1]
+    low, high = card.experts[1].sigma
+    assert card.sigma_min <= low < 0.05 and high == card.sigma_max
+    assert card.data["sha256"] == peroxide.sha256 and card.data["snapshots"] == 200
+    assert card.training["seed"] == 3 and TrainConfig(**card.training["config"]) == config()
+    assert card.lambda_max > 100
+    for expert in card.experts:
+        steps = [entry["step"] for entry in expert.history]
+        assert steps == [0, 3, 6, 9, 12]
+        # of the weights that are kept, not the luckiest
+        [kept] = [h for h in expert.history if h["step"] == expert.best_step]
+        assert card.validation[f"{expert.name}_loss"] == kept["validation_loss"]
+    assert {p.name for p in folder.iterdir()} == {
+        "job.json", "job.npz", "fine.safetensors", "broad.safetensors",
+    }  # fmt: skip
+
+
+def test_training_lowers_the_validation_loss(finished):
+    broad = finished[0].card.experts[1].history
+    assert broad[-1]["validation_loss"] < broad[0]["validation_loss"]
+
+
+def test_same_seed_same_weights(finished, peroxide):
+    model, _ = finished
+    again = train(peroxide, config=config(), seed=3, device="cpu")
+    assert same(weights(model), weights(again))
+    other = train(peroxide, config=config(), seed=4, device="cpu")
+    assert not same(weights(model), weights(other))
+
+
+def test_callers_random_state_is_left_alone(peroxide):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(peroxide, config=config(steps=1, evaluations=1), device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_any_default_dtype(peroxide):
+    torch.set_default_dtype(torch.float64)
+    model = train(peroxide, config=config(steps=2, evaluations=1), device="cpu")
+    assert {v.dtype for v in weights(model).values() if v.is_floating_point()} == {torch.float32}
+
+
+# ----------------------------------------------------------------------- restarts
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [3, 9])
+def test_interrupted_training_goes_on_to_the_same_weights(finished, peroxide, tmp_path, at):
+    def stop(message):
+        if message.get("step", 0) >= at:
+            raise Stopped
+
+    for expert in plan(peroxide, config()):
+        with pytest.raises(Stopped):
+            fit(expert, peroxide, config(), seed=3, device="cpu", folder=tmp_path, report=stop)
+    model = train(peroxide, config=config(), seed=3, device="cpu", directory=tmp_path)
+    assert same(weights(model), weights(finished[0]))
+    for a, b in zip(model.card.experts, finished[0].card.experts, strict=True):
+        assert [h["validation_loss"] for h in a.history] == [
+            h["validation_loss"] for h in b.history
+        ]
+
+
+def test_a_finished_training_is_not_repeated(finished, peroxide, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[1], folder)
+    before = {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+    model = train(peroxide, config=config(), seed=3, device="cpu", directory=folder)
+    assert same(weights(model), weights(finished[0]))
+    assert {p.name: p.read_bytes() for p in folder.glob("*.safetensors")} == before
+
+
+def test_a_folder_belongs_to_one_training(finished, peroxide):
+    _, folder = finished
+    for options, what in (
+        ({"config": config(width=9), "seed": 3}, "config"),
+        ({"config": config(), "seed": 4}, "seed"),
+    ):
+        with pytest.raises(ValueError, match=f"training run with another {what}; give another"):
+            train(peroxide, device="cpu", directory=folder, **options)
+    with pytest.raises(ValueError, match="another data"):
+        train(peroxide.take(slice(0, 100)), config=config(), seed=3, device="cpu", directory=folder)
+
+
+def test_checkpoints_are_whole_files(finished):
+    _, folder = finished
+    tensors = load_file(folder / "broad.safetensors")
+    kinds = {name.split(".")[0] for name in tensors}
+    assert kinds == {"network", "average", "best", "adam"}
+    assert json.loads((folder / "job.json").read_text())["seed"] == 3
+    assert not list(folder.glob("*.part"))
+
+
+# ------------------------------------------------------------------------ stopping
+
+
+def test_patience(peroxide, tmp_path):
+    """Steps so large that nothing improves: stopped after two evaluations, and for good."""
+    bad = config(learning_rate=1e6, steps=400, evaluations=100, patience=2)
+    model = train(peroxide, config=bad, seed=0, device="cpu", directory=tmp_path)
+    for expert in model.card.experts:
+        losses = [entry["validation_loss"] for entry in expert.history]
+        assert expert.history[-1]["step"] < 100
+        assert model.card.validation[f"{expert.name}_loss"] == np.nanmin(losses)
+    again = train(peroxide, config=bad, seed=0, device="cpu", directory=tmp_path)
+    for one, two in zip(again.card.experts, model.card.experts, strict=True):
+        np.testing.assert_equal(one.history, two.history)  # NaN equals NaN
+
+
+def test_wall_clock(peroxide):
+    long = config(steps=10_000_000, max_minutes=0.01, evaluations=1)
+    model = train(peroxide, config=long, device="cpu")
+    for expert in model.card.experts:
+        last = expert.history[-1]
+        assert 0 < last["step"] < 10_000_000 and last["seconds"] < 10
+
+
+# ------------------------------------------------------------------- other systems
+
+
+@pytest.fixture(scope="module")
+def copper():
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = EMT()
+    options = {"temperature_K": 400, "friction": 0.02, "fixcm": False}
+    md = Langevin(atoms, 2 * units.fs, rng=np.random.default_rng(0), **options)
+    frames = []
+    md.attach(lambda: frames.append(atoms.positions.copy()), 5)
+    md.run(100)
+    return Snapshots(System.from_atoms(atoms), np.array(frames), 400)
+
+
+def test_crystal(copper):
+    small = config(channels=4, cutoff=3.0, steps=4, evaluations=2, batch_size=4)
+    [expert] = plan(copper, small)
+    assert expert.network.kind == "equivariant" and expert.network.elements == (29,)
+    assert expert.network.neighbours == pytest.approx(12, abs=1)
+    model = train(copper, config=small, device="cpu")
+    assert model.transferable and model.card.pbc == (True, True, True)
+    assert model.card.lambda_max > 0
+    vacancy = System.from_atoms(bulk("Cu", cubic=True).repeat((2, 1, 1))[:7])
+    x = torch.as_tensor(bulk("Cu", cubic=True).repeat((2, 1, 1)).positions[:7])
+    assert torch.isfinite(model.potential(vacancy, device="cpu")(x).forces).all()
+
+
+def test_chiral_molecule_learns_its_hand():
+    corners = np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3**0.5
+    x = corners * np.array([0, 1.09, 1.35, 1.76, 1.94])[:, None]
+    rng = np.random.default_rng(0)
+    system = System(np.array([6, 1, 9, 17, 35]), np.ones(5))
+    data = Snapshots(system, x + 0.02 * rng.normal(size=(200, 5, 3)), 300)
+    [both] = plan(data, config(network="equivariant"))
+    assert both.network.chiral and both.network.layers >= 3 and both.mirror > 0
+    model = train(data, config=config(), device="cpu")
+    y = torch.as_tensor(x)
+    potential = model.potential(device="cpu")
+    assert potential(-y).energy > potential(y).energy + 20 * model.card.kT
+
+
+def test_choice_of_the_network(peroxide, copper):
+    assert [e.network.kind for e in plan(peroxide, config())] == ["mechanics", "pair"]
+    assert [e.network.kind for e in plan(copper, config())] == ["equivariant"]
+    with pytest.raises(ValueError, match="one isolated molecule"):
+        plan(copper, config(network="pair"))
+
+
+def test_bad_configurations(peroxide):
+    with pytest.raises(ValueError, match="sigma_min < sigma_max"):
+        plan(peroxide, config(sigma_min=1.0, sigma_max=0.5))
+    for wrong in ({"steps": 0}, {"ema": 1.0}, {"stesp": 3}, {"network": "mace"}):
+        with pytest.raises(ValidationError):
+            config(**wrong)
+    with pytest.raises(ValueError, match="cannot hold out"):
+        train(peroxide.take(slice(0, 2)), config=config(), device="cpu")
+
+
+# ----------------------------------------------------------------------- processes
+
+
+@pytest.mark.slow
+def test_experts_in_processes_of_their_own(finished, peroxide, tmp_path):
+    """The same weights; a child that fails is heard."""
+    two = train(
+        peroxide, config=config(processes=2), seed=3, device="cpu", directory=tmp_path / "two"
+    )
+    assert same(weights(two), weights(finished[0]))
+    assert two.card.training["seconds"] > 0
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "fine.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(RuntimeError, match=r"(?s)training stopped with code 1: .*[Ss]afetensor"):
+        train(peroxide, config=config(processes=2), seed=3, device="cpu", directory=folder)
