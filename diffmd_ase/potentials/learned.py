@@ -27,6 +27,8 @@ class ScorePotential(Potential):
     device, dtype : of the network; default float32. Positions of any dtype come in, and
         energies and forces go out in the dtype and on the device of the positions
 
+    The stress is None without a cell.
+
     Raises
     ------
     ValueError : elements, number of atoms, pbc or σ the model does not know
@@ -60,8 +62,7 @@ class ScorePotential(Potential):
                 f"positions {tuple(x.shape)} for {len(self.system)} atoms: expected "
                 f"(*batch, {len(self.system)}, 3)"
             )
-        if stress and self._cell is None:
-            raise ValueError("stress needs a cell; this system has none")
+        stress = stress and self._cell is not None
         flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
         size = max(1, _CHUNK // len(self.system)) if self.model.transferable else len(flat)
         parts = [self._evaluate(part, stress) for part in flat.split(max(1, size))]

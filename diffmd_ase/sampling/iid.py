@@ -77,7 +77,7 @@ def sample(
         for level, (_, last) in enumerate(steps, start=1):
             x = last
             if progress:
-                done = (begin - first + len(walkers) * level / levels) / n
+                done = (begin - first + len(walkers) * level / (levels - 1)) / n
                 progress(done)
         x = _choose_hand(model, x, noise, walkers, device)
         out.append(_relax(model, x, noise, walkers, relax_steps, device))

@@ -237,15 +237,18 @@ class ScoreModel:
             try:
                 network = build(expert.network, own)
                 network.load_state_dict(own)
-            except (KeyError, RuntimeError) as error:
+            except (AttributeError, KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"{path.name}: weights do not fit its card: {error}") from error
             networks.append(network)
         return cls(card, networks)
 
 
 def _parse(raw: str, path: Path) -> Card:
-    fields = json.loads(raw)
-    version = fields.get("schema_version", 0)
+    try:
+        fields = json.loads(raw)
+        version = int(fields["schema_version"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path.name} has a damaged card: {error!r}") from error
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{path.name} has schema version {version}, this program reads up to "
@@ -280,6 +283,10 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"{device=} is not a device; use auto, cpu, cuda or cuda:N") from error
+    try:
+        torch.empty(0, device=chosen if chosen.type != "cuda" else "cpu")
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{device=} is not on this machine; use device='cpu' or 'auto'") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"{device=}: this machine has {torch.cuda.device_count()} CUDA devices; use "
@@ -312,10 +319,16 @@ def largest_curvature(
     value = energy(x, sigma)
     (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
     v = torch.randn(x.shape, generator=generator).to(x)
-    rayleigh = x.new_zeros(len(x))
-    for _ in range(40):
-        v = v / v.flatten(1).norm(dim=1)[:, None, None]
-        (hv,) = torch.autograd.grad(gradient, x, v, retain_graph=True)
-        rayleigh = (v * hv).sum((1, 2))
-        v = hv
+    shift = rayleigh = x.new_zeros(len(x))
+    for _ in range(2):
+        for _ in range(40):
+            v = v / v.flatten(1).norm(dim=1)[:, None, None]
+            (hv,) = torch.autograd.grad(gradient, x, v, retain_graph=True)
+            rayleigh = (v * hv).sum((1, 2))
+            v = hv + shift[:, None, None] * v
+        # where the largest in size is negative: once more, with the spectrum moved above zero
+        shift = (-rayleigh).clamp_min(0)
+        if not shift.any():
+            break
+        v = torch.randn(x.shape, generator=generator).to(x)
     return float(rayleigh.max())
