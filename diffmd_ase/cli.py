@@ -224,13 +224,14 @@ def run(
         h=step_size,
     )
     h = float(np.max(step.h))  # with friction: that of the lightest atom
+    timestep_fs = step.timestep / units.fs if step.physical else None
     settings = {
         "model": model,
         "formula": system.formula,
         "temperature_K": kelvin,
         "h_A2": h,
         "h_from": step.source,
-        "timestep_fs": step.timestep / units.fs if step.physical else None,
+        "timestep_fs": timestep_fs,
         "walkers": walkers,
         "steps": steps,
         "D_t_per_walker_A2": h * steps,
@@ -245,10 +246,10 @@ def run(
         x = starting_positions(loaded, frames, ids, seed=seed, device=device)
     info = RunInfo(
         seed=seed,
-        kT=kernel.kT,
+        kT=float(kernel.kT),
         h=h,
         kinetics_valid=True,
-        timestep_fs=settings["timestep_fs"],
+        timestep_fs=timestep_fs,
         model_sha256=_sha256(model),
         extra=resolved(context),
     )

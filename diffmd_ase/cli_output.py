@@ -58,7 +58,7 @@ def _terminated(number, frame) -> None:
     sys.exit(128 + number)
 
 
-def _show_warning(message, *_) -> None:
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     _complain("warning", str(message))
 
 

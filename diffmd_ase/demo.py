@@ -171,21 +171,21 @@ def _together(commands: list[list[str]]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     # the results are ours to tell; errors and progress pass through
     running = [
-        subprocess.Popen(command, env=environment, stdout=_stream(command)) for command in commands
+        (command, subprocess.Popen(command, env=environment, stdout=_stream(command)))
+        for command in commands
     ]
     waiting = list(running)
     try:
         while waiting:
             time.sleep(0.05)
-            for process in [p for p in waiting if p.poll() is not None]:
-                waiting.remove(process)
+            for command, process in [one for one in waiting if one[1].poll() is not None]:
+                waiting.remove((command, process))
                 if process.returncode:
-                    words = " ".join(map(str, process.args[3:]))
-                    raise RuntimeError(f"`diffmd {words}` failed, see above")
+                    raise RuntimeError(f"`diffmd {' '.join(command[3:])}` failed, see above")
     finally:
-        for process in waiting:
+        for _, process in waiting:
             process.terminate()
-        for process in running:
+        for _, process in running:
             process.wait()
 
 
@@ -233,7 +233,8 @@ def _readable(model: ScoreModel) -> dict[str, Any]:
 
 def _training_rows(model: ScoreModel) -> list[dict[str, Any]]:
     """Losses of all networks, one row a step; None where a network was not validated."""
-    columns, rows = [], {}
+    columns: list[str] = []
+    rows: dict[int, dict[str, float]] = {}
     for expert in model.card.experts:
         for kind in ("training", "validation"):
             columns.append(f"{expert.name}: {kind} loss")

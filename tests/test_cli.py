@@ -170,8 +170,10 @@ def test_sample(diffmd, model, tmp_path):
 def test_run_restart_and_extension(diffmd, start, model):
     assert diffmd(*start, "--steps", 40, "--prefix", "whole")[0] == 0
     assert diffmd(*start, "--steps", 15, "--prefix", "parts")[0] == 0
+    before = Path("parts.yml").read_text()
     code, _, err = diffmd(*start, "--steps", 40, "--prefix", "parts")
     assert code == 1 and "parts.h5 exists" in err
+    assert Path("parts.yml").read_text() == before
     code, out, _ = diffmd(
         "run", "--config", "parts.yml", "--steps", 40, "--restart", "--json", "--no-progress"
     )
