@@ -96,7 +96,7 @@ def run_demo(
     directory: Path,
     *,
     snapshots: str = "alanine-dipeptide",
-    minutes: float = 5.5,
+    minutes: float = 5.0,
     walkers: int = 64,
     d_t: float = 10.0,
     samples: int = 4000,

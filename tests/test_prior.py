@@ -5,7 +5,8 @@ import pytest
 import torch
 from ase.build import molecule
 
-from diffmd_ase.score.prior import MechanicsPrior, _jacobian, _orbits, fit_prior
+from diffmd_ase.score.mechanics import MechanicsPrior, parameter_numbers
+from diffmd_ase.score.prior import _jacobian, fit_prior
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
 from diffmd_ase.testing import assert_zscore
@@ -141,7 +142,7 @@ def test_parameters_of_a_spring_within_their_errors():
 def test_symmetry_ties_parameters(dipeptide):
     data, statistics = dipeptide
     parameter = statistics["theta"] * statistics["unit"]
-    orbits = _orbits(MechanicsPrior(statistics), data.topology)
+    orbits = parameter_numbers(MechanicsPrior(statistics), data.topology)
     for n in range(int(orbits.max()) + 1):
         assert len(parameter[orbits == n].unique()) == 1
     assert int(orbits.max()) + 1 < 0.6 * len(parameter)
@@ -178,13 +179,13 @@ def test_fit_depends_on_nothing_but_data_and_seed(chain):
 def test_jacobian_is_the_derivative_of_the_features(which, request):
     data, statistics = request.getfixturevalue(which)
     prior = MechanicsPrior(statistics).double()
-    orbits = _orbits(prior, data.topology)
+    orbits = parameter_numbers(prior, data.topology)
     size = int(orbits.max()) + 1
     planes = torch.as_tensor(data.positions[:2]).transpose(-1, -2)
     jacobian = _jacobian(prior, planes, orbits, size)
 
     def features(p):
-        from diffmd_ase.score.prior import COORDINATES
+        from diffmd_ase.score.mechanics import COORDINATES
 
         q = {k: COORDINATES[k](*prior.vectors(k, p)) for k in COORDINATES}
         every = torch.cat([f for k in q for f in prior.features(k, q[k])], dim=-1)

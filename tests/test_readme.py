@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 # runs the same lines with these budgets in place of those; each must occur exactly once.
 SMALL = {
     "train(snapshots, ": "train(snapshots.take(slice(0, 1000)), ",
-    "max_minutes=5.5": "max_minutes=5.5, steps=20, evaluations=2",
+    "max_minutes=5": "max_minutes=5, steps=20, evaluations=2",
     "dyn.run(10_000)": "dyn.run(200)",
 }
 

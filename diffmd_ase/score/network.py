@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from .prior import TINY, MechanicsPrior, along, differences, fit_prior
+from .mechanics import TINY, MechanicsPrior, along, differences
+from .prior import fit_prior
 from .topology import signed_volumes
 
 __all__ = [

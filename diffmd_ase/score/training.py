@@ -1,10 +1,6 @@
 """Training: one readable loop, for each expert of the model.
 
-An expert is an energy network for a range of noise levels. A molecule gets two, trained side
-by side in two processes of one thread: `fine`, at the smallest noise, whose energy drives
-molecular dynamics, and `broad`, over all noise levels, for i.i.d. reverse diffusion. Anything
-else gets one equivariant network over all levels.
-
+The experts (see `experts`) of a molecule train side by side, in processes of one thread.
 The state of a training run lives in a folder: the job, and for each expert a checkpoint in
 safetensors with its history in JSON. A run that was interrupted goes on from there. Every
 step draws its randomness from (seed, expert, step), so there is no generator state to keep.
@@ -16,117 +12,27 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..system import System
 from . import diffusion
+from .experts import Expert, TrainConfig, plan
+from .jobs import Bars, read_job, run_side_by_side, write_job
 from .model import Card, ExpertCard, ScoreModel, largest_curvature, resolve_device
-from .network import (
-    EquivariantConfig,
-    MechanicsConfig,
-    NetworkConfig,
-    PairConfig,
-    build,
-    mean_neighbours,
-)
+from .network import MechanicsConfig, build
 from .snapshots import Snapshots
 
-# the broad expert begins at this multiple of the smallest noise, still below every bond
-_BROAD = 5.0
-
 __all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
-
-
-class TrainConfig(BaseModel):
-    """What a user may choose; None means: decide from the snapshots."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    network: Literal["auto", "pair", "equivariant"] = Field(
-        "auto", description="pair: one molecule; equivariant: anything (auto: by pbc and size)"
-    )
-    sigma_min: float | None = Field(
-        None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"
-    )
-    sigma_max: float | None = Field(None, gt=0, description="largest noise, Å (default: data)")
-    steps: int = Field(8_000, ge=1, description="optimiser steps of each expert")
-    max_minutes: float = Field(5.0, gt=0, description="wall clock of the training loop at most")
-    batch_size: int = Field(256, ge=1, description="snapshots per step")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam; cosine decay")
-    width: int = Field(96, ge=1, description="hidden units of the fine network")
-    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights")
-    torsion_weight: float = Field(10.0, ge=0, description="angular score matching")
-    contrastive_weight: float = Field(1000.0, ge=0, description="torsion moves against data")
-    validation_fraction: float = Field(0.05, gt=0, lt=1, description="snapshots held out")
-    evaluations: int = Field(20, ge=1, description="validations during training")
-    patience: int = Field(5, ge=1, description="validations without improvement before stopping")
-    cutoff: float = Field(4.5, gt=0, description="message radius of the equivariant network, Å")
-    channels: int = Field(16, ge=1, description="channels of the equivariant network")
-    processes: int | None = Field(None, ge=1, description="experts trained at a time")
-
-
-class Expert(BaseModel):
-    """One energy network, its noise levels, and the weights of its losses."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    sigma: tuple[float, float]
-    network: NetworkConfig
-    denoising: float = 1.0
-    torsional: float = 0.0
-    contrastive: float = 0.0
-    mirror: float = 0.0
-    clip: float = 50.0
-
-
-def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
-    """The experts for these snapshots; the one that drives dynamics comes first."""
-    kind = config.network
-    if kind == "auto":
-        kind = "equivariant" if snapshots.system.periodic or len(snapshots.system) > 60 else "pair"
-    if kind == "pair" and snapshots.system.periodic:
-        raise ValueError("network='pair' is for one isolated molecule; use 'equivariant'")
-    low, high = _noise_range(snapshots, config)
-    if kind == "equivariant":
-        chiral = not snapshots.system.periodic and snapshots.topology.chiral
-        network = EquivariantConfig(
-            channels=config.channels,
-            layers=3 if chiral else 2,
-            cutoff=config.cutoff,
-            elements=tuple(sorted({int(z) for z in snapshots.system.numbers})),
-            neighbours=mean_neighbours(snapshots, config.cutoff),
-            chiral=chiral,
-        )
-        return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * network.chiral)]
-    fine = Expert(
-        name="fine",
-        sigma=(low, low),
-        network=MechanicsConfig(width=config.width),
-        denoising=low**-2,
-        torsional=config.torsion_weight,
-        contrastive=config.contrastive_weight,
-        clip=1000.0,
-    )
-    broad = Expert(
-        name="broad",
-        sigma=(min(_BROAD * low, 0.5 * high), high),
-        network=PairConfig(),
-    )
-    return [fine, broad]
 
 
 def train(
@@ -160,11 +66,11 @@ def train(
     experts = plan(snapshots, config)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(directory or scratch)
-        _write_job(folder, snapshots, config, seed, str(resolve_device(device)))
+        write_job(folder, snapshots, config, seed, str(resolve_device(device)))
         processes = config.processes or (os.cpu_count() or 1)
         if resolve_device(device).type != "cpu":
             processes = 1
-        with _reporter(progress, config) as report:
+        with Bars(progress) as report:
             _fit_all(folder, experts, min(processes, len(experts)), report)
         results = [_load_best(folder, expert) for expert in experts]
     cards = [card for _, card in results]
@@ -191,8 +97,9 @@ def fit(
     report: Callable[[dict], None],
 ) -> None:
     """Train one expert and leave its best weights in ``folder``."""
+    began = time.time()  # the budget holds the fit of the prior as well
     training, held_out = snapshots.split(config.validation_fraction, seed=seed)
-    report({"expert": expert.name, "fraction": 0.0})
+    report({"expert": expert.name, "fraction": 0.0, "note": "preparing"})
     network = _network(expert, training, folder, seed).to(device)
     average = torch.optim.swa_utils.AveragedModel(network)
     optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
@@ -202,7 +109,7 @@ def fit(
         torch.as_tensor(part.positions, dtype=torch.float32, device=device)
         for part in (training, held_out.take(slice(0, 2048)))
     )
-    began = time.time() - run.seconds
+    began -= run.seconds
     every = max(1, config.steps // config.evaluations)
     if not run.history:  # the network as built may already be good: a fitted prior
         run.validate(objective, average.module, x_valid, None, seed)
@@ -424,72 +331,8 @@ def _address(seed: int, name: str, step: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _noise_range(snapshots: Snapshots, config: TrainConfig) -> tuple[float, float]:
-    x = snapshots.positions[:: max(1, len(snapshots) // 2000)]
-    if snapshots.system.periodic:
-        # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
-        drift = x - x.mean(axis=1, keepdims=True)
-        amplitude = float(np.median(drift.std(axis=0)))
-        low, high = 0.2 * min(amplitude, 0.5), 1.0
-    else:
-        i, j = np.triu_indices(x.shape[1], 1)
-        std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)
-        size = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean())
-        low, high = 0.05 * float(std.min()), max(4.0, 2.5 * float(size))
-    low, high = config.sigma_min or low, config.sigma_max or high
-    if not 0 < low < high:
-        raise ValueError(f"noise levels from {low:g} to {high:g} Å: need 0 < sigma_min < sigma_max")
-    return round(low, 5), round(high, 3)
-
-
-# ------------------------------------------------- experts in processes of their own
-
-
-def _write_job(folder: Path, snapshots: Snapshots, config: TrainConfig, seed, device) -> None:
-    job = {
-        "data": snapshots.sha256,
-        "config": config.model_dump(mode="json"),
-        "seed": seed,
-        "device": device,
-        "temperature_K": snapshots.temperature_K,
-        "correlation": snapshots.correlation,
-    }
-    path = folder / "job.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [k for k in ("data", "config", "seed") if before[k] != job[k]]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a training run with another {' and '.join(changed)}; give "
-                "another directory, or remove it to start afresh"
-            )
-    system = snapshots.system
-    cell: dict = {} if system.cell is None else {"cell": system.cell}
-    np.savez(
-        folder / "job.npz",
-        positions=snapshots.positions,
-        numbers=system.numbers,
-        masses=system.masses,
-        pbc=system.pbc,
-        **cell,
-    )
-    path.write_text(json.dumps(job, indent=1))
-
-
-def _read_job(folder: Path) -> tuple[Snapshots, TrainConfig, dict]:
-    job = json.loads((folder / "job.json").read_text())
-    with np.load(folder / "job.npz") as raw:
-        cell = raw["cell"] if "cell" in raw.files else None
-        system = System(raw["numbers"], raw["masses"], cell, raw["pbc"])
-        snapshots = Snapshots(
-            system, raw["positions"], job["temperature_K"], correlation=job["correlation"]
-        )
-    return snapshots, TrainConfig(**job["config"]), job
-
-
 def _fit_in_folder(folder: Path, name: str, report) -> None:
-    snapshots, config, job = _read_job(folder)
+    snapshots, config, job = read_job(folder)
     expert = next(e for e in plan(snapshots, config) if e.name == name)
     fit(
         expert,
@@ -503,103 +346,17 @@ def _fit_in_folder(folder: Path, name: str, report) -> None:
 
 
 def _fit_all(folder: Path, experts: list[Expert], processes: int, report) -> None:
-    if processes == 1:
+    if processes > 1:
+        commands = [[sys.executable, "-m", __name__, str(folder), e.name] for e in experts]
+        run_side_by_side(commands, processes, report)
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         for expert in experts:
             _fit_in_folder(folder, expert.name, report)
-        return
-    # one thread each: two OpenMP threads wait for each other on a shared machine
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    waiting = list(experts)
-    running: list[_Child] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                command = [sys.executable, "-m", __name__, str(folder), waiting.pop(0).name]
-                running.append(_Child(command, environment, report))
-            time.sleep(0.2)
-            for child in [c for c in running if c.finished()]:
-                running.remove(child)
     finally:
-        for child in running:
-            child.stop()
-
-
-class _Child:
-    """A training process: reports come as JSON lines on its standard output."""
-
-    def __init__(self, command, environment, report):
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.words: list[str] = []
-        self.threads = [
-            threading.Thread(target=self._reports, args=(report,), daemon=True),
-            threading.Thread(target=self._complaints, daemon=True),
-        ]
-        for thread in self.threads:
-            thread.start()
-
-    def _reports(self, report):
-        for line in self.process.stdout:
-            report(json.loads(line))
-
-    def _complaints(self):
-        for line in self.process.stderr:
-            self.words.append(line)
-
-    def finished(self) -> bool:
-        if self.process.poll() is None:
-            return False
-        for thread in self.threads:
-            thread.join()
-        if self.process.returncode:
-            last = "".join(self.words[-15:]).strip() or "no message"
-            raise RuntimeError(f"training stopped with code {self.process.returncode}: {last}")
-        self.stop()
-        return True
-
-    def stop(self) -> None:
-        """End the process, if it has not ended, and let go of its pipes."""
-        self.process.terminate()
-        self.process.wait()
-        for thread in self.threads:
-            thread.join()
-        self.process.stdout.close()
-        self.process.stderr.close()
-
-
-class _reporter:
-    """Progress bars of all experts: validation loss and time left; silent if not wanted."""
-
-    def __init__(self, show: bool, config: TrainConfig):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bars = Progress(
-            TextColumn("{task.description:>6}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            disable=not show,
-        )
-        self.tasks: dict = {}
-
-    def __enter__(self):
-        self.bars.start()
-        return self.report
-
-    def __exit__(self, *error):
-        self.bars.stop()
-
-    def report(self, message: dict) -> None:
-        name = message["expert"]
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=1.0, note="")
-        options = {"completed": message["fraction"]}
-        if "validation_loss" in message:
-            note = f"step {message['step']}  validation {message['validation_loss']:.4g}"
-            options["note"] = note
-        self.bars.update(self.tasks[name], **options)
+        torch.set_num_threads(threads)
 
 
 def _main(folder: str, name: str) -> None:

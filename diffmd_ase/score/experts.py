@@ -1,0 +1,116 @@
+"""What is trained: the choices of a user, and the experts that follow from the snapshots.
+
+An expert is an energy network for a range of noise levels. A molecule gets two: `fine`, at
+the smallest noise, whose energy drives molecular dynamics, and `broad`, over all noise
+levels, for i.i.d. reverse diffusion. Anything else gets one equivariant network.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from .network import EquivariantConfig, MechanicsConfig, NetworkConfig, PairConfig, mean_neighbours
+from .snapshots import Snapshots
+
+__all__ = ["Expert", "TrainConfig", "plan"]
+
+# the broad expert begins at this multiple of the smallest noise, still below every bond
+_BROAD = 5.0
+
+
+class TrainConfig(BaseModel):
+    """What a user may choose; None means: decide from the snapshots."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    network: Literal["auto", "pair", "equivariant"] = Field(
+        "auto", description="pair: one molecule; equivariant: anything (auto: by pbc and size)"
+    )
+    sigma_min: float | None = Field(
+        None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"
+    )
+    sigma_max: float | None = Field(None, gt=0, description="largest noise, Å (default: data)")
+    steps: int = Field(8_000, ge=1, description="optimiser steps of each expert")
+    max_minutes: float = Field(5.0, gt=0, description="wall clock of the training loop at most")
+    batch_size: int = Field(256, ge=1, description="snapshots per step")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam; cosine decay")
+    width: int = Field(96, ge=1, description="hidden units of the fine network")
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights")
+    torsion_weight: float = Field(10.0, ge=0, description="angular score matching")
+    contrastive_weight: float = Field(1000.0, ge=0, description="torsion moves against data")
+    validation_fraction: float = Field(0.05, gt=0, lt=1, description="snapshots held out")
+    evaluations: int = Field(20, ge=1, description="validations during training")
+    patience: int = Field(5, ge=1, description="validations without improvement before stopping")
+    cutoff: float = Field(4.5, gt=0, description="message radius of the equivariant network, Å")
+    channels: int = Field(16, ge=1, description="channels of the equivariant network")
+    processes: int | None = Field(None, ge=1, description="experts trained at a time")
+
+
+class Expert(BaseModel):
+    """One energy network, its noise levels, and the weights of its losses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    sigma: tuple[float, float]
+    network: NetworkConfig
+    denoising: float = 1.0
+    torsional: float = 0.0
+    contrastive: float = 0.0
+    mirror: float = 0.0
+    clip: float = 50.0
+
+
+def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
+    """The experts for these snapshots; the one that drives dynamics comes first."""
+    kind = config.network
+    if kind == "auto":
+        kind = "equivariant" if snapshots.system.periodic or len(snapshots.system) > 60 else "pair"
+    if kind == "pair" and snapshots.system.periodic:
+        raise ValueError("network='pair' is for one isolated molecule; use 'equivariant'")
+    low, high = _noise_range(snapshots, config)
+    if kind == "equivariant":
+        chiral = not snapshots.system.periodic and snapshots.topology.chiral
+        network = EquivariantConfig(
+            channels=config.channels,
+            layers=3 if chiral else 2,
+            cutoff=config.cutoff,
+            elements=tuple(sorted({int(z) for z in snapshots.system.numbers})),
+            neighbours=mean_neighbours(snapshots, config.cutoff),
+            chiral=chiral,
+        )
+        return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * network.chiral)]
+    fine = Expert(
+        name="fine",
+        sigma=(low, low),
+        network=MechanicsConfig(width=config.width),
+        denoising=low**-2,
+        torsional=config.torsion_weight,
+        contrastive=config.contrastive_weight,
+        clip=1000.0,
+    )
+    broad = Expert(
+        name="broad",
+        sigma=(min(_BROAD * low, 0.5 * high), high),
+        network=PairConfig(),
+    )
+    return [fine, broad]
+
+
+def _noise_range(snapshots: Snapshots, config: TrainConfig) -> tuple[float, float]:
+    x = snapshots.positions[:: max(1, len(snapshots) // 2000)]
+    if snapshots.system.periodic:
+        # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
+        drift = x - x.mean(axis=1, keepdims=True)
+        amplitude = float(np.median(drift.std(axis=0)))
+        low, high = 0.2 * min(amplitude, 0.5), 1.0
+    else:
+        i, j = np.triu_indices(x.shape[1], 1)
+        std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)
+        size = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean())
+        low, high = 0.05 * float(std.min()), max(4.0, 2.5 * float(size))
+    low, high = config.sigma_min or low, config.sigma_max or high
+    if not 0 < low < high:
+        raise ValueError(f"noise levels from {low:g} to {high:g} Å: need 0 < sigma_min < sigma_max")
+    return round(low, 5), round(high, 3)

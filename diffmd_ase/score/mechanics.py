@@ -1,0 +1,246 @@
+"""The terms of classical force fields as functions of positions.
+
+Bond lengths and angles to second order, torsions to fourth order, out-of-plane angles, and
+1/r, 1/r⁶, 1/r¹² of every pair three or more bonds apart. `prior` fits their parameters.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations, permutations
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .topology import Topology, signed_volumes
+
+__all__ = ["MechanicsPrior", "along", "differences", "parameter_numbers", "term_tables"]
+
+_WALL = 0.05  # Å: width of the wall, which begins at
+_CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it
+_HAND = 0.1  # width of the wall against the other hand, of the smallest volume in the data
+
+
+class MechanicsPrior(nn.Module):
+    """``E = f(x)·θ`` in kT for positions as planes (B, 3, N).
+
+    Well below the shortest distance of a pair in the data its features stay constant and a
+    harmonic wall takes over: r⁻¹² is never extrapolated. The terms are blind to mirror images;
+    a wall where the signed volume of a centre leaves the range of the data keeps the hand.
+    """
+
+    def __init__(self, statistics: dict[str, Tensor]):
+        super().__init__()
+        for name, value in statistics.items():
+            self.register_buffer(name, value)
+        # One matrix product gives the difference vectors of all coordinates, with those of
+        # one function side by side, so that it is called once for them all.
+        matrices, first = [], 0
+        self.columns: dict[str, list[slice]] = {}
+        for kind, tail, head in self._ends():
+            matrices.append(differences(int(self.n_atoms), tail, head))
+            self.columns.setdefault(kind, []).append(slice(first, first + len(tail)))
+            first += len(tail)
+        self.register_buffer("arms", torch.cat(matrices, dim=1), persistent=False)
+
+    def _ends(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Tails and heads of the difference vectors of each kind of coordinate."""
+        a, c, b = self.angles.T
+        ends = [("bonds", *self.bonds.T), ("free", *self.free.T)]
+        ends += [("angles", c, a), ("angles", c, b)]
+        for k in range(3):
+            for kind, table in (("torsions", self.torsions), ("impropers", self.impropers)):
+                ends.append((kind, table[:, k], table[:, k + 1]))
+        return ends + [("centres", self.centres[:, 0], self.centres[:, k]) for k in (1, 2, 3)]
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Energy (B,) in kT."""
+        features, wall = self.terms(planes)
+        return (features * self.unit) @ self.theta + wall
+
+    def terms(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """All features (B, F), and the energy of the walls (B,)."""
+        v, at = along(planes, self.arms), self.columns
+        n_bonds, n_torsions = len(self.bonds), len(self.torsions)
+        lengths = _length(v[..., : at["free"][0].stop])
+        cosines = _cosine(
+            *(
+                v[..., t.start : i.stop]
+                for t, i in zip(at["torsions"], at["impropers"], strict=True)
+            )
+        )
+        q = {
+            "bonds": lengths[:, :n_bonds],
+            "angles": _angle(*(v[..., c] for c in at["angles"])),
+            "torsions": cosines[:, :n_torsions],
+            "impropers": cosines[:, n_torsions:],
+            "free": lengths[:, n_bonds:],
+        }
+        wall = 0.5 * (torch.relu(self.shortest - q["free"]) / _WALL).square().sum(-1)
+        if len(self.centres):
+            volume = _volume(*(v[..., c] for c in at["centres"]))
+            excess = torch.relu(1 - volume / self.least_volume)
+            wall = wall + 0.5 * (excess / _HAND).square().sum(-1)
+        return torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1), wall
+
+    def vectors(self, kind: str, planes: Tensor) -> list[Tensor]:
+        """The difference vectors (B, 3, K) of a kind of coordinate."""
+        return [along(planes, self.arms[:, columns]) for columns in self.columns[kind]]
+
+    def features(self, kind: str, q: Tensor) -> list[Tensor]:
+        """Functions (B, K) of the coordinates q (B, K) of one kind."""
+        if kind == "bonds":
+            u = q - self.bond_mean
+            return [u, u * u]
+        if kind == "angles":
+            u = q - self.angle_mean
+            return [u, u * u]
+        if kind in ("torsions", "impropers"):  # q = cos φ; cos nφ by Chebyshev's recursion
+            double = 2 * q * q - 1
+            if kind == "impropers":
+                return [double]
+            return [q, double, q * (2 * double - 1), 2 * double * double - 1]
+        inverse = self.shortest / torch.maximum(q, self.shortest)
+        inverse2 = inverse * inverse
+        inverse6 = inverse2 * inverse2 * inverse2
+        return [inverse, inverse6, inverse6 * inverse6]
+
+
+# keeps derivatives finite where atoms coincide or lie in line
+TINY = 1e-12
+
+
+def _length(a: Tensor) -> Tensor:
+    return (a.square().sum(-2) + TINY).sqrt()
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    sine = (torch.linalg.cross(a, b, dim=-2).square().sum(-2) + TINY).sqrt()
+    return torch.atan2(sine, (a * b).sum(-2))
+
+
+def _cosine(b1: Tensor, b2: Tensor, b3: Tensor) -> Tensor:
+    """cos φ of a dihedral."""
+    n1, n2 = torch.linalg.cross(b1, b2, dim=-2), torch.linalg.cross(b2, b3, dim=-2)
+    return (n1 * n2).sum(-2) * (n1.square().sum(-2) * n2.square().sum(-2) + TINY).rsqrt()
+
+
+def _volume(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return (a * torch.linalg.cross(b, c, dim=-2)).sum(-2)
+
+
+COORDINATES = {
+    "bonds": _length,
+    "angles": _angle,
+    "torsions": _cosine,
+    "impropers": _cosine,
+    "free": _length,
+}
+
+
+def differences(n_atoms: int, tail: Tensor, head: Tensor) -> Tensor:
+    """(N, P) matrix D with ``planes @ D`` = position of head - position of tail.
+
+    Gathers are slow to differentiate; products are not."""
+    column = torch.arange(len(tail))
+    matrix = torch.zeros(n_atoms, len(tail), dtype=torch.float32)
+    matrix[tail, column], matrix[head, column] = -1.0, 1.0
+    return matrix
+
+
+def along(planes: Tensor, matrix: Tensor) -> Tensor:
+    """``planes @ matrix`` (B, 3, P) as one product; torch would make one for each structure."""
+    return (planes.reshape(-1, planes.shape[-1]) @ matrix).reshape(*planes.shape[:-1], -1)
+
+
+def term_tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
+    """Which atoms make which coordinates, and their ranges in the data."""
+    n = positions.shape[1]
+    graph = nx.Graph(topology.bonds.tolist())
+    graph.add_nodes_from(range(n))
+    near = dict(nx.all_pairs_shortest_path_length(graph, cutoff=2))
+    rows = {
+        "bonds": topology.bonds.tolist(),
+        "free": [(i, j) for i, j in combinations(range(n), 2) if j not in near[i]],
+        "angles": [(a, c, b) for c in graph for a, b in combinations(sorted(graph[c]), 2)],
+        "torsions": [
+            (i, j, k, m)
+            for j, k in graph.edges
+            for i in graph[j]
+            for m in graph[k]
+            if len({i, j, k, m}) == 4
+        ],
+        "impropers": [
+            (a, b, c, d)
+            for c in graph
+            if graph.degree(c) == 3
+            for a, b, d in permutations(sorted(graph[c]))
+            if a < b
+        ],
+    }
+    tables = {
+        kind: torch.tensor(rows[kind], dtype=torch.long).reshape(-1, size)
+        for kind, size in (
+            ("bonds", 2),
+            ("angles", 3),
+            ("torsions", 4),
+            ("impropers", 4),
+            ("free", 2),
+        )
+    }
+    # of achiral molecules the mirror image is as likely: no wall between hands
+    centres = topology.centres if topology.chiral else topology.centres[:0]
+    counts = {kind: len(table) for kind, table in tables.items()}
+    n_features = 2 * (counts["bonds"] + counts["angles"]) + counts["impropers"] + 3 * counts["free"]
+    n_features += 4 * counts["torsions"]
+    tables |= {
+        "n_atoms": torch.tensor(n),
+        "bond_mean": positions.new_zeros(counts["bonds"]),
+        "angle_mean": positions.new_zeros(counts["angles"]),
+        "shortest": positions.new_ones(counts["free"]),
+        "theta": positions.new_zeros(n_features),
+        "unit": positions.new_ones(n_features),
+        "centres": torch.as_tensor(centres),
+        "least_volume": positions.new_ones(len(centres)),
+    }
+    bare = MechanicsPrior(tables)
+    planes = positions.transpose(-1, -2)
+    q = {k: COORDINATES[k](*bare.vectors(k, planes)) for k in ("bonds", "angles", "free")}
+    for name, kind, values, reduce in (
+        ("bond_mean", "bonds", q["bonds"].mean(0), "mean"),
+        ("angle_mean", "angles", q["angles"].mean(0), "mean"),
+        ("shortest", "free", _CLOSE * q["free"].amin(0), "amin"),
+    ):
+        tables[name] = _shared(values, tables[kind], topology.permutations, reduce)
+    if len(centres):
+        volume = torch.as_tensor(signed_volumes(positions.numpy(), centres))
+        smallest = volume.abs().amin(0) * volume[0].sign()
+        tables["least_volume"] = (0.9 * smallest).float()
+    return tables
+
+
+def _shared(values: Tensor, rows: Tensor, perms: np.ndarray, reduce: str) -> Tensor:
+    """Values (K,) of coordinates, made one where symmetry exchanges the coordinates."""
+    names = [_orbit(row, perms) for row in rows.tolist()]
+    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    index = torch.tensor([number[name] for name in names], dtype=torch.long)
+    one = values.new_zeros(len(number)).scatter_reduce(0, index, values, reduce, include_self=False)
+    return one[index]
+
+
+def parameter_numbers(prior: MechanicsPrior, topology: Topology) -> Tensor:
+    """(F,) number of the parameter of each feature; symmetry makes features share one."""
+    labels: list = []
+    for kind in COORDINATES:
+        table = getattr(prior, kind)
+        orbit = [_orbit(row, topology.permutations) for row in table.tolist()]
+        repeats = len(prior.features(kind, prior.unit.new_ones(1, len(table))))
+        labels += [(kind, n, o) for n in range(repeats) for o in orbit]
+    number = {label: n for n, label in enumerate(dict.fromkeys(labels))}
+    return torch.tensor([number[label] for label in labels])
+
+
+def _orbit(row: list[int], perms: np.ndarray) -> tuple[int, ...]:
+    images = perms[:, row].tolist()
+    return min(min(tuple(image), tuple(image[::-1])) for image in images)
