@@ -22,6 +22,7 @@ from .statistics import (
 __all__ = ["geometry_sections", "torsion_sections"]
 
 _MAX_STRUCTURES = 200_000  # of a trajectory, for distributions
+_CROSSINGS = 20  # below which plain dynamics has not measured a population
 _JS_TOLERANCE = 0.05
 _STD_TOLERANCE = 0.05
 
@@ -103,7 +104,16 @@ def _map_section(page: Page, axes: tuple[str, str], angles: dict) -> None:
             f"{d.js:.4f}, of which {d.floor:.4f} is counting noise; excess {d.excess:.4f} ± "
             f"{d.error:.4f} (tolerance {_JS_TOLERANCE}){note}.",
         )
-        _judge_population(page, label, axes[0], found[label], found["data"], offset)
+        crossings = np.abs(np.diff(v[..., 0] > 0, axis=0)).sum() if label == "MD" else None
+        if crossings is not None and crossings < _CROSSINGS:
+            page.judge(
+                None,
+                f"MD: {axes[0]} changed sign {crossings} times in all walkers together: their "
+                f"population of {axes[0]} > 0, {found[label].value:.2g}, is that of their starting "
+                "points and says nothing of the model; the i.i.d. samples do.",
+            )
+        else:
+            _judge_population(page, label, axes[0], found[label], found["data"], offset)
         excess = f"{d.excess:.4f} ± {d.error:.4f}"
         numbers = (f"{d.js:.4f}", f"{d.floor:.4f}", excess)
         rows.append((label, v.size // 2, *numbers, str(found[label]), str(offset[label])))
