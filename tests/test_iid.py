@@ -32,15 +32,18 @@ def trained():
 
 class Gaussian(nn.Module):
     """The exact energy of ``x ~ N(0, WIDTH²)`` about its centre, under noise σ; ``hand``
-    prefers a positive x-component of the first atom by that many kT."""
+    prefers a positive x-component of the first atom by that many kT, ``order`` that of the
+    second before the third."""
 
-    def __init__(self, hand=0.0):
+    def __init__(self, hand=0.0, order=0.0):
         super().__init__()
         self.register_buffer("hand", torch.tensor(hand))
+        self.register_buffer("order", torch.tensor(order))
 
     def forward(self, x, sigma, *, numbers, cell, pbc):
         x = x - x.mean(1, keepdim=True)
         energy = 0.5 * x.square().sum((1, 2)) / (WIDTH**2 + sigma**2)
+        energy = energy - self.order * torch.sign(x[:, 1, 0] - x[:, 2, 0]) / 2
         return energy - self.hand * torch.sign(x[:, 0, 0]) / 2
 
 
@@ -96,6 +99,24 @@ def test_hand_is_chosen_by_boltzmann_weight(trained, hand):
     )
     share = 1 / (1 + np.exp(-hand))
     assert_zscore((x[:, 0, 0] > 0).double().numpy(), share)
+
+
+def test_exchange_of_like_atoms_turns_one_hand_only(trained):
+    """The mirror turns both, the exchange one: two independent choices, each exact."""
+    model = gaussian(trained, hand=1.0, order=3.0)
+    few = {"corrector_steps": 0, "relax_steps": 0, **options(levels=10)}
+    share = 1 / (1 + np.exp(-np.array([1.0, 3.0])))
+
+    def right(x):
+        first, second = x[:, 0, 0] > 0, x[:, 1, 0] > x[:, 2, 0]
+        return torch.stack([first, second], dim=-1).double().numpy()
+
+    model.card.exchanges = [(1, 2)]
+    assert_zscore(right(sample(model, 3000, **few)), share)
+    # control: without the exchange the two hands go together
+    model.card.exchanges = []
+    with pytest.raises(AssertionError):
+        assert_zscore(right(sample(model, 3000, **few)), share)
 
 
 def test_a_draw_does_not_depend_on_its_batch(trained):

@@ -31,6 +31,8 @@ def test_alanine_dipeptide(dipeptide):
     # three methyl groups that turn: 3³ exchanges keep every hand
     assert t.permutations.shape == (27, 22)
     assert t.chiral
+    # one exchange for each methyl group turns its labelled hand; Cα has four different ones
+    assert t.exchanges(dipeptide.system.numbers) == [(1, 2), (11, 12), (19, 20)]
     # Cα and three methyl carbons, two volumes each
     numbers = dipeptide.system.numbers
     assert len(t.centres) == 8 and (numbers[t.centres[:, 0]] == 6).all()

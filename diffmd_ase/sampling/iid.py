@@ -39,9 +39,9 @@ def sample(
     """``n`` independent draws (n, N, 3) in Å from the model's density at ``sigma_min``.
 
     Reverse diffusion down ``levels`` noise levels, from the Gaussian of the data's
-    covariance plus ``σ_max²``, with Langevin corrector steps. At ``sigma_min`` each draw or
-    its mirror image is taken, with their Boltzmann weights: networks of chiral molecules are
-    even under reflection at larger noise. Then ``relax_steps`` steps of dynamics let stiff
+    covariance plus ``σ_max²``, with Langevin corrector steps. At ``sigma_min`` the hand of
+    every centre is chosen by Boltzmann weights: networks of chiral molecules are even under
+    reflection at larger noise. Then ``relax_steps`` steps of dynamics let stiff
     modes find their width.
 
     Parameters
@@ -96,12 +96,31 @@ def gaussian_start(model: ScoreModel, noise: Noise, walkers: Tensor) -> Tensor:
 
 
 def _choose_hand(model, x, noise, walkers, device: str) -> Tensor:
-    """x or -x, with probabilities ``exp(-E/kT)`` at the smallest noise: a Gibbs step."""
-    potential = model.potential(device=device)
-    energy = torch.stack([potential(x).energy, potential(-x).energy])
-    keep = torch.sigmoid(((energy[1] - energy[0]) / model.card.kT).clamp(-50, 50))
-    u = noise.uniform(_START_ADDRESS, keep, walkers=walkers)
-    return torch.where((u <= keep)[:, None, None], x, -x)
+    """Gibbs steps at the smallest noise over mirror images and exchanges of like atoms.
+
+    Each move is its own inverse and keeps volume; it is taken with probability
+    ``1/(1 + exp[(E(y) - E(x))/kT])``. The moves: the mirror image; the exchange of two like
+    atoms at each centre; the mirror image with all exchanges, which turns the other centres
+    only. So every centre finds its hand, whatever the others have.
+    """
+    potential, moves = model.potential(device=device), []
+    n_atoms = x.shape[-2]
+    everything = torch.arange(n_atoms)
+    for a, b in model.card.exchanges:
+        one = torch.arange(n_atoms)
+        one[[a, b]] = one[[b, a]]
+        moves.append((1.0, one))
+        everything = everything[one]
+    moves = [(-1.0, torch.arange(n_atoms)), *moves, (-1.0, everything)]
+    energy = potential(x).energy
+    for n, (sign, order) in enumerate(moves * 2):
+        y = sign * x[:, order]
+        moved = potential(y).energy
+        accept = torch.sigmoid(((energy - moved) / model.card.kT).clamp(-50, 50))
+        take = noise.uniform(_START_ADDRESS + n, accept, walkers=walkers) <= accept
+        x = torch.where(take[:, None, None], y, x)
+        energy = torch.where(take, moved, energy)
+    return x
 
 
 def _relax(model, x, noise, walkers, steps: int, device: str) -> Tensor:

@@ -67,6 +67,9 @@ class Card(BaseModel):
     covariance: list[list[float]] = Field(
         description="⟨x_i·x_j⟩/3 of centred snapshots, Å²: the start of reverse diffusion"
     )
+    exchanges: list[tuple[int, int]] = Field(
+        default_factory=list, description="like atoms whose exchange turns the hand of a centre"
+    )
     experts: list[ExpertCard]
     data: dict[str, Any]
     training: dict[str, Any]
@@ -98,6 +101,7 @@ class Card(BaseModel):
             sigma_min=min(e.sigma[0] for e in experts),
             sigma_max=max(e.sigma[1] for e in experts),
             covariance=(np.einsum("mia,mja->ij", x, x) / (3 * len(x))).tolist(),
+            exchanges=[] if system.periodic else snapshots.topology.exchanges(system.numbers),
             experts=experts,
             data={
                 "source": snapshots.source,

@@ -8,7 +8,7 @@ automorphisms (exchanges of like atoms that leave the molecule as it is).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 
 import networkx as nx
 import numpy as np
@@ -55,6 +55,23 @@ class Topology:
         centres, stereo = _centres(graph, positions)
         permutations = _automorphisms(graph, positions, centres)
         return cls(bonds, rotors, moved, torsions, centres, permutations, stereo)
+
+    def exchanges(self, numbers: np.ndarray) -> list[tuple[int, int]]:
+        """Two like atoms at the end of bonds to one centre, for each centre that has them.
+
+        Their exchange is a symmetry of nature that turns the labelled hand of the centre:
+        each set of snapshots has it one way only (methyl groups do not invert).
+        """
+        near: dict[int, list[int]] = {}
+        for a, b in self.bonds.tolist():
+            near.setdefault(a, []).append(b)
+            near.setdefault(b, []).append(a)
+        pairs = []
+        for centre in dict.fromkeys(self.centres[:, 0].tolist()):
+            ends = [n for n in near[centre] if len(near[n]) == 1]
+            like = [(a, b) for a, b in combinations(ends, 2) if numbers[a] == numbers[b]]
+            pairs += like[:1]
+        return pairs
 
 
 def signed_volumes(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
