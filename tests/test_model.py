@@ -219,6 +219,13 @@ def test_noise_levels_of_the_experts(molecular):
     assert molecular.expert(card.sigma_min) is molecular.networks[0]
     assert molecular.expert(broad.sigma[0]) is molecular.networks[1]
     assert molecular.expert(card.sigma_max) is molecular.networks[1]
+    # between the two the nearest level on a logarithmic scale stands in
+    low, high = card.sigma_min, broad.sigma[0]
+    if low < high:
+        assert molecular.level(low * (high / low) ** 0.4) == low
+        assert molecular.level(low * (high / low) ** 0.6) == high
+        assert molecular.expert(low * (high / low) ** 0.6) is molecular.networks[1]
+    assert molecular.level(2 * high) == 2 * high
     for sigma in (0.5 * card.sigma_min, 2 * card.sigma_max, 0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="outside the noise levels"):
             molecular.expert(sigma)

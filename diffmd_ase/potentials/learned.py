@@ -49,6 +49,7 @@ class ScorePotential(Potential):
         self.sigma = model.card.sigma_min if sigma is None else float(sigma)
         self.kT_train = model.card.kT
         self.device, self.dtype = resolve_device(device), dtype or torch.float32
+        self._level = model.level(self.sigma)
         self._network = model.network_at(self.sigma, self.device, self.dtype)
         self._numbers = torch.as_tensor(self.system.numbers, device=self.device)
         cell = self.system.cell
@@ -87,7 +88,7 @@ class ScorePotential(Potential):
                     strain + strain.transpose(-1, -2)
                 )
                 strained, cell = x @ deform, self._cell @ deform
-            sigma = x.new_full((len(x),), self.sigma)
+            sigma = x.new_full((len(x),), self._level)
             energy = self._network(strained, sigma, numbers=self._numbers, cell=cell, pbc=self._pbc)
             gradients = torch.autograd.grad(energy.sum(), inputs)
         virial = None

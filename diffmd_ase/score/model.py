@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from importlib import metadata, resources
 from pathlib import Path
@@ -154,14 +155,26 @@ class ScoreModel:
 
     def expert(self, sigma: float) -> nn.Module:
         """The energy network for noise level ``sigma`` (Å)."""
-        slack = 1e-6 * sigma
-        for card, network in zip(self.card.experts, self.networks, strict=True):
-            if card.sigma[0] - slack <= sigma <= card.sigma[1] + slack:
-                return network
-        raise ValueError(
-            f"{sigma=} Å is outside the noise levels of this model, "
-            f"{self.card.sigma_min:g} to {self.card.sigma_max:g} Å"
-        )
+        return self._nearest(sigma)[0]
+
+    def level(self, sigma: float) -> float:
+        """The noise level nearest to ``sigma`` that its network was trained for (Å).
+
+        It differs only between the smallest level and the next expert, both far below the
+        width of a bond.
+        """
+        return self._nearest(sigma)[1]
+
+    def _nearest(self, sigma: float) -> tuple[nn.Module, float]:
+        low, high = self.card.sigma_min, self.card.sigma_max
+        if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
+            raise ValueError(
+                f"{sigma=} Å is outside the noise levels of this model, {low:g} to {high:g} Å"
+            )
+        levels = [min(max(sigma, e.sigma[0]), e.sigma[1]) for e in self.card.experts]
+        gaps = [abs(math.log(level / sigma)) for level in levels]
+        best = gaps.index(min(gaps))
+        return self.networks[best], levels[best]
 
     def network_at(self, sigma: float, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The network for ``sigma`` on a device in a precision; copied there once."""
