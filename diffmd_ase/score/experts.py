@@ -19,6 +19,7 @@ __all__ = ["Expert", "TrainConfig", "plan"]
 
 # the broad expert begins at this multiple of the smallest noise, still below every bond
 _BROAD = 5.0
+_RIGID = 2e-3  # Å: bonds at room temperature vary ten times as much
 
 
 class TrainConfig(BaseModel):
@@ -110,6 +111,13 @@ def _noise_range(snapshots: Snapshots, config: TrainConfig) -> tuple[float, floa
         std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)
         size = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean())
         low, high = 0.05 * float(std.min()), max(4.0, 2.5 * float(size))
+        if std.min() < _RIGID and config.sigma_min is None:
+            k = int(std.argmin())
+            raise ValueError(
+                f"the distance of atoms {i[k]} and {j[k]} hardly varies (std {std[k]:.1e} Å): it "
+                "was constrained, and a rigid bond has no finite force; sample without "
+                "constraints, or give sigma_min, at which the model then smooths it"
+            )
     low, high = config.sigma_min or low, config.sigma_max or high
     if not 0 < low < high:
         raise ValueError(f"noise levels from {low:g} to {high:g} Å: need 0 < sigma_min < sigma_max")
