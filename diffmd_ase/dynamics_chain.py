@@ -265,6 +265,9 @@ class _Recorded(Potential):
     def update(self, x, step) -> bool:
         return self._term.update(x, step)
 
+    def select(self, keep) -> None:
+        self._term.select(keep)
+
 
 def _check_images(images: list[Atoms]) -> None:
     if not images:

@@ -48,6 +48,27 @@ class Potential(ABC):
         """Learn from accepted positions; True if the potential changed."""
         return False
 
+    def select(self, keep: Tensor) -> None:  # noqa: B027  # most have nothing to do
+        """Forget the walkers outside the boolean mask ``keep`` (B,), which were lost.
+
+        Only what remembers each walker on its own has anything to do; `sampling.run` calls
+        this once, when walkers of a batch diverge and the others go on.
+        """
+
+    def checkpoint(self) -> dict:
+        """What a restart needs, JSON values only; files written so far are safe on disk.
+
+        Called with the state of a completed step, after its ``update``.
+        """
+        return {}
+
+    def restore(self, saved: dict, x: Tensor, step: int) -> None:  # noqa: B027
+        """Go on from ``checkpoint()``, taken at positions ``x`` after ``step``.
+
+        Called on a new potential, built with the settings of the run, before it is evaluated;
+        from then on it is the one of the uninterrupted run.
+        """
+
     @property
     def terms(self) -> tuple[Potential, ...]:
         """The terms of a sum; of any other potential, itself."""
@@ -90,6 +111,18 @@ class Sum(Potential):
     def update(self, x, step) -> bool:
         # a list, not a generator: every term must learn
         return any([term.update(x, step) for term in self.terms])
+
+    def select(self, keep) -> None:
+        for term in self.terms:
+            term.select(keep)
+
+    def checkpoint(self) -> dict:
+        saved = {str(i): term.checkpoint() for i, term in enumerate(self.terms)}
+        return {place: value for place, value in saved.items() if value}
+
+    def restore(self, saved, x, step) -> None:
+        for i, term in enumerate(self.terms):
+            term.restore(saved.get(str(i), {}), x, step)
 
 
 def evaluate(

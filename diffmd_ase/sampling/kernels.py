@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .. import units
 from ..noise import Noise
-from ..potentials.base import Evaluation, Potential, add_term
+from ..potentials.base import Evaluation, Potential
 from ..system import State
+from .field import Field
 
 __all__ = ["DivergedError", "EulerMaruyama", "Info", "Kernel"]
 
@@ -48,10 +49,24 @@ class DivergedError(RuntimeError):
 
 
 class Info(NamedTuple):
-    """Diagnostics of one step, never fed back."""
+    """Diagnostics of one step, never fed back; (*batch) where they are tensors.
+
+    accepted : the proposal became the state
+    log_ratio : log of the Metropolis ratio, float64; NaN or infinite where divergent
+    delta_u : ΔU/kT of the target, from the old state to the proposal
+    log_q : log of the ratio of the proposal densities, reverse over forward
+    divergent : the proposal had no finite ratio: a rejection, and counted
+    drift_evaluations, target_evaluations : structures evaluated for each walker; a
+        potential that is both counts as drift
+    """
 
     accepted: Tensor | None = None
     log_ratio: Tensor | None = None
+    delta_u: Tensor | None = None
+    log_q: Tensor | None = None
+    divergent: Tensor | None = None
+    drift_evaluations: int = 1
+    target_evaluations: int = 0
 
 
 _NO_INFO = Info()
@@ -73,6 +88,13 @@ class Kernel(ABC):
     @abstractmethod
     def refresh(self, state: State) -> State:
         """Evaluate again the terms with memory, after they have learned."""
+
+    def scaled(self, factor: float) -> Kernel:
+        """The same kernel with its step size h multiplied by ``factor``.
+
+        Raises ``TypeError`` for a kernel without a step size.
+        """
+        raise TypeError(f"{type(self).__name__} has no step size to scale")
 
 
 @dataclass(frozen=True)
@@ -156,18 +178,47 @@ class EulerMaruyama(Kernel):
         return self._state(x, 0, walkers)
 
     def step(self, state, noise) -> tuple[State, Info]:
-        x = state.x
+        moved = self.propose(state.x, state.forces, state.step, state.walkers, noise)
+        return self._state(moved, state.step + 1, state.walkers), _NO_INFO
+
+    def propose(
+        self, x: Tensor, forces: Tensor, step: int, walkers: Tensor | None, noise: Noise, stream=0
+    ) -> Tensor:
+        """The next positions, with the noise of ``step``; nothing is evaluated."""
         drift, sigma = self._coefficients(x)
-        kick = sigma * noise.normal(state.step, x, walkers=state.walkers)
+        kick = sigma * noise.normal(step, x, walkers=walkers, stream=stream)
         if self.mean_free:
             kick = without_mean(kick)
-        moved = x + self._drift(drift, state.forces) + kick
-        return self._state(moved, state.step + 1, state.walkers), _NO_INFO
+        return x + self._drift(drift, forces) + kick
 
     def mean(self, x: Tensor, forces: Tensor) -> Tensor:
         """Mean of the next positions, ``x + M F/kT``."""
         drift, _ = self._coefficients(x)
         return x + self._drift(drift, forces)
+
+    def log_proposal_ratio(
+        self, x: Tensor, forces_x: Tensor, y: Tensor, forces_y: Tensor
+    ) -> Tensor:
+        """``log q(x|y) - log q(y|x)``, float64 (*batch), for drift forces at both points.
+
+            -½ (y-x)·(s_x + s_y) - ¼ (s_yᵀ M s_y - s_xᵀ M s_x)        s = F/kT
+
+        needs no inverse of the metric M, so that fixed atoms and a fixed mean cost nothing
+        (Roberts & Tweedie, Bernoulli 2, 341 (1996), written for any drift).
+        """
+        h, kT = (
+            torch.as_tensor(v, dtype=torch.float64, device=x.device) for v in (self.h, self.kT)
+        )
+        h = h[..., None] if h.ndim else h
+        kT = kT[:, None, None] if kT.ndim else kT
+        sx, sy = forces_x.double() / kT, forces_y.double() / kT
+        if self.mean_free:
+            sx, sy = without_mean(sx), without_mean(sy)
+        along = (y.double() - x.double()) * (sx + sy)
+        return -(0.5 * along + 0.25 * h * (sy.square() - sx.square())).sum((-2, -1))
+
+    def scaled(self, factor: float) -> EulerMaruyama:
+        return replace(self, h=self.h * factor)
 
     def _drift(self, drift: Tensor, forces: Tensor) -> Tensor:
         if not self.mean_free:
@@ -177,27 +228,16 @@ class EulerMaruyama(Kernel):
         return without_mean(drift * without_mean(forces))
 
     def refresh(self, state) -> State:
-        return self._state(state.x, state.step, state.walkers, state.extra.get("fixed", {}))
+        return self._state(state.x, state.step, state.walkers, state.extra.get("fixed"))
 
-    def _state(self, x, step, walkers, known: dict[int, Evaluation] | None = None) -> State:
-        total, fixed = None, {}
-        for index, (term, is_fixed) in enumerate(self._terms):
-            value = known.get(index) if known else None
-            total, value = add_term(total, term, x, value=value)
-            if is_fixed:
-                fixed[index] = value
-        # kept only where a refresh can ask for it
-        extra = {"fixed": fixed} if self.potential.has_memory else {}
-        return State(x, total.energy, total.forces, step, walkers, extra)
+    def _state(self, x, step, walkers, fixed: dict[int, Evaluation] | None = None) -> State:
+        value = self._field(x, fixed=fixed)
+        extra = {"fixed": value.fixed} if value.fixed else {}
+        return State(x, value.target.energy, value.drift.forces, step, walkers, extra)
 
     @cached_property
-    def _terms(self) -> tuple[tuple[Potential, bool], ...]:
-        """Each term, in order, and whether it stays as it is when the others learn."""
-        learned, terms = False, []
-        for term in self.potential.terms:
-            learned = learned or term.has_memory
-            terms.append((term, not (term.has_memory or (term.needs_base and learned))))
-        return tuple(terms)
+    def _field(self) -> Field:
+        return Field(self.potential)
 
     @cached_property
     def _cast(self) -> dict:

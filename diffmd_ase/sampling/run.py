@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..potentials.base import Evaluation
+from ..potentials.base import Evaluation, Potential
 from ..system import State
 from .kernels import DivergedError, Info, Kernel
 
@@ -45,7 +45,7 @@ def run(
 def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
     """One completed step: move, check, let the potential learn from the new positions."""
     new, info = kernel.step(state, noise)
-    _check(new, state)
+    _check(new, state, kernel.potential)
     if kernel.potential.has_memory and kernel.potential.update(new.x, new.step):
         new = kernel.refresh(new)
     return new, info
@@ -76,7 +76,7 @@ def select(state: State, keep: Tensor) -> State:
     )
 
 
-def _check(new: State, old: State) -> None:
+def _check(new: State, old: State, potential: Potential) -> None:
     # one number to look at: NaN and inf survive the products and the sum
     if math.isfinite((new.x * new.forces).sum()):
         return
@@ -87,5 +87,8 @@ def _check(new: State, old: State) -> None:
         raise DivergedError(new.step, [0] if new.walkers is None else new.walkers.tolist())
     lost = ~fine
     ids = lost.nonzero()[:, -1] if new.walkers is None else new.walkers[lost]
-    survivors = select(old, fine) if fine.ndim == 1 and fine.any() else None
+    survivors = None
+    if fine.ndim == 1 and fine.any():
+        survivors = select(old, fine)
+        potential.select(fine)
     raise DivergedError(new.step, sorted(set(ids.tolist())), survivors)
