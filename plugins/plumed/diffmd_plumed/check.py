@@ -111,11 +111,13 @@ def check_input(
     case = {"lines": lines, "settings": settings, "positions": np.asarray(positions).tolist()}
     kernels.new_instance(kernel).finalize()  # an ImportError here has the install line
     with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder:
-        for name in ("lines", "whole"):
-            Path(folder, name).mkdir()
-        path = Path(folder, "case.json")
-        path.write_text(json.dumps(case))
-        _run(path, lines, script)
+        failure = _run(folder, case, script)
+        if failure is not None:
+            number, words = failure if failure[0] else _first_failure(case, script)
+            place = "the input"
+            if number is not None:
+                place = f"line {number} of the input, {lines[number - 1].strip()!r}"
+            raise PlumedInputError(f"{place}: {words}", number)
         log = Path(folder, "whole", "plumed.log").read_text(errors="replace")
         opened = set(json.loads(Path(folder, "whole", "written").read_text()))
         opened |= {p.name for p in Path(folder, "whole").iterdir() if p.name[:4] != "bck."}
@@ -127,18 +129,30 @@ def check_input(
     return Checked(tuple(lines), tuple(script), log, frozenset(files))
 
 
-def _run(path: Path, lines, script) -> None:
-    # -P and the package's own folder: the child finds this package and not the user's files
-    home = str(Path(__file__).resolve().parents[1])
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (home, environment.get("PYTHONPATH", "")))
-    )
-    command = [sys.executable, "-m", "diffmd_plumed.child", str(path)]
+def _first_failure(case: dict, script: Sequence[Line]) -> tuple[int | None, str]:
+    """Line and words of a failure that comes only when all is read: lines are added in turn."""
+    for line, following in zip(script, (*script[1:], None), strict=True):
+        end = None if following is None else following.number - 1
+        with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder:
+            failure = _run(folder, {**case, "lines": case["lines"][:end]}, script)
+        if failure is not None:
+            return line.number, failure[1]
+    return None, "PLUMED failed once and not again"
+
+
+def _run(folder: str, case: dict, script: Sequence[Line]) -> tuple[int | None, str] | None:
+    """The line that failed, if it is known, and why; None if none did."""
+    for name in ("lines", "whole"):
+        Path(folder, name).mkdir()
+    path = Path(folder, "case.json")
+    path.write_text(json.dumps(case))
+    # the child runs elsewhere, and must find this package
+    paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", ""))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
     try:
         done = subprocess.run(
-            command,
-            cwd=path.parent,
+            [sys.executable, "-m", "diffmd_plumed.child", str(path)],
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -146,31 +160,24 @@ def _run(path: Path, lines, script) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise PlumedInputError(f"PLUMED did not finish reading the input in {_SECONDS} s") from None
+        return None, f"PLUMED did not finish with it in {_SECONDS:g} s"
     if done.returncode == 0:
-        return
+        return None
     out = path.with_suffix(".out")
     report = out.read_text().splitlines() if out.exists() else []
     numbers = [int(row) for row in report if row.isdigit()]
     words = " ".join(row for row in report if not row.isdigit())
-    if not numbers:
-        detail = words or done.stderr.decode(errors="replace").strip()[-500:]
-        raise PlumedInputError(f"the check of the input failed: {detail}")
-    number = numbers[-1] or None
-    if number is None:  # the whole: the message names the action
-        number = next((s.number for s in script if s.label and f"label {s.label} " in words), None)
-    where = "the input"
-    if number is not None:
-        where = f"line {number} of the input, {lines[number - 1].strip()!r}"
+    number = (numbers or [0])[-1] or None
     if done.returncode < 0:
         sort = signal.Signals(-done.returncode).name
-        raise PlumedInputError(
-            f"{where}: PLUMED crashes on it ({sort}); look for keywords that are missing", number
-        )
-    hint = ""
-    if "temperature" in words.lower() and "kT" not in words:
-        hint = "; give kT, the thermal energy"
-    raise PlumedInputError(f"{where}: {words}{hint}", number)
+        words = f"PLUMED crashes on it ({sort}); look for keywords and files that are missing"
+    elif not words:
+        words = f"the check failed: {done.stderr.decode(errors='replace').strip()[-500:]}"
+    elif "temperature" in words:
+        words += "; give kT, the thermal energy"
+    if number is None:  # the message may name the action
+        number = next((s.number for s in script if s.label and f"label {s.label} " in words), None)
+    return number, words
 
 
 def _check_line(line: Line, *, kT, energy: float, charges) -> None:

@@ -54,11 +54,16 @@ def whole(lines, settings, positions, report) -> None:
             json.dumps([p.name for p in Path(driver.directory).iterdir()])
         )
         try:
+            for action in parse(lines):
+                if action.name == "PUT":
+                    driver.set_value(action.label, 0.0)
+                elif action.name == "EXTRACV":
+                    driver.set_extra(action.keywords.get("NAME", ""), 0.0)
             # two steps: some actions crash only where they learn
             for step in range(2):
                 driver.evaluate(np.array(positions).reshape(-1, 3), step=step)
                 driver.update()
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             pass  # made-up positions may be outside a grid; that is for the run to say
 
 

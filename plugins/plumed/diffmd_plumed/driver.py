@@ -24,6 +24,7 @@ from .units import ASE_UNITS, Units
 __all__ = ["Driver", "Result"]
 
 LOG = "plumed.log"
+_FORCE_OF = {"Value": "setValueForces", "ExtraCV": "setExtraCVForce"}
 # C++ exceptions arrive as these; PlumedError is a RuntimeError
 _ERRORS = (RuntimeError, ValueError, TypeError, OSError, MemoryError, OverflowError)
 
@@ -179,16 +180,23 @@ class Driver:
 
     def set_value(self, name: str, value) -> None:
         """Set the scalar or array of a PUT action (label ``name``), in its units."""
+        self._set(name, value, "Value", "PUT")
+
+    def set_extra(self, name: str, value: float) -> None:
+        """Set the number of EXTRACV actions with ``NAME=name``."""
+        self._set(name, value, "ExtraCV", "EXTRACV")
+
+    def _set(self, name: str, value, kind: str, action: str) -> None:
         value = np.asarray(value, dtype=float)
         if not np.isfinite(value).all():
             raise ValueError(f"the value of {name} is not finite: {value}")
         if name not in self._values:
             buffers = np.array(value, ndmin=1, order="C"), np.zeros(value.shape or (1,))
             try:
-                self._cmd(f"setValue {name}", buffers[0])
-                self._cmd(f"setValueForces {name}", buffers[1])
+                self._cmd(f"set{kind} {name}", buffers[0])
+                self._cmd(f"{_FORCE_OF[kind]} {name}", buffers[1])
             except _ERRORS as error:
-                raise ValueError(f"{name} is no PUT action: {words(error)}") from error
+                raise ValueError(f"{name} is no {action} action: {words(error)}") from error
             self._values[name] = buffers
         mine = self._values[name][0]
         if value.size != mine.size:
@@ -196,7 +204,7 @@ class Driver:
         mine[...] = value.reshape(mine.shape)
 
     def value_force(self, name: str) -> np.ndarray:
-        """``-dV/d(value)`` of a PUT action after the last evaluation, shape of its value."""
+        """``-dV/d(value)`` of a PUT or EXTRACV action after the last evaluation."""
         return self._values[name][1].copy()
 
     def get_value(self, name: str) -> float | np.ndarray:
