@@ -89,8 +89,11 @@ class Driver:
         self.log_path = os.path.join(self.directory, log)
         self._positions = np.zeros((self.natoms, 3))
         self._forces, self._virial = np.zeros((self.natoms, 3)), np.zeros((3, 3))
-        self._masses = self._per_atom(masses, "masses")
-        self._charges = self._per_atom(charges, "charges")
+        self._masses, self._charges = np.zeros(self.natoms), np.zeros(self.natoms)
+        if masses is not None:
+            self._fill(self._masses, masses, "masses")
+        if charges is not None:
+            self._fill(self._charges, charges, "charges")
         self._box = None if box is None else np.zeros((3, 3))
         self._bias, self._stop = np.zeros(1), np.zeros(1, np.intc)
         self._step = np.zeros(1, np.int_)
@@ -144,7 +147,7 @@ class Driver:
         self._cmd("getBias", self._bias)
         self._fresh = True
         out = self._forces.copy()
-        return Result(float(self._bias[0]), out if forces is None else out - base, -self._virial)
+        return Result(float(self._bias[0]), out if forces is None else out - base, self._virial.copy())
 
     def update(self) -> None:
         """Learn from, and print, what was evaluated last; once for each evaluation.
@@ -287,19 +290,15 @@ class Driver:
         self._step[0] = self.step
         self._cmd("setStepLong", self._step)
         self._cmd("setStopFlag", self._stop)
+        if self.natoms == 0:  # PLUMED then knows none of these
+            return
+        self._cmd("setPositions", self._positions)
         self._cmd("setForces", self._forces)
         self._cmd("setVirial", self._virial)
-        self._cmd("setPositions", self._positions)
         self._cmd("setMasses", self._masses)
         self._cmd("setCharges", self._charges)
         if self._box is not None:
             self._cmd("setBox", self._box)
-
-    def _per_atom(self, values, name: str) -> np.ndarray:
-        buffer = np.zeros(self.natoms)
-        if values is not None:
-            self._fill(buffer, values, name)
-        return buffer
 
     @staticmethod
     def _fill(buffer: np.ndarray, values, name: str) -> None:
