@@ -151,6 +151,8 @@ def plan(actions: Sequence[Action], script: Sequence[Line]) -> Plan:
             per_walker[name] = "a neighbour list that is kept between steps"
         if "FMT" in line.keywords and line.name in _PACED:
             inexact[name] = f"digits of its hills, FMT={line.keywords['FMT']}"
+        if line.name == "OPES_EXPANDED" and line.keywords.get("PRINT_STRIDE") != "1":
+            inexact[name] = "what it learned since its last print; set PRINT_STRIDE=1"
     wanted: dict[str, None] = {}
     for action in actions:
         if action.is_bias:
