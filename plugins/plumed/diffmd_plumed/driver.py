@@ -210,28 +210,34 @@ class Driver:
         """``-dV/d(value)`` of a PUT or EXTRACV action after the last evaluation."""
         return self._values[name][1].copy()
 
-    def get_value(self, name: str) -> float | np.ndarray:
-        """Value of an action or component (``d``, ``metad.bias``) in the units of the input.
+    def watch(self, name: str) -> None:
+        """Have the value of an action or component kept from the next evaluation on.
 
-        The one of the last evaluation in which it took part: what only PRINT asks for is
-        computed at the steps of PRINT.
+        Raises ``ValueError`` where there is none of that name.
         """
-        if name not in self._data:
-            self._data[name] = self._bind(name)
-        data = self._data[name]
-        return float(data[0]) if data.size == 1 else data.copy()
-
-    def _bind(self, name: str) -> np.ndarray:
+        if name in self._data:
+            return
         try:
             rank = np.zeros(1, np.int_)
             self._cmd(f"getDataRank {name}", rank)
             shape = np.ones(max(1, int(rank[0])), np.int_)
             self._cmd(f"getDataShape {name}", shape)
-            data = np.zeros(tuple(shape))
+            data = np.full(tuple(shape), np.nan)
             self._cmd(f"setMemoryForData {name}", data)
         except _ERRORS as error:
             raise ValueError(f"PLUMED has no value {name!r}: {words(error)}") from error
-        return data
+        self._data[name] = data
+
+    def get_value(self, name: str) -> float | np.ndarray:
+        """Value of an action or component (``d``, ``m.bias``) in the units of the input.
+
+        The one of the last evaluation in which it took part: what only PRINT asks for is
+        computed at the steps of PRINT. Raises ``RuntimeError`` if nobody watches it.
+        """
+        if name not in self._data:
+            raise RuntimeError(f"{name} is not kept: call watch({name!r}) before evaluating")
+        data = self._data[name]
+        return float(data.flat[0]) if data.size == 1 else data.copy()
 
     # ------------------------------------------------------------------ life
 

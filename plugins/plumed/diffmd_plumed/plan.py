@@ -145,7 +145,15 @@ def plan(actions: Sequence[Action], script: Sequence[Line]) -> Plan:
             output.add(stride or 1)
         elif stride is not None:
             output.add(stride)
+    biases = {action.name.removesuffix("_SCALAR") for action in actions if action.is_bias}
     for line in script:
+        stride_of_bias = line.keywords.get("STRIDE", "1")
+        if line.name in biases and stride_of_bias != "1":
+            raise ValueError(
+                f"line {line.number} of the input, {line.text!r}: with STRIDE={stride_of_bias} it "
+                "would act at some steps only, and stronger, and energies and forces would not "
+                "fit each other; remove STRIDE"
+            )
         name = f"{line.name} (line {line.number})"
         if "NLIST" in line.keywords:
             per_walker[name] = "a neighbour list that is kept between steps"
@@ -188,10 +196,4 @@ def _check(action: Action) -> None:
         raise ValueError(
             f"{action} is given the vector {vector.group(1)!r} and would use its first element "
             "only, silently: give scalars (SUM, or one action for each element)"
-        )
-    stride = action.number("with stride")
-    if stride is not None and stride > 1 and action.is_bias:
-        raise ValueError(
-            f"{action} has STRIDE={stride}: it would act at every {stride}th step only, {stride} "
-            "times stronger, and energies and forces would not fit each other; remove STRIDE"
         )

@@ -358,7 +358,7 @@ class PlumedPotential(Potential):
         # bound before anything is evaluated: PLUMED fills them from then on
         for driver in self._drivers:
             for name in self._plan.values:
-                driver.get_value(name)
+                driver.watch(name)
 
     def _check_descriptors(self, count: int) -> None:
         needed = count * (len(self._files) + 1) + _RESERVED

@@ -17,7 +17,6 @@ from diffmd_plumed import (
     check_input,
 )
 
-from diffmd_ase import load_potential
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
@@ -32,6 +31,11 @@ CVS = ["d: DISTANCE ATOMS=1,2", "t: TORSION ATOMS=3,4,5,6"]
 HILLS = "m: METAD ARG=d,t SIGMA=0.05,0.3 HEIGHT=1 PACE=4 BIASFACTOR=8"
 COLVAR = "PRINT ARG=d,t,m.bias FILE=COLVAR STRIDE=2"
 METAD = [*CVS, HILLS, COLVAR]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20251121)
 
 
 @pytest.fixture
@@ -62,14 +66,11 @@ def hills(potential, name="HILLS"):
 
 class TestPotential:
     def test_conformance(self, make, x):
-        potential = load_potential(
-            "plumed", SYSTEM, input=METAD, kT=KT, timestep=1.0, directory=make(METAD).directory / "q"
-        )
+        potential = make(METAD)
         for step in range(1, 9):
             potential.update(x + 0.01 * step, step)
         assert potential(x).forces.abs().max() > 1e-3
         check_potential_with_steps(potential, x, 8)
-        potential.finalize()
 
     def test_stress_and_forces_in_a_cell(self, make, x, rng):
         cell = np.diag([8.0, 9.0, 10.0]) + 0.3 * rng.normal(size=(3, 3))
@@ -133,6 +134,7 @@ class TestPotential:
         ase = ["UNITS LENGTH=A ENERGY=96.48533212331002", CVS[0], "RESTRAINT ARG=d AT=1 KAPPA=2"]
         assert float(make(ase)(x).energy) == pytest.approx((r - 1) ** 2, rel=1e-9)
         with Driver(0, ["t: TIME"], timestep=1.0, directory=make(METAD).directory) as driver:
+            driver.watch("t")
             driver.evaluate(step=2**40)
             assert driver.get_value("t") == pytest.approx(2**40 * 0.010180506, rel=1e-6)
 
@@ -314,6 +316,7 @@ class TestDriver:
         """PUT: a value in, its bias and force out, in nm/kJ/ps."""
         lines = ["s: PUT PERIODIC=-pi,pi UNIT=number", "m: METAD ARG=s SIGMA=0.3 HEIGHT=2 PACE=1"]
         with Driver(0, lines, units=PLUMED_UNITS, timestep=0.1, directory=tmp_path) as driver:
+            driver.watch("m.bias")
             for step, value in enumerate((0.0, 3.0, -3.0)):
                 driver.set_value("s", value)
                 driver.evaluate(step=step)
@@ -329,7 +332,9 @@ class TestDriver:
             with pytest.raises(ValueError, match="no PUT action"):
                 driver.set_value("nobody", 1.0)
             with pytest.raises(ValueError, match="no value 'nobody'"):
-                driver.get_value("nobody")
+                driver.watch("nobody")
+            with pytest.raises(RuntimeError, match="watch"):
+                driver.get_value("s")
 
     def test_bad_calls(self, tmp_path):
         driver = Driver(2, CVS[:1], timestep=1.0, directory=tmp_path)
@@ -369,7 +374,7 @@ FISST = "f: FISST MIN_FORCE=1 MAX_FORCE=2 PERIOD=9 NINTERPOLATE=31 ARG=d KBT=1 C
         FISST,
         "FUNNEL_PS LIGAND=1 REFERENCE=a.pdb POINTS=1,1,1,2,2,2",
         "p: ADAPTIVE_PATH TYPE=OPTIMAL FIXED=1,1 UPDATE=50 WFILE=o WSTRIDE=50 REFERENCE=a.pdb",
-        "MAZE_RANDOM_WALK LABEL=r OPTIMIZER_STRIDE=9 LOSS=l LIGAND=1-2 PROTEIN=3-4",
+        "MAZE_RANDOM_WALK LABEL=r OPTIMIZER_STRIDE=1 LOSS=l LIGAND=1-2 PROTEIN=3-4",
         "cv: PYCVINTERFACE ATOMS=1,2 IMPORT=nonexistent_module CALCULATE=f",
     ],
 )
