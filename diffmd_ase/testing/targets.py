@@ -192,7 +192,15 @@ def mueller_brown(kT: float = 0.7) -> Case:
     edges = np.linspace(-3.6, 3.2, 341), np.linspace(-2.8, 3.8, 331)
     scale, centre = (0.7, 0.7, 0.42), (-0.3, 0.8, 0.0)
     return _planar(
-        "Müller–Brown", target, kT, 0.012, edges, stiffness=4.0, spin=1.0, scale=scale, centre=centre
+        "Müller–Brown",
+        target,
+        kT,
+        0.012,
+        edges,
+        stiffness=4.0,
+        spin=1.0,
+        scale=scale,
+        centre=centre,
     )
 
 
@@ -212,7 +220,9 @@ def banana(kT: float = 0.7) -> Case:
         nodes, weights = _hermite((72 * refine, 40 * refine, 8))
         return bent(nodes), weights
 
-    return _one_atom("banana", target, kT, 0.12, sample, quadrature, scale=(0.9, 0.9, 0.9), spin=0.5)
+    return _one_atom(
+        "banana", target, kT, 0.12, sample, quadrature, scale=(0.9, 0.9, 0.9), spin=0.5
+    )
 
 
 def quartic(kT: float = 0.7) -> Case:
@@ -408,15 +418,11 @@ def _planar(
         weights = np.exp(logs - logs.max())
         heavy = weights > 1e-16
         points, weights = points[heavy], weights[heavy]
-        nodes = np.concatenate(
-            [np.c_[points, np.full(len(points), z * width)] for z in across]
-        )
+        nodes = np.concatenate([np.c_[points, np.full(len(points), z * width)] for z in across])
         weights = np.outer(hermite / hermite.sum(), weights / weights.sum())
         return torch.from_numpy(nodes)[:, None], torch.from_numpy(weights).flatten()
 
-    return _one_atom(
-        name, target, kT, h, sample, quadrature, scale=scale, centre=centre, spin=spin
-    )
+    return _one_atom(name, target, kT, h, sample, quadrature, scale=scale, centre=centre, spin=spin)
 
 
 def _one_atom(
