@@ -104,8 +104,8 @@ class TestExact:
     def test_mutants_are_noticed(self, mutant):
         case = targets.gaussian()
         surrogate = targets.Scaled(case.target, 0.5)
-        inner = Metropolis(EulerMaruyama(case.drift, case.kT, case.h), surrogate)
-        kernel = mutants.MUTANTS[mutant](DelayedAcceptance(inner, case.target, n_inner=4))
+        inner = Metropolis(EulerMaruyama(case.drift, case.kT, 2.0 * case.h), surrogate)
+        kernel = mutants.MUTANTS[mutant](DelayedAcceptance(inner, case.target, n_inner=2))
         # proposals until one is accepted take many steps
         n, steps = (1_500, 4) if "repeated" in mutant else (30_000, 6)
         assert np.abs(zscores(kernel, case, n=n, steps=steps)).max() > 5
