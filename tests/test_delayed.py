@@ -107,7 +107,7 @@ class TestExact:
         inner = Metropolis(EulerMaruyama(case.drift, case.kT, 2.0 * case.h), surrogate)
         kernel = mutants.MUTANTS[mutant](DelayedAcceptance(inner, case.target, n_inner=2))
         # proposals until one is accepted take many steps
-        n, steps = (1_500, 4) if "repeated" in mutant else (30_000, 6)
+        n, steps = (3_000, 4) if "repeated" in mutant else (30_000, 6)
         assert np.abs(zscores(kernel, case, n=n, steps=steps)).max() > 5
 
     def test_stale_surrogate_is_noticed(self):
