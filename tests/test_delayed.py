@@ -103,11 +103,11 @@ class TestExact:
     @pytest.mark.parametrize("mutant", sorted(mutants.MUTANTS))
     def test_mutants_are_noticed(self, mutant):
         case = targets.gaussian()
-        surrogate = targets.Scaled(case.target, 0.5)
+        # proposals until one is accepted take many steps
+        factor, n, steps = (0.3, 2_000, 4) if "repeated" in mutant else (0.5, 30_000, 6)
+        surrogate = targets.Scaled(case.target, factor)
         inner = Metropolis(EulerMaruyama(case.drift, case.kT, 2.0 * case.h), surrogate)
         kernel = mutants.MUTANTS[mutant](DelayedAcceptance(inner, case.target, n_inner=2))
-        # proposals until one is accepted take many steps
-        n, steps = (3_000, 4) if "repeated" in mutant else (30_000, 6)
         assert np.abs(zscores(kernel, case, n=n, steps=steps)).max() > 5
 
     def test_stale_surrogate_is_noticed(self):
