@@ -164,6 +164,21 @@ class TestExact:
         _, info = kernel.step(kernel.init(case.sample(300, 0)), Noise(2))
         assert info.accepted.all() and info.log_ratio.abs().max() < 1e-12
 
+    def test_momenta_are_new_at_each_step(self):
+        """Kept ones would have to turn on rejection, and the ratio does not know them."""
+        case = targets.gaussian()
+        inner = inner_of("GHMC", case)
+        kernel = DelayedAcceptance(inner, case.target, n_inner=3)
+        state, noise = kernel.init(case.sample(8, 0)), Noise(4)
+        for _ in range(3):
+            state, _ = kernel.step(state, noise)
+        assert not any("momenta" in name for name in state.extra)
+        within = replace(inner.init(state.x), step=3 * state.step)
+        for _ in range(3):
+            within, _ = inner.step(within, noise.child(0))
+        new, info = kernel.step(state, noise)
+        assert info.accepted.any() and torch.equal(new.x[info.accepted], within.x[info.accepted])
+
 
 class TestCalls:
     def test_one_batch_of_those_that_moved(self):
