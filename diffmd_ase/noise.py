@@ -25,6 +25,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _DRAW_AHEAD = 1 << 18  # words of noise kept ready at most
+_CHILDREN = 0xFFFF  # the stream whose words are the seeds of children
 
 
 def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -63,9 +64,24 @@ class Noise:
             raise ValueError(f"{seed=} must lie in [0, 2**64)")
         self.seed = seed
         self._ahead: dict = {}
+        self._children: dict[int, Noise] = {}
 
     def __repr__(self) -> str:
         return f"Noise({self.seed})"
+
+    def child(self, place: int) -> Noise:
+        """The noise of part number ``place`` of a kernel made of kernels.
+
+        Its seed is a pure function of (seed, place), so that the parts may use any step and
+        stream: they meet neither each other's addresses nor those of the whole.
+        """
+        if place not in self._children:
+            counter = (place & _MASK, place >> 32, 0, _CHILDREN << 16)
+            words = philox4x32(
+                tuple(torch.tensor(word) for word in counter), (self.seed & _MASK, self.seed >> 32)
+            )
+            self._children[place] = Noise(int(words[0]) | int(words[1]) << 32)
+        return self._children[place]
 
     def normal(self, step, like: Tensor, *, walkers=None, stream: int = 0) -> Tensor:
         """Standard normal numbers of the shape, dtype and device of ``like``.
@@ -125,8 +141,8 @@ class Noise:
         blocks = -(-size // per_block)
         if steps and not 0 <= min(steps) <= max(steps) < 1 << 48:
             raise ValueError(f"steps {min(steps)}…{max(steps)} must lie in [0, 2**48)")
-        if not 0 <= stream < 1 << 16:
-            raise ValueError(f"{stream=} must lie in [0, 2**16)")
+        if not 0 <= stream < _CHILDREN:
+            raise ValueError(f"{stream=} must lie in [0, 2**16 - 1)")
         low = column([s & _MASK for s in steps])[:, None, None]
         high = column([(stream << 16) | (s >> 32) for s in steps])[:, None, None]
         walker = column(ids)[None, :, None]

@@ -35,6 +35,10 @@ class Field:
     drift : gives the forces that move
     target : gives the energy that counts; None is the drift itself
 
+    Attributes
+    ----------
+    learns : a term has memory, so that values at the same positions change
+
     Raises
     ------
     ValueError : the drift has memory that the target has not, so that it would never learn
@@ -49,7 +53,7 @@ class Field:
                 "or the walkers are driven by a bias that they are not weighted for"
             )
         self._same = self.target.terms == drift.terms
-        self._learns = drift.has_memory or self.target.has_memory
+        self.learns = drift.has_memory or self.target.has_memory
         self._rows, self._fixed = _places(drift.terms, self.target.terms)
 
     @property
@@ -59,7 +63,7 @@ class Field:
 
     def __call__(self, x: Tensor, *, fixed: dict[int, Evaluation] | None = None) -> FieldValue:
         """Evaluate at ``x`` (*batch, N, 3); ``fixed`` are values known from before."""
-        if self._same and not self._learns:
+        if self._same and not self.learns:
             drift = evaluate(self.drift.terms, x)
             return FieldValue(drift, drift, {})
         values: dict[int, Evaluation] = dict(fixed or {})
@@ -68,7 +72,7 @@ class Field:
         if not self._same:
             target = _sum(self._rows[1], self.target.terms, x, values)
         # kept only where a refresh can ask for it
-        kept = {p: v for p, v in values.items() if p in self._fixed} if self._learns else {}
+        kept = {p: v for p, v in values.items() if p in self._fixed} if self.learns else {}
         return FieldValue(drift, target, kept)
 
 

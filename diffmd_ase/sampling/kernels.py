@@ -56,8 +56,8 @@ class Info(NamedTuple):
     delta_u : ΔU/kT of the target, from the old state to the proposal
     log_q : log of the ratio of the proposal densities, reverse over forward
     divergent : the proposal had no finite ratio: a rejection, and counted
-    drift_evaluations, target_evaluations : structures evaluated for each walker; a
-        potential that is both counts as drift
+    drift_evaluations, target_evaluations : structures evaluated for each walker, (*batch)
+        int64 where walkers differ; a potential that is both counts as drift
     """
 
     accepted: Tensor | None = None
@@ -65,17 +65,30 @@ class Info(NamedTuple):
     delta_u: Tensor | None = None
     log_q: Tensor | None = None
     divergent: Tensor | None = None
-    drift_evaluations: int = 1
-    target_evaluations: int = 0
+    drift_evaluations: int | Tensor = 1
+    target_evaluations: int | Tensor = 0
 
 
 _NO_INFO = Info()
 
 
 class Kernel(ABC):
-    """``init(x) -> State`` and ``step(state, noise) -> (State, Info)``."""
+    """``init(x) -> State`` and ``step(state, noise) -> (State, Info)``.
+
+    Attributes
+    ----------
+    potential : the target; its ``update`` is what learns
+    kT : thermal energy in eV, scalar or (B,)
+    drift : gives the forces of the state, where it is one potential; else None
+    exact : leaves ``exp(-U/kT)`` of the target invariant at any step size
+    reversible : and a step from and to positions alone satisfies detailed balance
+    """
 
     potential: Potential
+    kT: float | Tensor
+    drift: Potential | None = None
+    exact: bool = False
+    reversible: bool = False
 
     @abstractmethod
     def init(self, x: Tensor, *, walkers: Tensor | None = None) -> State:
@@ -88,6 +101,14 @@ class Kernel(ABC):
     @abstractmethod
     def refresh(self, state: State) -> State:
         """Evaluate again the terms with memory, after they have learned."""
+
+    def adopt(self, state: State, drift: Potential | None = None) -> State:
+        """Another kernel's state of the same target, as one of this kernel.
+
+        What the other alone needs (momenta) is left behind. ``drift`` is that of the state's
+        forces, if it is known: forces that are those of this kernel are not evaluated again.
+        """
+        return self.refresh(replace(state, extra={}))
 
     def scaled(self, factor: float) -> Kernel:
         """The same kernel with its step size h multiplied by ``factor``.
@@ -226,6 +247,10 @@ class EulerMaruyama(Kernel):
         # P diag(h) P: the forces of an isolated molecule have no mean, but those of a
         # general field may
         return without_mean(drift * without_mean(forces))
+
+    @property
+    def drift(self) -> Potential:  # type: ignore[override]
+        return self.potential
 
     def refresh(self, state) -> State:
         return self._state(state.x, state.step, state.walkers, state.extra.get("fixed"))

@@ -23,7 +23,18 @@ from ..system import State
 from .field import Field
 from .kernels import EulerMaruyama, Info, Kernel
 
-__all__ = ["Metropolis", "accept", "checked_start", "reduced", "target_of", "where_accepted"]
+__all__ = [
+    "Metropolis",
+    "accept",
+    "adopted",
+    "checked_start",
+    "decide",
+    "field_state",
+    "finite",
+    "reduced",
+    "target_of",
+    "where_accepted",
+]
 
 _INNER = 0x100  # streams of the noise of further steps of one proposal
 _SAME = 1e-3  # kT by which two evaluations of one energy may differ
@@ -56,6 +67,9 @@ class Metropolis(Kernel):
     target: Potential | None = None
     n_steps: int = 1
 
+    exact = True
+    reversible = True
+
     def __post_init__(self):
         if self.n_steps < 1:
             raise ValueError(f"{self.n_steps=} must be at least 1")
@@ -67,8 +81,12 @@ class Metropolis(Kernel):
         return self._field.target
 
     @property
-    def kT(self):
+    def kT(self):  # type: ignore[override]
         return self.proposal.kT
+
+    @property
+    def drift(self) -> Potential:  # type: ignore[override]
+        return self.proposal.potential
 
     def scaled(self, factor: float) -> Metropolis:
         return replace(self, proposal=self.proposal.scaled(factor))
@@ -99,7 +117,10 @@ class Metropolis(Kernel):
 
     def refresh(self, state) -> State:
         value = self._field(state.x, fixed=state.extra.get("fixed"))
-        return field_state(value, state.x, state.step, state.walkers)
+        return finite(field_state(value, state.x, state.step, state.walkers))
+
+    def adopt(self, state, drift=None) -> State:
+        return adopted(self._field, state, drift)
 
     @cached_property
     def _field(self) -> Field:
@@ -116,7 +137,8 @@ def target_of(drift: Potential, target: Potential | None) -> Potential:
         raise ValueError(
             "the target has no energy (its field is not a gradient), and a Metropolis step "
             "compares energies: give target= a potential that has one, or use "
-            "ApproximateMetropolis, which integrates the score along each move"
+            "sampling.approximate.ApproximateMetropolis, which integrates the score along each "
+            "move and is not exact"
         )
     return chosen
 
@@ -148,14 +170,7 @@ def checked_start(field: Field, x: Tensor, kT, walkers: Tensor | None) -> State:
             "the target gave no energy although it is called conservative: a Metropolis step "
             "compares energies; give a target that has one"
         )
-    fine = torch.isfinite(state.forces).flatten(-2).all(-1) & torch.isfinite(state.energy)
-    if not fine.all():
-        ids = (~fine).reshape(-1).nonzero().flatten().tolist()
-        ids = ids if walkers is None else walkers[ids].tolist()
-        raise ValueError(
-            f"energy or forces of walkers {ids} are not finite at the start: look for "
-            "overlapping atoms, positions that are NaN, or a calculator that failed there"
-        )
+    finite(state)
     again = evaluate(field.target.terms, x).energy
     change = float(reduced((again - state.energy).abs(), kT).max())
     if not change < _SAME:
@@ -167,6 +182,34 @@ def checked_start(field: Field, x: Tensor, kT, walkers: Tensor | None) -> State:
     return state
 
 
+def finite(state: State) -> State:
+    """``state``, if a chain can go on from it.
+
+    Raises ``ValueError`` naming the walkers whose energy or forces are not finite.
+    """
+    fine = torch.isfinite(state.forces).flatten(-2).all(-1)
+    if state.energy is not None:
+        fine = fine & torch.isfinite(state.energy)
+    if not fine.all():
+        ids = (~fine).reshape(-1).nonzero().flatten()
+        ids = ids if state.walkers is None else state.walkers[ids.to(state.walkers.device)]
+        raise ValueError(
+            f"energy or forces of walkers {ids.tolist()} are not finite at step {state.step}, "
+            "where they stand: look for overlapping atoms, positions that are NaN, a bias that "
+            "overflowed, or a calculator that failed there"
+        )
+    return state
+
+
+def adopted(field: Field, state: State, drift: Potential | None) -> State:
+    """`Kernel.adopt` for states of a `Field`; a target that does not learn is not evaluated."""
+    if drift is not None and drift.terms == field.drift.terms:
+        return replace(state, extra={n: v for n, v in state.extra.items() if n == "fixed"})
+    if field.learns:  # a later refresh needs the values of all terms
+        return field_state(field(state.x), state.x, state.step, state.walkers)
+    return replace(state, forces=evaluate(field.drift.terms, state.x).forces, extra={})
+
+
 def accept(
     old: State,
     new: State,
@@ -174,7 +217,7 @@ def accept(
     kT,
     noise: Noise,
     *,
-    evaluations: tuple[int, int] = (1, 0),
+    evaluations: tuple[int | Tensor, int | Tensor] = (1, 0),
 ) -> tuple[State, Info]:
     """The Metropolis choice between two states, for each walker.
 
@@ -189,6 +232,19 @@ def accept(
     evaluations : of drift and separate target, for `Info`
     """
     delta_u = reduced(new.energy, kT) - reduced(old.energy, kT)
+    return decide(old, new, delta_u, log_q, noise, evaluations=evaluations)
+
+
+def decide(
+    old: State,
+    new: State,
+    delta_u: Tensor,
+    log_q: Tensor,
+    noise: Noise,
+    *,
+    evaluations: tuple[int | Tensor, int | Tensor] = (1, 0),
+) -> tuple[State, Info]:
+    """`accept` for a given ``delta_u`` (*batch), ΔU/kT from old to new."""
     log_ratio = log_q - delta_u
     finite = torch.isfinite(new.forces).flatten(-2).all(-1)
     divergent = ~finite | torch.isnan(log_ratio) | (log_ratio == torch.inf)
@@ -224,5 +280,6 @@ class _Pick:
         if isinstance(new, Evaluation):
             return Evaluation(*map(self, new, old))
         if isinstance(new, dict):
-            return {name: self(value, old[name]) for name, value in new.items()}
+            # a restored state lacks caches: they are back after the next refresh
+            return {name: self(value, old[name]) for name, value in new.items() if name in old}
         return new

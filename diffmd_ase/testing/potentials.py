@@ -1,13 +1,6 @@
-"""Conformance checks: what the kernels, the runs and the ASE adapters rely on.
+"""Conformance of potentials: what the kernels, the runs and the ASE adapters rely on.
 
-For our own tests and for authors of potentials:
-
-    from diffmd_ase.testing import check_potential
-    def test_conformance():
-        check_potential(MyPotential(system), x)
-
-Every check raises ``AssertionError`` saying what was expected and what was found. They are
-numerical: choose positions where forces are neither zero nor huge.
+The checks are numerical: choose positions where forces are neither zero nor huge.
 """
 
 from __future__ import annotations
@@ -20,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .potentials.base import Evaluation, Potential
-from .system import System
+from ..potentials.base import Evaluation, Potential
+from ..system import System
 
 __all__ = ["assert_zscore", "check_equivariant", "check_potential", "check_stress"]
 

@@ -1,0 +1,360 @@
+"""Conformance and exactness of kernels, for those of the package and for your own.
+
+In order of power for the time they take: antisymmetry of the acceptance ratio, enumeration
+of discrete moves, and invariance of a known law from an exact start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ..noise import Noise
+from ..sampling.kernels import Info, Kernel
+from ..sampling.metropolis import Metropolis
+from ..sampling.run import advance, select
+from ..system import State
+from .potentials import assert_zscore
+from .targets import Case
+
+__all__ = [
+    "Prescribed",
+    "check_antisymmetric",
+    "check_detailed_balance",
+    "check_kernel",
+    "check_kernel_exact",
+    "enumerate_moves",
+    "log_ratio",
+    "zscores",
+]
+
+ACCEPTANCE = 1  # stream of the uniform number that accepts
+_INNER = 0x100  # streams of further steps of one proposal of `Metropolis`
+
+
+class Prescribed(Noise):
+    """Another noise with the numbers of some streams prescribed, to steer a kernel.
+
+    Parameters
+    ----------
+    noise : gives all other numbers, and the children of combined kernels
+    normal, uniform : by stream, numbers or tensors that fit the shape asked for
+    """
+
+    def __init__(
+        self,
+        noise: Noise,
+        *,
+        normal: Mapping[int, Tensor] | None = None,
+        uniform: Mapping[int, Tensor | float] | None = None,
+    ):
+        super().__init__(noise.seed)
+        self._noise, self._normals, self._uniforms = noise, normal or {}, uniform or {}
+
+    def normal(self, step, like, *, walkers=None, stream=0) -> Tensor:
+        if stream in self._normals:
+            return self._normals[stream].to(like).expand(like.shape).clone()
+        return self._noise.normal(step, like, walkers=walkers, stream=stream)
+
+    def uniform(self, step, like, *, walkers=None, stream=1) -> Tensor:
+        if stream in self._uniforms:
+            return torch.as_tensor(self._uniforms[stream]).to(like).expand(like.shape).clone()
+        return self._noise.uniform(step, like, walkers=walkers, stream=stream)
+
+    def child(self, place: int) -> Noise:
+        return self._noise.child(place)
+
+
+def zscores(
+    kernel: Kernel,
+    case: Case,
+    *,
+    n: int = 100_000,
+    steps: int = 4,
+    seed: int = 0,
+    start: Tensor | None = None,
+) -> np.ndarray:
+    """z of the mean of every observable after ``steps`` from ``n`` independent exact draws.
+
+    With f₀ at the start and f after the steps, the mean of ``f - c (f₀ - E f)`` against E f,
+    where c, from a regression of f on f₀, takes out what the start already had. One number
+    for each of ``n`` chains: no autocorrelation enters.
+
+    Returns
+    -------
+    (20,) standard normal if the kernel leaves the law of the case invariant
+    """
+    return _scores(case, *_ends(kernel, case, n, steps, seed, start))
+
+
+def _scores(case: Case, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    exact = case.exact.numpy()
+    slope = ((before - before.mean(0)) * after).mean(0) / before.var(0)
+    values = after - slope * (before - exact)
+    return (values.mean(0) - exact) / (values.std(0, ddof=1) / np.sqrt(len(values)))
+
+
+def check_kernel_exact(
+    kernel: Kernel,
+    case: Case,
+    *,
+    n: int = 100_000,
+    steps: int = 4,
+    seed: int = 0,
+    limit: float = 5.0,
+) -> np.ndarray:
+    """The kernel leaves the Boltzmann law of the case invariant: every ``|z| < limit``.
+
+    Also, by a two-sample Kolmogorov–Smirnov test against independent exact draws, the
+    distributions of the first three observables, at the same probability of a false alarm.
+    A step that does nothing leaves every law invariant, so that positions must have changed.
+
+    Returns the z-scores (20,). See `zscores`; raises ``AssertionError``.
+    """
+    before, after = _ends(kernel, case, n, steps, seed, None)
+    moved = float((before != after).any(1).mean())
+    if not moved > 0.05:
+        raise AssertionError(f"{case.name}: only {moved:.1%} of the walkers moved in {steps} steps")
+    z = _scores(case, before, after)
+    try:
+        assert_zscore(z, 0.0, 1.0, limit=limit)
+    except AssertionError as error:
+        raise AssertionError(f"{case.name}, observable and z: {error}") from None
+    fresh = case.observables(case.sample(n, seed + 1_000_003)).numpy()
+    for column in range(3):
+        p = stats.ks_2samp(after[:, column], fresh[:, column], method="asymp").pvalue
+        if not p > 2.0 * stats.norm.sf(limit):
+            raise AssertionError(
+                f"{case.name}: the distribution of observable {column} is not the exact one, "
+                f"{p = :.2g} of a Kolmogorov–Smirnov test"
+            )
+    return z
+
+
+def check_antisymmetric(
+    log_ratio: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, *, tol: float = 1e-12
+) -> None:
+    """``log r(x → y) = -log r(y → x)``, to ``tol`` relative to 1 and the largest ratio.
+
+    Parameters
+    ----------
+    log_ratio : (*batch) for positions x and y; for a `Metropolis` kernel ``lambda x, y:
+        log_ratio(kernel, [x, y])``
+    """
+    forward, back = log_ratio(x, y).double(), log_ratio(y, x).double()
+    error = float((forward + back).abs().max())
+    allowed = tol * (1.0 + float(forward.abs().max()))
+    if not error <= allowed:
+        raise AssertionError(
+            f"log r(x → y) + log r(y → x) is up to {error:.3g}, expected 0 (allowed {allowed:.1g})"
+        )
+
+
+def log_ratio(kernel: Metropolis, path: Sequence[Tensor]) -> Tensor:
+    """The log ratio (*batch) that the kernel's own step gives to a path of positions.
+
+    The noise that leads from each point to the next is solved for and given to ``step``.
+    ``path`` has ``n_steps + 1`` points; free atoms only (h > 0), no fixed mean.
+    """
+    if len(path) != kernel.n_steps + 1:
+        raise ValueError(f"{len(path)} points for {kernel.n_steps} steps: expected one more")
+    proposal, kicks = kernel.proposal, {}
+    h = torch.as_tensor(proposal.h, dtype=torch.float64)
+    sigma = (2.0 * (h[..., None] if h.ndim else h)).sqrt()
+    for i, (a, b) in enumerate(zip(path[:-1], path[1:], strict=True)):
+        mean = proposal.mean(a, proposal.potential(a).forces)
+        kicks[_INNER + i if i else 0] = (b - mean) / sigma
+    noise = Prescribed(Noise(0), normal=kicks)
+    _, info = kernel.step(kernel.init(path[0]), noise)
+    return info.log_ratio
+
+
+def enumerate_moves(
+    kernel: Kernel, states: Tensor, choices: Mapping[int, int], *, tol: float = 1e-9
+) -> Tensor:
+    """The transition matrix P (S, S) of discrete moves, from the kernel's own step.
+
+    Every combination of equally likely choices is made once, with the proposal accepted by
+    force, and its probability is ``min(1, exp(log_ratio))``; that the kernel accepts just
+    below that number and not just above it is checked.
+
+    Parameters
+    ----------
+    states : (S, N, 3), all states that can be reached from each other
+    choices : by stream of uniform numbers, the count of equally likely values
+
+    Raises
+    ------
+    AssertionError : a move out of ``states``, or an acceptance that is not the ratio's
+    """
+    count, total = len(states), int(np.prod(list(choices.values())))
+    P = torch.zeros(count, count, dtype=torch.float64)
+    state = kernel.init(states)
+    rows = torch.arange(count)
+    for values in product(*(range(n) for n in choices.values())):
+        fixed = {
+            stream: (value + 0.5) / n
+            for value, (stream, n) in zip(values, choices.items(), strict=True)
+        }
+
+        def step(u, fixed=fixed):
+            return kernel.step(state, Prescribed(Noise(0), uniform={**fixed, ACCEPTANCE: u}))
+
+        new, info = step(0.0)
+        alpha = info.log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0)
+        apart = (new.x[:, None] - states).abs().flatten(2).amax(-1)
+        distance, where = apart.min(1)
+        if float(distance.max()) > tol:
+            raise AssertionError(f"a move leads out of the states, by {float(distance.max()):.3g}")
+        for u, expected in ((alpha * (1 - 1e-9), alpha > 0), (alpha * (1 + 1e-9), alpha >= 1)):
+            accepted = step(u)[1].accepted
+            if not torch.equal(accepted, expected):
+                raise AssertionError(f"accepted {accepted.tolist()} at u = {u.tolist()}")
+        P.index_put_((rows, where), alpha / total, accumulate=True)
+        P.diagonal().add_((1.0 - alpha) / total)
+    return P
+
+
+def check_detailed_balance(P: Tensor, log_weights: Tensor, *, tol: float = 1e-12) -> None:
+    """``π_i P_ij = π_j P_ji`` with π ∝ exp(log_weights) (S,), and rows that sum to 1."""
+    flow = torch.softmax(log_weights.double(), 0)[:, None] * P
+    error = float((flow - flow.T).abs().max())
+    if not error <= tol:
+        raise AssertionError(f"π_i P_ij and π_j P_ji differ by {error:.3g} (allowed {tol:g})")
+    error = float((P.sum(1) - 1.0).abs().max())
+    if not error <= tol:
+        raise AssertionError(f"rows of P sum to 1 but for {error:.3g} (allowed {tol:g})")
+
+
+def check_kernel(
+    kernel: Kernel, x: Tensor, *, seed: int = 0, steps: int = 5, independent: bool = True
+) -> None:
+    """The contract of `Kernel`, for positions x (B, N, 3).
+
+    A step is pure and its noise a function of the address; it counts; a restart is the
+    uninterrupted chain; a walker does not depend on its batch; ``refresh`` evaluates what is
+    there; `Info` has one number for each walker; ``scaled`` gives a kernel or a TypeError.
+
+    Parameters
+    ----------
+    independent : walkers do not see each other (not so for replica exchange)
+    """
+    if x.ndim != 3 or len(x) < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, N, 3) with B > 1")
+    start = kernel.init(x)
+    _require(start.step == 0, f"init gives step {start.step}, expected 0")
+    _require(torch.equal(start.x, x.to(start.x)), "init moved the positions")
+    kept = _copied(start)
+    chain = [start]
+    for _ in range(steps):
+        state, info = kernel.step(chain[-1], Noise(seed))
+        _check_step(state, info, chain[-1])
+        chain.append(state)
+    _require(_same(start, kept), "a step wrote into the state that it was given")
+    _require(not torch.equal(chain[-1].x, x.to(chain[-1].x)), "nothing moved")
+
+    noise = Noise(seed)  # that has seen all steps, in another order
+    for number in reversed(range(steps)):
+        again, _ = kernel.step(chain[number], noise)
+        _require(
+            _same(again, chain[number + 1]),
+            f"step {number} again, or after a restart there, gives another state: its noise must "
+            "be a function of (seed, walker, step, stream) alone",
+        )
+    other, _ = kernel.step(start, Noise(seed + 1))
+    _require(not torch.equal(other.x, chain[1].x), "another seed makes the same step")
+
+    renewed = kernel.refresh(chain[-1])
+    close = _close(renewed.forces, chain[-1].forces)
+    if renewed.energy is not None:
+        close = close and _close(renewed.energy, chain[-1].energy)
+    _require(close, "energy or forces of the state are not those at its positions")
+    _require(torch.equal(renewed.x, chain[-1].x), "refresh moved the positions")
+    if independent:
+        _check_walkers(kernel, x, chain, seed)
+    try:
+        scaled = kernel.scaled(0.5)
+    except TypeError:
+        return
+    moved = scaled.step(scaled.init(x), Noise(seed))[0].x
+    _require(not torch.equal(moved, chain[1].x), "scaled(0.5) makes the same step")
+
+
+def _check_walkers(kernel: Kernel, x: Tensor, chain: list[State], seed: int) -> None:
+    """One walker alone, and the batch without one, go the way of the whole batch."""
+    which = len(x) - 1
+    alone = kernel.init(x[which:], walkers=torch.tensor([which]))
+    keep = torch.arange(len(x)) != 0
+    fewer = select(chain[1], keep)
+    for number in range(1, len(chain)):
+        alone, _ = kernel.step(alone, Noise(seed))
+        _require(
+            _close(alone.x[0], chain[number].x[which]), "a walker depends on the batch it is in"
+        )
+        if number > 1:
+            fewer, _ = kernel.step(fewer, Noise(seed))
+            _require(
+                _close(fewer.x, chain[number].x[keep]), "walkers change when another one is lost"
+            )
+
+
+def _check_step(new: State, info: Info, old: State) -> None:
+    _require(new.step == old.step + 1, f"step {old.step} made step {new.step}, expected one more")
+    _require(new.x.shape == old.x.shape, f"positions became {tuple(new.x.shape)}")
+    _require(new.x.dtype == old.x.dtype, f"positions became {new.x.dtype}")
+    if info.accepted is None:
+        return
+    for name, value in info._asdict().items():
+        if isinstance(value, Tensor):
+            _require(
+                value.shape == new.x.shape[:-2],
+                f"info.{name} has shape {tuple(value.shape)}, expected one value for each walker",
+            )
+    _require(info.accepted.dtype == torch.bool, f"info.accepted is {info.accepted.dtype}")
+    if info.log_ratio is not None:
+        _require(info.log_ratio.dtype == torch.float64, "info.log_ratio is not float64")
+    if info.delta_u is not None and info.log_q is not None and info.log_ratio is not None:
+        _require(
+            _close(info.log_ratio, info.log_q - info.delta_u), "log_ratio is not log_q - delta_u"
+        )
+    stayed = (new.x == old.x).flatten(-2).all(-1)
+    _require(bool((stayed | info.accepted).all()), "a rejected walker moved")
+
+
+def _ends(kernel, case, n, steps, seed, start):
+    """Observables (n, 20) before and after, as arrays."""
+    x = case.sample(n, seed) if start is None else start
+    state, noise = kernel.init(x), Noise(seed)
+    for _ in range(steps):
+        state, _ = advance(kernel, state, noise)
+    return case.observables(x).numpy(), case.observables(state.x).numpy()
+
+
+def _copied(state: State) -> State:
+    extra = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.extra.items()}
+    energy = None if state.energy is None else state.energy.clone()
+    return replace(
+        state, x=state.x.clone(), energy=energy, forces=state.forces.clone(), extra=extra
+    )
+
+
+def _same(a: State, b: State) -> bool:
+    energies = (a.energy is None) == (b.energy is None) and (
+        a.energy is None or torch.equal(a.energy, b.energy)
+    )
+    return energies and torch.equal(a.x, b.x) and torch.equal(a.forces, b.forces)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
