@@ -76,6 +76,7 @@ class Kernel(ABC):
     """``init(x) -> State`` and ``step(state, noise) -> (State, Info)``."""
 
     potential: Potential
+    kT: float | Tensor
 
     @abstractmethod
     def init(self, x: Tensor, *, walkers: Tensor | None = None) -> State:
