@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pymbar
@@ -100,7 +101,7 @@ def test_weights_of_the_new_positions_are_seen():
     kernels = [mala(Harmonic(k), 0.3 / k) for k in np.geomspace(0.3, 6.0, 7)]
     noise, x = Noise(3), draws(8000)
     log_w, state = torch.zeros(8000, dtype=DT), kernels[0].init(x)
-    for old, new in zip(kernels, kernels[1:], strict=False):
+    for old, new in pairwise(kernels):
         state = new.adopt(replace(state, energy=new.potential(state.x).energy))
         state, _ = new.step(state, noise)
         log_w -= (new.potential(state.x).energy - old.potential(state.x).energy) / KT
@@ -138,18 +139,18 @@ def test_resampling_keeps_what_the_weights_say():
     state = mala(START, 0.1).init(torch.arange(3 * P, dtype=DT)[:, None, None].expand(-1, 1, 3))
     which = torch.tensor([True, True, False])
     counts = torch.zeros(3 * P, dtype=DT)
-    for step in range(400):
+    for step in range(200):
         moved, new = _resample(replace(state, step=step), log_w, which, Noise(0))
         parents = moved.x[:, 0, 0].long()
         number = torch.bincount(parents, minlength=3 * P).double()
-        counts += number / 400
+        counts += number / 200
         expected = P * torch.softmax(log_w, -1).flatten()
         assert ((number - expected).abs() < 1)[: 2 * P].all()
         assert torch.equal(parents[2 * P :], torch.arange(2 * P, 3 * P))
         assert torch.equal(parents[: 2 * P] // P, torch.arange(2 * P) // P)
     torch.testing.assert_close(new.reshape(3, P).logsumexp(-1), log_w.logsumexp(-1))
     torch.testing.assert_close(new[2 * P :], log_w[2])
-    spread = (expected % 1 * (1 - expected % 1) / 400).sqrt()[: 2 * P].clamp(min=1e-9)
+    spread = (expected % 1 * (1 - expected % 1) / 200).sqrt()[: 2 * P].clamp(min=1e-9)
     assert ((counts - expected)[: 2 * P].abs() < 4.5 * spread).all()
     torch.testing.assert_close(moved.energy, START(moved.x).energy)
 

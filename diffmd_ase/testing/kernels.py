@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -167,7 +167,7 @@ def log_ratio(kernel: Metropolis, path: Sequence[Tensor]) -> Tensor:
     proposal, kicks = kernel.proposal, {}
     h = torch.as_tensor(proposal.h, dtype=torch.float64)
     sigma = (2.0 * (h[..., None] if h.ndim else h)).sqrt()
-    for i, (a, b) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(path)):
         mean = proposal.mean(a, proposal.potential(a).forces)
         kicks[_INNER + i if i else 0] = (b - mean) / sigma
     noise = Prescribed(Noise(0), normal=kicks)
