@@ -14,8 +14,11 @@ Printed is the population of φ > 0 at 300 K with the error from independent wal
 independent ladders, after a fifth of the steps. To compare: the reference simulation, and the
 model's own population from its energies on the snapshots, with weights
 ``exp((U_amber - E_model)/kT)``; a good model has the population of the reference, an exact
-sampler that of the model. Exit status 1 if the exchange stays in the basin it started in, or is
-further than three standard errors from both.
+sampler that of the model. The snapshots know nothing of places where they have not been, and
+a sampler that crosses barriers finds those where a model is wrong: structures with a distance
+beyond the range of all snapshots by 0.3 Å are counted apart, and the populations are those of
+all others. Exit status 1 if the exchange stays in the basin it started in, or is further than
+three standard errors from both.
 """
 
 from __future__ import annotations
@@ -53,12 +56,17 @@ EVERY, BURN_IN = 10, 0.2
 
 
 class Result(NamedTuple):
-    """crossings: changes of sign of φ at 300 K, between frames; of states, not of replicas."""
+    """population: of φ > 0 among structures near snapshots; anywhere: among all.
+    crossings: changes of sign of φ at 300 K, between frames; of states, not of replicas.
+    uncovered: fraction of structures at 300 K that are nowhere near a snapshot."""
 
     sampler: str
     population: float
     error: float
+    anywhere: float
+    anywhere_error: float
     crossings: int
+    uncovered: float
     seconds: float
     wrong_hand: int
 
@@ -68,19 +76,45 @@ def positive(x: Tensor) -> Tensor:
     return dihedrals(x, PHI)[..., 0] > 0
 
 
-def sample(name: str, kernel, x: Tensor, n_steps: int, *, states: int, seed: int) -> tuple:
+class Covered:
+    """All distances within the range of the snapshots and 0.3 Å around it, bool (*batch)."""
+
+    def __init__(self, snapshots: Tensor):
+        self.pairs = torch.triu_indices(*snapshots.shape[-2:-1] * 2, 1)
+        d = torch.cat([self.distances(part) for part in snapshots.split(5000)])
+        self.low, self.high = d.amin(0) - 0.3, d.amax(0) + 0.3
+
+    def distances(self, x: Tensor) -> Tensor:
+        i, j = self.pairs
+        return (x[..., i, :] - x[..., j, :]).norm(dim=-1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        d = self.distances(x)
+        return ((d > self.low) & (d < self.high)).all(-1)
+
+
+def sample(
+    name: str, kernel, x: Tensor, n_steps: int, *, covered: Covered, states: int, seed: int
+) -> tuple:
     """The last state; and name, population of the first of every ``states`` rows, …, as in
     `Result`."""
-    begun, counts, frames = time.perf_counter(), 0.0, 0
-    crossings, before = 0, positive(x[::states])
+    begun, crossings, before = time.perf_counter(), 0, positive(x[::states])
+    counts, inside, total, frames = 0.0, 0.0, 0.0, 0
     for state, _ in run(kernel, x, n_steps, noise=Noise(seed), every=EVERY):
-        now = positive(state.x[::states])
+        cold = state.x[::states]
+        now = positive(cold)
         crossings, before = crossings + int((now != before).sum()), now
         if state.step > BURN_IN * n_steps:
-            counts, frames = counts + now.double(), frames + 1
-    means = counts / frames
-    error = float(means.std() / len(means) ** 0.5)
-    return state, (name, float(means.mean()), error, crossings, time.perf_counter() - begun)
+            near = covered(cold)
+            counts, inside = counts + (now & near).double(), inside + near.double()
+            total = total + now.double()
+            frames += 1
+    counts, inside, total = counts / frames, inside / frames, total / frames
+    mean, part = float(counts.mean() / inside.mean()), float(inside.mean())
+    error = float((counts - mean * inside).std() / part / len(counts) ** 0.5)
+    everywhere = float(total.mean()), float(total.std() / len(total) ** 0.5)
+    seconds = time.perf_counter() - begun
+    return state, (name, mean, error, *everywhere, crossings, 1 - part, seconds)
 
 
 def reweighted(potential, frames: Snapshots, kT: float) -> tuple:
@@ -102,13 +136,16 @@ def report(options, results, summary, own) -> None:
         values |= {"reference": REFERENCE, "reweighted": own}
         print(json.dumps(values, indent=1))
         return
-    print(f"{'population of φ > 0 at 300 K':32}{'%':>7}{'±':>7}{'crossings':>11}{'s':>7}")
+    print("population of φ > 0 at 300 K in %; near snapshots, and anywhere")
+    print(f"{'':32}{'near':>6}{'±':>6}{'any':>7}{'±':>6}{'crossings':>11}{'not near':>10}{'s':>6}")
     for r in results:
+        numbers = [100 * v for v in (r.population, r.error, r.anywhere, r.anywhere_error)]
         print(
-            f"{r.sampler:32}{100 * r.population:7.2f}{100 * r.error:7.2f}{r.crossings:11d}"
-            f"{r.seconds:7.0f}" + (f"  {r.wrong_hand} of the wrong hand" if r.wrong_hand else "")
+            "{:32}{:6.2f}{:6.2f}{:7.2f}{:6.2f}".format(r.sampler, *numbers)
+            + f"{r.crossings:11d}{100 * r.uncovered:10.2f}{r.seconds:6.0f}"
+            + (f"  {r.wrong_hand} of the wrong hand" if r.wrong_hand else "")
         )
-    print(f"{'model, snapshots reweighted':32}{100 * own[0]:7.2f}{100 * own[1]:7.2f}", end="")
+    print(f"{'model, snapshots reweighted':32}{100 * own[0]:6.2f}{100 * own[1]:6.2f}", end="")
     print(f"   effective sample {own[2]:.0f} %")
     print(
         f"{'reference simulation (amber14)':32}{100 * REFERENCE[0]:7.2f}{100 * REFERENCE[1]:7.2f}"
@@ -149,13 +186,15 @@ def main() -> int:
     # one replica of each ladder is at 300 K: as many steps of as many walkers, a fifth of the data
     exchange = ReplicaExchange(kernel(ladder.repeat(options.ladders))[1], STATES, every=EVERY)
 
-    results, summary = [], None
+    results, summary, covered = [], None, Covered(x)
     for name, made, states in (
         ("Metropolis steps alone", mala, 1),
         ("with torsion rotations", mixture, 1),
         ("and replica exchange", exchange, STATES),
     ):
-        state, row = sample(name, made, start, options.steps, states=states, seed=options.seed)
+        state, row = sample(
+            name, made, start, options.steps, covered=covered, states=states, seed=options.seed
+        )
         hand = correct_hand(state.x[::states].numpy(), frames.positions, topology.centres)
         results.append(Result(*row, int((~hand).sum())))
         if made is exchange:

@@ -167,6 +167,24 @@ def test_hops_over_a_periodic_boundary_keep_the_populations():
     assert np.abs(ring(NoCount)[0]).max() > 8
 
 
+def test_a_place_is_taken_by_the_image_of_an_atom():
+    hop = VacancyHop(Lattice([29, 79], 6, wrap=True), 1.0, [[1.0, 0, 0]], 0.5)
+    possible = hop._possible(sites([[5, 0], [11, 0], [2, 0], [-1, 6]]))
+    right, left = possible.unbind(-1)  # jumps of each atom
+    assert right.tolist() == [[False, True], [False, True], [True, True], [False, True]]
+    assert left.tolist() == [[True, False], [True, False], [True, True], [True, False]]
+
+
+def test_a_jump_that_could_not_be_undone_is_not_made():
+    """From a place that another atom is too close to."""
+    hop = VacancyHop(Lattice([29, 79], 6), 1.0, [[1.0, 0, 0]], 0.5)
+    x = sites([[2.0, 2.3]] * 50)
+    y, log_q = hop.propose(x, 0, None, Noise(0))
+    assert (y != x).any() and (log_q == -torch.inf).all()
+    _, log_q = hop.propose(sites([[2.0, 2.7]] * 50), 0, None, Noise(0))
+    assert torch.isfinite(log_q).all()
+
+
 @pytest.mark.parametrize("make", [targets.double_well, targets.dimer])
 @pytest.mark.parametrize("kind", [Displacement, SingleDisplacement])
 def test_displacements_keep_exact_laws(make, kind):
