@@ -39,6 +39,8 @@ class Potential(ABC):
     conservative: bool = True
     has_memory: bool = False
     needs_base: bool = False
+    # row b of a batch has a function of its own, as the states of a ladder have
+    per_walker: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
@@ -100,6 +102,7 @@ class Sum(Potential):
         self.system = systems[0] if systems else None
         self.conservative = all(t.conservative for t in terms)
         self.has_memory = any(t.has_memory for t in terms)
+        self.per_walker = any(t.per_walker for t in terms)
 
     @property
     def terms(self) -> tuple[Potential, ...]:
