@@ -12,7 +12,7 @@ from ..noise import Noise
 from ..potentials.base import Potential, evaluate
 from ..system import State
 from .kernels import EulerMaruyama, Kernel
-from .metropolis import decide
+from .metropolis import decide, finite
 
 __all__ = ["ApproximateMetropolis", "non_conservativeness"]
 
@@ -34,6 +34,10 @@ class ApproximateMetropolis(Kernel):
     Parameters
     ----------
     proposal : its potential is drift and target, its ``kT`` the temperature
+
+    Raises
+    ------
+    ValueError : at a start where forces are not finite, naming the walkers
     """
 
     proposal: EulerMaruyama
@@ -54,13 +58,7 @@ class ApproximateMetropolis(Kernel):
         return replace(self, proposal=self.proposal.scaled(factor))
 
     def init(self, x, *, walkers=None) -> State:
-        state = self.proposal.init(x.double(), walkers=walkers)
-        fine = torch.isfinite(state.forces).flatten(-2).all(-1)
-        if not fine.all():
-            ids = (~fine).reshape(-1).nonzero().flatten()
-            ids = ids if walkers is None else walkers[ids]
-            raise ValueError(f"forces of walkers {ids.tolist()} are not finite at the start")
-        return state
+        return finite(self.proposal.init(x.double(), walkers=walkers))
 
     def step(self, state, noise):
         x = state.x
@@ -78,7 +76,7 @@ class ApproximateMetropolis(Kernel):
         return decide(state, new, delta_u, log_q, noise, evaluations=(2, 0))
 
     def refresh(self, state) -> State:
-        return self.proposal.refresh(state)
+        return finite(self.proposal.refresh(state))
 
 
 def non_conservativeness(

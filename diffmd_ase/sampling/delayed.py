@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ..potentials.base import Potential, evaluate
@@ -92,7 +93,7 @@ class DelayedAcceptance(Kernel):
 
     def step(self, state, noise):
         inner, within = self._inner_state(state), noise.child(0)
-        evaluations = 0
+        evaluations: int | Tensor = 0
         for _ in range(self.n_inner):
             inner, info = self.inner.step(inner, within)
             evaluations += info.drift_evaluations + info.target_evaluations
@@ -101,7 +102,8 @@ class DelayedAcceptance(Kernel):
         new = self._joined(inner, energy, fixed, state.step + 1)
         old_e, new_e = state.extra["surrogate"], new.extra["surrogate"]
         log_q = reduced(new_e, self.kT) - reduced(old_e, self.kT)
-        counts = (evaluations, int(self.target.has_memory or bool(moved.any())))
+        calls = torch.ones_like(moved) if self.target.has_memory else moved
+        counts = (evaluations, calls.long())
         return accept(state, new, log_q, self.kT, noise, evaluations=counts)
 
     def refresh(self, state) -> State:

@@ -56,8 +56,8 @@ class Info(NamedTuple):
     delta_u : ΔU/kT of the target, from the old state to the proposal
     log_q : log of the ratio of the proposal densities, reverse over forward
     divergent : the proposal had no finite ratio: a rejection, and counted
-    drift_evaluations, target_evaluations : structures evaluated for each walker; a
-        potential that is both counts as drift
+    drift_evaluations, target_evaluations : structures evaluated for each walker, (*batch)
+        int64 where walkers differ; a potential that is both counts as drift
     """
 
     accepted: Tensor | None = None
@@ -65,8 +65,8 @@ class Info(NamedTuple):
     delta_u: Tensor | None = None
     log_q: Tensor | None = None
     divergent: Tensor | None = None
-    drift_evaluations: int = 1
-    target_evaluations: int = 0
+    drift_evaluations: int | Tensor = 1
+    target_evaluations: int | Tensor = 0
 
 
 _NO_INFO = Info()

@@ -187,7 +187,9 @@ def finite(state: State) -> State:
 
     Raises ``ValueError`` naming the walkers whose energy or forces are not finite.
     """
-    fine = torch.isfinite(state.forces).flatten(-2).all(-1) & torch.isfinite(state.energy)
+    fine = torch.isfinite(state.forces).flatten(-2).all(-1)
+    if state.energy is not None:
+        fine = fine & torch.isfinite(state.energy)
     if not fine.all():
         ids = (~fine).reshape(-1).nonzero().flatten()
         ids = ids if state.walkers is None else state.walkers[ids.to(state.walkers.device)]
@@ -215,7 +217,7 @@ def accept(
     kT,
     noise: Noise,
     *,
-    evaluations: tuple[int, int] = (1, 0),
+    evaluations: tuple[int | Tensor, int | Tensor] = (1, 0),
 ) -> tuple[State, Info]:
     """The Metropolis choice between two states, for each walker.
 
@@ -240,7 +242,7 @@ def decide(
     log_q: Tensor,
     noise: Noise,
     *,
-    evaluations: tuple[int, int] = (1, 0),
+    evaluations: tuple[int | Tensor, int | Tensor] = (1, 0),
 ) -> tuple[State, Info]:
     """`accept` for a given ``delta_u`` (*batch), ΔU/kT from old to new."""
     log_ratio = log_q - delta_u
