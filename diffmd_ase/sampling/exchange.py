@@ -18,7 +18,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from ..noise import Noise
-from ..potentials.base import Evaluation, Potential
+from ..potentials.base import Evaluation, Potential, evaluate
 from ..system import State
 from .kernels import Info, Kernel
 from .metropolis import reduced, where_accepted
@@ -109,6 +109,14 @@ class ReplicaExchange(Kernel):
     @property
     def potential(self) -> Potential:  # type: ignore[override]
         return self.kernel.potential
+
+    @property
+    def drift(self) -> Potential | None:  # type: ignore[override]
+        return self.kernel.drift
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.kernel.exact
 
     @property
     def kT(self):  # type: ignore[override]
@@ -223,9 +231,21 @@ class ReplicaExchange(Kernel):
         if not self._distinct:
             energy, forces = state.energy[partner], state.forces[partner]
             return State(x, energy, forces, state.step, walkers, extra)
-        extra.pop("fixed", None)  # known values of other states
-        new = self.kernel.refresh(State(x, None, state.forces, state.step, walkers, extra))
-        return replace(new, extra=extra | new.extra)
+        return adopt_target(self.kernel, State(x, None, state.forces, state.step, walkers, extra))
+
+
+def adopt_target(kernel: Kernel, state: State) -> State:
+    """The state of ``kernel`` at positions that another state of a ladder had.
+
+    Energies that are not finite are kept, for those who reject or weigh them. What the
+    kernel does not need is kept from ``state.extra``.
+    """
+    target = kernel.potential
+    energy, forces, _ = evaluate(target.terms, state.x)
+    extra = {name: value for name, value in state.extra.items() if name != "fixed"}
+    given = replace(state, energy=energy, forces=forces, extra={})
+    new = kernel.adopt(given, None if target.has_memory else target)
+    return replace(new, extra=extra | new.extra)
 
 
 def potentials_of(kernel: Kernel) -> Iterator[Potential]:

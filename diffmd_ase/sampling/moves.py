@@ -1,4 +1,4 @@
-"""Monte Carlo moves by energy alone: displacements, swaps of elements, vacancy hops.
+"""Monte Carlo moves by energy alone: displacements, torsions, swaps of elements, vacancy hops.
 
 What dynamics cannot do in reach of a simulation, a move does in one step: exchange two
 elements, carry an atom over a barrier. Every move keeps the numbers of the atoms in place.
@@ -7,9 +7,11 @@ Mixed with dynamics they stay exact, each leaving ``exp(-U/kT)`` invariant.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -20,11 +22,19 @@ from ..potentials.base import Potential
 from ..system import State
 from .field import Field
 from .kernels import Info, Kernel
-from .metropolis import accept, checked_start, field_state, target_of
+from .metropolis import accept, adopted, checked_start, field_state, finite, target_of
 
-__all__ = ["AtomSwap", "Displacement", "Move", "SingleDisplacement", "VacancyHop"]
+__all__ = [
+    "AtomSwap",
+    "Displacement",
+    "Move",
+    "SingleDisplacement",
+    "TorsionRotation",
+    "VacancyHop",
+]
 
 _CHOICE = 3  # stream of the uniform number that chooses a move
+_TURN = 0x40  # stream of the angle of the first rotor; one for each
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,14 @@ class Move(Kernel):
     target: Potential
     kT: float | Tensor
 
+    exact = True
+    reversible = True
+
     def __post_init__(self):
         target_of(self.target, None)
+        kT = torch.as_tensor(self.kT).double()
+        if kT.ndim > 1 or not (torch.isfinite(kT).all() and (kT > 0).all()):
+            raise ValueError(f"kT={self.kT} must be positive (eV), a scalar or (B,)")
 
     @abstractmethod
     def propose(
@@ -54,11 +70,16 @@ class Move(Kernel):
     ) -> tuple[Tensor, Tensor | float]:
         """New positions (*batch, N, 3) and ``log q(x|y) - log q(y|x)`` (*batch) or 0.
 
-        -inf where there is nothing to propose. Streams 0 and 3 of the step are free to use.
+        -inf where there is nothing to propose. Streams 0, 3 and from 0x40 to 0x5f of the step
+        are free to use.
         """
 
     @property
     def potential(self) -> Potential:  # type: ignore[override]
+        return self.target
+
+    @property
+    def drift(self) -> Potential:  # type: ignore[override]
         return self.target
 
     def init(self, x, *, walkers=None) -> State:
@@ -72,7 +93,10 @@ class Move(Kernel):
 
     def refresh(self, state) -> State:
         value = self._field(state.x, fixed=state.extra.get("fixed"))
-        return field_state(value, state.x, state.step, state.walkers)
+        return finite(field_state(value, state.x, state.step, state.walkers))
+
+    def adopt(self, state, drift=None) -> State:
+        return adopted(self._field, state, drift)
 
     @cached_property
     def _field(self) -> Field:
@@ -164,6 +188,75 @@ class AtomSwap(Move):
 
 
 @dataclass(frozen=True)
+class TorsionRotation(Move):
+    """Parts of a molecule turn about bonds by uniform angles, ``φ_k → φ_k + size (2u_k - 1)``.
+
+    All rotors turn at once, each by its own angle. A rotation keeps volume, and rotations about
+    different bonds of a molecule commute, so that the move is symmetric. Bond lengths and
+    angles stay, and a barrier between two basins is not seen.
+
+    Parameters
+    ----------
+    rotors : (K, 2) axes a→b, as in `Topology`
+    moved : (K, N) bool, what turns with each
+    size : largest angle in rad; π draws from the whole circle
+    mean_free : the mean of the positions stays (isolated molecules)
+
+    Raises
+    ------
+    ValueError : shapes that do not fit; an axis that it turns itself; rotations that do not
+        commute, which those about the bonds of a molecule do; a periodic system
+    """
+
+    rotors: Tensor = None
+    moved: Tensor = None
+    size: float = math.pi
+    mean_free: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        rotors, moved = self._parts
+        if rotors.ndim != 2 or rotors.shape[1:] != (2,) or moved.shape[:-1] != rotors.shape[:1]:
+            raise ValueError(
+                f"rotors {tuple(rotors.shape)} and moved {tuple(moved.shape)}: expected (K, 2) "
+                "axes and (K, N) masks, such as those of a Topology"
+            )
+        if not 1 <= len(rotors) <= 32 or not 0 < self.size <= math.pi:
+            raise ValueError(
+                f"{len(rotors)} rotors and {self.size=}: expected 1 to 32, and an angle in (0, π]"
+            )
+        if self.target.system is not None and self.target.system.periodic:
+            raise ValueError("a part that turns may be cut by the periodic boundary: no rotation")
+        turned = [set(mask.nonzero().flatten().tolist()) for mask in moved]
+        axes = [set(axis.tolist()) for axis in rotors]
+        for k, axis in enumerate(axes):
+            if turned[k] & axis or len(axis) < 2 or not turned[k]:
+                raise ValueError(f"rotor {k}: its two axis atoms must not turn, and others must")
+        for k, m in combinations(range(len(axes)), 2):
+            nested = _inside(k, m, turned, axes) or _inside(m, k, turned, axes)
+            if not (nested or _apart(k, m, turned, axes)):
+                raise ValueError(
+                    f"rotors {k} and {m} do not commute: what one turns must be moved as a "
+                    "whole, or not at all, by the other; take both from one Topology"
+                )
+
+    def propose(self, x, step, walkers, noise):
+        rotors, moved = self._parts
+        y = x
+        for number, (axis, mask) in enumerate(zip(rotors, moved.to(x.device), strict=True)):
+            like = x[..., 0, 0]
+            u = noise.uniform(step, like, walkers=walkers, stream=_TURN + number)
+            y = torch.where(mask[:, None], _turned(y, axis, self.size * (2.0 * u - 1.0)), y)
+        if self.mean_free:
+            y = y + (x - y).mean(-2, keepdim=True)
+        return y, 0.0
+
+    @cached_property
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        return torch.as_tensor(self.rotors), torch.as_tensor(self.moved, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
 class VacancyHop(Move):
     """One atom jumps by a vector of the lattice into an empty place.
 
@@ -247,6 +340,28 @@ class VacancyHop(Move):
             return None
         cell = torch.as_tensor(system.cell)
         return cell, torch.linalg.inv(cell), torch.as_tensor(system.pbc).double()
+
+
+def _apart(k: int, m: int, turned, axes) -> bool:
+    """Neither rotation moves what the other one turns, or turns about."""
+    return not (turned[k] & (turned[m] | axes[m]) or turned[m] & axes[k])
+
+
+def _inside(k: int, m: int, turned, axes) -> bool:
+    """Rotation m carries axis and part of k along as a whole, and k leaves the axis of m."""
+    return turned[k] | axes[k] <= turned[m] | axes[m] and not turned[k] & axes[m]
+
+
+def _turned(x: Tensor, axis: Tensor, angle: Tensor) -> Tensor:
+    """All atoms turned about the line through two of them (Rodrigues' formula)."""
+    a, b = axis.tolist()
+    origin = x[..., a : a + 1, :]
+    along = torch.nn.functional.normalize(x[..., b : b + 1, :] - origin, dim=-1)
+    away = x - origin
+    cosine, sine = torch.cos(angle)[..., None, None], torch.sin(angle)[..., None, None]
+    parallel = (away * along).sum(-1, keepdim=True) * along
+    across = torch.linalg.cross(along.expand_as(away), away)
+    return origin + parallel + cosine * (away - parallel) + sine * across
 
 
 def _choose(

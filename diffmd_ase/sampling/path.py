@@ -5,7 +5,8 @@ the reverse process, and its end is a proposal. What it proposes has no density 
 computed, but the whole path has:
 
     q(path) = N(x_0; c, v + σ_0²) Π_i p_rev(x_{i+1}|x_i)
-    p_rev(x_{i+1}|x_i) = N(x_i + Δ_i s(x_i, σ_i), Δ_i (v + σ_{i+1}²)/(v + σ_i²))     Δ_i = σ_i² - σ_{i+1}²
+    p_rev(x_{i+1}|x_i) = N(x_i + Δ_i s(x_i, σ_i), Δ_i (v + σ_{i+1}²)/(v + σ_i²))
+    Δ_i = σ_i² - σ_{i+1}²
 
 and so has the law whose end is exactly the target, ``π(x_L) Π_i q_fwd(x_i|x_{i+1})`` with the
 noising steps ``q_fwd = N(x_{i+1}, Δ_i)``. Their ratio is the weight of importance sampling on
@@ -29,7 +30,15 @@ from ..potentials.base import Potential
 from ..system import State
 from .field import Field
 from .kernels import Info, Kernel, without_mean
-from .metropolis import accept, checked_start, field_state, reduced, target_of
+from .metropolis import (
+    accept,
+    adopted,
+    checked_start,
+    field_state,
+    finite,
+    reduced,
+    target_of,
+)
 from .weights import Weighted
 
 __all__ = ["PathIndependence", "ReversePaths", "path_samples"]
@@ -194,15 +203,20 @@ class PathIndependence(Kernel):
     ----------
     paths : the proposals
     target : has the energy that decides
-    kT : of the target in eV, default that of the paths
+    temperature : kT of the target in eV, default that of the paths
     """
 
     paths: ReversePaths
     target: Potential
     temperature: float | None = None
 
+    exact = True
+    reversible = True
+
     def __post_init__(self):
         target_of(self.target, None)
+        if not self.kT > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive (kT in eV)")
 
     @property
     def potential(self) -> Potential:  # type: ignore[override]
@@ -231,7 +245,15 @@ class PathIndependence(Kernel):
         value = self._field(state.x, fixed=state.extra.get("fixed"))
         new = field_state(value, state.x, state.step, state.walkers)
         known = {name: state.extra[name] for name in ("path",) if name in state.extra}
-        return replace(new, extra=new.extra | known)
+        return finite(replace(new, extra=new.extra | known))
+
+    def adopt(self, state, drift=None) -> State:
+        # of a state that another kernel made no path is known
+        return adopted(self._field, state, drift)
+
+    @property
+    def drift(self) -> Potential:  # type: ignore[override]
+        return self.target
 
     @cached_property
     def _field(self) -> Field:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..system import State
-from .exchange import potentials_of
+from .exchange import adopt_target
 from .kernels import Kernel
 from .metropolis import reduced
 from .weights import Weighted, effective_fraction
@@ -122,8 +122,14 @@ def smc_levels(
         )
     if any(k.potential.has_memory or not k.potential.conservative for k in kernels):
         raise ValueError("annealing compares fixed energies: no target may learn or lack an energy")
-    particles = x if isinstance(x, Particles) else None
-    if particles is None:
+    if not all(k.exact for k in kernels[1:]):
+        raise ValueError(
+            "an unadjusted step does not keep the law that the weights are for: wrap it in "
+            "Metropolis (a kernel of your own that is exact says exact = True)"
+        )
+    if isinstance(x, Particles):
+        particles = x
+    else:
         if x.ndim != 3 or populations < 1 or len(x) % populations or len(x) == populations:
             raise ValueError(
                 f"positions {tuple(x.shape)} in {populations} populations: expected "
@@ -146,8 +152,10 @@ def _next(
 ) -> Particles:
     before = particles.state
     state = before
-    if set(potentials_of(new)) != set(potentials_of(old)):  # else they differ in kT alone
-        state = new.refresh(replace(before, extra={}))
+    if new.potential.terms != old.potential.terms:  # else they differ in kT alone
+        state = adopt_target(new, replace(before, extra={}))
+    else:
+        state = new.adopt(before, old.drift)
     change = reduced(state.energy, new.kT) - reduced(before.energy, old.kT)
     log_w = particles.log_weights - change
     # a particle without an energy has no weight, now and later

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -180,7 +180,7 @@ def log_ratio(kernel: Metropolis, path: Sequence[Tensor]) -> Tensor:
     proposal, kicks = kernel.proposal, {}
     h = torch.as_tensor(proposal.h, dtype=torch.float64)
     sigma = (2.0 * (h[..., None] if h.ndim else h)).sqrt()
-    for i, (a, b) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(path)):
         mean = proposal.mean(a, proposal.potential(a).forces)
         kicks[_INNER + i if i else 0] = (b - mean) / sigma
     noise = Prescribed(Noise(0), normal=kicks)
@@ -225,7 +225,8 @@ def enumerate_moves(
         distance, where = apart.min(1)
         if float(distance.max()) > tol:
             raise AssertionError(f"a move leads out of the states, by {float(distance.max()):.3g}")
-        for u, expected in ((alpha * (1 - 1e-9), alpha > 0), (alpha * (1 + 1e-9), alpha >= 1)):
+        above = (alpha * (1 + 1e-9)).clamp(max=1.0)  # numbers are drawn from (0, 1]
+        for u, expected in ((alpha * (1 - 1e-9), alpha > 0), (above, info.log_ratio >= 0)):
             accepted = step(u)[1].accepted
             if not torch.equal(accepted, expected):
                 raise AssertionError(f"accepted {accepted.tolist()} at u = {u.tolist()}")
@@ -267,7 +268,7 @@ def check_kernel(
     chain = [start]
     for _ in range(steps):
         state, info = kernel.step(chain[-1], Noise(seed))
-        _check_step(state, info, chain[-1])
+        _check_step(state, info, chain[-1], independent)
         chain.append(state)
     _require(_same(start, kept), "a step wrote into the state that it was given")
     _require(not torch.equal(chain[-1].x, x.to(chain[-1].x)), "nothing moved")
@@ -323,7 +324,7 @@ def _check_walkers(kernel: Kernel, x: Tensor, chain: list[State], seed: int) -> 
             )
 
 
-def _check_step(new: State, info: Info, old: State) -> None:
+def _check_step(new: State, info: Info, old: State, independent: bool) -> None:
     _require(new.step == old.step + 1, f"step {old.step} made step {new.step}, expected one more")
     _require(new.x.shape == old.x.shape, f"positions became {tuple(new.x.shape)}")
     _require(new.x.dtype == old.x.dtype, f"positions became {new.x.dtype}")
@@ -342,6 +343,8 @@ def _check_step(new: State, info: Info, old: State) -> None:
         _require(
             _close(info.log_ratio, info.log_q - info.delta_u), "log_ratio is not log_q - delta_u"
         )
+    if not independent:  # an exchange moves what its own step did not
+        return
     stayed = (new.x == old.x).flatten(-2).all(-1)
     _require(bool((stayed | info.accepted).all()), "a rejected walker moved")
 
