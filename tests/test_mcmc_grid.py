@@ -3,13 +3,14 @@
 The referees are codes that nobody here wrote: physical_validation and blackjax.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 
 import numpy as np
+import physical_validation
 import pytest
 import torch
-from scipy import stats
+from physical_validation import ensemble
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Evaluation, Potential
@@ -18,14 +19,22 @@ from diffmd_ase.sampling.combine import Mixture, Sequence
 from diffmd_ase.sampling.delayed import DelayedAcceptance
 from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.sampling.hamiltonian import MALT, GeneralizedHMC, HamiltonianMonteCarlo
-from diffmd_ase.sampling.kernels import EulerMaruyama, Kernel
+from diffmd_ase.sampling.kernels import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import Displacement, SingleDisplacement, VacancyHop
 from diffmd_ase.sampling.path import PathIndependence, ReversePaths
 from diffmd_ase.sampling.run import advance
-from diffmd_ase.testing import Prescribed, assert_zscore, check_kernel, check_kernel_exact, zscores
-from diffmd_ase.testing.mutants import MUTANTS, KeptMomenta, forward_drift
-from diffmd_ase.testing.targets import CASES, Case
+from diffmd_ase.testing import Prescribed, check_kernel, check_kernel_exact, zscores
+from diffmd_ase.testing.mutants import (
+    MUTANTS,
+    KeptMomenta,
+    NotRepeated,
+    Rebuilt,
+    StaleEnergy,
+    Unadjusted,
+    forward_drift,
+)
+from diffmd_ase.testing.targets import CASES, Case, Scaled
 
 WARMER = 1.25  # of the second temperature
 
@@ -215,3 +224,182 @@ class TestGrid:
         """Pure, restartable, walkers independent, whatever the kernel."""
         case = case_of("LJ dimer")
         check_kernel((EXACT | CLUSTERS)[name](case), case.sample(4, 1), steps=12)
+
+
+RATIO = {"proposal ratio omitted", "proposal ratio of wrong sign", "half the proposal ratio"}
+WEAKER = {"every proposal accepted", "rejected states not repeated", "stale energy after rejection"}
+FORCES = {"stale drift after rejection"}
+EXISTING = dict.fromkeys(EXACT, RATIO | WEAKER | FORCES) | {
+    # symmetric proposals, without forces
+    "displacement": WEAKER,
+    "displacement of one atom": WEAKER,
+    # proposals without forces
+    "hops": RATIO | WEAKER,
+    "independence by paths": RATIO | WEAKER,
+    # momenta that are new at each proposal hide the first kick of the inner kernel
+    "delayed acceptance around HMC": RATIO | WEAKER,
+}
+MUTATED = [
+    (name, mutant)
+    for name in EXACT
+    for mutant in MUTANTS
+    if mutant in EXISTING[name] and name not in ("mixture", "sequence")
+]
+
+
+def killed(name, mutant, n=None):
+    """Largest |z| of 20 observables that the mutant of a kernel gives, ∞ if it escapes."""
+    case = case_of("LJ dimer" if name == "hops" else "gaussian")
+    if name.startswith("delayed"):  # so poor that there is something to reject
+        case = replace(case, surrogate=Scaled(case.target, 0.5))
+    few = mutant in (NotRepeated, Rebuilt)
+    n = n or (8_000 if few else 100_000 if name == "hops" else 40_000)
+    z = zscores(mutant(EXACT[name](case)), case, n=n, steps=6)
+    return float(np.abs(np.nan_to_num(z, nan=np.inf)).max())
+
+
+class TestMutants:
+    """Without these the grid proves nothing. Rebuilt, without a bug, it passes."""
+
+    @pytest.mark.parametrize("mutant", MUTANTS)
+    def test_mala(self, mutant):
+        assert killed("MALA", MUTANTS[mutant]) > 5
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name, mutant", [m for m in MUTATED if m[0] != "MALA"])
+    def test_every_kernel(self, name, mutant):
+        assert killed(name, MUTANTS[mutant]) > 5
+
+    @pytest.mark.parametrize("name", EXACT)
+    def test_without_a_bug(self, name):
+        assert killed(name, Rebuilt, n=3_000) < 5
+
+    @pytest.mark.parametrize("name", ["MALA", "MALA, conservative drift", "MALA of three steps"])
+    def test_drift_at_the_wrong_point(self, name):
+        assert killed(name, forward_drift) > 5
+
+    def test_momenta_not_reversed(self):
+        assert killed("GHMC", KeptMomenta) > 5
+
+    def test_delayed_acceptance_with_a_stale_surrogate(self):
+        """A rejected proposal's surrogate energy is kept."""
+        assert killed("delayed acceptance", StaleSurrogate) > 5
+
+    def test_every_exchange_accepted(self):
+        cases = [case_of("double well"), case_of("double well", WARMER * 0.7)]
+        z = zscores(AlwaysSwaps(exchange(cases)(20_000)), cases, n=20_000)
+        assert (np.abs(z).max(1) > 5).all()
+
+
+class StaleSurrogate(StaleEnergy):
+    def kept(self, state, accepted, proposed):
+        extra = state.extra | {"surrogate": proposed.extra["surrogate"]}
+        return replace(state, extra=extra)
+
+
+class AlwaysSwaps(Rebuilt):
+    def step(self, state, noise):
+        return self.kernel.step(state, Prescribed(noise, uniform={0x20: 0.0}))
+
+
+class TestPhysicalValidation:
+    """The ratio of the energy distributions at two temperatures (Shirts, J. Chem. Theory
+    Comput. 9, 909 (2013)), by the authors' code."""
+
+    @staticmethod
+    def quantile(make, kT_told=None):
+        """Deviation of the slope from that of the Boltzmann law, in standard errors."""
+        data = []
+        for number, factor in enumerate((1.0, WARMER)):
+            case = case_of("double well", 0.7 * factor)
+            kernel, noise = make(case), Noise(7 + number)
+            state = kernel.init(case.sample(60_000, 31 + number))
+            for _ in range(4):
+                state, _ = advance(kernel, state, noise)
+            temperature = kT_told[number] if kT_told else case.kT
+            data.append(simulation_data(state.energy.numpy(), temperature))
+        (quantile,) = ensemble.check(
+            *data, total_energy=False, data_is_uncorrelated=True, bootstrap_repeats=50,
+            bootstrap_seed=1, verbosity=0,
+        )  # fmt: skip
+        return abs(quantile)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", EXACT)
+    def test_exact(self, name):
+        assert self.quantile(EXACT[name]) < 3
+
+    @pytest.mark.slow
+    def test_it_can_fail(self):
+        """A step without acceptance, and a temperature that is not the one told."""
+        assert self.quantile(lambda case: Unadjusted(displacement_of(case))) > 3
+        assert self.quantile(mala, kT_told=(0.7, 0.7 * WARMER * 1.05)) > 3
+
+
+def displacement_of(case):
+    return EXACT["displacement"](case)
+
+
+def simulation_data(energy, kT):
+    units = physical_validation.data.UnitData(
+        kb=1.0, energy_str="eV", energy_conversion=1.0, length_str="A", length_conversion=1.0,
+        volume_str="A^3", volume_conversion=1.0, temperature_str="eV", temperature_conversion=1.0,
+        pressure_str="eV/A^3", pressure_conversion=1.0, time_str="1", time_conversion=1.0,
+    )  # fmt: skip
+    return physical_validation.data.SimulationData(
+        units=units,
+        ensemble=physical_validation.data.EnsembleData("NVT", natoms=1, volume=1.0, temperature=kT),
+        observables=physical_validation.data.ObservableData(potential_energy=energy),
+    )
+
+
+class TestBlackjax:
+    """Chains of another code, from the same start far from equilibrium, step by step."""
+
+    @pytest.mark.parametrize("h, same", [(0.12, True), (0.16, False)])
+    def test_mala(self, h, same):
+        """Acceptance of each step and moments after it; at a step size a third larger not."""
+        case = case_of("double well")
+        start = torch.tensor([[-0.9, 0.6, 0.3]]).expand(20_000, 1, 3)
+        ours = chain_here(case, start, case.h, steps=6)
+        theirs = chain_blackjax(start[:, 0].numpy(), h, case.kT, steps=6)
+        z = two_samples(ours, theirs)
+        assert np.abs(z).max() < 4.5 if same else np.abs(z).max() > 10
+
+
+def chain_here(case, start, h, steps):
+    kernel = Metropolis(EulerMaruyama(case.target, kT=case.kT, h=h))
+    state, rows = kernel.init(start), []
+    for _ in range(steps):
+        state, info = kernel.step(state, Noise(3))
+        alpha = info.log_ratio.clamp(max=0.0).exp().numpy()
+        rows.append(moments(alpha, state.x[:, 0].numpy()))
+    return np.stack(rows)
+
+
+def chain_blackjax(start, h, kT, steps):
+    """`DoubleWell` of the case as a log density in jax."""
+    jax, blackjax = pytest.importorskip("jax"), pytest.importorskip("blackjax")
+
+    def log_density(q):
+        x, y, z = q
+        return -(1.6 * (x * x - 1.0) ** 2 + 1.25 * (y * y + z * z)) / kT
+
+    kernel = blackjax.mala(log_density, step_size=h)
+    states = jax.vmap(kernel.init)(jax.numpy.asarray(start, dtype="float32"))
+    step, rows = jax.jit(jax.vmap(kernel.step)), []
+    for key in jax.random.split(jax.random.key(11), steps):
+        states, info = step(jax.random.split(key, len(start)), states)
+        rows.append(moments(np.asarray(info.acceptance_rate), np.asarray(states.position)))
+    return np.stack(rows).astype(float)
+
+
+def moments(alpha, q):
+    """(8, n): acceptance, means and squares of the coordinates, and the side of the barrier."""
+    return np.stack((alpha, *q.T, *(q.T**2), q[:, 0] > 0.0))
+
+
+def two_samples(a, b):
+    variance = a.var(-1) / a.shape[-1] + b.var(-1) / b.shape[-1]
+    # nobody has crossed yet: nothing to compare
+    return (a.mean(-1) - b.mean(-1)) / np.sqrt(np.maximum(variance, 1e-12))

@@ -383,7 +383,7 @@ def _same(a, b) -> bool:
         return all(map(_same, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return a is None and b is None or a == b
+    return (a is None and b is None) or a == b
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
