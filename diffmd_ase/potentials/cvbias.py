@@ -33,6 +33,12 @@ class CVBias(Potential):
         energy, slope = self.bias(s)
         return Evaluation(energy.to(x.dtype), back(-slope).to(x.dtype))
 
+    def describe(self, x: Tensor) -> dict[str, Tensor]:
+        """The variables at positions x by name, and ``bias`` (eV), each (*batch)."""
+        s = self.cv(x)
+        said = dict(zip(self.cv.names, s.unbind(-1), strict=True))
+        return said | {"bias": self.bias(s)[0]}
+
 
 def per_variable(cv: CV, value, name: str, *, positive: bool = False) -> Tensor:
     """``value`` as (d,) float64; a number counts for every variable.

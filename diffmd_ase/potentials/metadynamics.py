@@ -160,8 +160,7 @@ class Metadynamics(CVBias):
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """What a COLVAR line says of positions x: the variables, ``bias`` and, on a grid,
         ``rbias`` and ``rct`` (eV), each (*batch)."""
-        s = self.cv(x)
-        said = dict(zip(self.cv.names, s.unbind(-1), strict=True)) | {"bias": self.bias(s)[0]}
+        said = super().describe(x)
         if isinstance(self._hills, HillGrid):
             rct = self.rct.expand(said["bias"].shape)
             said |= {"rbias": said["bias"] - rct, "rct": rct}
