@@ -1,0 +1,66 @@
+"""Files of a run that goes on: lengths at a checkpoint, and cutting back to them."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["cut_back", "lengths", "refuse_existing"]
+
+_TAIL = 1024  # bytes that must be the same where a file is cut
+
+
+def lengths(folder: str | Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Byte length of each file, and a checksum of its last bytes; files that exist only."""
+    found = {}
+    for name in sorted(names):
+        path = Path(folder, name)
+        if path.is_file():
+            size = path.stat().st_size
+            found[name] = [size, _checksum(path, size)]
+    return found
+
+
+def cut_back(folder: str | Path, saved: dict[str, list[int]], names: Iterable[str] = ()) -> None:
+    """Remove what was written after ``saved = lengths(...)`` was taken.
+
+    A file that does not hold the saved bytes is one that PLUMED writes anew each time (a
+    grid, a state) and is left alone. Files in ``names`` that did not exist then are emptied.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : a file is missing, or shorter than it was
+    """
+    for name, (size, checksum) in saved.items():
+        path = Path(folder, name)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: written before the checkpoint, and now missing")
+        now = path.stat().st_size
+        if now < size:
+            raise ValueError(
+                f"{path} has {now} bytes, {size} at the checkpoint: it was replaced or edited; "
+                "bring the file of the run back, or start a new run elsewhere"
+            )
+        if now > size and _checksum(path, size) == checksum:
+            os.truncate(path, size)
+    for name in set(names) - set(saved):
+        if Path(folder, name).is_file():
+            os.truncate(Path(folder, name), 0)
+
+
+def refuse_existing(folder: str | Path, names: Iterable[str]) -> None:
+    """Raise ``FileExistsError`` if one of the files is there."""
+    there = [name for name in sorted(names) if Path(folder, name).exists()]
+    if there:
+        raise FileExistsError(
+            f"{', '.join(there)} in {os.path.abspath(folder)} would be overwritten: restart that "
+            "run (restart=True), remove them, or choose another directory"
+        )
+
+
+def _checksum(path: Path, size: int) -> int:
+    with open(path, "rb") as file:
+        file.seek(max(0, size - _TAIL))
+        return zlib.crc32(file.read(min(size, _TAIL)))
