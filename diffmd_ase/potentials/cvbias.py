@@ -33,6 +33,11 @@ class CVBias(Potential):
         energy, slope = self.bias(s)
         return Evaluation(energy.to(x.dtype), back(-slope).to(x.dtype))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what `describe` says."""
+        return (*self.cv.names, "bias")
+
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """The variables at positions x by name, and ``bias`` (eV), each (*batch)."""
         s = self.cv(x)
@@ -46,11 +51,11 @@ def per_variable(cv: CV, value, name: str, *, positive: bool = False) -> Tensor:
     Raises ``ValueError`` for another shape, for what is not finite, or not positive if asked.
     """
     given = torch.as_tensor(value, dtype=torch.float64)
-    if given.ndim > 1 or given.ndim and len(given) != len(cv):
+    if given.ndim > 1 or (given.ndim and len(given) != len(cv)):
         raise ValueError(
             f"{name}={value} must be a number or one for each of {', '.join(cv.names)}"
         )
-    if not torch.isfinite(given).all() or positive and not (given > 0).all():
+    if not torch.isfinite(given).all() or (positive and not (given > 0).all()):
         kind = "positive" if positive else "finite"
         raise ValueError(f"{name}={value} must be {kind}")
     return given.expand(len(cv)).clone()

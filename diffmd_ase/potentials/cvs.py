@@ -256,9 +256,7 @@ class Coordination(CV):
         self.system, self.names, self.domains, self.plumed_units = system, (name,), (None,), (1.0,)
         self.r_0, self.d_0, self.nn, self.mm = r_0, d_0, nn, mm
         a, b = _check_atoms(system, group_a), _check_atoms(system, group_b or group_a)
-        pairs = [
-            (i, j) for k, i in enumerate(a) for j in (b if group_b else a[k + 1 :]) if i != j
-        ]
+        pairs = [(i, j) for k, i in enumerate(a) for j in (b if group_b else a[k + 1 :]) if i != j]
         if not pairs:
             raise ValueError(f"no pair of different atoms between {group_a} and {group_b}")
         self._pairs = _Vectors(system, *np.array(pairs).T)
@@ -423,7 +421,9 @@ class Function(CV):
         self.domains = (None,) * d if domains is None else tuple(domains)
         self.plumed_units = (1.0,) * d if plumed_units is None else tuple(plumed_units)
         if len(self.domains) != d or len(self.plumed_units) != d:
-            raise ValueError(f"{domains=} and {plumed_units=} must have one entry for each of {names}")
+            raise ValueError(
+                f"{domains=} and {plumed_units=} must have one entry for each of {names}"
+            )
 
     def vjp(self, x):
         leaf = self.checked(x).requires_grad_()

@@ -42,7 +42,7 @@ class Kernels:
         self._difference = cv.difference
         self.centres, self.sigmas, self.heights = np.empty((0, d)), np.empty((0, d)), np.empty(0)
         self._total = 0.0  # of the sum at the centres of all kernels
-        self._copy: tuple[Tensor, Tensor, Tensor] | None = None
+        self._copy: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.heights)

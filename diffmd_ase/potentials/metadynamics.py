@@ -94,22 +94,21 @@ class Metadynamics(CVBias):
         self.walkers, self.timestep_ps = walkers, timestep_ps
         self.sigma = per_variable(self.cv, sigma, "sigma", positive=True)
         self._hills: Hills = (
-            HillList(self.cv, self.sigma)
-            if grid is None
-            else HillGrid(self.cv, self.sigma, grid)
+            HillList(self.cv, self.sigma) if grid is None else HillGrid(self.cv, self.sigma, grid)
         )
         self._deposits: list[tuple[Tensor, Tensor]] = []  # centres (W, m, d), heights (W, m)
         self._ids: list[int] | None = None  # of independent walkers, once there are any
         self._files: dict[int, PlumedFile] = {}
-        self._path, self._unread = file, None
+        self._path = file
+        self._unread: str | None = None
         self._start_files(restart)
 
     def bias(self, s):
         self._check_read()
         if self._ids is not None and len(self._ids) > 1 and s.shape[-2:-1] != (len(self._ids),):
             raise ValueError(
-                f"{len(self._ids)} walkers have biases of their own, but the values of the "
-                f"variables are {tuple(s.shape)}: expected (*batch, {len(self._ids)}, {len(self.cv)})"
+                f"{len(self._ids)} walkers have biases of their own, but the variables are "
+                f"{tuple(s.shape)}: expected (*batch, {len(self._ids)}, {len(self.cv)})"
             )
         return self._hills(s)
 
@@ -156,6 +155,11 @@ class Metadynamics(CVBias):
         """``F(s) = -γ/(γ - 1) V(s)`` in eV, up to a constant."""
         factor = 1.0 if self.biasfactor is None else self.biasfactor / (self.biasfactor - 1.0)
         return -factor * self.bias(s)[0]
+
+    @property
+    def columns(self):
+        more = ("rbias", "rct") if isinstance(self._hills, HillGrid) else ()
+        return (*super().columns, *more)
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """What a COLVAR line says of positions x: the variables, ``bias`` and, on a grid,
@@ -324,8 +328,8 @@ class Metadynamics(CVBias):
         gamma = -1.0 if self.biasfactor is None else self.biasfactor
         if not np.allclose(rows[..., -1], gamma):
             raise ValueError(f"the hills in {self._path} have another bias factor than {gamma}")
-        _, sizes = np.unique(rows[0, :, 0], return_counts=True)
-        sizes = [n for size in sizes.tolist() for n in _in_blocks(size)]
+        _, counts = np.unique(rows[0, :, 0], return_counts=True)
+        sizes = [n for count in counts.tolist() for n in _in_blocks(count)]
         centres = torch.from_numpy(rows[..., 1 : d + 1] / unit)
         heights = torch.from_numpy(rows[..., -2] / self._scale)
         self._replay(centres, heights, sizes, "cpu")

@@ -26,7 +26,7 @@ from torch import Tensor
 from .cvbias import CVBias, per_variable
 from .cvs import CV
 from .kernel_density import Kernels
-from .plumed_files import KJ_PER_MOL, PlumedFile, domain_constants
+from .plumed_files import PlumedFile, domain_constants
 
 __all__ = ["OPES", "OPESExplore"]
 
@@ -150,10 +150,14 @@ class _OPES(CVBias):
         return (1.0 + self._sums[0]) ** 2 / (1.0 + self._sums[1])
 
     @property
-    def kernels(self) -> tuple[Tensor, Tensor, Tensor]:
+    def kernels(self) -> tuple[Tensor, ...]:
         """Centres (n, d), sigmas (n, d) and heights (n,) of the compressed kernels."""
         k = self._kernels
         return tuple(torch.from_numpy(a.copy()) for a in (k.centres, k.sigmas, k.heights))
+
+    @property
+    def columns(self):
+        return (*super().columns, "rct", "zed", "neff", "nker")
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """What a COLVAR line says of positions x: the variables and ``bias`` (eV), ``rct``,

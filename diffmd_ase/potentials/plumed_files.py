@@ -87,7 +87,7 @@ class PlumedFile:
 
 def domain_constants(cv: CV) -> dict[str, str]:
     """``min_NAME`` and ``max_NAME`` of the periodic variables, in PLUMED's units."""
-    constants = {}
+    constants: dict[str, str] = {}
     for name, domain, unit in zip(cv.names, cv.domains, cv.plumed_units, strict=True):
         if domain is not None:
             low, high = (_number(unit * limit) for limit in domain)
