@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["cut_back", "lengths", "refuse_existing"]
+from .script import Line
+
+__all__ = ["cut_back", "lengths", "refuse_empty", "refuse_existing"]
 
 _TAIL = 1024  # bytes that must be the same where a file is cut
 
@@ -58,6 +60,22 @@ def refuse_existing(folder: str | Path, names: Iterable[str]) -> None:
             f"{', '.join(there)} in {os.path.abspath(folder)} would be overwritten: restart that "
             "run (restart=True), remove them, or choose another directory"
         )
+
+
+def refuse_empty(folder: str | Path, script: Sequence[Line]) -> None:
+    """Raise ``ValueError`` where OPES would restart from nothing: PLUMED crashes on that."""
+    for line in script:
+        if not line.name.startswith("OPES_"):
+            continue
+        default = "DELTAFS" if line.name == "OPES_EXPANDED" else "KERNELS"
+        name = line.keywords.get("STATE_RFILE") or line.keywords.get("FILE", default)
+        path = Path(folder, name)
+        rows = path.read_text().splitlines() if path.is_file() else []
+        if all(row.startswith("#!") for row in rows):
+            raise ValueError(
+                f"{path} holds nothing for {line.name} (line {line.number}) to go on from: it had "
+                "not learned yet; start a new run"
+            )
 
 
 def _checksum(path: Path, size: int) -> int:

@@ -19,7 +19,7 @@ from diffmd_ase.system import System
 from . import kernel as kernels
 from .check import PlumedInputError, check_input
 from .driver import Driver
-from .files import cut_back, lengths, refuse_existing
+from .files import cut_back, lengths, refuse_empty, refuse_existing
 from .plan import actions_of, plan
 from .script import read_lines
 
@@ -98,6 +98,7 @@ class PlumedPotential(Potential):
         }
         checked = check_input(input, len(system), directory=self.directory, **self._settings)
         self._source = read_lines(input)
+        self._script = checked.script
         self._lines, self._files = checked.lines, checked.files
         self._plan = plan(actions_of(checked.log), checked.script)
         self.needs_base = checked.needs_energy
@@ -346,6 +347,8 @@ class PlumedPotential(Potential):
         for folder in folders:
             path = self.directory / folder
             path.mkdir(parents=True, exist_ok=True)
+            if self._restart:
+                refuse_empty(path, self._script)
             driver = Driver(
                 len(self.system),
                 self._lines,

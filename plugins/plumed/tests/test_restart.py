@@ -210,6 +210,17 @@ def test_refusals(tmp_path):
         bias(lines, tmp_path, restart=True).restore(saved, X, 20)
 
 
+@pytest.mark.parametrize("name", ["OPES_METAD", "OPES_EXPANDED"])
+def test_restart_from_nothing_is_refused(name, tmp_path):
+    """PLUMED would crash on an empty file."""
+    lines = [*CV, EXACT[name], PRINT]
+    first = bias(lines, tmp_path)
+    saved = first.checkpoint()
+    first.finalize()
+    with pytest.raises(ValueError, match=f"nothing for {name}.*start a new run"):
+        bias(lines, tmp_path, restart=True).restore(saved, X, 0)
+
+
 def test_continue_on_hills_without_checkpoint(tmp_path):
     """restart=True alone: the hills there are act at once."""
     lines = [*CV, EXACT["METAD"], PRINT]
