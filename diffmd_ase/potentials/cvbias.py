@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Evaluation, Potential
-from .cvs import CV, join
+from .cv_base import CV, join
 
 __all__ = ["CVBias", "per_variable"]
 

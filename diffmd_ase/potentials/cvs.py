@@ -10,16 +10,14 @@ Values are those of the PLUMED actions of the same names (Tribello et al., Compu
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
-from ase.geometry import minkowski_reduce
 from torch import Tensor
 
 from ..system import System
+from .cv_base import CV, Domain, Vectors, check_atoms, join, names_of, rows_of
 
 __all__ = [
     "CV",
@@ -34,102 +32,14 @@ __all__ = [
     "join",
 ]
 
-Pullback = Callable[[Tensor], Tensor]
-Domain = tuple[float, float] | None
 NM = 0.1  # nm in an Å
-
-
-class CV(ABC):
-    """``d`` functions of the positions of one system.
-
-    Attributes
-    ----------
-    system : atoms, cell and pbc
-    names : d names, columns of files
-    domains : (min, max) of each periodic variable, None for the others
-    plumed_units : d factors from the units here to those of PLUMED
-    """
-
-    system: System
-    names: tuple[str, ...]
-    domains: tuple[Domain, ...]
-    plumed_units: tuple[float, ...]
-
-    @abstractmethod
-    def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Values s (*batch, d) at x, and the map ``g -> Σ_i g_i ds_i/dx``,
-        (*batch, d) to (*batch, N, 3); both float64, without a graph."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Values (*batch, d), float64."""
-        return self.vjp(x)[0]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def checked(self, x: Tensor) -> Tensor:
-        """``x`` in float64, if its shape is that of the system."""
-        if x.shape[-2:] != (len(self.system), 3):
-            raise ValueError(
-                f"positions {tuple(x.shape)} do not fit the {len(self.system)} atoms of the "
-                f"variables {', '.join(self.names)}: expected (*batch, {len(self.system)}, 3)"
-            )
-        return x.detach().double()
-
-    @cached_property
-    def _periods(self) -> Tensor:
-        widths = [math.inf if d is None else d[1] - d[0] for d in self.domains]
-        return torch.tensor(widths, dtype=torch.float64)
-
-    def difference(self, s: Tensor, origin: Tensor) -> Tensor:
-        """``s - origin``, along the shortest way for periodic variables."""
-        return shortest(s - origin, self._periods.to(s.device))
-
-
-def shortest(difference: Tensor, periods: Tensor) -> Tensor:
-    """``difference`` (…, d) brought into half a period about zero; infinite: left alone."""
-    return difference - (difference / periods).round() * periods.nan_to_num(posinf=0.0)
-
-
-def join(cvs: CV | Sequence[CV]) -> CV:
-    """One `CV` of several, in order; its values are theirs, one after the other.
-
-    Raises ``ValueError`` for none, for different systems, and for a name used twice.
-    """
-    parts = (cvs,) if isinstance(cvs, CV) else tuple(cvs)
-    if not parts:
-        raise ValueError("no collective variable was given: give at least one")
-    if len(parts) == 1:
-        return parts[0]
-    return _Joined(parts)
-
-
-class _Joined(CV):
-    def __init__(self, parts: tuple[CV, ...]):
-        self.parts, self.system = parts, parts[0].system
-        if any(part.system != self.system for part in parts):
-            raise ValueError("the collective variables belong to different systems")
-        self.names = sum((p.names for p in parts), ())
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"two variables have one name in {self.names}: give name= to each")
-        self.domains = sum((p.domains for p in parts), ())
-        self.plumed_units = sum((p.plumed_units for p in parts), ())
-
-    def vjp(self, x):
-        values, pulls = zip(*(part.vjp(x) for part in self.parts), strict=True)
-        widths = [len(part) for part in self.parts]
-
-        def back(g):
-            return sum(pull(part) for pull, part in zip(pulls, g.split(widths, -1), strict=True))
-
-        return torch.cat(values, -1), back
 
 
 class Position(CV):
     """A Cartesian component of an atom, ``s = x[atom, axis]``, not wrapped into the cell."""
 
     def __init__(self, system: System, atom: int, axis: int, *, name: str | None = None):
-        _check_atoms(system, [atom])
+        check_atoms(system, [atom])
         if axis not in (0, 1, 2):
             raise ValueError(f"{axis=} must be 0, 1 or 2")
         self.system, self.atom, self.axis = system, atom, axis
@@ -151,10 +61,10 @@ class Distance(CV):
     """``s = |r_b - r_a|`` in Å of one pair of atoms, or of each of n pairs (n, 2)."""
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
-        self.system, self._atoms = system, _rows(system, atoms, 2)
-        self.names = _names("d", self._atoms, name)
+        self.system, self._atoms = system, rows_of(system, atoms, 2)
+        self.names = names_of("d", self._atoms, name)
         self.domains, self.plumed_units = (None,) * len(self.names), (NM,) * len(self.names)
-        self._bonds = _Vectors(system, self._atoms[:, 0], self._atoms[:, 1])
+        self._bonds = Vectors(system, self._atoms[:, 0], self._atoms[:, 1])
 
     def vjp(self, x):
         x = self.checked(x)
@@ -167,11 +77,11 @@ class Angle(CV):
     """Angle in rad at the middle one of three atoms, ``cos s = u·v/(|u||v|)``; (3,) or (n, 3)."""
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
-        self.system, self._atoms = system, _rows(system, atoms, 3)
-        self.names = _names("a", self._atoms, name)
+        self.system, self._atoms = system, rows_of(system, atoms, 3)
+        self.names = names_of("a", self._atoms, name)
         self.domains, self.plumed_units = (None,) * len(self.names), (1.0,) * len(self.names)
         middle = np.tile(self._atoms[:, 1], 2)
-        self._arms = _Vectors(system, middle, self._atoms[:, [0, 2]].T.ravel())
+        self._arms = Vectors(system, middle, self._atoms[:, [0, 2]].T.ravel())
 
     def vjp(self, x):
         x = self.checked(x)
@@ -201,12 +111,12 @@ class Torsion(CV):
     """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
-        self.system, self._atoms = system, _rows(system, atoms, 4)
-        self.names = _names("t", self._atoms, name)
+        self.system, self._atoms = system, rows_of(system, atoms, 4)
+        self.names = names_of("t", self._atoms, name)
         self.domains = ((-math.pi, math.pi),) * len(self.names)
         self.plumed_units = (1.0,) * len(self.names)
         tails, heads = self._atoms[:, [1, 2, 2]].T.ravel(), self._atoms[:, [0, 1, 3]].T.ravel()
-        self._bonds = _Vectors(system, tails, heads)
+        self._bonds = Vectors(system, tails, heads)
 
     def vjp(self, x):
         x = self.checked(x)
@@ -255,11 +165,11 @@ class Coordination(CV):
             raise ValueError(f"{r_0=} must be positive, {d_0=} not negative, and 0 < {nn=} < {mm=}")
         self.system, self.names, self.domains, self.plumed_units = system, (name,), (None,), (1.0,)
         self.r_0, self.d_0, self.nn, self.mm = r_0, d_0, nn, mm
-        a, b = _check_atoms(system, group_a), _check_atoms(system, group_b or group_a)
+        a, b = check_atoms(system, group_a), check_atoms(system, group_b or group_a)
         pairs = [(i, j) for k, i in enumerate(a) for j in (b if group_b else a[k + 1 :]) if i != j]
         if not pairs:
             raise ValueError(f"no pair of different atoms between {group_a} and {group_b}")
-        self._pairs = _Vectors(system, *np.array(pairs).T)
+        self._pairs = Vectors(system, *np.array(pairs).T)
 
     def vjp(self, x):
         x = self.checked(x)
@@ -306,9 +216,9 @@ class NativeContacts(CV):
         lam: float = 1.8,
         name: str = "q",
     ):
-        rows = _rows(system, pairs, 2)
+        rows = rows_of(system, pairs, 2)
         self.system, self.names, self.domains, self.plumed_units = system, (name,), (None,), (1.0,)
-        self._pairs = _Vectors(system, rows[:, 0], rows[:, 1])
+        self._pairs = Vectors(system, rows[:, 0], rows[:, 1])
         reference = torch.as_tensor(reference, dtype=torch.float64)
         if reference.shape == (len(system), 3):
             reference = self._pairs(reference).norm(dim=-1)
@@ -359,7 +269,7 @@ class RMSD(CV):
         weights=None,
         name: str = "rmsd",
     ):
-        chosen = _check_atoms(system, range(len(system)) if atoms is None else atoms)
+        chosen = check_atoms(system, range(len(system)) if atoms is None else atoms)
         self.system, self.names, self.domains, self.plumed_units = system, (name,), (None,), (NM,)
         reference = torch.as_tensor(reference, dtype=torch.float64)
         w = torch.ones(len(chosen)) if weights is None else torch.as_tensor(weights)
@@ -373,7 +283,7 @@ class RMSD(CV):
             raise ValueError("weights must not be negative, and one must be positive")
         self._atoms, self._w = torch.tensor(chosen), (w / w.sum())[:, None]
         self._reference = reference - (self._w * reference).sum(0)
-        self._links = _Vectors(system, chosen[:-1], chosen[1:])
+        self._links = Vectors(system, chosen[:-1], chosen[1:])
 
     def vjp(self, x):
         x = self.checked(x)
@@ -444,43 +354,6 @@ class Function(CV):
         return s.detach().double(), back
 
 
-class _Vectors:
-    """Shortest vectors ``x[heads] - x[tails]`` (*batch, n, 3), and forces on them taken back."""
-
-    def __init__(self, system: System, tails, heads):
-        self._ends = torch.from_numpy(np.concatenate((heads, tails)).astype(int))
-        self._n = len(tails)
-        self._cell = None
-        if system.periodic:
-            # in a reduced cell the shortest image is the wrapped one or next to it
-            cell, _ = minkowski_reduce(system.cell, system.pbc)
-            self._cell = torch.from_numpy(np.ascontiguousarray(cell))
-            self._pbc = torch.from_numpy(system.pbc.astype(float))
-            square = cell @ cell.T
-            skew = np.abs(square - np.diag(np.diag(square))).max() > 1e-12 * np.abs(square).max()
-            reach = [(-1, 0, 1) if skew and p else (0,) for p in system.pbc]
-            shifts = np.array(np.meshgrid(*reach)).reshape(3, -1).T
-            self._images = torch.from_numpy(shifts @ cell)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        ends = x.index_select(-2, self._ends.to(x.device))
-        r = ends[..., : self._n, :] - ends[..., self._n :, :]
-        if self._cell is None:
-            return r
-        cell = self._cell.to(x)
-        r = r - ((r @ torch.linalg.inv(cell)).round() * self._pbc.to(x)) @ cell
-        if len(self._images) > 1:
-            every = r[..., None, :] + self._images.to(x)
-            best = every.square().sum(-1).argmin(-1)[..., None, None]
-            r = every.take_along_dim(best, -2)[..., 0, :]
-        return r
-
-    def back(self, f: Tensor, x: Tensor) -> Tensor:
-        """Derivatives ``f`` with respect to the vectors, as derivatives at the atoms."""
-        both = torch.cat((f, -f), -2)
-        return torch.zeros_like(x).index_add_(-2, self._ends.to(x.device), both)
-
-
 def _best_rotation(M: Tensor) -> Tensor:
     """(…, 3, 3) R with largest ``tr(Rᵀ Σ_i w_i x_i y_iᵀ)``, from ``M = Σ_i w_i y_i x_iᵀ``."""
     m = M.flatten(-2).unbind(-1)
@@ -506,33 +379,3 @@ def _best_rotation(M: Tensor) -> Tensor:
         -1,
     ).unflatten(-1, (3, 3))
     return R
-
-
-def _check_atoms(system: System, atoms) -> list[int]:
-    chosen = [int(a) for a in atoms]
-    wrong = [a for a in chosen if not 0 <= a < len(system)]
-    if wrong:
-        raise ValueError(
-            f"atoms {wrong} are not in the system: expected 0 to {len(system) - 1} (they count "
-            "from 0, PLUMED's from 1)"
-        )
-    return chosen
-
-
-def _rows(system: System, atoms, width: int) -> np.ndarray:
-    rows = np.atleast_2d(np.asarray(atoms, dtype=int))
-    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
-        raise ValueError(f"atoms {np.shape(atoms)} must be ({width},) or (n, {width})")
-    _check_atoms(system, rows.ravel())
-    if any(len(set(row)) < width for row in rows.tolist()):
-        raise ValueError(f"atoms {rows.tolist()} must be different within a row")
-    return rows
-
-
-def _names(letter: str, rows: np.ndarray, name) -> tuple[str, ...]:
-    if name is None:
-        return tuple("_".join(map(str, (letter, *row))) for row in rows.tolist())
-    names = (name,) if isinstance(name, str) else tuple(name)
-    if len(names) != len(rows):
-        raise ValueError(f"{name=} must be {len(rows)} names")
-    return names

@@ -21,7 +21,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .cvs import CV
+from .cv_base import CV
 
 __all__ = ["Grid", "HillGrid", "HillList", "Hills", "hill"]
 

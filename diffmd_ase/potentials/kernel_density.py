@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cvs import CV
+from .cv_base import CV
 
 __all__ = ["Kernels"]
 

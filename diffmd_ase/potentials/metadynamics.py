@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cv_base import CV
 from .cvbias import CVBias, per_variable
-from .cvs import CV
 from .hills import Grid, HillGrid, HillList, Hills
-from .plumed_files import KJ_PER_MOL, PlumedFile, domain_constants
+from .plumed_writer import KJ_PER_MOL, PlumedFile, domain_constants
 
 __all__ = ["Metadynamics"]
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cv_base import CV
 from .cvbias import CVBias, per_variable
-from .cvs import CV
 from .kernel_density import Kernels
-from .plumed_files import PlumedFile, domain_constants
+from .plumed_writer import PlumedFile, domain_constants
 
 __all__ = ["OPES", "OPESExplore"]
 

@@ -7,7 +7,7 @@ import torch
 
 from .base import Potential
 from .cvbias import CVBias
-from .plumed_files import KJ_PER_MOL, PlumedFile, domain_constants
+from .plumed_writer import KJ_PER_MOL, PlumedFile, domain_constants
 
 __all__ = ["Recorded"]
 

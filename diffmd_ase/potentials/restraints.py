@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cv_base import CV
 from .cvbias import CVBias, per_variable
-from .cvs import CV
 
 __all__ = ["LowerWall", "MovingRestraint", "Restraint", "UpperWall"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cvs import CV
+from .cv_base import CV
 
 __all__ = ["KJ_PER_MOL", "PlumedFile", "domain_constants"]
 
