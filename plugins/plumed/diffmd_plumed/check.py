@@ -197,7 +197,7 @@ def _check_line(line: Line, *, kT, energy: float, charges) -> None:
         mine = kT * energy * ase_units.kJ / ase_units.mol / ase_units.kB
         if abs(temperature - mine) > 1e-2 * mine:
             raise PlumedInputError(
-                f"{place}: TEMP={temperature:g} K, but the run is at {mine:.4g} K (kT); remove TEMP",
+                f"{place}: TEMP={temperature:g} K, but kT is that of {mine:.4g} K; remove TEMP",
                 line.number,
             )
 

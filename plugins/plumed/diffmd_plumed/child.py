@@ -24,7 +24,7 @@ def main(case_path: str) -> int:
     case = json.loads(Path(case_path).read_text())
     lines, settings = case["lines"], case["settings"]
     settings["units"] = Units(**settings["units"])
-    report = open(Path(case_path).with_suffix(".out"), "w", buffering=1)  # noqa: SIM115
+    report = open(Path(case_path).with_suffix(".out"), "w", buffering=1)
     try:
         one_by_one(lines, settings, report)
         whole(lines, settings, case["positions"], report)

@@ -24,6 +24,7 @@ from .units import ASE_UNITS, Units
 __all__ = ["Driver", "Result"]
 
 LOG = "plumed.log"
+_FINALIZED = "this driver was finalized: make another one"
 _FORCE_OF = {"Value": "setValueForces", "ExtraCV": "setExtraCVForce"}
 # C++ exceptions arrive as these; PlumedError is a RuntimeError
 _ERRORS = (RuntimeError, ValueError, TypeError, OSError, MemoryError, OverflowError)
@@ -88,7 +89,7 @@ class Driver:
         self.directory = os.path.abspath(directory)
         self.log_path = os.path.join(self.directory, log)
         self._positions = np.zeros((self.natoms, 3))
-        self._forces, self._virial = np.zeros((self.natoms, 3)), np.zeros((3, 3))
+        self.forces, self.virial = np.zeros((self.natoms, 3)), np.zeros((3, 3))
         self._masses, self._charges = np.zeros(self.natoms), np.zeros(self.natoms)
         if masses is not None:
             self._fill(self._masses, masses, "masses")
@@ -126,28 +127,45 @@ class Driver:
             self.step = int(step)
         if energy is not None and not np.isfinite(energy):
             raise ValueError(f"{energy=} to be biased is not finite")
-        self._virial.fill(0.0)
         if forces is None:
-            self._forces.fill(0.0)
+            self.forces.fill(0.0)
         else:
-            self._fill(self._forces, forces, "forces")
-            base = self._forces.copy()
-        for value_force in self._values.values():
-            value_force[1].fill(0.0)
+            self._fill(self.forces, forces, "forces")
+        base = self.forces.copy()
+        bias = self._calculate(energy)
+        return Result(bias, self.forces - base, self.virial.copy())
+
+    def calculate(self, positions: np.ndarray, step: int) -> float:
+        """The bias, as `evaluate`, without its checks and copies.
+
+        For many walkers whose positions are known to be finite; `forces` and `virial` hold the
+        rest of the result until the next call.
+        """
+        self._positions[...] = positions
+        self.step = step
+        self.forces.fill(0.0)
+        return self._calculate(None)
+
+    def _calculate(self, energy: float | None) -> float:
+        if self._plumed is None:
+            raise RuntimeError(_FINALIZED)
+        cmd = self._plumed.cmd
+        self.virial.fill(0.0)
+        for _, force in self._values.values():
+            force.fill(0.0)
         self._fresh = False
         self._step[0] = self.step
         try:
-            self._cmd("setStepLong", self._step)
+            cmd("setStepLong", self._step)
             if energy is not None:
-                self._cmd("setEnergy", float(energy))
-            self._cmd("prepareCalc")
-            self._cmd("performCalcNoUpdate")
+                cmd("setEnergy", float(energy))
+            cmd("prepareCalc")
+            cmd("performCalcNoUpdate")
+            cmd("getBias", self._bias)
         except _ERRORS as error:
             raise RuntimeError(f"PLUMED failed at step {self.step}: {words(error)}") from error
-        self._cmd("getBias", self._bias)
         self._fresh = True
-        out = self._forces.copy()
-        return Result(float(self._bias[0]), out if forces is None else out - base, self._virial.copy())
+        return float(self._bias[0])
 
     def update(self) -> None:
         """Learn from, and print, what was evaluated last; once for each evaluation.
@@ -261,7 +279,7 @@ class Driver:
 
     def _cmd(self, key: str, value=None) -> None:
         if self._plumed is None:
-            raise RuntimeError("this driver was finalized")
+            raise RuntimeError(_FINALIZED)
         if value is None:
             self._plumed.cmd(key)
         else:
@@ -299,8 +317,8 @@ class Driver:
         if self.natoms == 0:  # PLUMED then knows none of these
             return
         self._cmd("setPositions", self._positions)
-        self._cmd("setForces", self._forces)
-        self._cmd("setVirial", self._virial)
+        self._cmd("setForces", self.forces)
+        self._cmd("setVirial", self.virial)
         self._cmd("setMasses", self._masses)
         self._cmd("setCharges", self._charges)
         if self._box is not None:

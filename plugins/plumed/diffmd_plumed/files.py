@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .script import Line
 
-__all__ = ["cut_back", "lengths", "refuse_empty", "refuse_existing"]
+__all__ = ["cut_back", "lengths", "refuse_empty", "refuse_existing", "refuse_too_many"]
 
 _TAIL = 1024  # bytes that must be the same where a file is cut
+_RESERVED = 64  # file descriptors left to everything else
 
 
 def lengths(folder: str | Path, names: Iterable[str]) -> dict[str, list[int]]:
@@ -76,6 +78,17 @@ def refuse_empty(folder: str | Path, script: Sequence[Line]) -> None:
                 f"{path} holds nothing for {line.name} (line {line.number}) to go on from: it had "
                 "not learned yet; start a new run"
             )
+
+
+def refuse_too_many(instances: int, each: int) -> None:
+    """Raise ``ValueError`` if instances with ``each`` files pass the limit of open files."""
+    needed = instances * each + _RESERVED
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > limit:
+        raise ValueError(
+            f"{instances} independent biases with {each} files each need {needed} open files, the "
+            f"limit is {limit}: raise it (ulimit -n {needed}), or use walkers='shared'"
+        )
 
 
 def _checksum(path: Path, size: int) -> int:

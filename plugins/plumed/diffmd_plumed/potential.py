@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffmd_ase.potentials.base import Evaluation, Potential
 from diffmd_ase.system import System
 
 from . import kernel as kernels
+from .bases import Bases, frames_of
 from .check import PlumedInputError, check_input
-from .driver import Driver
-from .files import cut_back, lengths, refuse_empty, refuse_existing
+from .driver import Driver, Result
+from .files import cut_back, lengths, refuse_empty, refuse_existing, refuse_too_many
 from .plan import actions_of, plan
 from .script import read_lines
 
 __all__ = ["PlumedPotential"]
 
 _WALKER = "walker"
-_RESERVED = 64  # file descriptors left to everything else
 
 
 class PlumedPotential(Potential):
@@ -107,7 +105,7 @@ class PlumedPotential(Potential):
         self._drivers: list[Driver] = []
         self._ids: list[int] = []
         self._values: dict[str, np.ndarray] = {}
-        self._bases: list[dict[bytes, tuple[float, np.ndarray]]] = []
+        self._bases = Bases()
         self._warned = False
         if self._plan.impure:
             warnings.warn(
@@ -135,34 +133,43 @@ class PlumedPotential(Potential):
                 f"positions {tuple(x.shape)} do not fit the {count} atoms of "
                 f"{self.system.formula}: expected (*batch, {count}, 3)"
             )
-        frames = _frames(x)
+        frames = frames_of(x)
         walkers = x.shape[-3] if x.ndim > 2 else 1
         self._require(walkers)
         energies = np.full(len(frames), np.nan)
         forces, virials = np.full(frames.shape, np.nan), np.full((len(frames), 3, 3), np.nan)
-        bases = self._remember(frames, base) if self.needs_base else None
-        for index in np.flatnonzero(np.isfinite(frames).all((1, 2))):
-            walker = int(index % walkers)
-            given = None if bases is None else bases[frames[index].tobytes()]
+        if self.needs_base:
+            self._bases.remember(frames, base)
+        for index in np.flatnonzero(np.isfinite(frames).all((1, 2))).tolist():
+            walker = index % walkers
+            driver = self._driver(walker)
             try:
-                value = self._evaluate(walker, frames[index], given)
+                if self.needs_base:
+                    energies[index], forces[index], _ = self._on_base(driver, frames[index])
+                    continue
+                energies[index] = driver.calculate(frames[index], self._step)
             except RuntimeError as error:
                 if "grid" not in str(error).lower():
                     raise RuntimeError(f"walker {self._name(walker)}: {error}") from error
                 self._warn_outside(walker, error)
                 continue
-            energies[index], forces[index], virials[index] = value
+            forces[index] = driver.forces
+            if stress:
+                virials[index] = driver.virial
         return Evaluation(
             x.new_tensor(energies).reshape(x.shape[:-2]),
             x.new_tensor(forces).reshape(x.shape),
             self._stress(x, virials) if stress else None,
         )
 
-    def _evaluate(self, walker: int, frame: np.ndarray, given):
+    def _driver(self, walker: int) -> Driver:
         driver = self._drivers[0 if self.walkers == "shared" else walker]
         if self._tagged:
             driver.set_extra(_WALKER, float(self._name(walker)))
-        energy, forces = (None, None) if given is None else given
+        return driver
+
+    def _on_base(self, driver: Driver, frame: np.ndarray) -> Result:
+        energy, forces = self._bases.of(frame)
         return driver.evaluate(frame, step=self._step, energy=energy, forces=forces)
 
     def _stress(self, x: Tensor, virials: np.ndarray) -> Tensor | None:
@@ -187,15 +194,17 @@ class PlumedPotential(Potential):
             raise ValueError(f"step {step} after step {self._step}: steps are completed once")
         if x.ndim > 3:
             raise ValueError(f"positions {tuple(x.shape)}: expected (N, 3) or (B, N, 3)")
+        if self.needs_base:
+            self._bases.settle(frames_of(x))
         if not self._plan.due(step):
             self._step = step
             return False
-        frames = _frames(x)
+        frames = frames_of(x)
         lost = np.flatnonzero(~np.isfinite(frames).all((1, 2)))
         if len(lost):
+            names = [self._name(walker) for walker in lost.tolist()]
             raise ValueError(
-                f"positions of walkers {[self._name(w) for w in lost]} are not finite at step "
-                f"{step}: nothing was deposited"
+                f"positions of walkers {names} are not finite at step {step}: nothing was deposited"
             )
         self._require(len(frames))
         if not self._begun:
@@ -218,18 +227,12 @@ class PlumedPotential(Potential):
         for walker in range(1 if self.walkers == "shared" else len(frames)):
             self._commit(walker, frames[walker])
 
-    def _commit(self, walker: int, frame: np.ndarray) -> dict[str, float]:
-        given = None
+    def _commit(self, walker: int, frame: np.ndarray) -> dict[str, float | np.ndarray]:
+        driver = self._driver(walker)
         if self.needs_base:
-            key = frame.tobytes()
-            given = next((known[key] for known in reversed(self._bases) if key in known), None)
-            if given is None:
-                raise ValueError(
-                    f"walker {self._name(walker)}: ENERGY is biased, and its energy at these "
-                    "positions is not known: evaluate model + bias at the positions first"
-                )
-        driver = self._drivers[0 if self.walkers == "shared" else walker]
-        self._evaluate(walker, frame, given)
+            self._on_base(driver, frame)
+        else:
+            driver.calculate(frame, self._step)
         row = {name: driver.get_value(name) for name in self._plan.values}
         driver.update()
         if driver.stopped and not self._warned:
@@ -276,6 +279,7 @@ class PlumedPotential(Potential):
             "input": self._digest(),
             "walkers": self._ids,
             "files": {f: lengths(self.directory / f, self._files) for f in folders},
+            "base": self._bases.checkpoint(),
             "inexact": self._plan.inexact,
         }
 
@@ -294,14 +298,13 @@ class PlumedPotential(Potential):
             raise ValueError(
                 "the PLUMED input is not that of the checkpoint: repeat it, or start a new run"
             )
-        frames = _frames(x)
+        frames = frames_of(x)
         for folder, files in saved["files"].items():
             cut_back(self.directory / folder, files, self._files)
         self._ids = list(saved["walkers"]) or list(range(len(frames)))
         self._open(self._ids)
         self._step = step
-        if self.needs_base:
-            raise ValueError("a bias on ENERGY cannot go on from a checkpoint: freeze it instead")
+        self._bases.restore(saved["base"])
         self._prime(frames)
         kernels.flush_files()
         # what the repeated step has printed is there already
@@ -343,7 +346,7 @@ class PlumedPotential(Potential):
         folders = ["."]
         if self.walkers == "independent":
             folders = [f"walker-{walker}" for walker in walkers]
-            self._check_descriptors(len(folders))
+            refuse_too_many(len(folders), len(self._files) + 1)
         for folder in folders:
             path = self.directory / folder
             path.mkdir(parents=True, exist_ok=True)
@@ -363,32 +366,6 @@ class PlumedPotential(Potential):
             for name in self._plan.values:
                 driver.watch(name)
 
-    def _check_descriptors(self, count: int) -> None:
-        needed = count * (len(self._files) + 1) + _RESERVED
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if needed > limit:
-            raise ValueError(
-                f"{count} independent biases with {len(self._files) + 1} files each need "
-                f"{needed} open files, the limit is {limit}: raise it (ulimit -n {needed}), or "
-                "use walkers='shared'"
-            )
-
-    def _remember(self, frames, base: Evaluation) -> dict[bytes, tuple[float, np.ndarray]]:
-        """Energies and forces of the base by position, of this call and the last but one."""
-        if base is None or base.energy is None:
-            raise ValueError("ENERGY is biased: add the bias to a potential with an energy")
-        energies = base.energy.detach().reshape(-1).double().cpu().numpy()
-        forces = _frames(base.forces)
-        known = {
-            frame.tobytes(): (float(energy), force)
-            for frame, energy, force in zip(frames, energies, forces, strict=True)
-        }
-        if not self._bases or known.keys() - self._bases[-1].keys():
-            # a rejected walker stays where it was: what is known of it is carried on
-            past = dict(list(self._bases[-1].items())[-4 * len(frames) :]) if self._bases else {}
-            self._bases = [past | known]
-        return known
-
     def _name(self, walker: int) -> int:
         return self._ids[walker] if walker < len(self._ids) else int(walker)
 
@@ -403,21 +380,13 @@ class PlumedPotential(Potential):
         return hashlib.sha256("\n".join((self.walkers, *self._source)).encode()).hexdigest()
 
 
-def _frames(x: Tensor) -> np.ndarray:
-    return x.detach().reshape(-1, *x.shape[-2:]).to("cpu", torch.float64).numpy()
-
-
 def _check_values(script) -> bool:
     """Whether the input asks for the number of the walker."""
     for line in script:
-        if line.name == "PUT" or (
-            line.name == "EXTRACV" and line.keywords.get("NAME") != _WALKER
-        ):
+        if line.name == "PUT" or (line.name == "EXTRACV" and line.keywords.get("NAME") != _WALKER):
             raise PlumedInputError(
                 f"line {line.number} of the input, {line.text!r}: PlumedPotential passes atoms and "
                 f"EXTRACV NAME={_WALKER} only; values of your own go through Driver.set_value",
                 line.number,
             )
     return any(line.name == "EXTRACV" for line in script)
-
-

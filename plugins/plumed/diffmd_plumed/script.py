@@ -66,6 +66,7 @@ def parse(lines: Sequence[str]) -> list[Line]:
     """
     actions = []
     gathered: list[str] | None = None
+    start = 0
     for number, line in enumerate(lines, 1):
         tokens = _TOKEN.findall(line.split("#")[0])
         if gathered is not None:
@@ -124,6 +125,6 @@ def absolute_inputs(lines: Sequence[str], folder: str | Path) -> list[str]:
                 pattern = re.compile(rf"(?<!\S){re.escape(old)}(?!\S)")
                 if pattern.search(changed[place]):
                     new = f"{key}={os.path.abspath(path)}"
-                    changed[place] = pattern.sub(lambda _, new=new: new, changed[place])
+                    changed[place] = pattern.sub(new.replace("\\", r"\\"), changed[place])
                     break
     return changed

@@ -69,8 +69,9 @@ class TestPotential:
         potential = make(METAD)
         for step in range(1, 9):
             potential.update(x + 0.05 * torch.tensor(rng.normal(size=(6, 3))), step)
-        assert potential(x).forces.abs().max() > 1e-3
-        check_potential_with_steps(potential, x, 8)
+        beside = x + 0.3 * torch.tensor(rng.normal(size=(6, 3)))
+        assert potential(beside).forces.abs().max() > 1e-3
+        check_potential_with_steps(potential, beside, 8)
 
     def test_stress_and_forces_in_a_cell(self, make, x, rng):
         cell = np.diag([8.0, 9.0, 10.0]) + 0.3 * rng.normal(size=(3, 3))
@@ -89,7 +90,11 @@ class TestPotential:
         masses = rng.uniform(1, 50, atoms)
         system = System([1] * atoms, masses)
         x = torch.tensor(rng.normal(size=(atoms, 3)))
-        lines = [f"c: COM ATOMS=2-{atoms}", "d: DISTANCE ATOMS=1,c", "RESTRAINT ARG=d AT=0 KAPPA=50"]
+        lines = [
+            f"c: COM ATOMS=2-{atoms}",
+            "d: DISTANCE ATOMS=1,c",
+            "RESTRAINT ARG=d AT=0 KAPPA=50",
+        ]
         value = make(lines, system)(x)
         com = (masses[1:, None] * x.numpy()[1:]).sum(0) / masses[1:].sum()
         d = np.linalg.norm(x.numpy()[0] - com)
@@ -120,11 +125,24 @@ class TestPotential:
         bias = make(lines, system)
         sampler = Metropolis(EulerMaruyama(Harmonic(0.5, system=system) + bias, kT=KT, h=0.02))
         start = torch.zeros(2, 3, 3).double()
-        for state, _ in run(sampler, start, 10, noise=Noise(0)):
-            pass
+        *_, (state, _) = run(sampler, start, 10, noise=Noise(0))
         assert len(hills(bias)) == 10
         expected = Harmonic(0.5)(state.x).energy * ASE_UNITS.energy
         np.testing.assert_allclose(bias.values()["e"], expected, rtol=1e-10)
+
+    def test_energy_of_walkers_that_are_rejected_for_long(self, make):
+        """Nobody evaluates them again, and their hills need their energy."""
+        system = System([1] * 3, [1.0] * 3)
+        bias = make(["e: ENERGY", "m: METAD ARG=e SIGMA=1 HEIGHT=1 PACE=20"], system)
+        model = Harmonic(0.5, system=system)
+        x = torch.ones(2, 3, 3).double()
+        (model + bias)(x)
+        for step in range(1, 21):
+            (model + bias)(x + step)  # proposals
+            bias.update(x, step)
+        assert hills(bias)[:, 1].tolist() == pytest.approx([2.25 * ASE_UNITS.energy] * 2)
+        with pytest.raises(ValueError, match="not known: evaluate model"):
+            bias.update(x - 1, 40)
 
     def test_units_canary(self, make, x):
         """κ and r₀ in nm and kJ/mol; with UNITS in Å and eV; ENERGY in both."""
@@ -143,7 +161,9 @@ class TestPotential:
         system = System([6, 6], [12.0] * 2, np.diag([10.0] * 3), [False] * 3)
         x = torch.tensor([[0.0, 0, 0], [9.0, 0, 0]])
         lines = [CVS[0], "RESTRAINT ARG=d AT=0 KAPPA=1 SLOPE=0"]
-        assert float(make(lines, system)(x).energy) == pytest.approx(0.5 * 0.81 / 96.48533, rel=1e-6)
+        assert float(make(lines, system)(x).energy) == pytest.approx(
+            0.5 * 0.81 / 96.48533, rel=1e-6
+        )
 
     def test_working_directory_is_left_alone(self, make, x):
         before = os.getcwd()
@@ -473,5 +493,3 @@ def test_committor_asks_to_stop(make, x):
     with pytest.warns(UserWarning, match="PLUMED asks to stop"):
         potential.update(x, 1)
     assert potential.stopped
-
-

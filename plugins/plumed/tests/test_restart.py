@@ -33,6 +33,7 @@ EXACT = {
     "OPES_METAD": "b: OPES_METAD ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
     "OPES_METAD_EXPLORE": "b: OPES_METAD_EXPLORE ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
     "OPES_EXPANDED": "b: OPES_EXPANDED ARG=ec.* PACE=5 OBSERVATION_STEPS=1 PRINT_STRIDE=1",
+    "METAD of ENERGY": "e: ENERGY\nb: METAD ARG=e SIGMA=1 HEIGHT=1 PACE=5",
     "MOVINGRESTRAINT": "b: MOVINGRESTRAINT ARG=d AT0=0.1 AT1=0.2 KAPPA0=100 STEP0=0 STEP1=50",
 }
 
@@ -88,9 +89,7 @@ def test_continued_is_uninterrupted(name, walkers, cut, tmp_path):
     second.restore(saved, state.x, state.step)
     rest = [s.energy for s, _ in run(kernel_of(second), state, STEPS - cut, noise=Noise(3))]
     second.finalize()
-    torch.testing.assert_close(
-        torch.stack(rest), torch.stack(energies[cut:]), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(torch.stack(rest), torch.stack(energies[cut:]), rtol=0, atol=1e-12)
     assert float((torch.stack(energies) - energies[0]).abs().max()) > 1e-3
     check_same_files(tmp_path / "two", tmp_path / "one")
 
@@ -138,7 +137,9 @@ SCRIPT = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("name", ["METAD, grid", "OPES_METAD"])
+@pytest.mark.parametrize(
+    "name", ["METAD, grid", pytest.param("OPES_METAD", marks=pytest.mark.slow)]
+)
 def test_kill_9(name, tmp_path):
     script = "from dataclasses import replace\n" + SCRIPT
 
