@@ -18,6 +18,7 @@ import time
 
 import numpy as np
 import torch
+from ase import units
 from diffmd_plumed.torch_cvs import PlumedCVPotential
 from plumed_walkers import ATOMS, INPUT, KT, one_each
 
@@ -27,7 +28,6 @@ from diffmd_ase.potentials.hills import Grid
 from diffmd_ase.potentials.metadynamics import Metadynamics
 from diffmd_ase.system import System
 
-KJ_PER_MOL = 0.010364269656262  # eV
 PHI_PSI = Torsion(
     System([6] * ATOMS, [1.0] * ATOMS), [[4, 6, 8, 14], [6, 8, 14, 16]], name=("phi", "psi")
 )
@@ -39,7 +39,7 @@ def in_torch(folder: str) -> Potential:
         PHI_PSI,
         kT=KT,
         sigma=0.35,
-        height=1.2 * KJ_PER_MOL,
+        height=1.2 * units.kJ / units.mol,
         biasfactor=10,
         pace=500,
         grid=Grid([90, 90]),

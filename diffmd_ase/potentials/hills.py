@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from ase import units
 from torch import Tensor
 
 from .cv_base import CV
@@ -272,7 +273,7 @@ class HillGrid(Hills):
 
 
 # eV: below 1e-7 kJ/mol PLUMED takes the slopes of a point for zero
-_FLAT = 1e-7 / 96.48533212331
+_FLAT = 1e-7 * units.kJ / units.mol
 
 
 def _limits(cv: CV, grid: Grid) -> Tensor:

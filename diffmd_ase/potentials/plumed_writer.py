@@ -15,12 +15,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+from ase import units
 
 from .cv_base import CV
 
 __all__ = ["KJ_PER_MOL", "PlumedFile", "domain_constants"]
 
-KJ_PER_MOL = 96.48533212331  # in one eV
+KJ_PER_MOL = units.mol / units.kJ  # in one eV
 
 
 class PlumedFile:

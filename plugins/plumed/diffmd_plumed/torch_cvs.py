@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffmd_ase.potentials.cvbias import CVBias
-from diffmd_ase.potentials.cvs import CV, join
+from diffmd_ase.potentials.cvs import CV
 
 from . import kernel as kernels
 from .check import PlumedInputError, check_input
