@@ -102,6 +102,7 @@ class Driver:
         self._put: dict[str, np.ndarray] = {}  # values by command: PLUMED copies them once a step
         self._data: dict[str, np.ndarray] = {}
         self._fresh = False  # an evaluation that was not learned from
+        self._told: int | None = None  # the step PLUMED knows, until it updates or fails
         self._plumed = kernels.new_instance(kernel)
         self._start(read_lines(input), kT, float(timestep), bool(restart), log)
         if box is not None:
@@ -155,9 +156,11 @@ class Driver:
         for _, force in self._values.values():
             force.fill(0.0)
         self._fresh = False
-        self._step[0] = self.step
+        told, self._told = self._told, None
         try:
-            cmd("setStepLong", self._step)
+            if told != self.step or energy is not None or self._put:
+                self._step[0] = self.step
+                cmd("setStepLong", self._step)
             for key, value in self._put.items():
                 cmd(key, value)
             if energy is not None:
@@ -167,7 +170,7 @@ class Driver:
             cmd("getBias", self._bias)
         except _ERRORS as error:
             raise RuntimeError(f"PLUMED failed at step {self.step}: {words(error)}") from error
-        self._fresh = True
+        self._fresh, self._told = True, self.step
         return float(self._bias[0])
 
     def update(self) -> None:
@@ -180,7 +183,7 @@ class Driver:
                 f"nothing was evaluated since the update at step {self.step}: call evaluate() "
                 "with the positions to learn from"
             )
-        self._fresh = False
+        self._fresh, self._told = False, None
         try:
             with kernels.working_directory(self.directory):
                 self._cmd("update")

@@ -200,8 +200,8 @@ class TestMemory:
         potential = make([*CVS, HILLS, COLVAR.replace("STRIDE=2", "STRIDE=6")])
         [driver] = potential._drivers
         steps = []
-        original = driver.evaluate
-        driver.evaluate = lambda *a, **k: (steps.append(potential._step), original(*a, **k))[1]
+        original = driver.calculate
+        driver.calculate = lambda *a: (steps.append(potential._step), original(*a))[1]
         for step in range(1, 13):
             potential.update(x, step)
         assert [s for s in steps if s > 0 and (s % 4 == 0 or s % 6 == 0)] == [4, 6, 8, 12]
