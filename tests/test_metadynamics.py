@@ -264,8 +264,10 @@ def test_bad_steps(tmp_path):
     bias = metadynamics(GRID, file=tmp_path / "HILLS")
     x = positions(0, 2)
     x[1, 1, 0] = 7.0
-    with pytest.raises(ValueError, match=r"b = 7 of walker 1 is outside the grid, from -6 to 6"):
-        bias(x)
+    with pytest.warns(UserWarning, match=r"b = 7 of walker 1 is outside the grid, from -6 to 6"):
+        energy, forces, _ = bias(x)
+    assert energy.isnan().tolist() == [False, True] and forces[1, 1, 0].isnan()
+    assert bias(x).energy.isnan().tolist() == [False, True]  # no second warning
     with pytest.raises(ValueError, match="outside the grid"):
         bias.update(x, 2)
     x[1, 1, 0] = math.nan

@@ -13,6 +13,7 @@ known before they are put down, and many walkers deposit one after the other in 
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ class Hills(ABC):
     @abstractmethod
     def blend(self, s: Tensor, gathered: Tensor) -> tuple[Tensor, Tensor]:
         """Bias (*batch) in eV and derivative (*batch, d) from what was gathered at s."""
+
+    def check(self, s: Tensor) -> None:  # noqa: B027  # a list of hills has no limits
+        """Raise ``ValueError`` where s (*batch, d) can have no hill."""
 
     @abstractmethod
     def influence(self, s: Tensor) -> Tensor:
@@ -142,7 +146,10 @@ class HillGrid(Hills):
     Raises
     ------
     ValueError : bins or limits that do not fit the variables, a spacing too wide for σ, a
-        period shorter than a hill; on evaluation: s outside the grid
+        period shorter than a hill
+
+    Outside the grid the sum is NaN, with one warning: a proposal there is rejected, a walker
+    there is lost, and the others go on.
     """
 
     def __init__(self, cv: CV, sigma: Tensor, grid: Grid, walkers: int = 1):
@@ -165,6 +172,7 @@ class HillGrid(Hills):
         self._reach = (math.sqrt(2.0 * _CUTOFF) * sigma / self._dx).ceil().long()
         self._size = math.prod(self._points.tolist())
         self._table = torch.zeros(walkers, self._size, 1 + d, dtype=torch.float64)
+        self._warned = False
 
     def like(self, walkers):
         return HillGrid(self._cv, self._sigma, self._grid, walkers)
@@ -199,14 +207,17 @@ class HillGrid(Hills):
             table = self._table.view(-1, self._table.shape[-1])
             table.index_add_(0, flat.reshape(-1), one.reshape(-1, one.shape[-1]))
 
+    def check(self, s):
+        self._to(s.device)
+        outside = (s < self._min) | (s > self._max)
+        if outside.any():
+            raise ValueError(self._words(s, outside))
+
     def select(self, keep):
         self._table = self._table[keep.to(self._table.device)]
 
     def gather(self, s):
         self._to(s.device)
-        outside = (s < self._min) | (s > self._max)
-        if outside.any():
-            self._complain(s, outside)
         flat = (self._cells(s)[1] * self._strides).sum(-1)
         if len(self._table) > 1:
             flat = flat + self._size * torch.arange(s.shape[-2], device=s.device)[:, None]
@@ -219,6 +230,7 @@ class HillGrid(Hills):
         y = torch.where(flat, 0.0, slopes / torch.where(flat, 1.0, g))
         sign = (1 - 2 * self._corners).to(s)
         away = (s - self._min) / self._dx - self._cells(s)[0]
+        away = torch.where(self._outside(s), torch.nan, away)
         X = (away[..., None, :] - self._corners).abs()
         X2 = X * X
         bell, pull = 1.0 - 3.0 * X2 + 2.0 * X2 * X, X - 2.0 * X2 + X2 * X
@@ -261,13 +273,19 @@ class HillGrid(Hills):
                     "than an eighth of it"
                 )
 
-    def _complain(self, s, outside) -> None:
+    def _outside(self, s) -> Tensor:
+        outside = (s < self._min) | (s > self._max)
+        if not self._warned and outside.any():
+            self._warned = True
+            warnings.warn(f"{self._words(s, outside)}; its bias there is NaN", stacklevel=6)
+        return outside
+
+    def _words(self, s, outside) -> str:
         where = outside.reshape(-1, s.shape[-1]).nonzero()[0].tolist()
         value = float(s.reshape(-1, s.shape[-1])[where[0], where[1]])
-        name = self._cv.names[where[1]]
-        raise ValueError(
-            f"{name} = {value:.6g} of walker {where[0]} is outside the grid, from "
-            f"{float(self._min[where[1]]):.6g} to {float(self._max[where[1]]):.6g}: widen the "
+        return (
+            f"{self._cv.names[where[1]]} = {value:.6g} of walker {where[0]} is outside the grid, "
+            f"from {float(self._min[where[1]]):.6g} to {float(self._max[where[1]]):.6g}: widen the "
             "grid, or hold the variable inside with UpperWall and LowerWall"
         )
 

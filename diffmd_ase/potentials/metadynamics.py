@@ -57,8 +57,8 @@ class Metadynamics(CVBias):
 
     Raises
     ------
-    ValueError : settings that do not fit, see the messages; s outside the grid; restart without
-        a file
+    ValueError : settings that do not fit, see the messages; restart without a file;
+        `update`: variables outside the grid, or not finite
     FileExistsError : ``file`` exists without ``restart``
     """
 
@@ -123,6 +123,7 @@ class Metadynamics(CVBias):
                 f"step {step}: {', '.join(self.cv.names)} are not finite for some walker, and a "
                 "hill there would be lost: look for NaN positions or overlapping atoms"
             )
+        self._hills.check(s)
         for block in self._blocks(s):
             heights = self._next_heights(block)
             self._put(block, heights)
