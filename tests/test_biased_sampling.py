@@ -84,7 +84,7 @@ def in_the_left_well(walkers):
 @pytest.mark.slow
 @pytest.mark.parametrize("walkers, steps", [(1, 32_000), (8, 10_000)])
 def test_metadynamics_of_the_double_well(walkers, steps, tmp_path):
-    """From c(t) and from the hills."""
+    """Reweighted with c(t), and the hills themselves."""
     bias = Metadynamics(
         X,
         kT=KT,
@@ -97,7 +97,10 @@ def test_metadynamics_of_the_double_well(walkers, steps, tmp_path):
     start = in_the_left_well(walkers)
     s, log_weights = sample(WELL, bias, start, steps, 0.1, "rbias", tmp_path)
     check_well(histogram(s[:, 0], log_weights, EDGES), CENTRES, 0.25)
-    check_well(bias.free_energy(torch.tensor(CENTRES)[:, None]).numpy() / KT, CENTRES, 0.25)
+    # the hills of one moment still wobble by a hill or so: F within 0.3 kT on the whole
+    exact = 8.0 * (CENTRES**2 - 1.0) ** 2
+    away = bias.free_energy(torch.tensor(CENTRES)[:, None]).numpy() / KT - exact
+    assert away[exact <= 8.0].std() < 0.3
 
 
 @pytest.mark.slow
@@ -143,9 +146,9 @@ def test_surface():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["opes", "metadynamics"])
 def test_alanine_dipeptide(method, tmp_path):
-    """64 walkers, all from one basin over the barrier of 14.5 kT."""
+    """32 walkers, all from one basin over the barrier of 14.5 kT."""
     if method == "opes":
-        bias = OPES(PHI, kT=KT, sigma=0.15, barrier=18 * KT, pace=10)
+        bias = OPES(PHI, kT=KT, sigma=0.15, barrier=18 * KT, pace=20)
     else:
         bias = Metadynamics(
             [PHI, PSI],
@@ -157,7 +160,7 @@ def test_alanine_dipeptide(method, tmp_path):
             grid=Grid([60, 60]),
         )
     weight = "bias" if method == "opes" else "rbias"
-    start = torch.zeros(64, 1, 3)
+    start = torch.zeros(32, 1, 3)
     start[:, 0, :2] = torch.tensor([-1.4, 1.0])
     s, log_weights = sample(SURFACE, bias, start, 6_000, 0.03, weight, tmp_path)
     phi, weights = s[:, 0], np.exp(log_weights - log_weights.max())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,6 +85,10 @@ class PlumedCVPotential(CVBias):
         self._step, self._restart, self._begun = int(first_step), bool(restart), False
         self._drivers: list[Driver] = []
         self._ids: list[int] | None = None
+        for name in self._plan.impure:
+            warnings.warn(f"{name} learns at every evaluation, not only in updates", stacklevel=2)
+        for name, what in self._plan.inexact.items() if restart else ():
+            warnings.warn(f"{name} does not restart exactly ({what})", stacklevel=2)
         if not restart:
             folders = [self.directory, *self.directory.glob("walker-*")]
             for folder in folders if walkers == "independent" else folders[:1]:
@@ -95,7 +100,12 @@ class PlumedCVPotential(CVBias):
         self._require(walkers)
         out = np.full((len(values), 1 + len(self.cv)), np.nan)
         for index in np.flatnonzero(np.isfinite(values).all(-1)).tolist():
-            out[index] = self._evaluate(index % walkers, values[index])
+            try:
+                out[index] = self._evaluate(index % walkers, values[index])
+            except RuntimeError as error:
+                if "grid" not in str(error).lower():
+                    raise
+                warnings.warn(f"{error}; the bias there is NaN", stacklevel=3)
         out[:, 1:] *= -self._unit / ASE_UNITS.energy
         # one copy back: energy and derivatives together
         back = torch.from_numpy(out).to(s.device).reshape(*s.shape[:-1], -1)
