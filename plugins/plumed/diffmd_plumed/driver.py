@@ -99,6 +99,7 @@ class Driver:
         self._bias, self._stop = np.zeros(1), np.zeros(1, np.intc)
         self._step = np.zeros(1, np.int_)
         self._values: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._put: dict[str, np.ndarray] = {}  # values by command: PLUMED copies them once a step
         self._data: dict[str, np.ndarray] = {}
         self._fresh = False  # an evaluation that was not learned from
         self._told: int | None = None  # the step PLUMED knows, until it updates or fails
@@ -157,9 +158,11 @@ class Driver:
         self._fresh = False
         told, self._told = self._told, None
         try:
-            if told != self.step or energy is not None:
+            if told != self.step or energy is not None or self._put:
                 self._step[0] = self.step
                 cmd("setStepLong", self._step)
+            for key, value in self._put.items():
+                cmd(key, value)
             if energy is not None:
                 cmd("setEnergy", float(energy))
             cmd("prepareCalc")
@@ -222,6 +225,8 @@ class Driver:
             except _ERRORS as error:
                 raise ValueError(f"{name} is no {action} action: {words(error)}") from error
             self._values[name] = buffers
+            if kind == "Value":
+                self._put[f"setValue {name}"] = buffers[0]
         mine = self._values[name][0]
         if value.size != mine.size:
             raise ValueError(f"{name} had {mine.size} numbers, now {value.size}")
