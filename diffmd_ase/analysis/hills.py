@@ -189,9 +189,7 @@ def bias_at(hills: Hills, s: np.ndarray) -> np.ndarray:
         modes = "grid-wrap"
     else:  # mixed: splines wrap where the values are repeated
         modes, values, points = "nearest", *_repeated(values, points, hills.periods)
-    index = [
-        ((_wrapped(s[:, n], hills, n)) - p[0]) / (p[1] - p[0]) for n, p in enumerate(points)
-    ]
+    index = [((_wrapped(s[:, n], hills, n)) - p[0]) / (p[1] - p[0]) for n, p in enumerate(points)]
     return map_coordinates(values, index, order=3, mode=modes)
 
 
