@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -210,7 +211,7 @@ def reweighting_factor(
     n = len(hills)
     stops = np.unique(np.linspace(0, n, min(n, _MAX_EVALUATIONS) + 1).round().astype(int))
     values = [0.0]
-    for start, stop in zip(stops[:-1], stops[1:], strict=True):
+    for start, stop in pairwise(stops):
         for part in _chunks(stop - start, total.size, start):
             total += np.tensordot(hills.heights[part], _kernels(hills, part, points), axes=1)
         tempered = logsumexp(total / (hills.biasfactor * kT))
