@@ -15,7 +15,7 @@ ROOT = Path(diffmd_ase.__file__).parent
 LEVELS = ("foundations", "score", "potentials", "sampling", "analysis", "adapters", "shell")
 FOUNDATIONS = {"units", "noise", "system"}
 ADAPTERS = {"storage", "h5md", "checkpoint", "simulation", "calculator", "plugins", "testing"}
-SHELL = {"cli", "demo", "doctor", "__main__"}
+SHELL = {"cli", "demo", "doctor", "fes", "__main__"}
 
 # (module, imported module, why)
 EXCEPTIONS = {
