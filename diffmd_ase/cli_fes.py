@@ -33,7 +33,8 @@ def fes(
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="of the run, K; needed unless the file is a .h5")
+        float | None,
+        typer.Option(help="of the run, K; needed unless it is a .h5 or the unit is kT"),
     ] = None,
     energy_unit: Annotated[
         str, typer.Option(help="of the files: kJ/mol, kcal/mol, eV, Ha or kT (see UNITS)")
@@ -47,7 +48,7 @@ def fes(
     ] = "auto",
     basin: Annotated[
         list[str] | None,
-        typer.Option(help="'phi:0:2.2', or 'phi:0:2.2,psi:-1:1'; twice for ΔF of the two"),
+        typer.Option(help="name:low:high, or two such joined by a comma; give two basins for ΔF"),
     ] = None,
     bins: Annotated[int | None, typer.Option(min=4, help="of each variable")] = None,
     bounds: Annotated[

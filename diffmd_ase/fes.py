@@ -14,21 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import observables as ob
 from .analysis.free_energy import Axis, Basin, BlockScan, Convergence, basin_difference_on_grid
 from .analysis.free_energy_report import judge_bias, judge_hills, report_samples
 from .analysis.hills import Hills, free_energy_of_kernels, sum_hills
 from .analysis.plots_free_energy import free_energy_figure
 from .analysis.plumed_files import PlumedTable, kind, read_plumed, thermal_energy
-from .analysis.reweighting import Samples, biased_names, choose_method, keep_after, log_weights
+from .analysis.reweighting import Samples, choose_method, keep_after, log_weights, variable_names
+from .fes_trajectory import measured
 from .h5md import replacing
-from .storage import Trajectory
 
 __all__ = ["Request", "Result", "analyse"]
 
-_BINS = {1: 100, 2: 50}
+_BINS = {1: 100, 2: 40}
 _GROWING = ("rbias", "last", "opes")
-_FRAMES = 500  # of a trajectory, held at a time
 _HISTORY = 40
 
 
@@ -99,15 +97,10 @@ class Result:
         with replacing(picture) as part:
             part.write_bytes(buffer.getvalue())
         with replacing(archive) as part, open(part, "wb") as file:
-            np.savez(
-                file,
-                free_energy=self.free_energy,
-                error=error,
-                kT=self.kT,
-                unit=self.unit,
-                **{f"centres_{n}": c for n, c in enumerate(centres)},
-                names=[axis.name for axis in self.axes],
-            )
+            arrays: dict[str, Any] = {f"centres_{n}": c for n, c in enumerate(centres)}
+            arrays |= {"free_energy": self.free_energy, "error": error, "kT": self.kT}
+            arrays |= {"unit": self.unit, "names": [axis.name for axis in self.axes]}
+            np.savez(file, **arrays)
         columns = [c.ravel() for c in np.meshgrid(*centres, indexing="ij")]
         with replacing(rows) as part, open(part, "w", newline="") as file:
             writer = csv.writer(file)
@@ -121,11 +114,15 @@ class Result:
         return float(min(finite.max(), max(np.percentile(finite, 90), 10 * self.kT)))
 
 
+def _silent(done: float, note: str) -> None:
+    pass
+
+
 def analyse(
     inputs: Sequence[str | Path],
     request: Request,
     *,
-    progress: Callable[[float, str], None] = lambda done, note="": None,
+    progress: Callable[[float, str], None] = _silent,
 ) -> Result:
     """The surface that the files and the words ask for.
 
@@ -134,12 +131,7 @@ def analyse(
     files = _sorted(inputs)
     progress(0.05, "reading")
     if files["trajectory"]:
-        return _from_trajectory(files, request, progress)
-    if request.temperature_K is None:
-        raise ValueError(
-            "no temperature: give --temperature in kelvin, free energies are -kT ln p and PLUMED's "
-            "files do not state it"
-        )
+        return _from_trajectory(files["trajectory"], request, progress)
     kT = thermal_energy(request.temperature_K, request.unit)
     hills = Hills.read(files["hills"]) if files["hills"] else None
     if files["colvar"]:
@@ -193,7 +185,7 @@ def _from_colvar(files, request, hills, kT, progress) -> Result:
                 periods[n] = hills.periods[hills.names.index(name)]
     samples = Samples(values[kept], log_w[kept], table.walker[kept], names, periods)
     lows = [_low(table, hills, name) for name in names]
-    result = _report(samples, lows, request, kT, request.unit, progress)
+    result = _report(samples, lows, request, kT, progress)
     result.numbers["reweight"] = method
     result.numbers["skip"] = skip
     checks = [
@@ -209,55 +201,33 @@ def _from_colvar(files, request, hills, kT, progress) -> Result:
     return result
 
 
-def _from_trajectory(files, request, progress) -> Result:
+def _from_trajectory(paths: list[Path], request: Request, progress) -> Result:
     if request.reweight not in ("auto", "none"):
         raise ValueError(
             f"--reweight {request.reweight} of a trajectory: it holds no bias; give the COLVAR"
         )
-    definitions = [_definition(text) for text in request.cvs]
-    if not definitions:
-        raise ValueError("a trajectory needs variables: --cv phi=torsion:4,6,8,14")
-    parts, walkers, kelvin = [], [], []
-    for path in files["trajectory"]:
-        trajectory = Trajectory(path)
-        if not len(trajectory):
-            raise ValueError(f"{path} has no frames yet")
-        kelvin.append(trajectory.info.kT / thermal_energy(1.0, "eV"))
-        values = _measure(trajectory, definitions, progress)
-        offset = sum(w.max() + 1 for w in walkers)
-        columns = np.arange(values.shape[1])
-        walkers.append(np.repeat(columns, len(values)) + offset)
-        parts.append(np.swapaxes(values, 0, 1).reshape(-1, len(definitions)))
-    s, walker = np.concatenate(parts), np.concatenate(walkers)
-    fine = np.isfinite(s).all(1)
-    notes = [f"{(~fine).sum()} frames of lost walkers left out"] if not fine.all() else []
-    temperature = request.temperature_K or kelvin[0]
-    if abs(temperature / kelvin[0] - 1) > 1e-3:
-        raise ValueError(
-            f"--temperature {temperature} K, but {files['trajectory'][0]} ran at {kelvin[0]:.6g} K"
-        )
+    samples, kelvin, notes = measured(paths, request.cvs, progress)
+    temperature = request.temperature_K or kelvin
+    if abs(temperature / kelvin - 1) > 1e-3:
+        raise ValueError(f"--temperature {temperature} K, but {paths[0]} ran at {kelvin:.6g} K")
     kT = thermal_energy(temperature, request.unit)
-    names = tuple(d[0] for d in definitions)
-    periods = np.array([2 * np.pi if d[1] == "torsion" else 0.0 for d in definitions])
-    samples = Samples(s[fine], np.zeros(fine.sum()), walker[fine], names, periods)
-    if request.skip:
-        samples = samples.take(samples.progress() > request.skip)
-    lows = [-np.pi if p else None for p in periods]
-    result = _report(samples, lows, request, kT, request.unit, progress)
-    result.numbers.update(reweight="none", skip=request.skip or 0.0, temperature_K=temperature)
+    skip = request.skip or 0.0
+    samples = samples.take(samples.progress() > skip)
+    lows = [-np.pi if period else None for period in samples.periods]
+    result = _report(samples, lows, request, kT, progress)
+    result.numbers.update(reweight="none", skip=skip, temperature_K=temperature)
     result.notes += notes
     return result
 
 
 def _from_hills(hills: Hills, request: Request, kT: float) -> Result:
-    names = _chosen(request, hills.names)
-    if set(names) != set(hills.names):
+    if request.cvs and set(request.cvs) != set(hills.names):
         raise ValueError(
             f"HILLS on {', '.join(hills.names)} give the surface of all of them: of fewer, give "
             "the COLVAR as well, or use plumed sum_hills --idw"
         )
     axes = tuple(
-        _axis(request, name, hills.grid(2)[n], hills.lows[n], hills.periods[n], len(names))
+        _axis(request, name, hills.grid(2)[n], hills.lows[n], hills.periods[n], len(hills.names))
         for n, name in enumerate(hills.names)
     )
     points = [axis.centres for axis in axes]
@@ -319,7 +289,7 @@ def _from_kernels(files: list[Path], request: Request, kT: float) -> Result:
     return result
 
 
-def _report(samples, lows, request, kT, unit, progress) -> Result:
+def _report(samples, lows, request, kT, progress) -> Result:
     axes = tuple(
         _axis(request, name, samples.s[:, n], lows[n], samples.periods[n], len(samples.names))
         for n, name in enumerate(samples.names)
@@ -329,7 +299,7 @@ def _report(samples, lows, request, kT, unit, progress) -> Result:
         samples,
         axes,
         kT=kT,
-        unit=unit,
+        unit=request.unit,
         basins=request.pair(),
         bandwidth=request.bandwidth,
         blocks=request.blocks,
@@ -339,7 +309,7 @@ def _report(samples, lows, request, kT, unit, progress) -> Result:
         axes,
         found.surface.free_energy,
         found.surface.error,
-        unit,
+        request.unit,
         kT,
         request.pair(),
         found.settling,
@@ -360,16 +330,12 @@ def _names(request: Request, table: PlumedTable, hills: Hills | None) -> tuple[s
         return request.cvs
     if hills is not None and all(name in table for name in hills.names) and len(hills.names) <= 2:
         return hills.names
-    known = biased_names(table.fields)
+    known = variable_names(table)
     if len(known) == 1:
         return tuple(known)
     raise ValueError(
         f"which variable? {table.path} has {', '.join(known) or 'none'}: give --cv once or twice"
     )
-
-
-def _chosen(request: Request, names: tuple[str, ...]) -> tuple[str, ...]:
-    return request.cvs or names
 
 
 def _low(table: PlumedTable, hills: Hills | None, name: str) -> float | None:
@@ -406,45 +372,3 @@ def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
             raise ValueError(f"{text!r}: expected name:low:high, such as phi:0:2.2") from None
         found[name] = low, high
     return found
-
-
-_WIDTHS = {"torsion": 4, "distance": 2, "angle": 3}
-
-
-def _definition(text: str) -> tuple[str, str, tuple[int, ...]]:
-    name, _, rest = text.partition("=")
-    what, _, atoms = rest.partition(":")
-    try:
-        numbers = tuple(int(a) for a in atoms.split(","))
-    except ValueError:
-        numbers = ()
-    if not name or _WIDTHS.get(what) != len(numbers):
-        raise ValueError(
-            f"variable {text!r}: expected name=torsion:i,j,k,l, name=angle:i,j,k or "
-            "name=distance:i,j with atoms counted from 0"
-        )
-    return name, what, numbers
-
-
-def _measure(trajectory: Trajectory, definitions, progress) -> np.ndarray:
-    """(frames, walkers, d), nan where a walker was lost."""
-    for name, _, atoms in definitions:
-        if min(atoms) < 0 or max(atoms) >= len(trajectory.system):
-            raise ValueError(
-                f"{name}: atoms {atoms} of {len(trajectory.system)} in {trajectory.path}, which "
-                "count from 0"
-            )
-    parts = []
-    for start in range(0, len(trajectory), _FRAMES):
-        x = trajectory.positions[start : start + _FRAMES].astype(float)
-        columns = []
-        for _, what, atoms in definitions:
-            if what == "distance":
-                columns.append(ob.distances(x, [atoms], system=trajectory.system)[..., 0])
-            elif what == "angle":
-                columns.append(ob.angles(x, [atoms])[..., 0])
-            else:
-                columns.append(ob.dihedrals(x, [atoms])[..., 0])
-        parts.append(np.stack(columns, -1))
-        progress(0.05 + 0.5 * (start + len(x)) / len(trajectory), "variables")
-    return np.concatenate(parts)

@@ -46,7 +46,7 @@ def level(name: str) -> str:
         return "foundations"
     if first in ADAPTERS or first.startswith("dynamics"):
         return "adapters"
-    if first in SHELL or first.startswith(("cli_", "demo_")):
+    if first in SHELL or first.startswith(("cli_", "demo_", "fes_")):
         return "shell"
     raise AssertionError(f"{name} belongs to no room: give it one in {__file__}")
 

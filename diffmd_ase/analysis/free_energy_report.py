@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from .barrier import Barrier, barrier
 from .free_energy import (
     Axis,
-    Barrier,
     Basin,
     BlockScan,
     Convergence,
     Surface,
-    barrier,
     basin_difference,
     block_scan,
     convergence,

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 _CUTOFF = 6.25  # PLUMED's DP2CUTOFF: ½ d² beyond which a hill is zero
-_STRETCH = 1.0 / (1.0 - np.exp(-_CUTOFF))
 _CHUNK = 2_000_000  # numbers held at a time
 _POINTS_PER_SIGMA = 6
 _MAX_EVALUATIONS = 2000  # of c(t), which is smooth
@@ -54,7 +53,8 @@ class Hills:
     periods : (d,) lengths of the periodic domains, 0 where there is none
     lows : (d,) where those domains start
     stretched : PLUMED's stretched Gaussian, ``(exp(-q) - exp(-q₀))/(1 - exp(-q₀))`` with
-        ``q = ½ d²``, 0 beyond ``q₀ = 6.25``; older files hold plain Gaussians cut off there
+        ``q = ½ d²``, 0 beyond q₀; older files hold plain Gaussians cut off there
+    cutoff : q₀
     """
 
     names: tuple[str, ...]
@@ -66,6 +66,7 @@ class Hills:
     periods: np.ndarray
     lows: np.ndarray
     stretched: bool = True
+    cutoff: float = _CUTOFF
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -106,7 +107,7 @@ class Hills:
             periods,
             lows,
             "stretched" in table.constants.get("kerneltype", "gaussian"),
-            table.notes,
+            notes=table.notes,
         )
 
     @property
@@ -121,18 +122,12 @@ class Hills:
 
     def first(self, n: int) -> Hills:
         """The first ``n`` hills."""
-        part = slice(0, n)
-        return Hills(
-            self.names,
-            self.time[part],
-            self.centres[part],
-            self.precision[part],
-            self.heights[part],
-            self.biasfactor,
-            self.periods,
-            self.lows,
-            self.stretched,
-            self.notes,
+        return replace(
+            self,
+            time=self.time[:n],
+            centres=self.centres[:n],
+            precision=self.precision[:n],
+            heights=self.heights[:n],
         )
 
     def grid(self, per_sigma: float = _POINTS_PER_SIGMA, *, also: np.ndarray | None = None):
@@ -142,7 +137,7 @@ class Hills:
         beyond the outermost hill, and ``also`` (m, d).
         """
         sigmas = self.sigmas
-        reach = np.sqrt(2 * _CUTOFF) * sigmas
+        reach = np.sqrt(2 * self.cutoff) * sigmas
         low, high = (self.centres - reach).min(0), (self.centres + reach).max(0)
         if also is not None:
             low, high = np.minimum(low, also.min(0)), np.maximum(high, also.max(0))
@@ -189,7 +184,8 @@ def bias_at(hills: Hills, s: np.ndarray) -> np.ndarray:
     elif all(hills.periods):
         modes = "grid-wrap"
     else:  # mixed: splines wrap where the values are repeated
-        modes, values, points = "nearest", *_repeated(values, points, hills.periods)
+        modes = "nearest"
+        values, points = _repeated(values, points, hills.periods)
     index = [((_wrapped(s[:, n], hills, n)) - p[0]) / (p[1] - p[0]) for n, p in enumerate(points)]
     return map_coordinates(values, index, order=3, mode=modes)
 
@@ -264,28 +260,12 @@ def free_energy_of_kernels(
     """
     if "logweight" not in table:
         raise ValueError(f"{table.path} has no column logweight: it is not a KERNELS file of OPES")
-    names = tuple(table.fields[1 : next(_sigma_columns(table))])
-    periods, lows = _domains(table, names)
-    q_cut = 0.5 * float(table.constants["kernel_cutoff"]) ** 2
-    kernels = Hills(
-        names,
-        table.column("time"),
-        table.columns(names),
-        _precision(table, names),
-        table.column("height"),
-        np.inf,
-        periods,
-        lows,
-    )
-    total = np.zeros(_shape(kernels, points))
-    for part in _chunks(len(kernels), total.size):
-        q = _quadratic(kernels, part, points)
-        value = np.where(q < q_cut, np.exp(-q) - np.exp(-q_cut), 0.0)
-        total += np.tensordot(kernels.heights[part], value, axes=1)
+    cutoff = 0.5 * float(table.constants["kernel_cutoff"]) ** 2
+    kernels = replace(Hills.from_table(table), stretched=True, cutoff=cutoff)
     explore = "EXPLORE" in table.constants.get("action", "")
     factor = float(table.constants["biasfactor"]) if explore else 1.0
     with np.errstate(divide="ignore"):
-        energy = -factor * kT * np.log(total)
+        energy = -factor * kT * np.log(-sum_hills(kernels, points))
     return energy - energy.min()
 
 
@@ -326,8 +306,8 @@ def _kernels(hills: Hills, part: slice, points) -> np.ndarray:
 def _profile(hills: Hills, q: np.ndarray) -> np.ndarray:
     value = np.exp(-q)
     if hills.stretched:
-        value = (value - np.exp(-_CUTOFF)) * _STRETCH
-    return np.where(q < _CUTOFF, value, 0.0)
+        value = (value - np.exp(-hills.cutoff)) / (1.0 - np.exp(-hills.cutoff))
+    return np.where(q < hills.cutoff, value, 0.0)
 
 
 def _quadratic(hills: Hills, part: slice, points) -> np.ndarray:

@@ -10,8 +10,8 @@ from .free_energy import Axis, Basin, BlockScan, Convergence
 
 __all__ = ["free_energy_figure"]
 
-_LINE, _SECOND, _SHADE = "#0072b2", "#d55e00", "#e9e4d4"
-_LEVELS = 15
+_LINE, _SECOND = "#0072b2", "#d55e00"
+_SHADES = "#e9e4d4", "#dbe7dc"  # of the first and the second basin
 
 
 def free_energy_figure(
@@ -28,10 +28,12 @@ def free_energy_figure(
 ) -> Figure:
     """The surface (one or two axes) and, where given, ΔF in time and its blocks.
 
-    Bands are ± one and two standard errors. ``history``: times and ΔF of a sum of hills.
+    Bands are ± one and two standard errors; of two variables the errors are a map of their
+    own. ``history``: times and ΔF of a sum of hills.
     ``limit`` : highest free energy shown.
     """
     panels = ["surface"]
+    panels += ["error"] if len(axes) == 2 and error is not None else []
     panels += ["settling"] if settling is not None or history is not None else []
     panels += ["scan"] if scan is not None else []
     figure = Figure(figsize=(4.6 * len(panels) + 0.4, 3.7), layout="constrained")
@@ -39,7 +41,11 @@ def free_energy_figure(
     if len(axes) == 1:
         _line(subplots["surface"], axes[0], free_energy, error, unit, basins, limit)
     else:
-        _map(figure, subplots["surface"], axes, free_energy, unit, basins, limit)
+        shown = free_energy if limit is None else np.where(free_energy > limit, np.nan, free_energy)
+        _map(figure, subplots["surface"], axes, shown, f"free energy ({unit})", basins)
+        if error is not None:
+            hidden = np.where(np.isfinite(shown), error, np.nan)
+            _map(figure, subplots["error"], axes, hidden, f"standard error ({unit})", ())
     if settling is not None:
         _settling(subplots["settling"], settling, unit)
     elif history is not None:
@@ -53,13 +59,13 @@ def free_energy_figure(
 def _line(panel: Axes, axis: Axis, f, error, unit, basins, limit) -> None:
     fine = np.isfinite(f)
     x, y = axis.centres[fine], f[fine]
-    for basin in basins:
+    for basin, shade in zip(basins, _SHADES, strict=False):
         if axis.name in basin.ranges:
             inside = basin.along(
                 axis.name, axis.centres, axis.high - axis.low if axis.periodic else 0.0
             )
             panel.fill_between(
-                axis.centres, 0, 1, inside, color=_SHADE, transform=panel.get_xaxis_transform()
+                axis.centres, 0, 1, inside, color=shade, transform=panel.get_xaxis_transform()
             )
     if error is not None:
         for width, alpha in ((2, 0.15), (1, 0.3)):
@@ -71,19 +77,16 @@ def _line(panel: Axes, axis: Axis, f, error, unit, basins, limit) -> None:
         panel.set_ylim(-0.02 * limit, limit)
 
 
-def _map(figure: Figure, panel: Axes, axes, f, unit, basins, limit) -> None:
-    top = float(np.max(f[np.isfinite(f)])) if limit is None else limit
-    levels = np.linspace(0.0, max(top, 1e-12), _LEVELS)
-    shown = np.ma.masked_invalid(np.where(f <= levels[-1], f, np.nan).T)
-    x, y = (axis.centres for axis in axes[:2])
-    if shown.count() > 3:
-        image = panel.contourf(x, y, shown, levels, cmap="viridis")
-        panel.contour(x, y, shown, levels, colors="white", linewidths=0.3)
-        figure.colorbar(image, ax=panel, label=f"free energy ({unit})")
-    for basin in basins:
+def _map(figure: Figure, panel: Axes, axes, values, label, basins) -> None:
+    x, y = (np.linspace(axis.low, axis.high, axis.bins + 1) for axis in axes)
+    image = panel.pcolormesh(x, y, np.ma.masked_invalid(values.T), cmap="viridis", vmin=0.0)
+    image.set_rasterized(True)
+    figure.colorbar(image, ax=panel, label=label)
+    for basin, style in zip(basins, ("solid", "dashed"), strict=False):
         inside = basin.on_grid(axes).astype(float).T
         if 0 < inside.mean() < 1:
-            panel.contour(x, y, inside, [0.5], colors=_SECOND, linewidths=1.2)
+            centres = (axis.centres for axis in axes)
+            panel.contour(*centres, inside, [0.5], colors=_SECOND, linewidths=1.2, linestyles=style)
     panel.set(xlabel=axes[0].name, ylabel=axes[1].name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,15 +68,7 @@ class PlumedTable:
 
     def take(self, rows: np.ndarray) -> PlumedTable:
         """The table of these rows (an index or mask)."""
-        return PlumedTable(
-            self.fields,
-            self.values[rows],
-            self.walker[rows],
-            self.domains,
-            self.constants,
-            self.notes,
-            self.path,
-        )
+        return replace(self, values=self.values[rows], walker=self.walker[rows])
 
     def period(self, name: str) -> float | None:
         """Length of the domain of a periodic column, or None."""
@@ -84,15 +76,21 @@ class PlumedTable:
         return high - low if high > low else None
 
 
-def thermal_energy(temperature_K: float, unit: str) -> float:
-    """kT in the unit of energy of a file, by its PLUMED name; ``kT`` for reduced files.
+def thermal_energy(temperature_K: float | None, unit: str) -> float:
+    """kT in the unit of energy of a file, by its PLUMED name; 1 in files in units of kT.
 
-    Raises ``ValueError`` for an unknown unit or a temperature that is not positive.
+    Raises ``ValueError`` for an unknown unit, no temperature, or one that is not positive.
     """
     if unit != "kT" and unit not in ENERGY_UNITS:
         raise ValueError(f"energy unit {unit!r}: expected one of {', '.join(ENERGY_UNITS)}, kT")
-    kT = kT_from_temperature(temperature_K)
-    return 1.0 if unit == "kT" else float(kT / ENERGY_UNITS[unit])
+    if unit == "kT":
+        return 1.0
+    if temperature_K is None:
+        raise ValueError(
+            "no temperature: give --temperature in kelvin, free energies are -kT ln p and PLUMED's "
+            "files do not state it"
+        )
+    return float(kT_from_temperature(temperature_K) / ENERGY_UNITS[unit])
 
 
 def kind(path: str | Path) -> str:

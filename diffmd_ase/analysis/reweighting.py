@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,13 +17,13 @@ __all__ = [
     "Effective",
     "Samples",
     "bias_columns",
-    "biased_names",
     "choose_method",
     "coordinates",
     "effective_samples",
     "keep_after",
     "kish",
     "log_weights",
+    "variable_names",
     "weighted_mean",
 ]
 
@@ -171,15 +170,18 @@ def coordinates(samples: Samples):
 
 
 def bias_columns(table: PlumedTable) -> dict[str, str]:
-    """Labels of the biases of a COLVAR and what they are: ``metad``, ``opes`` or ``bias``."""
+    """Labels of the biases of a COLVAR and what they are: ``metad``, ``opes`` or ``bias``.
+
+    A column that is just ``bias`` has the label "".
+    """
     found = {}
     for name in table.fields:
         label, _, part = name.rpartition(".")
-        if part != "bias" or not label:
+        if part != "bias":
             continue
-        if any(f"{label}.{p}" in table for p in _OPES):
+        if any(_of(label, p) in table for p in _OPES):
             found[label] = "opes"
-        elif f"{label}.rbias" in table or f"{label}.rct" in table:
+        elif _of(label, "rbias") in table or _of(label, "rct") in table:
             found[label] = "metad"
         else:
             found[label] = "bias"
@@ -197,8 +199,9 @@ def choose_method(table: PlumedTable, hills: Hills | None) -> str:
     if "opes" in kinds:
         return "opes"
     if kinds:
+        names = ", ".join(_of(k, "bias") for k in bias_columns(table))
         raise ValueError(
-            f"{table.path}: the columns {', '.join(f'{k}.bias' for k in bias_columns(table))} do "
+            f"{table.path}: the columns {names} do "
             "not say what bias this is. Metadynamics: give its HILLS as well; OPES: say opes; a "
             "restraint or any bias that does not change: say static"
         )
@@ -233,10 +236,10 @@ def log_weights(
     if method in ("opes", "static"):
         if not labels:
             choose_method(table, None)  # says that there is no bias
-        return sum((table.column(f"{k}.bias") for k in labels), np.zeros(len(table))) / kT
+        return np.sum([_bias(table, k) for k in labels], axis=0) / kT
     metad = [k for k, what in labels.items() if what == "metad"]
     if method == "rbias" and metad:
-        total = sum(_rbias(table, k) for k in metad)
+        total = np.sum([_rbias(table, k) for k in metad], axis=0)
         others = [k for k in labels if k not in metad]
     elif hills is None:
         raise ValueError(
@@ -252,14 +255,22 @@ def log_weights(
             c = reweighting_factor(hills, kT)
             # a row is printed before the hill of its own step is deposited
             n = np.searchsorted(hills.time, table.column("time") - 1e-9 * hills.time[-1])
-            total = table.column(f"{label}.bias") - c[n]
-    return sum((table.column(f"{k}.bias") for k in others), total) / kT
+            total = _bias(table, label) - c[n]
+    return np.sum([total, *(_bias(table, k) for k in others)], axis=0) / kT
+
+
+def _of(label: str, part: str) -> str:
+    return f"{label}.{part}" if label else part
+
+
+def _bias(table: PlumedTable, label: str) -> np.ndarray:
+    return table.column(_of(label, "bias"))
 
 
 def _rbias(table: PlumedTable, label: str) -> np.ndarray:
-    if f"{label}.rbias" in table:
-        return table.column(f"{label}.rbias")
-    return table.column(f"{label}.bias") - table.column(f"{label}.rct")
+    if _of(label, "rbias") in table:
+        return table.column(_of(label, "rbias"))
+    return _bias(table, label) - table.column(_of(label, "rct"))
 
 
 def _deposited(table: PlumedTable, labels: dict[str, str], method: str) -> str | None:
@@ -272,8 +283,9 @@ def _deposited(table: PlumedTable, labels: dict[str, str], method: str) -> str |
     if method == "last" and not labels:
         return None
     raise ValueError(
-        f"{table.path}: which of the columns {', '.join(f'{k}.bias' for k in labels) or '(none)'} "
-        "is that of the HILLS? Give the columns of that bias and of the walls by name"
+        f"{table.path}: which of the columns "
+        f"{', '.join(_of(k, 'bias') for k in labels) or '(none)'} is that of the HILLS? Call the "
+        "action metad (metad: METAD …), or print its rbias (CALC_RCT)"
     )
 
 
@@ -286,6 +298,10 @@ def keep_after(table: PlumedTable, fraction: float) -> np.ndarray:
     return done >= fraction
 
 
-def biased_names(names: Sequence[str]) -> list[str]:
-    """Columns that may be collective variables: neither time nor outputs of an action."""
-    return [n for n in names if n not in ("time", "walker") and "." not in n]
+def variable_names(table: PlumedTable) -> list[str]:
+    """Columns that may be collective variables: neither time nor outputs of a bias."""
+    labels = bias_columns(table)
+    rest = [n for n in table.fields if n not in ("time", "walker")]
+    if "" in labels:
+        rest = [n for n in rest if n not in ("bias", "rbias", "rct", "work", *_OPES)]
+    return [n for n in rest if not ("." in n and n.rpartition(".")[0] in labels)]
