@@ -226,6 +226,7 @@ def _from_hills(hills: Hills, request: Request, kT: float) -> Result:
             f"HILLS on {', '.join(hills.names)} give the surface of all of them: of fewer, give "
             "the COLVAR as well, or use plumed sum_hills --idw"
         )
+    _at_most_two(hills.names)
     axes = tuple(
         _axis(request, name, hills.grid(2)[n], hills.lows[n], hills.periods[n], len(hills.names))
         for n, name in enumerate(hills.names)
@@ -269,6 +270,7 @@ def _from_kernels(files: list[Path], request: Request, kT: float) -> Result:
     table = read_plumed(files)
     first = next(n for n, name in enumerate(table.fields) if name.startswith("sigma_"))
     names = table.fields[1:first]
+    _at_most_two(names)
     axes = []
     for name in names:
         values = table.column(name)
@@ -321,6 +323,13 @@ def _report(samples, lows, request, kT, progress) -> Result:
 
 
 # ------------------------------------------------------------------------ words
+
+
+def _at_most_two(names: Sequence[str]) -> None:
+    if len(names) > 2:
+        raise ValueError(
+            f"{', '.join(names)}: a surface has one or two variables; give the COLVAR and --cv"
+        )
 
 
 def _names(request: Request, table: PlumedTable, hills: Hills | None) -> tuple[str, ...]:
