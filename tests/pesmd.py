@@ -15,7 +15,7 @@ def pesmd(folder: Path, lines: str, *, steps: int, seed: int, dimension=1, perio
         pytest.skip("no command plumed")
     folder.mkdir()
     (folder / "plumed.dat").write_text("UNITS NATURAL\n" + lines)
-    words = ["temperature 1.0", "tstep 0.01", "friction 5.0", f"dimension {dimension}"]
+    words = ["temperature 1.0", "tstep 0.02", "friction 2.0", f"dimension {dimension}"]
     words += [f"nstep {steps}", f"idum -{seed}", "plumed plumed.dat"]
     words += ["ipos " + ",".join(["-1.0"] * dimension), f"periodic {str(periodic).lower()}"]
     if periodic:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase import units
 from pesmd import double_well, pesmd
 
 from diffmd_ase.cli import main
@@ -29,8 +30,8 @@ PRINT ARG=x,m.* STRIDE=10 FILE=COLVAR"""
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     place = tmp_path_factory.mktemp("fes")
-    pesmd(place / "metad", double_well(METAD.format(more=GRID)), steps=30_000, seed=5)
-    pesmd(place / "opes", double_well(OPES.format(barrier=6)), steps=30_000, seed=6)
+    pesmd(place / "metad", double_well(METAD.format(more=GRID), barrier=2.5), steps=30_000, seed=5)
+    pesmd(place / "opes", double_well(OPES.format(barrier=4), barrier=2.5), steps=30_000, seed=6)
     return place
 
 
@@ -70,10 +71,12 @@ def test_reweighted_runs(runs, diffmd, name, method, inputs):
     value, error = found["delta_F"]
     assert abs(value) < 3 * error and 0.05 < error < 1
     height, doubt = found["barrier"]["from_first"]
-    assert abs(height - 4.0) < 3 * doubt + 0.2  # the highest of noisy bins
+    # the highest of noisy bins; the last bias has the noise of its own last hills
+    assert abs(height - 2.5) < 3 * doubt + (1.0 if method == "last" else 0.2)
     x, f, error = surface("f.npz")
-    low = np.isfinite(f) & (f < 4)
-    z = (f - 4 * (x**2 - 1) ** 2)[low]
+    exact = 2.5 * (x**2 - 1) ** 2
+    low = np.isfinite(f) & (exact < 3)
+    z = (f - exact)[low]
     z = (z - np.average(z, weights=error[low] ** -2)) / error[low]
     assert np.sqrt(np.mean(z**2)) < 2  # neighbours err together
     assert found["basin_changes"] > 10 and found["independent_samples"] < found["kish_samples"]
@@ -105,8 +108,8 @@ def test_sums_have_no_error_bar(runs, diffmd):
     for x, f, error in (hills, surface("k.npz")):
         assert np.isnan(error).all()
         low = np.abs(x) < 1.2
-        gap = (f - 4 * (x**2 - 1) ** 2)[low]
-        assert gap.std() < 0.6
+        gap = (f - 2.5 * (x**2 - 1) ** 2)[low]
+        assert gap.std() < 0.6 < f[low].std()
     code, out, _ = diffmd(runs / "metad/HILLS", "--energy-unit", "kT")
     assert code == 0
 
@@ -144,7 +147,7 @@ def test_two_variables(tmp_path, diffmd, rng):
 def trajectory(tmp_path):
     """H2O2 whose torsion is uniform and whose bond is N(1.5, 0.1²); 300 K, two walkers."""
     rng = np.random.default_rng(3)
-    info = RunInfo(seed=1, kT=300 * 8.617330337217213e-05, h=1e-4)
+    info = RunInfo(seed=1, kT=300 * units.kB, h=1e-4, kinetics_valid=True)
     system = System(np.array([1, 8, 8, 1]), np.array([1.0, 16.0, 16.0, 1.0]))
     with TrajectoryWriter.create(tmp_path / "md.h5", system, [0, 1], info) as writer:
         for step in range(1, 1501):

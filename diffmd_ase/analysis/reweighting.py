@@ -227,6 +227,8 @@ def log_weights(
     ==========  =============================================================
 
     Restraints, walls and other ``.bias`` columns always enter as they were.
+    ``last`` takes V(s,T) for exact: errors computed from its weights lack the noise of the
+    last hills, so ``rbias`` is the one to trust.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
