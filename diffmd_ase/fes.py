@@ -195,6 +195,9 @@ def _from_colvar(files, request, hills, kT, progress) -> Result:
         else None,
     ]
     result.verdicts[:0] = [c for c in checks if c is not None]
+    if method == "last":
+        words = "The final bias is taken for exact: the noise of its last hills is in no error bar."
+        result.verdicts.append({"good": None, "text": words})
     result.notes += [*table.notes, *(hills.notes if hills is not None else ())]
     if files["kernels"]:
         result.notes.append("KERNELS were not needed: the bias is in the COLVAR")
