@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_config import Config, resolved, save_resolved
+from .cli_fes import fes
 from .cli_output import bar, execute, say, show, show_verdicts
 
 __all__ = ["app", "main"]
@@ -317,6 +318,9 @@ def report(
         return
     show_verdicts(summary["verdicts"])
     say(f"wrote {output}")
+
+
+app.command()(fes)
 
 
 @app.command()
