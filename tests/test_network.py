@@ -15,10 +15,9 @@ from diffmd_ase.score.network import (
     MechanicsConfig,
     PairConfig,
     build,
-    edges,
     envelope,
-    mean_neighbours,
 )
+from diffmd_ase.score.neighbours import edges, mean_neighbours
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
 

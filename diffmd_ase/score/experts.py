@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from .network import EquivariantConfig, MechanicsConfig, NetworkConfig, PairConfig, mean_neighbours
+from .neighbours import mean_neighbours
+from .network import EquivariantConfig, MechanicsConfig, NetworkConfig, PairConfig
 from .snapshots import Snapshots
 
 __all__ = ["Expert", "TrainConfig", "plan"]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from .mechanics import TINY, MechanicsPrior, along, differences
+from .neighbours import edges
 from .prior import fit_prior
 from .topology import signed_volumes
 
@@ -35,8 +36,6 @@ __all__ = [
     "PairConfig",
     "PairNetwork",
     "build",
-    "edges",
-    "mean_neighbours",
 ]
 
 
@@ -223,7 +222,7 @@ class MechanicsNetwork(nn.Module):
         nn.init.zeros_(self.out.weight)  # begins as the prior
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None, pairs=None) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3); ``sigma`` (B,) is the level it was trained for."""
         planes = x.transpose(-1, -2).contiguous()  # (B, 3, N): pairs run along the fast axis
         energy = self.prior(planes)
@@ -264,7 +263,7 @@ class PairNetwork(nn.Module):
         nn.init.normal_(self.springs.weight, std=1e-3)
         nn.init.zeros_(self.springs.bias)
 
-    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None, pairs=None) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,)."""
         s2, data = sigma.square()[:, None], self.internal
         planes = x.transpose(-1, -2).contiguous()
@@ -328,13 +327,16 @@ class EquivariantNetwork(nn.Module):
         self.readout = o3.Linear(irreps, o3.Irreps([(c, ir) for _, ir in scalars]))
         self.energy = nn.Sequential(nn.Linear(c * len(scalars), c), nn.SiLU(), nn.Linear(c, 1))
 
-    def forward(self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3):
+    def forward(
+        self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3, pairs=None
+    ) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,).
 
-        ``numbers`` (N,), ``cell`` (3, 3) or (B, 3, 3) or None, ``pbc`` three bools.
+        ``numbers`` (N,), ``cell`` (3, 3) or (B, 3, 3) or None, ``pbc`` three bools; ``pairs``
+        may hold the neighbours, and more.
         """
         n_batch, n_atoms = x.shape[:2]
-        source, target, vectors = edges(x, self.config.cutoff, cell, pbc)
+        source, target, vectors = edges(x, self.config.cutoff, cell, pbc, pairs)
         length = (vectors.square().sum(-1) + TINY).sqrt()
         harmonics = o3.spherical_harmonics(
             list(range(self.config.l_max + 1)),
@@ -406,50 +408,3 @@ def envelope(t: Tensor) -> Tensor:
     """``1 - 10t³ + 15t⁴ - 6t⁵`` for t < 1, else 0: smooth to second order at the cutoff."""
     t = t.clamp(max=1.0)
     return 1 - t**3 * (10 - 15 * t + 6 * t**2)
-
-
-def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3):
-    """All directed pairs closer than ``cutoff``, periodic images included.
-
-    Dense over atoms and images: right for molecules and cells of a few hundred atoms.
-
-    Returns
-    -------
-    source, target : (E,) into the flattened (B·N) atoms
-    vectors : (E, 3) from target to source, differentiable in x and cell
-    """
-    n_batch, n_atoms = x.shape[:2]
-    shifts = x.new_zeros(1, 3)
-    if cell is not None and any(pbc):
-        cell = cell.expand(n_batch, 3, 3)
-        with torch.no_grad():
-            inverse = torch.linalg.inv(cell)
-            heights = 1 / inverse.norm(dim=-2)  # distances between lattice planes
-            reach = torch.ceil(cutoff / heights).amax(0).long().tolist()
-            reach = [n if p else 0 for n, p in zip(reach, pbc, strict=True)]
-            grids = torch.meshgrid(
-                *(torch.arange(-n, n + 1, device=x.device) for n in reach), indexing="ij"
-            )
-            shifts = torch.stack([g.flatten() for g in grids], dim=-1).to(x)
-            home = torch.floor(x @ inverse) * x.new_tensor([float(p) for p in pbc])
-        x = x - home @ cell  # into the cell, so that few images suffice
-    with torch.no_grad():
-        images = shifts if cell is None or not any(pbc) else shifts @ cell
-        difference = x[:, None, :, None] - x[:, :, None, None]  # (B, target, source, 1, 3)
-        distance2 = (difference + images.reshape(-1, 1, 1, len(shifts), 3)).square().sum(-1)
-        own = torch.eye(n_atoms, dtype=torch.bool, device=x.device)[None, :, :, None]
-        own = own & (shifts == 0).all(-1)
-        batch, target, source, image = torch.nonzero((distance2 < cutoff**2) & ~own, as_tuple=True)
-    vectors = x[batch, source] - x[batch, target]
-    if cell is not None and any(pbc):
-        vectors = vectors + torch.einsum("ea,eab->eb", shifts[image], cell[batch])
-    return batch * n_atoms + source, batch * n_atoms + target, vectors
-
-
-def mean_neighbours(snapshots, cutoff: float) -> float:
-    """Mean number of neighbours within ``cutoff`` in a few snapshots."""
-    x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // 20)][:20])
-    system = snapshots.system
-    cell = None if system.cell is None else torch.as_tensor(system.cell)
-    source, _, _ = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
-    return max(1.0, round(len(source) / (x.shape[0] * x.shape[1]), 2))
