@@ -13,7 +13,15 @@ import torch
 import vesin
 from torch import Tensor
 
-__all__ = ["Pairs", "VerletList", "edges", "find_pairs", "mean_neighbours"]
+__all__ = [
+    "Pairs",
+    "VerletList",
+    "edges",
+    "envelope",
+    "find_pairs",
+    "mean_neighbours",
+    "nearest_neighbours",
+]
 
 _DENSE = 64  # atoms up to which all pairs are looked at
 
@@ -90,8 +98,8 @@ class VerletList:
 
     Built with radius ``cutoff + skin``. No pair can come closer than ``cutoff`` unnoticed
     while every atom has moved less than ``skin/2`` from where the list was built, apart from
-    a motion of the whole (Verlet, Phys. Rev. 159, 98 (1967)). It belongs to one sequence of positions; others only cost
-    a new search.
+    a motion of the whole (Verlet, Phys. Rev. 159, 98 (1967)). It is for one sequence of
+    positions; others only cost a new search.
     """
 
     def __init__(self, cutoff: float, skin: float = 1.0):
@@ -132,7 +140,7 @@ def _dense(x: Tensor, cutoff: float, cell, pbc):
         heights = 1 / inverse.norm(dim=-2)  # distances between lattice planes
         reach = torch.ceil(cutoff / heights).amax(0).long().tolist()
         axes = [
-            torch.arange(-n, n + 1, device=x.device) if p else torch.zeros(1, device=x.device)
+            torch.arange(-n, n + 1) if p else torch.zeros(1, dtype=torch.long)
             for n, p in zip(reach, pbc, strict=True)
         ]
         shifts = torch.cartesian_prod(*axes).to(x)
@@ -175,8 +183,31 @@ def _listed(x: Tensor, cutoff: float, cell, pbc):
 
 def mean_neighbours(snapshots, cutoff: float) -> float:
     """Mean number of neighbours within ``cutoff`` (Å) in a few snapshots."""
+    x, target, _ = _some_edges(snapshots, cutoff)
+    return max(1.0, round(len(target) / (x.shape[0] * x.shape[1]), 2))
+
+
+def nearest_neighbours(snapshots) -> float:
+    """Mean distance (Å) of an atom's nearest neighbour, of those that have one within 6 Å."""
+    x, target, vectors = _some_edges(snapshots, 6.0)
+    nearest = torch.full((x.shape[0] * x.shape[1],), torch.inf, dtype=x.dtype)
+    nearest = nearest.scatter_reduce(0, target, vectors.norm(dim=-1), "amin")
+    nearest = nearest[nearest.isfinite()]
+    if not len(nearest):
+        raise ValueError(f"{snapshots.source}: no atom has a neighbour within 6 Å; give cutoff=")
+    return float(nearest.mean())
+
+
+def _some_edges(snapshots, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of at most 20 snapshots, targets and vectors of their edges."""
     x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // 20)][:20])
     system = snapshots.system
     cell = None if system.cell is None else torch.as_tensor(system.cell)
-    source, _, _ = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
-    return max(1.0, round(len(source) / (x.shape[0] * x.shape[1]), 2))
+    _, target, vectors = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
+    return x, target, vectors
+
+
+def envelope(t: Tensor) -> Tensor:
+    """``1 - 10t³ + 15t⁴ - 6t⁵`` for t < 1, else 0: smooth to second order at the cutoff."""
+    t = t.clamp(max=1.0)
+    return 1 - t**3 * (10 - 15 * t + 6 * t**2)

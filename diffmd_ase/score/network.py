@@ -2,6 +2,7 @@
 
 `MechanicsNetwork`  one molecule at its smallest noise: a fitted force field plus a perceptron
 `PairNetwork`       one molecule at all noise levels: data-derived springs plus a perceptron
+`EmbeddedNetwork`   metals at their smallest noise, any size and cell: a fitted potential
 `EquivariantNetwork` any composition and any cell; E(3)-equivariant messages (e3nn)
 
 Both are called as ``network(x, sigma, numbers=…, cell=…, pbc=…) -> (B,)`` and know the noise
@@ -23,12 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from .embedded import EmbeddedEnergy, fit_embedded
 from .mechanics import TINY, MechanicsPrior, along, differences
-from .neighbours import edges
+from .neighbours import edges, envelope
 from .prior import fit_prior
 from .topology import signed_volumes
 
 __all__ = [
+    "EmbeddedConfig",
+    "EmbeddedNetwork",
     "EquivariantConfig",
     "EquivariantNetwork",
     "MechanicsConfig",
@@ -57,6 +61,15 @@ class PairConfig(BaseModel):
     depth: int = Field(3, ge=1, description="hidden layers")
 
 
+class EmbeddedConfig(BaseModel):
+    """Hyper-parameters of `EmbeddedNetwork`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["embedded"] = "embedded"
+    cutoff: float = Field(5.5, gt=0, description="radius of pairs and densities, Å")
+    functions: int = Field(24, ge=4, description="splines of each pair of elements")
+
+
 class EquivariantConfig(BaseModel):
     """Hyper-parameters of `EquivariantNetwork`."""
 
@@ -79,7 +92,7 @@ class EquivariantConfig(BaseModel):
         return self
 
 
-AnyConfig = MechanicsConfig | PairConfig | EquivariantConfig
+AnyConfig = MechanicsConfig | PairConfig | EmbeddedConfig | EquivariantConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
@@ -99,6 +112,14 @@ def _build(config: AnyConfig, source, sigma: float) -> nn.Module:
     if isinstance(config, EquivariantConfig):
         return EquivariantNetwork(config)
     known = isinstance(source, dict)
+    if isinstance(config, EmbeddedConfig):
+        if known:
+            tables = _below(source, "energy.")
+        else:
+            tables = fit_embedded(
+                source, cutoff=config.cutoff, functions=config.functions, sigma=sigma
+            )
+        return EmbeddedNetwork(config, tables)
     needs = isinstance(config, PairConfig) or config.depth > 0
     internal = None
     if needs:
@@ -222,7 +243,7 @@ class MechanicsNetwork(nn.Module):
         nn.init.zeros_(self.out.weight)  # begins as the prior
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None, pairs=None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3); ``sigma`` (B,) is the level it was trained for."""
         planes = x.transpose(-1, -2).contiguous()  # (B, 3, N): pairs run along the fast axis
         energy = self.prior(planes)
@@ -263,7 +284,7 @@ class PairNetwork(nn.Module):
         nn.init.normal_(self.springs.weight, std=1e-3)
         nn.init.zeros_(self.springs.bias)
 
-    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None, pairs=None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,)."""
         s2, data = sigma.square()[:, None], self.internal
         planes = x.transpose(-1, -2).contiguous()
@@ -297,7 +318,22 @@ def torsion_features(b1: Tensor, b2: Tensor, b3: Tensor, s2: Tensor) -> tuple[Te
     return (n1 * n2).sum(-2) * norm, triple_product(b2, n1, n2) * norm * length
 
 
-# ---------------------------------------------------------- equivariant network
+# ------------------------------------------------- networks of any number of atoms
+
+
+class EmbeddedNetwork(nn.Module):
+    """`EmbeddedEnergy`: the closed-form solution of `fit_embedded`, for one noise level."""
+
+    def __init__(self, config: EmbeddedConfig, tables: dict[str, Tensor]):
+        super().__init__()
+        self.config = config
+        self.energy = EmbeddedEnergy(config.cutoff, tables)
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3, pairs=None
+    ) -> Tensor:
+        """Energy (B,) in kT of x (B, N, 3); arguments as of `EquivariantNetwork`."""
+        return self.energy(x, numbers, cell, pbc, pairs)
 
 
 class EquivariantNetwork(nn.Module):
@@ -402,9 +438,3 @@ class Interaction(nn.Module):
         gathered = features.new_zeros(len(features), messages.shape[-1])
         gathered = gathered.index_add(0, target, smooth * messages) * self.scale
         return self.gate(self.own(features) + self.down(gathered))
-
-
-def envelope(t: Tensor) -> Tensor:
-    """``1 - 10t³ + 15t⁴ - 6t⁵`` for t < 1, else 0: smooth to second order at the cutoff."""
-    t = t.clamp(max=1.0)
-    return 1 - t**3 * (10 - 15 * t + 6 * t**2)
