@@ -83,7 +83,8 @@ class ScorePotential(Potential):
         if not self.model.transferable:
             return {}
         if chunk == len(self._lists):
-            self._lists.append(VerletList(self._network.config.cutoff))
+            cutoff = self._network.config.cutoff  # type: ignore[union-attr]
+            self._lists.append(VerletList(cutoff))  # type: ignore[arg-type]
         return {"pairs": self._lists[chunk](x, self._cell, self._pbc)}
 
     def _evaluate(self, x: Tensor, stress: bool, chunk: int):

@@ -84,10 +84,10 @@ def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
         raise ValueError("network='pair' is for one isolated molecule; use 'equivariant'")
     low, high = _noise_range(snapshots, config, fine=kind != "equivariant")
     if kind == "embedded":
-        network = EmbeddedConfig(
+        metal = EmbeddedConfig(
             cutoff=config.cutoff or round(_SHELLS * nearest_neighbours(snapshots), 2)
         )
-        return [Expert(name="fine", sigma=(low, low), network=network)]
+        return [Expert(name="fine", sigma=(low, low), network=metal)]
     if kind == "equivariant":
         cutoff = config.cutoff or 4.5
         chiral = not snapshots.system.periodic and snapshots.topology.chiral
