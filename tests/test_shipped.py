@@ -103,6 +103,7 @@ def test_atoms_pressed_together_push_apart(model):
     x[:, 1, 0] = r
     e = energy(x.float(), numbers, None, (False,) * 3)
     assert (e[:-1] > e[1:] + 1).all() and torch.isfinite(e).all()
+    assert e[0] - e[1] > e[1] - e[2] + 50  # ever steeper
 
 
 @pytest.fixture(scope="module")
