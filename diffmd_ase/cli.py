@@ -45,7 +45,7 @@ def train(
     temperature: Annotated[
         float | None, typer.Option(help="of the snapshots, K; needed unless they state it")
     ] = None,
-    network: Annotated[str, typer.Option(help="auto, pair or equivariant")] = "auto",
+    network: Annotated[str, typer.Option(help="auto, pair, embedded or equivariant")] = "auto",
     sigma_min: Annotated[float | None, typer.Option(help="smallest noise, Å")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="largest noise, Å")] = None,
     steps: Annotated[int | None, typer.Option(help="optimiser steps of each network")] = None,
@@ -57,7 +57,7 @@ def train(
     width: Annotated[int | None, typer.Option(help="hidden units of the pair network")] = None,
     channels: Annotated[int | None, typer.Option(help="of the equivariant network")] = None,
     cutoff: Annotated[
-        float | None, typer.Option(help="message radius of the equivariant network, Å")
+        float | None, typer.Option(help="radius of neighbours in networks of materials, Å")
     ] = None,
     validation_fraction: Annotated[
         float | None, typer.Option(help="fraction of the snapshots held out")
