@@ -6,7 +6,7 @@ import pickle
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +31,14 @@ class AsePotential(Potential):
     processes : batches are spread over this many processes, each with its own copy of
         the calculator, which must pickle. They start with the first batch and, in a
         script, need the usual ``if __name__ == "__main__":``; `close` ends them.
+    failures : "raise", or "reject": a structure for which the calculator fails (an SCF
+        that does not converge) gets NaN for energy and forces, which a Metropolis step
+        rejects, and is counted
+
+    Attributes
+    ----------
+    failed : structures that failed so far (``failures="reject"``)
+    last_failure : what the calculator said of the last of them
 
     Raises
     ------
@@ -39,9 +47,18 @@ class AsePotential(Potential):
     RuntimeError : the calculator failed; the message names it and the structure
     """
 
-    def __init__(self, calculator, system: System, *, processes: int = 1):
+    def __init__(
+        self,
+        calculator,
+        system: System,
+        *,
+        processes: int = 1,
+        failures: Literal["raise", "reject"] = "raise",
+    ):
         if processes < 1:
             raise ValueError(f"{processes=} must be at least 1")
+        if failures not in ("raise", "reject"):
+            raise ValueError(f"{failures=}: expected 'raise' or 'reject'")
         known = list(calculator.implemented_properties)
         if "forces" not in known:
             raise ValueError(
@@ -52,6 +69,7 @@ class AsePotential(Potential):
         self._has_stress = "stress" in known and system.cell is not None
         self._pickled = _pickle(calculator) if processes > 1 else b""
         self._pool: ProcessPoolExecutor | None = None
+        self.failures, self.failed, self.last_failure = failures, 0, ""
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         if x.shape[-2:] != (len(self.system), 3):
@@ -61,14 +79,16 @@ class AsePotential(Potential):
             )
         batch = x.shape[:-2]
         frames = x.detach().reshape(-1, *x.shape[-2:]).double().cpu().numpy()
-        wanted = (self.conservative, stress and self._has_stress)
+        wanted = (self.conservative, stress and self._has_stress, self.failures == "reject")
         if self.processes == 1 or len(frames) < 2:
             parts = [_evaluate(self.calculator, self.system, frames, 0, *wanted)]
         else:
             parts = self._in_processes(frames, wanted)
-        energies, forces, stresses = (
-            x.new_tensor(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)
-        )
+        *arrays, said = zip(*parts, strict=True)
+        for messages in filter(None, said):
+            self.failed += len(messages)
+            self.last_failure = messages[-1]
+        energies, forces, stresses = (x.new_tensor(np.concatenate(a)) for a in arrays)
         return Evaluation(
             energies.reshape(batch) if wanted[0] else None,
             forces.reshape(x.shape),
@@ -115,8 +135,14 @@ def _pickle(calculator) -> bytes:
         ) from error
 
 
-def _evaluate(calculator, system: System, frames, first: int, energy: bool, stress: bool):
-    """Energies (n,), forces (n, N, 3) and stresses (n, 6); zeros where not wanted."""
+def _evaluate(
+    calculator, system: System, frames, first: int, energy: bool, stress: bool, reject: bool
+):
+    """Energies (n,), forces (n, N, 3), stresses (n, 6), and what failed, in words.
+
+    Zeros where not wanted, NaN where failures are rejected.
+    """
+    said: list[str] = []
     energies, tensions = np.zeros(len(frames)), np.zeros((len(frames), 6))
     forces = np.zeros_like(frames)
     atoms = system.to_atoms(np.zeros((len(system), 3)))
@@ -132,11 +158,15 @@ def _evaluate(calculator, system: System, frames, first: int, energy: bool, stre
             if stress:
                 tensions[index] = atoms.get_stress(apply_constraint=False)
         except Exception as error:  # calculators raise anything
-            raise RuntimeError(
+            message = (
                 f"{type(calculator).__name__} failed for structure {first + index} of the "
                 f"batch: {type(error).__name__}: {error}"
-            ) from error
-    return energies, forces, tensions
+            )
+            if not reject:
+                raise RuntimeError(message) from error
+            said.append(message)
+            energies[index] = forces[index] = tensions[index] = np.nan
+    return energies, forces, tensions, said
 
 
 # the calculator of a worker process, set once when it starts; empty in the parent
@@ -147,6 +177,6 @@ def _start_worker(pickled: bytes, system: System) -> None:
     _worker[:] = [(pickle.loads(pickled), system)]
 
 
-def _evaluate_in_worker(frames, first: int, energy: bool, stress: bool):
+def _evaluate_in_worker(frames, first: int, energy: bool, stress: bool, reject: bool):
     [(calculator, system)] = _worker
-    return _evaluate(calculator, system, frames, first, energy, stress)
+    return _evaluate(calculator, system, frames, first, energy, stress, reject)
