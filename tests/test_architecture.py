@@ -14,7 +14,16 @@ ROOT = Path(diffmd_ase.__file__).parent
 # the picture of ARCHITECTURE.md: a module may import from its own level and those before it
 LEVELS = ("foundations", "score", "potentials", "sampling", "analysis", "adapters", "shell")
 FOUNDATIONS = {"units", "noise", "system"}
-ADAPTERS = {"storage", "h5md", "checkpoint", "simulation", "calculator", "plugins", "testing"}
+ADAPTERS = {
+    "storage",
+    "h5md",
+    "checkpoint",
+    "simulation",
+    "calculator",
+    "plugins",
+    "testing",
+    "targets",
+}
 SHELL = {"cli", "demo", "doctor", "__main__"}
 
 # (module, imported module, why)

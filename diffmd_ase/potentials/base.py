@@ -8,8 +8,10 @@ pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..system import System
@@ -68,6 +70,26 @@ class Potential(ABC):
         Called on a new potential, built with the settings of the run, before it is evaluated;
         from then on it is the one of the uninterrupted run.
         """
+
+    def observer(self, dyn) -> Callable[[], None]:
+        """``dyn.attach(bias.observer(dyn))``: learn once per step of a plain ASE dynamics.
+
+        A calculator only evaluates and cannot know that a step has ended; ``dyn`` does. Call
+        it with the bias of ``dyn.atoms.calc``. Our own dynamics let their potentials learn and
+        need no observer. A step is learned once, however often the observer is called; that of
+        the start is none.
+        """
+        atoms, last = dyn.atoms, dyn.nsteps
+
+        def learn() -> None:
+            nonlocal last
+            if dyn.nsteps <= last:
+                return
+            last = dyn.nsteps
+            if self.update(torch.tensor(atoms.positions), last):
+                atoms.calc.reset()  # its results are those before the bias has learned
+
+        return learn
 
     @property
     def terms(self) -> tuple[Potential, ...]:
