@@ -106,7 +106,7 @@ class _Reverse(_Adapter):
     dt: float
 
     def _start(
-        self, images, batched, temperature_K, steps, bias, target, proposal_steps, rng
+        self, images, batched, temperature_K, words, bias, target, proposal_steps, rng
     ) -> None:
         check_images(images)
         kelvin = float(temperature_K)
@@ -120,7 +120,14 @@ class _Reverse(_Adapter):
             proposal_steps=proposal_steps,
         )
         self.chain = Chain(images, physics, batched=batched, seed=seed_of(rng))
-        physics.choose(*steps, self.chain.tensor())
+        timestep, friction, mobility, spring = words
+        physics.choose(
+            self.chain.tensor(),
+            timestep=timestep,
+            friction=friction,
+            mobility=mobility,
+            spring=spring,
+        )
         self._physics = physics
 
     @property
@@ -225,8 +232,8 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
         loginterval: int = 1,
         append_trajectory: bool = False,
     ):
-        steps = (timestep, friction, mobility, spring)
-        self._start([atoms], False, temperature_K, steps, bias, target, proposal_steps, rng)
+        words = (timestep, friction, mobility, spring)
+        self._start([atoms], False, temperature_K, words, bias, target, proposal_steps, rng)
         super().__init__(
             atoms,
             self.step_size.timestep,
@@ -252,6 +259,10 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
 
 class _Batch(_Adapter, BaseDynamics):
     """Several walkers under the conventions of ASE's dynamics."""
+
+    def clock(self) -> list[tuple[str, float, str]]:
+        """Name, value and format of the time in a log; nothing without a clock."""
+        return []
 
     def _open(self, trajectory, logfile, loginterval: int, append: bool) -> None:
         each = trajectory if isinstance(trajectory, list | tuple) else None
@@ -373,8 +384,8 @@ class BatchReverseDiffusion(_Reverse, _Batch):
         loginterval: int = 1,
         append_trajectory: bool = False,
     ):
-        steps = (timestep, friction, mobility, spring)
-        self._start(list(images), True, temperature_K, steps, bias, target, proposal_steps, rng)
+        words = (timestep, friction, mobility, spring)
+        self._start(list(images), True, temperature_K, words, bias, target, proposal_steps, rng)
         self.dt = self.step_size.timestep
         self._open(trajectory, logfile, loginterval, append_trajectory)
 
@@ -421,8 +432,7 @@ class MonteCarlo(_Batch):
         loginterval: int = 1,
         append_trajectory: bool = False,
     ):
-        batched = not isinstance(images, Atoms)
-        walkers: list[Atoms] = list(images) if batched else [images]
+        walkers = [images] if isinstance(images, Atoms) else list(images)
         check_images(walkers)
         for constraint in walkers[0].constraints:
             if type(constraint) is not FixAtoms:
@@ -431,16 +441,13 @@ class MonteCarlo(_Batch):
                     "for its atoms, or mean_free=True and no constraint"
                 )
         physics = OfKernel(kernel, System.from_atoms(walkers[0]), device)
+        batched = not isinstance(images, Atoms)
         self.chain = Chain(walkers, physics, batched=batched, seed=seed_of(rng))
         self._open(trajectory, logfile, loginterval, append_trajectory)
 
     def get_time(self) -> float:
         """Completed steps: a kernel has no clock."""
         return float(self.nsteps)
-
-    def clock(self) -> list[tuple[str, float, str]]:
-        """Nothing."""
-        return []
 
 
 class Walkers(Optimizable):

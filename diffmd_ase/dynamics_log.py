@@ -22,7 +22,7 @@ from .system import State
 from .units import kB
 
 if TYPE_CHECKING:
-    from .dynamics import BatchReverseDiffusion, MonteCarlo, ReverseDiffusion
+    from .dynamics import ReverseDiffusion, _Batch
 
 __all__ = ["ConfigurationalTemperature", "StepLog"]
 
@@ -78,7 +78,7 @@ class StepLog:
     logfile : name (appended to), open file, or "-" for standard output
     """
 
-    def __init__(self, dyn: ReverseDiffusion | BatchReverseDiffusion | MonteCarlo, logfile):
+    def __init__(self, dyn: ReverseDiffusion | _Batch, logfile):
         appends = logfile != "-" and isinstance(logfile, str | Path) and Path(logfile).exists()
         self._dyn = dyn
         self._file = sys.stdout if logfile == "-" else logfile

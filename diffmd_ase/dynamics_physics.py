@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ class OfCalculator(Physics):
         self._base = self._field()
         self._bind()
 
-    def choose(self, timestep, friction, mobility, spring, x: Tensor) -> None:
+    def choose(self, x: Tensor, *, timestep, friction, mobility, spring) -> None:
         """Resolve the step and make the kernel; ``x`` is where a stiffness is measured."""
         atoms, moving = self._images[0], ~self.fixed
         if not moving.any():
@@ -279,7 +280,8 @@ class OfCalculator(Physics):
                         f"atoms have {name}, which a potential does not carry: give the "
                         "calculator its charges and moments by its own settings"
                     )
-            failures = "raise" if self._target is None else "reject"
+            # plain dynamics has no other state to stay in
+            failures: Literal["raise", "reject"] = "raise" if self._target is None else "reject"
             self._ase = key, AsePotential(calc, System.from_atoms(atoms), failures=failures)
         return self._ase[1]
 

@@ -106,8 +106,16 @@ class Tally:
 
     @classmethod
     def from_dict(cls, saved: dict, device: str | torch.device = "cpu") -> Tally:
-        sums = (
-            torch.tensor(saved[name], dtype=torch.float64, device=device)
-            for name in ("steps", "accepted", "divergent", "judged")
+        """The tally that `to_dict` gave, on ``device``."""
+
+        def read(name: str) -> Tensor:
+            return torch.tensor(saved[name], dtype=torch.float64, device=device)
+
+        return cls(
+            read("steps"),
+            read("accepted"),
+            read("divergent"),
+            read("judged"),
+            saved["drift"],
+            saved["target"],
         )
-        return cls(*sums, saved["drift"], saved["target"])
