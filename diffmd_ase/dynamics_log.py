@@ -93,7 +93,7 @@ class StepLog:
         self._last = now, chain.tally.drift
         # name, value, format
         row: list[tuple[str, float, str]] = [("Step", dyn.nsteps, "10d")]
-        row += [(name, value, form) for name, value, form in dyn.clock()]
+        row += dyn.clock()
         row.append(("Walkers", len(chain.live), "12d"))
         row += [
             (name, value, "12.4f") for name, value in chain.physics.energies(chain.state).items()
@@ -108,8 +108,9 @@ class StepLog:
         row.append(("Evals/s", (chain.tally.drift - before) / max(now - then, 1e-9), "12.1f"))
         if not self._headed:
             self._headed = True
-            self._write(" ".join(f"{name:>{int(form.split('.')[0].rstrip('d'))}s}"
-                                 for name, _, form in row))  # fmt: skip
+            # as wide as the columns
+            names = [f"{name:>{len(f'{0:{form}}')}s}" for name, _, form in row]
+            self._write(" ".join(names))
         self._write(" ".join(f"{value:{form}}" for _, value, form in row))
 
     def _write(self, line: str) -> None:
