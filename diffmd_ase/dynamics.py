@@ -166,7 +166,8 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
     mobility : μ in Å²/(eV·ASE time), ``h = μ kT Δt``; scalar or (N,)
     spring : k in 1/Å², ``h = 1/(2k)``; alone it means unit mobility, ``Δt = 1/(2k kT)``
     bias : a `Potential` felt by the dynamics only: energies and forces of ``atoms`` (and
-        of the trajectory) stay those of its calculator; memory learns once per step
+        of the trajectory) stay those of its calculator; memory learns once per step. Its energy
+        is ``atoms.info["bias_energy"]`` of frames, what it says of itself is beside it
     target : what the steps are accepted to (`sampling.metropolis.Metropolis`), plus the bias.
         "model": the energy of the atoms' own calculator, which removes the error of the finite
         step; an ASE calculator or a `Potential`: that reference, which also removes the error

@@ -65,12 +65,13 @@ class StepLog:
 
     ``Time[ps]`` where friction or mobility was given, else ``D*t[A^2]``; of accepted steps
     the nominal one, which rejections stretch. ``Epot`` is the energy of the atoms' calculator,
-    ``Bias`` that of the bias, ``Etarget`` that of the target without the bias; means over the
-    walkers. Plain dynamics has ``Tconf``, over the logged steps. Metropolised steps have
-    ``Accept``, the fraction accepted so far (steps of an adaptation left out), and no ``Tconf``:
-    the identity behind it holds for steps, not for those that were accepted. ``Failed`` counts
-    structures for which a calculator failed. ``Evals/s`` are evaluations of the drift since
-    the last line; every step evaluates each walker once, and the log none.
+    ``Bias`` that of the bias, ``Etarget`` that of the target without the bias; then what the bias
+    says of itself (`Potential.describe`: its variables, in its units). Means over the walkers.
+    Plain dynamics has ``Tconf``, over the logged steps. Metropolised steps have ``Accept``, the
+    fraction accepted so far (steps of an adaptation left out), and no ``Tconf``: the identity
+    behind it holds for steps, not for those that were accepted. ``Failed`` counts structures for
+    which a calculator failed. ``Evals/s`` are evaluations of the drift since the last line;
+    every step evaluates each walker once, and the log none.
 
     Parameters
     ----------
@@ -97,6 +98,10 @@ class StepLog:
         row.append(("Walkers", len(chain.live), "12d"))
         row += [
             (name, value, "12.4f") for name, value in chain.physics.energies(chain.state).items()
+        ]
+        row += [
+            (name, float(value.mean()), f"{max(12, len(name))}.5f")
+            for name, value in chain.physics.described(chain.state).items()
         ]
         if self._adjusted:
             row.append(("Accept", chain.tally.acceptance, "12.4f"))

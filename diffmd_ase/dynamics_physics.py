@@ -69,9 +69,13 @@ class Physics(ABC):
     def energies(self, state: State) -> dict[str, float]:
         """Means over walkers in eV, by the name of their column in a log."""
 
+    def described(self, state: State) -> dict[str, Tensor]:
+        """What the bias says of the walkers, by name, each (*batch)."""
+        return self.kernel.potential.describe(state.x)
+
     def frame_info(self, state: State) -> dict[str, list[float]]:
         """What ``atoms.info`` of frames holds in addition, one value for each walker."""
-        return {}
+        return {name: _values(value) for name, value in self.described(state).items()}
 
     @abstractmethod
     def todict(self) -> dict:
@@ -217,25 +221,39 @@ class OfCalculator(Physics):
             return Evaluation(state.energy, state.forces)
         return _total(self._drift_terms, state.x)
 
+    def described(self, state) -> dict[str, Tensor]:
+        return {} if self.bias is None else self.bias.describe(state.x)
+
     def energies(self, state) -> dict[str, float]:
-        base = self.values(state).energy
-        accepts = base
-        if self._target_terms:
-            accepts = _total(self._target_terms, state.x).energy
+        base, accepts = self.values(state).energy, self._accepting(state)
         bias = 0.0 if base is not None or self._target is not None else float("nan")
         if self.bias is not None:
-            known = state.energy is not None and accepts is not None
-            bias = float((state.energy - accepts).mean()) if known else float("nan")
+            bias = _mean(self._bias_energy(state))
         said = {"Epot[eV]": _mean(base), "Bias[eV]": bias}
         if self._target is not None:
             said["Etarget[eV]"] = _mean(accepts)
         return said
 
     def frame_info(self, state) -> dict[str, list[float]]:
+        info = super().frame_info(state)
+        if self._target_terms:
+            info["target_energy"] = _values(self._accepting(state))
+        bias = self._bias_energy(state)
+        if bias is not None:
+            info["bias_energy"] = _values(bias)
+        return info
+
+    def _accepting(self, state: State) -> Tensor | None:
+        """Energy of what decides, without the bias."""
         if not self._target_terms:
-            return {}
-        energy = _total(self._target_terms, state.x).energy
-        return {"target_energy": energy.double().reshape(-1).tolist()}
+            return self.values(state).energy
+        return _total(self._target_terms, state.x).energy
+
+    def _bias_energy(self, state: State) -> Tensor | None:
+        if self.bias is None or state.energy is None:
+            return None
+        accepts = self._accepting(state)
+        return None if accepts is None else state.energy - accepts
 
     def seed(self, state) -> None:
         atoms = self._images[0]
@@ -355,6 +373,9 @@ class _Remembered(Potential):
     def update(self, x, step) -> bool:
         return self.term.update(x, step)
 
+    def describe(self, x) -> dict[str, Tensor]:
+        return self.term.describe(x)
+
     def select(self, keep) -> None:
         self.term.select(keep)
 
@@ -383,6 +404,10 @@ def _total(terms, x: Tensor) -> Evaluation:
 
 def _inner(term: Potential) -> Potential:
     return term.term if isinstance(term, _Remembered) else term
+
+
+def _values(value: Tensor) -> list[float]:
+    return value.double().reshape(-1).tolist()
 
 
 def _mean(energy: Tensor | None) -> float:

@@ -50,6 +50,14 @@ class Potential(ABC):
         """Learn from accepted positions; True if the potential changed."""
         return False
 
+    def describe(self, x: Tensor) -> dict[str, Tensor]:
+        """What logs and frames say of positions x (*batch, N, 3), by name, each (*batch).
+
+        A bias names its variables and ``bias`` (eV). Called for a line or a frame only, after
+        the `update` of that step; never changes the potential.
+        """
+        return {}
+
     def select(self, keep: Tensor) -> None:  # noqa: B027  # most have nothing to do
         """Forget the walkers outside the boolean mask ``keep`` (B,), which were lost.
 
@@ -77,9 +85,16 @@ class Potential(ABC):
         A calculator only evaluates and cannot know that a step has ended; ``dyn`` does. Call
         it with the bias of ``dyn.atoms.calc``. Our own dynamics let their potentials learn and
         need no observer. A step is learned once, however often the observer is called; that of
-        the start is none.
+        the start is none. Frames of ``dyn``, whenever its trajectory was attached, have what
+        `describe` says in ``atoms.info``, of the bias that acted: before it learns from them.
         """
         atoms, last = dyn.atoms, dyn.nsteps
+
+        def say() -> None:
+            said = self.describe(torch.tensor(atoms.positions))
+            atoms.info |= {name: float(value) for name, value in said.items()}
+
+        dyn.insert_observer(say)
 
         def learn() -> None:
             nonlocal last
@@ -133,6 +148,14 @@ class Sum(Potential):
     def update(self, x, step) -> bool:
         # a list, not a generator: every term must learn
         return any([term.update(x, step) for term in self.terms])
+
+    def describe(self, x) -> dict[str, Tensor]:
+        said: dict[str, Tensor] = {}
+        for i, term in enumerate(self.terms):
+            for name, value in term.describe(x).items():
+                # two biases may have one name for their own
+                said[name if name not in said else f"{name}_{i}"] = value
+        return said
 
     def select(self, keep) -> None:
         for term in self.terms:

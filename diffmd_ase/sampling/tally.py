@@ -49,8 +49,8 @@ class Tally:
     accepted: Tensor
     divergent: Tensor
     judged: Tensor
-    drift: int = 0
-    target: int = 0
+    drift: int | Tensor = 0
+    target: int | Tensor = 0
 
     @classmethod
     def empty(cls, walkers: int, device: str | torch.device = "cpu") -> Tally:
@@ -73,8 +73,8 @@ class Tally:
             if info.divergent is None
             else more(self.divergent, info.divergent.reshape(-1)),
             more(self.judged, 1.0) if judged else self.judged,
-            self.drift + count * info.drift_evaluations,
-            self.target + count * info.target_evaluations,
+            self.drift + _evaluated(info.drift_evaluations, count),
+            self.target + _evaluated(info.target_evaluations, count),
         )
 
     def __sub__(self, other: Tally) -> Tally:
@@ -100,8 +100,8 @@ class Tally:
             "accepted": self.accepted.tolist(),
             "divergent": self.divergent.tolist(),
             "judged": self.judged.tolist(),
-            "drift": self.drift,
-            "target": self.target,
+            "drift": int(self.drift),
+            "target": int(self.target),
         }
 
     @classmethod
@@ -119,3 +119,8 @@ class Tally:
             saved["drift"],
             saved["target"],
         )
+
+
+def _evaluated(each: int | Tensor, count: int) -> int | Tensor:
+    """Evaluations of all ``count`` walkers; without a transfer where they differ."""
+    return each.sum() if isinstance(each, Tensor) else count * each
