@@ -110,7 +110,8 @@ class StepLog:
             if chain.before is not None:
                 self._temperature.add(chain.kernel, chain.before, chain.state, chain.noise)
             row.append(("Tconf[K]", self._temperature.kelvin, "12.1f"))
-        row.append(("Evals/s", (chain.tally.drift - before) / max(now - then, 1e-9), "12.1f"))
+        rate = float(chain.tally.drift - before) / max(now - then, 1e-9)
+        row.append(("Evals/s", rate, "12.1f"))
         if not self._headed:
             self._headed = True
             # as wide as the columns

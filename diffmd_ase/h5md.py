@@ -171,7 +171,8 @@ def append_frames(
     file, steps, positions, energies, named: dict[str, np.ndarray], system: System, info: RunInfo
 ) -> None:
     """Add frames: steps (n,), positions (n, W, N, 3), energies and named columns (n, W)."""
-    start, count = file[STEP].shape[0], len(steps)
+    # again after an interrupt in the middle: the same frames in the same place
+    start, count = int(np.searchsorted(file[STEP][:], steps[0])), len(steps)
     clock = info.h if info.timestep_fs is None else info.timestep_fs
     columns = [
         (POSITION, positions.reshape(count, -1, 3)),

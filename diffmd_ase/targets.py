@@ -34,6 +34,10 @@ def find_target(target, system: System) -> Potential | None:
                 "calculator such as EMT(), or a Potential"
             )
         return None
+    return _required(target, system)
+
+
+def _required(target, system: System) -> Potential:
     if isinstance(target, ScoreCalculator):
         target = target.potential(system.to_atoms([[0.0, 0.0, 0.0]] * len(system)))
     elif isinstance(target, BaseCalculator):
@@ -56,29 +60,35 @@ def find_target(target, system: System) -> Potential | None:
     return target
 
 
-def named_target(name: str, system: System) -> Potential | None:
-    """As `find_target`, for a name: "model", an installed plugin, or a calculator of ASE.
+def named_target(name: str, system: System, options: dict | None = None) -> str | Potential:
+    """A target by name: "model", an installed plugin, or a calculator of ASE with ``options``.
 
-    Raises ``ValueError`` for a name that nobody knows.
+    Raises ``ValueError`` for a name that nobody knows, and for options that do not fit.
     """
+    settings = options or {}
     if name == "model":
-        return None
+        if settings:
+            raise ValueError(f"target 'model' takes no options, got {settings}")
+        return name
     plugins = installed_potentials()
     if name in plugins:
-        return find_target(load_potential(name, system), system)
+        try:
+            return _required(load_potential(name, system, **settings), system)
+        except TypeError as error:
+            raise ValueError(f"target {name!r} with options {settings}: {error}") from error
     if name.lower() not in ase_calculator.names:
         raise ValueError(
             f"target {name!r} is neither 'model' nor an installed potential "
             f"({', '.join(plugins) or 'none'}) nor a calculator of ASE (emt, lj, xtb, …)"
         )
     try:
-        calculator = ase_calculator.get_calculator_class(name.lower())()
+        calculator = ase_calculator.get_calculator_class(name.lower())(**settings)
     except Exception as error:  # a calculator raises what it likes where a program is missing
         raise ValueError(
-            f"target {name!r}: the calculator of ASE cannot be made without settings "
-            f"({type(error).__name__}: {error}); use ReverseDiffusion(target=…) in a script"
+            f"target {name!r}: the calculator of ASE cannot be made with options {settings} "
+            f"({type(error).__name__}: {error}); give others, or use ReverseDiffusion(target=…)"
         ) from error
-    return find_target(calculator, system)
+    return _required(calculator, system)
 
 
 def _words(system: System) -> str:

@@ -23,6 +23,7 @@ ADAPTERS = {
     "plugins",
     "testing",
     "targets",
+    "series",
 }
 SHELL = {"cli", "demo", "doctor", "__main__"}
 
