@@ -21,6 +21,7 @@ __all__ = ["Diagnosis", "diagnose", "diagnose_angle", "verdict"]
 
 _MIXED, _NEARLY = 1.01, 1.05  # R-hat: Vehtari et al. 2021, and what was usual before
 _ENOUGH, _FEW = 400.0, 100.0  # effective samples; below the first R-hat itself is noisy
+_TAILS = (0.05, 0.95)  # the quantiles of the tail
 _SHORTEST = 8  # frames; estimators split chains in halves
 
 
@@ -85,7 +86,7 @@ def diagnose_angle(name: str, angle: np.ndarray, *, groups: np.ndarray | None = 
     """
     a = _checked(name, angle)
     both = np.stack((np.cos(a), np.sin(a)))
-    if np.ptp(both) == 0:
+    if np.ptp(a) == 0:
         return _constant(name, np.degrees(a))
     numbers = _mixing(both, groups)
     mean = np.exp(1j * a).mean()
@@ -145,7 +146,7 @@ def _mixing(parts: np.ndarray, groups: np.ndarray | None):
 
     moving = [part for part in parts if np.ptp(part) > 0]
     bulk = min(float(stats.ess(p.T, method="bulk")) for p in moving)
-    tail = min(float(stats.ess(p.T, method="tail")) for p in moving)
+    tail = min(float(stats.ess(p.T, method="tail", prob=_TAILS)) for p in moving)
     rhat = max(float(stats.rhat(p.T, method="rank")) for p in moving)
     nested = None
     if groups is not None:
