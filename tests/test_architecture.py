@@ -14,7 +14,17 @@ ROOT = Path(diffmd_ase.__file__).parent
 # the picture of ARCHITECTURE.md: a module may import from its own level and those before it
 LEVELS = ("foundations", "score", "potentials", "sampling", "analysis", "adapters", "shell")
 FOUNDATIONS = {"units", "noise", "system"}
-ADAPTERS = {"storage", "h5md", "checkpoint", "simulation", "calculator", "plugins", "testing"}
+ADAPTERS = {
+    "storage",
+    "h5md",
+    "checkpoint",
+    "simulation",
+    "calculator",
+    "plugins",
+    "testing",
+    "targets",
+    "series",
+}
 SHELL = {"cli", "demo", "doctor", "fes", "__main__"}
 
 # (module, imported module, why)
