@@ -100,6 +100,21 @@ def test_basin_difference_and_its_error(rng, walkers):
     assert abs(np.mean(between) - exact) > 0.4  # the negative control: no weights
 
 
+def test_blocks_are_long_enough(rng):
+    """Of a slow run, whose correlation time is a hundredth of it."""
+    axis = Axis("x", -1.5, 1.5, 4)
+    edges = np.linspace(-1.5, 1.5, 5)
+    p = np.array([probability(low, high) for low, high in pairwise(edges)])
+    z = []
+    for _ in range(REPEATS):
+        samples = biased_run(rng, length=16_000, rho=0.985)
+        within = samples.take(np.abs(samples.s[:, 0]) < 1.5)
+        surface = free_energy_surface(within, [axis], kT=KT)
+        assert 8 <= len(surface.deviations) < 40
+        z.append((normalised(surface) + KT * np.log(p / p.sum())) / surface.error)
+    assert 0.8 < np.sqrt((np.array(z) ** 2).mean()) < 1.35
+
+
 def test_two_angles(rng):
     """Of the marginal in the sum over b, and of the whole surface by quadrature."""
     axes = [Axis(n, -np.pi, np.pi, 12, periodic=True) for n in "ab"]
@@ -154,11 +169,11 @@ def test_axis_of_a_circle():
 
 
 def test_kernels_widen_and_wrap(rng):
-    s = (np.pi + 0.3 * rng.standard_normal(40_000) + np.pi) % (2 * np.pi) - np.pi
+    s = (np.pi - 0.4 + 0.3 * rng.standard_normal(40_000) + np.pi) % (2 * np.pi) - np.pi
     samples = Samples.of(s, names=["a"], periods=[2 * np.pi])
     axis = Axis("a", -np.pi, np.pi, 200, periodic=True)
     surface = free_energy_surface(samples, [axis], kT=1.0, bandwidth=[0.4])
-    angle = (axis.centres + 2 * np.pi) % (2 * np.pi) - np.pi
+    angle = (axis.centres + 0.4 + 2 * np.pi) % (2 * np.pi) - np.pi
     expected = 0.5 * angle**2 / (0.3**2 + 0.4**2)
     near = np.abs(angle) < 1
     np.testing.assert_allclose(surface.free_energy[near], expected[near], atol=0.06)
@@ -266,6 +281,8 @@ def test_barrier_goes_round():
     assert found.from_a.value == pytest.approx(min(passes) - start)
     # without the circle there is only the higher one, on the other side
     side = (2, 3.2) if passes[0] > passes[1] else (-3.2, -2)
+    beyond = barrier(surface_of(f, a, b), basins[0], Basin({"a": side}))
+    assert beyond.from_a.value == pytest.approx(min(passes) - start)
     walled = [Axis(n, -np.pi, np.pi, 40) for n in "ab"]
     high = barrier(surface_of(f, *walled), basins[0], Basin({"a": side}))
     assert high.from_a.value == pytest.approx(max(passes) - start) and max(passes) > min(passes)
