@@ -104,7 +104,7 @@ def test_frozen_and_deterministic():
     assert state.step == 50 and record.end == 50
     assert json.loads(json.dumps(asdict(record)))["steps"] == 50
     assert Adaptation(**asdict(record)) == record
-    assert len(record.trace) == 50 and record.trace[0] == (0, 1.0)
+    assert len(record.trace) == 50 and record.trace[0] == [0, 1.0]
     # frozen: the run after it is that of its kernel, and step counts go on
     *_, (end, _) = run(first, state, 5, noise=Noise(3))
     assert end.step == 55 and first.proposal.h == again.proposal.h

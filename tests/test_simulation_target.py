@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_simulation import H, KT, SYSTEM, Quartic, info, same
+from test_cli import diffmd, folder, model, start  # noqa: F401
+from test_simulation import KT, SYSTEM, H, Quartic, info, same
 
 from diffmd_ase.checkpoint import load_checkpoint
 from diffmd_ase.potentials.analytic import Harmonic
@@ -200,10 +201,7 @@ def test_words_of_a_target():
 
 
 class TestCommandLine:
-    from test_cli import diffmd, folder, model, start
-
-    def columns(self, prefix):
-        return content(prefix)
+    """The same through `diffmd run`."""
 
     @pytest.mark.parametrize(
         "target",
@@ -212,7 +210,7 @@ class TestCommandLine:
             ["--target", "lj", "--target-options", '{"sigma": 0.8, "epsilon": 0.01}'],
         ],
     )
-    def test_run_and_restart(self, diffmd, start, target):
+    def test_run_and_restart(self, diffmd, start, target):  # noqa: F811
         words = [*start, *target, "--adapt", 20, "--step-size", 1e-5]
         code, out, err = diffmd(*words, "--steps", 60, "--prefix", "whole", "--json")
         assert code == 0, err
@@ -242,6 +240,6 @@ class TestCommandLine:
             (["--target", "model", "--adapt", 50], "first part of the run"),
         ],
     )
-    def test_mistakes(self, diffmd, start, words, said):
+    def test_mistakes(self, diffmd, start, words, said):  # noqa: F811
         code, _, err = diffmd(*start, *words, "--steps", 40)
         assert code == 1 and said in err and "Traceback" not in err

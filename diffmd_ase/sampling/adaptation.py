@@ -67,7 +67,7 @@ class Adaptation:
     wanted: float
     reached: float
     factor: float
-    trace: list[tuple[int, float]]
+    trace: list[list[float]]
     settings: dict[str, float]
 
     @property
@@ -106,12 +106,12 @@ def adapt(
     kernel.scaled(1.0)  # a kernel without a step size says so before a step is made
     mu, log_eps, log_mean, deviation = math.log(10.0), 0.0, 0.0, 0.0
     first, stride = state.step, -(-n_steps // _TRACE)
-    trace: list[tuple[int, float]] = []
+    trace: list[list[float]] = []
     seen: list[float] = []
     for m in range(1, n_steps + 1):
         factor = math.exp(log_eps)
         if (m - 1) % stride == 0:
-            trace.append((state.step, factor))
+            trace.append([state.step, factor])
         state, info = advance(kernel.scaled(factor), state, noise)
         probability = float(acceptance_probability(info).mean())
         seen.append(probability)
