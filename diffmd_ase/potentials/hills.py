@@ -186,7 +186,7 @@ class HillGrid(Hills):
     def points(self) -> Tensor:
         """(points, d), in the order of `values`."""
         axes = [
-            low + dx * torch.arange(int(n), dtype=torch.float64)
+            low + dx * torch.arange(int(n), dtype=torch.float64, device=low.device)
             for low, dx, n in zip(self._min, self._dx, self._points, strict=True)
         ]
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))

@@ -75,7 +75,7 @@ class PlumedCVPotential(CVBias):
         if walkers not in ("shared", "independent"):
             raise ValueError(f"{walkers=}: expected 'shared' or 'independent'")
         self.walkers, self.directory = walkers, Path(os.path.abspath(directory))
-        self._settings = {"kT": float(kT), "timestep": float(timestep)}
+        self._settings: dict = {"kT": float(kT), "timestep": float(timestep)}
         lines = read_lines(input)
         self._check_lines(lines)
         checked = _checked([*_puts(self.cv), *lines], len(self.cv), self.directory, self._settings)
@@ -231,8 +231,14 @@ class PlumedCVPotential(CVBias):
             path.mkdir(parents=True, exist_ok=True)
             if self._restart:
                 refuse_empty(path, self._script)
-            options = {"restart": self._restart, "first_step": self._step, "directory": path}
-            driver = Driver(0, self._lines, **self._settings, **options)
+            driver = Driver(
+                0,
+                self._lines,
+                restart=self._restart,
+                first_step=self._step,
+                directory=path,
+                **self._settings,
+            )
             for name in self.cv.names:
                 driver.set_value(name, 0.0)
             self._drivers.append(driver)
