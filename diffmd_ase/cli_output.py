@@ -89,7 +89,10 @@ def show_table(title: str, names: list[str], rows: list[list[str]]) -> None:
     table = Table(title=title, title_justify="left")
     for place, name in enumerate(names):
         words = place in (0, len(names) - 1)
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+        widest = max([len(name), *(len(row[place]) for row in rows)]) if place == 0 else None
+        table.add_column(
+            name, justify="left" if words else "right", no_wrap=not words, min_width=widest
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     _results.print(table)

@@ -235,7 +235,6 @@ class TestCommandLine:
             (["--target", "lj", "--target-options", "{"], "is not JSON"),
             (["--target", "lj", "--target-options", "[1]"], "expected an object"),
             (["--target", "model", "--target-options", '{"a": 1}'], "takes no options"),
-            (["--target", "emt"], "No EMT-potential for"),
             (["--adapt", 5], "give --target"),
             (["--target", "model", "--adapt", 50], "first part of the run"),
         ],

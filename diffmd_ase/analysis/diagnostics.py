@@ -147,7 +147,7 @@ def _mixing(parts: np.ndarray, groups: np.ndarray | None):
     moving = [part for part in parts if np.ptp(part) > 0]
     bulk = min(float(stats.ess(p.T, method="bulk")) for p in moving)
     tail = min(float(stats.ess(p.T, method="tail", prob=_TAILS)) for p in moving)
-    rhat = max(float(stats.rhat(p.T, method="rank")) for p in moving)
+    rhat = max(float(stats.rhat(_chains(p), method="rank")) for p in moving)
     nested = None
     if groups is not None:
         _, sizes = np.unique(groups, return_counts=True)
@@ -164,6 +164,12 @@ def _mixing(parts: np.ndarray, groups: np.ndarray | None):
         for p in moving
     )
     return bulk, tail, rhat, nested, g
+
+
+def _chains(part: np.ndarray) -> np.ndarray:
+    """(W, T) of (T, W); the halves of one walker count as two, since R-hat compares chains."""
+    half = len(part) // 2
+    return part.T if part.shape[1] > 1 else np.stack((part[:half, 0], part[-half:, 0]))
 
 
 def _judged(name, a: np.ndarray, mean, std, error, numbers) -> Diagnosis:

@@ -10,6 +10,7 @@ _PUBLIC = {
     "ASE_UNITS": "units",
     "Driver": "driver",
     "PLUMED_UNITS": "units",
+    "PlumedCVPotential": "torch_cvs",
     "PlumedInputError": "check",
     "PlumedPotential": "potential",
     "Result": "driver",
