@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test ## the whole default suite, plugins included (abou
 	$(PYTEST) -n $(JOBS)
 
 slow: $(VENV)/.installed-test ## training accuracy, long statistics, conformance
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow -n $(JOBS)
 
 tutorials: $(VENV)/.installed-test ## run every tutorial; each ends in a checked number
 	$(PYTEST) -m tutorial
@@ -45,6 +45,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt plugins/template/pyproject.toml \
-  plugins/openmm/pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) -e '.[test]' -e plugins/template -e plugins/openmm
+  plugins/openmm/pyproject.toml plugins/plumed/pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e '.[test]' -e plugins/template -e plugins/openmm -e plugins/plumed
+	# a wheel that brings the PLUMED kernel; its own dependencies are not needed
+	$(INSTALL) --no-deps hillclimber
 	touch $(VENV)/.installed $@

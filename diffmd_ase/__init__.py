@@ -10,6 +10,8 @@ _PUBLIC = {
     "DivergedError": "sampling.kernels",
     "EulerMaruyama": "sampling.kernels",
     "Evaluation": "potentials.base",
+    "Metropolis": "sampling.metropolis",
+    "MonteCarlo": "dynamics",
     "Noise": "noise",
     "Potential": "potentials.base",
     "ReverseDiffusion": "dynamics",

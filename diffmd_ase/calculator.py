@@ -116,6 +116,8 @@ class ScoreCalculator(Calculator):
         self._bias = bias
         self._bound: dict[tuple, tuple] = {}
         self._shadow: tuple = (None, None)
+        # (model, positions, stress, value, details) without the bias, which may learn
+        self._known: tuple | None = None
         self.details: dict = {}
         super().__init__()
         self.set(
@@ -238,7 +240,21 @@ class ScoreCalculator(Calculator):
         return out
 
     def _evaluate(self, model: Potential, x: Tensor, *, stress: bool):
-        details: dict = {}
+        base, details = self._evaluate_model(model, x, stress)
+        if self._bias is None:
+            return base, details
+        total = evaluate(self._bias.terms, x, stress=stress, base=base)
+        if total.energy is not None and x.ndim == 2:
+            details = {**details, "bias_energy": float(total.energy - base.energy)}
+        return total, details
+
+    def _evaluate_model(self, model: Potential, x: Tensor, stress: bool):
+        learns = self._bias is not None and self._bias.has_memory and not model.has_memory
+        if learns and self._known is not None:
+            known, positions, had_stress, base, details = self._known
+            if known is model and had_stress == stress and torch.equal(positions, x):
+                return base, details  # only the bias has changed
+        details = {}
         if isinstance(model, Mean):
             members = model.members(x, stress=stress)
             base = _mean(members)
@@ -247,12 +263,9 @@ class ScoreCalculator(Calculator):
                 details["energy_std"] = float(torch.stack([m.energy for m in members]).std(0))
         else:
             base = evaluate(model.terms, x, stress=stress)
-        if self._bias is None:
-            return base, details
-        total = evaluate(self._bias.terms, x, stress=stress, base=base)
-        if total.energy is not None and x.ndim == 2:
-            details["bias_energy"] = float(total.energy - base.energy)
-        return total, details
+        if learns:
+            self._known = model, x, stress, base, details
+        return base, details
 
     def _bind(self, atoms: Atoms) -> tuple[Potential, Potential, torch.device]:
         """The total, the model without the bias, and where it computes."""
@@ -325,7 +338,7 @@ class ScoreCalculator(Calculator):
             model if source is None else source
             for model, source in zip(self._models, self._sources, strict=True)
         ]
-        state["_bound"], state["_shadow"] = {}, (None, None)
+        state["_bound"], state["_shadow"], state["_known"] = {}, (None, None), None
         # a method that ASE sets on the instance
         state.pop("get_spin_polarized", None)
         return state

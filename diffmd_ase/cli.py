@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_analyze import analyze
 from .cli_config import Config, resolved, save_resolved
+from .cli_fes import fes
 from .cli_output import bar, execute, say, show, show_verdicts
 
 __all__ = ["app", "main"]
@@ -44,7 +46,7 @@ def train(
     temperature: Annotated[
         float | None, typer.Option(help="of the snapshots, K; needed unless they state it")
     ] = None,
-    network: Annotated[str, typer.Option(help="auto, pair or equivariant")] = "auto",
+    network: Annotated[str, typer.Option(help="auto, pair, embedded or equivariant")] = "auto",
     sigma_min: Annotated[float | None, typer.Option(help="smallest noise, Å")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="largest noise, Å")] = None,
     steps: Annotated[int | None, typer.Option(help="optimiser steps of each network")] = None,
@@ -56,7 +58,7 @@ def train(
     width: Annotated[int | None, typer.Option(help="hidden units of the pair network")] = None,
     channels: Annotated[int | None, typer.Option(help="of the equivariant network")] = None,
     cutoff: Annotated[
-        float | None, typer.Option(help="message radius of the equivariant network, Å")
+        float | None, typer.Option(help="radius of neighbours in networks of materials, Å")
     ] = None,
     validation_fraction: Annotated[
         float | None, typer.Option(help="fraction of the snapshots held out")
@@ -174,6 +176,25 @@ def run(
         float | None, typer.Option(help="spring to the frame before, k = 1/(2h), 1/Å²")
     ] = None,
     step_size: Annotated[float | None, typer.Option(help="h = D·Δt, Å² (default: 0.2/λ)")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="accept steps to the Boltzmann law of: model (its own energy), an installed "
+            "potential (openmm), or a calculator of ASE (emt); default: plain dynamics"
+        ),
+    ] = None,
+    target_options: Annotated[
+        str | None, typer.Option(help="of that potential or calculator, as JSON")
+    ] = None,
+    proposal_steps: Annotated[
+        int, typer.Option(min=1, help="reverse steps of one proposal to the target")
+    ] = 1,
+    adapt: Annotated[
+        int,
+        typer.Option(
+            min=0, help="first steps, in no frame, that adapt h to 57 % acceptance, then freeze it"
+        ),
+    ] = 0,
     every: Annotated[int, typer.Option(min=1, help="steps between frames")] = 100,
     prefix: Annotated[
         str, typer.Option(help="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
@@ -194,6 +215,8 @@ def run(
 
     The step is one of --step-size, --spring, --timestep with --friction, or a stable default.
     Walkers and steps have noise of their own: batches, shares and restarts change no number.
+    With --target each step is accepted or rejected, which removes the error of the step and,
+    with a reference, that of the model.
     """
     import numpy as np
     import torch
@@ -202,8 +225,13 @@ def run(
     from .score.model import ScoreModel, resolve_device
     from .simulation import Files, coupled_kernel, read_frames, simulate, starting_positions
     from .storage import RunInfo, Trajectory
+    from .targets import named_target
 
     _one_thread()
+    if target is None and (adapt or target_options is not None):
+        raise ValueError("--adapt and --target-options are for accepted steps: give --target")
+    if adapt > steps:
+        raise ValueError(f"--adapt {adapt} of --steps {steps}: it is the first part of the run")
     files = Files(prefix)
     _writable(files.trajectory)
     if not (restart or dry_run):
@@ -222,6 +250,8 @@ def run(
         friction_per_fs=friction,
         spring=spring,
         h=step_size,
+        target=None if target is None else named_target(target, system, _json(target_options)),
+        proposal_steps=proposal_steps,
     )
     h = float(np.max(step.h))  # with friction: that of the lightest atom
     timestep_fs = step.timestep / units.fs if step.physical else None
@@ -232,6 +262,7 @@ def run(
         "h_A2": h,
         "h_from": step.source,
         "timestep_fs": timestep_fs,
+        "target": target,
         "walkers": walkers,
         "steps": steps,
         "D_t_per_walker_A2": h * steps,
@@ -248,7 +279,7 @@ def run(
         seed=seed,
         kT=float(kernel.kT),
         h=h,
-        kinetics_valid=True,
+        kinetics_valid=target is None,
         timestep_fs=timestep_fs,
         model_sha256=_sha256(model),
         extra=resolved(context),
@@ -266,6 +297,7 @@ def run(
             every=every,
             walkers=ids,
             restart=restart,
+            warm_up=adapt,
             device=resolve_device(device),
             progress=lambda done, alive: update(
                 done, f"step {done}  D·t {done * h:.3g} Å²  walkers {alive}"
@@ -317,6 +349,10 @@ def report(
         return
     show_verdicts(summary["verdicts"])
     say(f"wrote {output}")
+
+
+app.command()(fes)
+app.command()(analyze)
 
 
 @app.command()
@@ -403,6 +439,18 @@ def _checked(kind, values: dict[str, Any]):
             for e in error.errors()
         ]
         raise ValueError("; ".join(wrong)) from error
+
+
+def _json(options: str | None) -> dict[str, Any]:
+    import json
+
+    try:
+        values = {} if options is None else json.loads(options)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--target-options {options!r} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f'--target-options {options!r}: expected an object, {{"name": value}}')
+    return values
 
 
 def _sha256(model: str) -> str | None:

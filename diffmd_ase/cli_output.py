@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["bar", "execute", "say", "show", "show_verdicts"]
+__all__ = ["bar", "execute", "say", "show", "show_table", "show_verdicts"]
 
 _errors, _results = Console(stderr=True), Console()
 # neither typer nor, since it brings its own click, click names this class in public
@@ -81,6 +81,17 @@ def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None =
     for key, value in result.items():
         words = f"{value:.6g}" if isinstance(value, float) else str(value)
         table.add_row(Text(key), Text(words, overflow="fold"))
+    _results.print(table)
+
+
+def show_table(title: str, names: list[str], rows: list[list[str]]) -> None:
+    """Rows of cells under the names of the columns; numbers at the right, words at the left."""
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(names):
+        words = place in (0, len(names) - 1)
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+    for row in rows:
+        table.add_row(*map(Text, row))
     _results.print(table)
 
 

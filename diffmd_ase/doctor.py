@@ -7,13 +7,16 @@ import os
 import platform
 from importlib import metadata
 
-__all__ = ["examine"]
+__all__ = ["GROUP", "examine"]
+
+#: entry points of plugins: a name, and a function without arguments that gives one line
+GROUP = "diffmd_ase.doctor"
 
 _PACKAGES = ("torch", "ase", "e3nn", "numpy", "scipy", "openmm", "deeptime", "pymbar", "h5py")
 
 
 def examine() -> dict[str, str]:
-    """Versions, devices, plugins and the PLUMED kernel, in words."""
+    """Versions, devices, plugins and what they say of themselves, in words."""
     import torch
 
     from .plugins import installed_potentials
@@ -31,6 +34,11 @@ def examine() -> dict[str, str]:
     plugins = installed_potentials()
     found["plugins"] = ", ".join(sorted(plugins)) or "none"
     found["plumed"] = _plumed()
+    for entry in metadata.entry_points(group=GROUP):
+        try:
+            found[entry.name] = entry.load()()
+        except Exception as error:  # whatever it is, the other lines are wanted
+            found[entry.name] = f"failed: {type(error).__name__}: {error}"
     return found
 
 

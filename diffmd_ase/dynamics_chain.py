@@ -14,20 +14,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 from ase import Atoms
-from ase.constraints import FixAtoms, FixCom
 from ase.parallel import world
 
-from . import units
-from .calculator import ScoreCalculator
-from .dynamics_step import card_stiffness, check_step, choose_step, measured_stiffness
+from .dynamics_physics import Physics
 from .noise import Noise
-from .potentials.base import Evaluation, Potential, Sum, add_term
-from .potentials.calculators import AsePotential
-from .sampling.kernels import DivergedError, EulerMaruyama
+from .sampling.adaptation import Adaptation, DualAveraging, adapt
+from .sampling.kernels import DivergedError
 from .sampling.run import advance
-from .system import State, System
+from .sampling.tally import Tally
+from .system import State
 
-__all__ = ["Chain"]
+__all__ = ["Chain", "check_images", "seed_of"]
 
 log = logging.getLogger(__name__)
 
@@ -38,74 +35,25 @@ class Chain:
     Parameters
     ----------
     images : the atoms of each walker
+    physics : kernel and energies
     batched : positions of the state are (B, N, 3); False: of one walker, (N, 3)
+    seed : of the noise
     """
 
-    def __init__(self, images: list[Atoms], *, batched: bool, temperature_K, bias, rng):
-        self.images, self._batched = images, batched
+    def __init__(self, images: list[Atoms], physics: Physics, *, batched: bool, seed: int):
+        self.images, self.physics, self._batched = images, physics, batched
         self.live = list(range(len(images)))
         self.lost: dict[int, int] = {}
-        _check_images(images)
-        self.temperature_K = float(temperature_K)
-        self.kT = units.kT_from_temperature(self.temperature_K)
-        if bias is not None and not isinstance(bias, Potential):
-            raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
-        self.bias = bias
-        self.noise = Noise(_seed(rng))
-        self._fixed, self._com = _constraints(images[0])
+        self.noise = Noise(seed)
         self.state: State | None = None
         self.before: State | None = None
-        self._ase: tuple | None = None
+        self.tally = Tally.empty(len(images))
+        self.adaptation: Adaptation | None = None
         self._written: np.ndarray | None = None
-        self._base = self._field()
-        self._bind()
 
-    def choose(self, timestep, friction, mobility, spring) -> None:
-        """Resolve the step and make the kernel."""
-        atoms, moving = self.images[0], ~self._fixed
-        if not moving.any():
-            raise ValueError("all atoms are fixed: there is nothing to simulate")
-        card = card_stiffness(self.potential, self.kT)
-
-        def stiffness() -> tuple[float, str]:
-            if card is not None:
-                return card, "from the model card"
-            lam, evaluations = measured_stiffness(self.potential, self._tensor(), self.kT)
-            return lam, f"measured at the start with {evaluations} extra evaluations"
-
-        self._said = {
-            name: value if value is None else np.asarray(value, float).tolist()
-            for name, value in {
-                "friction": friction, "mobility": mobility, "spring": spring
-            }.items()
-        }  # fmt: skip
-        self.step_size = choose_step(
-            kT=self.kT,
-            masses=atoms.get_masses(),
-            timestep=timestep,
-            friction=friction,
-            mobility=mobility,
-            spring=spring,
-            stiffness=stiffness,
-        )
-        if card is not None and (timestep is not None or spring is not None):
-            check_step(self.step_size, card, moving)
-        h: float | torch.Tensor = torch.tensor(np.where(moving, self.step_size.h, 0.0))
-        if np.ndim(self.step_size.h) == 0 and moving.all():
-            h = float(self.step_size.h)
-        log.info("step h = %s A^2 (%s), seed %d", h, self.step_size.source, self.noise.seed)
-        self.kernel = EulerMaruyama(self.potential, kT=self.kT, h=h, mean_free=self._com)
-
-    def todict(self) -> dict:
-        return {
-            "timestep": self.step_size.timestep,
-            "temperature_K": self.temperature_K,
-            **self._said,
-            "h": np.asarray(self.step_size.h).tolist(),
-            "step-source": self.step_size.source,
-            "seed": self.noise.seed,
-            "bias": None if self.bias is None else type(self.bias).__name__,
-        }
+    @property
+    def kernel(self):
+        return self.physics.kernel
 
     def sync(self, step: int) -> None:
         """Make the state that of the atoms as they are now, at step count ``step``.
@@ -113,11 +61,8 @@ class Chain:
         Costs an evaluation only if positions, cell, elements or calculator have changed
         since the last step.
         """
-        field = self._field()
-        if field is not self._base:
-            self._base, self.state = field, None
-            self._bind()
-            self.kernel = replace(self.kernel, potential=self.potential)
+        if self.physics.follow():
+            self.state = None
         if self.state is None or not np.array_equal(self.positions(), self._written):
             self._start(step)
         elif self.state.step != step:
@@ -127,7 +72,7 @@ class Chain:
         """One step; diverged walkers of a batch are put aside and the others go on."""
         while True:
             try:
-                new, _ = advance(self.kernel, self.state, self.noise)
+                new, info = advance(self.kernel, self.state, self.noise)
                 break
             except DivergedError as error:
                 if error.survivors is None:
@@ -137,7 +82,23 @@ class Chain:
                 self.lost |= dict.fromkeys(error.walkers, error.step)
                 warnings.warn(str(error), RuntimeWarning, stacklevel=3)
         self.before, self.state = self.state, new
+        self.tally = self._tally().add(info, self._columns())
+        self.physics.keep(new)
         self._write()
+
+    def adapt(self, n_steps: int, settings: DualAveraging | None) -> Adaptation:
+        """Tune the step size in ``n_steps`` steps, which are not written or counted."""
+        _, state, record = adapt(
+            self.kernel, self.state, n_steps, noise=self.noise, settings=settings
+        )
+        self.physics.scale(record.factor)
+        self.adaptation = record
+        rows = state.x.double().cpu().numpy().reshape(len(self.live), -1, 3)
+        for i, row in zip(self.live, rows, strict=True):
+            self.images[i].set_positions(row)
+        self._start(state.step)
+        log.info("step adapted by %.4g: %.3g accepted", record.factor, record.reached)
+        return record
 
     def restore(self, state: State) -> None:
         """Move the atoms to ``state``, which is evaluated when it is needed."""
@@ -150,52 +111,37 @@ class Chain:
             self.images[i].set_positions(row, apply_constraint=False)
         self.state = None
 
-    def values(self) -> Evaluation:
-        """Energy and forces of the atoms' calculator (without the bias) at the state."""
-        if self.bias is None:
-            return Evaluation(self.state.energy, self.state.forces)
-        total = None
-        for term in self._recorded:
-            total, _ = add_term(total, term, self.state.x, value=term.last)
-        return total
-
-    def energies(self) -> tuple[float, float]:
-        """Energy of the calculator and of the bias in eV, means over walkers; NaN if none."""
-        base, total = self.values().energy, self.state.energy
-        if base is None:
-            return float("nan"), float("nan")
-        bias = 0.0 if self.bias is None else float("nan")
-        if self.bias is not None and total is not None:
-            bias = float((total - base).mean())
-        return float(base.mean()), bias
-
-    def seed_calculator(self) -> None:
-        """Give the calculator what the chain knows, so that ASE's look-ups are free."""
-        atoms = self.images[0]
-        if isinstance(atoms.calc, ScoreCalculator):
-            atoms.calc.adopt(atoms, self.values())
-        else:
-            # AsePotential used this very calculator: its cache answers
-            atoms.get_forces()
-
     def positions(self) -> np.ndarray:
         """Positions of the live walkers as the atoms have them, (B, N, 3)."""
         if len(self.live) == 1:
             return self.images[self.live[0]].positions[None]
         return np.stack([self.images[i].positions for i in self.live])
 
+    def tensor(self) -> torch.Tensor:
+        """The same, on the device of the chain: (B, N, 3), or (N, 3) of one walker."""
+        x = torch.tensor(self.positions(), device=self.physics.device)
+        return x if self._batched else x[0]
+
     def _start(self, step: int) -> None:
-        x, ids = self._tensor(), None
+        x, ids = self.tensor(), None
         if len(self.live) < len(self.images):
             ids = torch.tensor(self.live, device=x.device)
-        state = self.kernel.init(x, walkers=ids)
+        try:
+            state = self.kernel.init(x, walkers=ids)
+        except ValueError as error:
+            count, words = self.physics.failed
+            if not count:
+                raise
+            raise ValueError(f"{error}; {words}") from error
+        self.physics.keep(state, first=True)
         if not torch.isfinite(state.x.sum() + state.forces.sum()):
             raise ValueError(
                 "the forces at the initial positions are not finite: look for overlapping atoms "
                 "or positions that are NaN"
             )
-        if self._com:
-            _check_com(self.images[0].get_masses(), state.forces)
+        if self.physics.com:
+            for forces in self.physics.felt(state):
+                _check_com(self.images[0].get_masses(), forces)
         self.state, self.before = replace(state, step=step), None
         self._written = self.positions().copy()
 
@@ -205,71 +151,34 @@ class Chain:
         for i, row in zip(self.live, rows, strict=True):
             self.images[i].set_positions(row)
         self._written = rows
-        if self._com:
+        if self.physics.com:
             # ASE's FixCom shifts all atoms alike: a choice of origin, which no force feels
             self._written = self.positions().copy()
-            self.state = replace(self.state, x=self._tensor())
-        elif len(self.live) == 1 and not np.array_equal(self.positions(), rows):
+            self.state = replace(self.state, x=self.tensor())
+        elif self._held() and not np.array_equal(self.positions(), rows):
             raise ValueError(
                 "a constraint moved the atoms away from the state: constraints are read at "
-                "construction, make a new dynamics after changing them"
+                "construction, make a new dynamics after changing them; a kernel holds an atom "
+                "by h = 0"
             )
 
-    def _tensor(self) -> torch.Tensor:
-        calc = self.images[0].calc
-        device = calc.device(self.images[0]) if isinstance(calc, ScoreCalculator) else "cpu"
-        x = torch.tensor(self.positions(), device=device)
-        return x if self._batched else x[0]
+    def _held(self) -> bool:
+        return any(self.images[i].constraints for i in self.live)
 
-    def _field(self) -> Potential:
-        atoms = self.images[0]
-        calc = atoms.calc
-        if isinstance(calc, ScoreCalculator):
-            return calc.potential(atoms)
-        if calc is None:
-            raise ValueError("the atoms have no calculator: atoms.calc = ScoreCalculator(...)")
-        key = calc, atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
-        if self._ase is None or self._ase[0] != key:
-            for name in ("initial_charges", "initial_magmoms"):
-                if atoms.has(name) and atoms.arrays[name].any():
-                    raise ValueError(
-                        f"atoms have {name}, which a potential does not carry: give the "
-                        "calculator its charges and moments by its own settings"
-                    )
-            self._ase = key, AsePotential(calc, System.from_atoms(atoms))
-        return self._ase[1]
+    def _tally(self) -> Tally:
+        device = self.state.x.device
+        if self.tally.steps.device != device:  # the calculator of the atoms has moved
+            self.tally = Tally.from_dict(self.tally.to_dict(), device)
+        return self.tally
 
-    def _bind(self) -> None:
-        self.potential = self._base
-        if self.bias is not None:
-            self._recorded = [_Recorded(term) for term in self._base.terms]
-            self.potential = Sum(*self._recorded) + self.bias
+    def _columns(self) -> torch.Tensor | None:
+        if len(self.live) == len(self.images):
+            return None
+        return torch.tensor(self.live, device=self.state.x.device)
 
 
-class _Recorded(Potential):
-    """A term that remembers its last evaluation, to tell the model's energy from the bias."""
-
-    def __init__(self, term: Potential):
-        self._term, self.system = term, term.system
-        self.conservative, self.has_memory = term.conservative, term.has_memory
-        self.needs_base = term.needs_base
-        self.last: Evaluation | None = None
-
-    def __call__(self, x, *, stress=False, base=None) -> Evaluation:
-        options: dict = {"stress": True} if stress else {}
-        if self.needs_base:
-            options["base"] = base
-        self.last = Evaluation(*self._term(x, **options))
-        return self.last
-
-    def update(self, x, step) -> bool:
-        return self._term.update(x, step)
-
-    def select(self, keep) -> None:
-        self._term.select(keep)
-
-
-def _check_images(images: list[Atoms]) -> None:
+def check_images(images: list[Atoms]) -> None:
+    """Raise ``ValueError`` unless the images can be walkers of one batch."""
     if not images:
         raise ValueError("no images: expected a list of Atoms, one for each walker")
     first = images[0]
@@ -306,26 +215,7 @@ def _check_com(masses: np.ndarray, forces: torch.Tensor) -> None:
         )
 
 
-def _constraints(atoms: Atoms) -> tuple[np.ndarray, bool]:
-    """Which atoms are fixed, and whether the centre of mass is."""
-    fixed, com = np.zeros(len(atoms), bool), False
-    for constraint in atoms.constraints:
-        if type(constraint) is FixAtoms:
-            fixed[constraint.index] = True
-        elif type(constraint) is FixCom:
-            com = True
-        else:
-            raise ValueError(
-                f"{type(constraint).__name__} is not supported: overdamped steps projected on "
-                "internal constraints sample with a metric factor, and energies do not belong "
-                "in constraints; use FixAtoms, FixCom, or a restraint as bias"
-            )
-    if com and fixed.any():
-        raise ValueError("FixCom with FixAtoms: fixed atoms already hold the origin, drop FixCom")
-    return fixed, com
-
-
-def _seed(rng) -> int:
+def seed_of(rng) -> int:
     """Seed from what ASE users pass as ``rng``; None draws one, the same on all ranks."""
     if rng is None:
         drawn = np.array([secrets.randbits(63)])

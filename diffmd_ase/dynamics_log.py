@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
-from ase import units as ase_units
 
 from .noise import Noise
 from .sampling.kernels import EulerMaruyama
@@ -23,7 +22,7 @@ from .system import State
 from .units import kB
 
 if TYPE_CHECKING:
-    from .dynamics import BatchReverseDiffusion, ReverseDiffusion
+    from .dynamics import ReverseDiffusion, _Batch
 
 __all__ = ["ConfigurationalTemperature", "StepLog"]
 
@@ -62,12 +61,17 @@ class ConfigurationalTemperature:
 
 
 class StepLog:
-    """One line: step, time or D·t, energies, configurational temperature, evaluations/s.
+    """One line: step, time or D·t, energies, what tells of the chain, evaluations/s.
 
-    ``Time[ps]`` where friction or mobility was given, else ``D*t[A^2]``. ``Epot`` is the
-    energy of the atoms' calculator and ``Bias`` that of the bias of the dynamics, means
-    over the walkers. ``Tconf`` runs over the logged steps. ``Evals/s`` counts structures
-    since the last line; every step evaluates each walker once, and the log none.
+    ``Time[ps]`` where friction or mobility was given, else ``D*t[A^2]``; of accepted steps
+    the nominal one, which rejections stretch. ``Epot`` is the energy of the atoms' calculator,
+    ``Bias`` that of the bias, ``Etarget`` that of the target without the bias; then what the bias
+    says of itself (`Potential.describe`: its variables, in its units). Means over the walkers.
+    Plain dynamics has ``Tconf``, over the logged steps. Metropolised steps have ``Accept``, the
+    fraction accepted so far (steps of an adaptation left out), and no ``Tconf``: the identity
+    behind it holds for steps, not for those that were accepted. ``Failed`` counts structures for
+    which a calculator failed. ``Evals/s`` are evaluations of the drift since the last line;
+    every step evaluates each walker once, and the log none.
 
     Parameters
     ----------
@@ -75,34 +79,45 @@ class StepLog:
     logfile : name (appended to), open file, or "-" for standard output
     """
 
-    def __init__(self, dyn: ReverseDiffusion | BatchReverseDiffusion, logfile):
+    def __init__(self, dyn: ReverseDiffusion | _Batch, logfile):
         appends = logfile != "-" and isinstance(logfile, str | Path) and Path(logfile).exists()
         self._dyn = dyn
         self._file = sys.stdout if logfile == "-" else logfile
+        self._adjusted = not isinstance(dyn.kernel, EulerMaruyama)
         self._temperature = ConfigurationalTemperature()
-        self._last = perf_counter(), dyn.nsteps
-        self._clock = ("Time[ps]", "%14.6f") if dyn.step_size.physical else ("D*t[A^2]", "%14.6e")
-        if not (appends and Path(logfile).stat().st_size):
-            names = ["Walkers", "Epot[eV]", "Bias[eV]", "Tconf[K]", "Evals/s"]
-            line = f"{'Step':>10s} {self._clock[0]:>14s} " + " ".join(f"{n:>12s}" for n in names)
-            self._write(line)
+        self._last = perf_counter(), dyn.chain.tally.drift
+        self._headed = appends and bool(Path(logfile).stat().st_size)
 
     def __call__(self) -> None:
         dyn, chain = self._dyn, self._dyn.chain
-        if chain.before is not None:
-            self._temperature.add(chain.kernel, chain.before, chain.state, chain.noise)
-        base, bias = chain.energies()
-        now, (then, first) = perf_counter(), self._last
-        self._last = now, dyn.nsteps
-        rate = (dyn.nsteps - first) * len(chain.live) / max(now - then, 1e-9)
-        time = dyn.get_time() / (1000 * ase_units.fs)
-        if not dyn.step_size.physical:
-            # with unit mobility the clock is D·t = kT·t
-            time = dyn.get_time() * chain.kT
-        self._write(
-            f"{dyn.nsteps:10d} {self._clock[1] % time} {len(chain.live):12d} {base:12.4f} "
-            f"{bias:12.4f} {self._temperature.kelvin:12.1f} {rate:12.1f}"
-        )
+        now, (then, before) = perf_counter(), self._last
+        self._last = now, chain.tally.drift
+        # name, value, format
+        row: list[tuple[str, float, str]] = [("Step", dyn.nsteps, "10d")]
+        row += dyn.clock()
+        row.append(("Walkers", len(chain.live), "12d"))
+        row += [
+            (name, value, "12.4f") for name, value in chain.physics.energies(chain.state).items()
+        ]
+        row += [
+            (name, float(value.mean()), f"{max(12, len(name))}.5f")
+            for name, value in chain.physics.described(chain.state).items()
+        ]
+        if self._adjusted:
+            row.append(("Accept", chain.tally.acceptance, "12.4f"))
+            row.append(("Failed", chain.physics.failed[0], "12d"))
+        else:
+            if chain.before is not None:
+                self._temperature.add(chain.kernel, chain.before, chain.state, chain.noise)
+            row.append(("Tconf[K]", self._temperature.kelvin, "12.1f"))
+        rate = float(chain.tally.drift - before) / max(now - then, 1e-9)
+        row.append(("Evals/s", rate, "12.1f"))
+        if not self._headed:
+            self._headed = True
+            # as wide as the columns
+            names = [f"{name:>{len(f'{0:{form}}')}s}" for name, _, form in row]
+            self._write(" ".join(names))
+        self._write(" ".join(f"{value:{form}}" for _, value, form in row))
 
     def _write(self, line: str) -> None:
         if self._dyn.comm.rank:

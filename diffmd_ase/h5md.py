@@ -10,7 +10,9 @@ walker. Any H5MD reader opens it; particle ``w·N + i`` is atom i of walker w.
     /particles/trajectory/box             boundary; edges/value (frames, 3, 3) if periodic
     /particles/trajectory/{species,mass,id}  (W·N,), id = global number of the walker
     /observables/potential_energy/value   (frames, W) float64, eV; NaN where there is none
-    /diffmd_ase                           attribute ``metadata``: JSON
+    /observables/NAME/value               (frames, W) float64: ``acceptance`` since the frame
+                                          before, and what a bias says of itself
+    /diffmd_ase                           attribute ``metadata``: JSON; ``columns``: the NAMEs
 
 A lost walker is NaN from the frame in which it was missing. The file is opened in HDF5's
 single-writer mode for each block and closed again: a kill at any moment leaves it readable
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +35,7 @@ import numpy as np
 
 from .system import System
 
-__all__ = ["RunInfo", "append_frames", "create_file", "open_file", "replacing", "sync"]
+__all__ = ["RunInfo", "append_frames", "column", "create_file", "open_file", "replacing", "sync"]
 
 SCHEMA_VERSION = 1
 ROOT = "particles/trajectory"
@@ -102,8 +105,19 @@ def open_file(path: Path) -> tuple[h5py.File, bool]:
         raise ValueError(f"{path} is damaged or cut off: {error}") from None
 
 
-def create_file(path: Path, system: System, walkers: np.ndarray, info: RunInfo) -> None:
-    """An H5MD file without frames; ``ValueError`` unless the ids of walkers differ."""
+def column(name: str) -> str:
+    """Where the values of a named column are."""
+    return f"observables/{name}/value"
+
+
+def create_file(
+    path: Path, system: System, walkers: np.ndarray, info: RunInfo, columns: Sequence[str] = ()
+) -> None:
+    """An H5MD file without frames.
+
+    Raises ``ValueError`` unless the ids of walkers differ, and for names of columns that
+    HDF5 reads as paths.
+    """
     count, n_atoms = len(walkers), len(system)
     if not count or len(set(walkers.tolist())) != count:
         raise ValueError(f"walkers {walkers.tolist()}: expected different ids, at least one")
@@ -127,6 +141,11 @@ def create_file(path: Path, system: System, walkers: np.ndarray, info: RunInfo) 
         _grow(file, ENERGY, (count,), np.float64, max(1, 8192 // count))
         file[ENERGY].attrs["unit"] = "eV"
         file["observables/potential_energy/step"] = file[STEP]  # one dataset, two names
+        for name in columns:
+            if name != name.strip("./ ") or "/" in name or column(name) == ENERGY:
+                raise ValueError(f"{name!r} cannot be the name of a column: it is a path in HDF5")
+            _grow(file, column(name), (count,), np.float64, max(1, 8192 // count))
+            file[f"observables/{name}/step"] = file[STEP]
         _grow(file, TIME, (), np.float64, 1024)
         if info.timestep_fs is not None:
             file[TIME].attrs["unit"] = "fs"
@@ -137,6 +156,7 @@ def create_file(path: Path, system: System, walkers: np.ndarray, info: RunInfo) 
         own = file.create_group("diffmd_ase")
         own.attrs["metadata"] = info.to_json()
         own["walkers"] = walkers
+        own.attrs["columns"] = json.dumps(list(columns))
         if system.cell is not None:
             own.attrs["cell"] = system.cell
 
@@ -147,14 +167,18 @@ def _grow(file, name, shape, dtype, rows) -> None:
     )
 
 
-def append_frames(file, steps, positions, energies, system: System, info: RunInfo) -> None:
-    """Add frames: steps (n,), positions (n, W, N, 3) and energies (n, W)."""
-    start, count = file[STEP].shape[0], len(steps)
+def append_frames(
+    file, steps, positions, energies, named: dict[str, np.ndarray], system: System, info: RunInfo
+) -> None:
+    """Add frames: steps (n,), positions (n, W, N, 3), energies and named columns (n, W)."""
+    # again after an interrupt in the middle: the same frames in the same place
+    start, count = int(np.searchsorted(file[STEP][:], steps[0])), len(steps)
     clock = info.h if info.timestep_fs is None else info.timestep_fs
     columns = [
         (POSITION, positions.reshape(count, -1, 3)),
         (ENERGY, energies),
         (TIME, steps * clock),
+        *((column(name), values) for name, values in named.items()),
     ]
     if system.periodic:
         columns.append((EDGES, np.broadcast_to(system.cell, (count, 3, 3))))

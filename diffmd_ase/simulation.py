@@ -12,7 +12,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import ase.io
@@ -27,13 +27,17 @@ from .dynamics_step import Step, card_stiffness, check_step, choose_step
 from .h5md import replacing
 from .noise import Noise
 from .potentials.base import Potential
+from .sampling.adaptation import adapt
 from .sampling.iid import sample
 from .sampling.kernels import DivergedError, EulerMaruyama, Kernel
-from .sampling.run import run
+from .sampling.metropolis import Metropolis
+from .sampling.run import advance
+from .sampling.tally import Tally
 from .score.model import ScoreModel
 from .score.snapshots import Snapshots
 from .storage import RunInfo, Trajectory, TrajectoryWriter
 from .system import State, System
+from .targets import find_target
 from .units import kT_from_temperature, spring_from_h
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
 ]
 
 _CHECKPOINT_SECONDS = 30.0
+_ACCEPTANCE = "acceptance"  # the column
 _BLOCK = 1000  # steps between looks at the clock, at most
 
 
@@ -92,10 +97,14 @@ def coupled_kernel(
     friction_per_fs: float | None = None,
     spring: float | None = None,
     h: float | None = None,
-) -> tuple[EulerMaruyama, Step]:
+    target: str | Potential | None = None,
+    proposal_steps: int = 1,
+) -> tuple[EulerMaruyama | Metropolis, Step]:
     """The harmonic-coupled step in a user's words, judged by the stiffness on the card.
 
-    Isolated molecules lose no mean: drift and noise are projected.
+    Isolated molecules lose no mean: drift and noise are projected. With a ``target`` ("model"
+    or as in `targets.find_target`) ``proposal_steps`` steps are accepted or rejected, and a
+    step that is too large is rejected instead of refused.
 
     Raises
     ------
@@ -128,13 +137,18 @@ def coupled_kernel(
         spring=spring if h is None else spring_from_h(h),
         stiffness=known,
     )
-    if stiffness is not None:
+    if stiffness is not None and target is None:
         # its words are those of this call: fs
         in_fs = replace(step, timestep=step.timestep / ase_units.fs)
         check_step(in_fs, stiffness, np.ones(len(potential.system), bool))
     mean_free = not potential.system.periodic
     size = torch.as_tensor(step.h)
-    return EulerMaruyama(potential, kT=kT, h=size, mean_free=mean_free), step
+    proposal = EulerMaruyama(potential, kT=kT, h=size, mean_free=mean_free)
+    if target is None:
+        if proposal_steps != 1:
+            raise ValueError(f"{proposal_steps=} without a target: nothing is proposed")
+        return proposal, step
+    return Metropolis(proposal, find_target(target, potential.system), proposal_steps), step
 
 
 def states_temperature(source: str | Path) -> bool:
@@ -220,10 +234,14 @@ def simulate(
     every: int,
     walkers: Tensor | None = None,
     restart: bool = False,
+    warm_up: int = 0,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Run ``n_steps`` steps in all, writing every ``every``; returns the summary.
+
+    Frames have the energy of what decides (with its bias), the acceptance since the frame
+    before, and what a bias says of itself. Checkpoints hold what potentials with memory need.
 
     Parameters
     ----------
@@ -232,6 +250,8 @@ def simulate(
     walkers : (B,) global ids, default 0…B−1; with ``restart`` those of the checkpoint
     restart : go on from the checkpoint to ``n_steps`` in all; the result is that of an
         uninterrupted run
+    warm_up : the first steps, in no frame, in which the step size of a Metropolis kernel is
+        adapted (`sampling.adaptation`), then frozen; a run killed in them starts anew
     device : where the walkers live
     progress : called with steps done and walkers alive
 
@@ -243,8 +263,15 @@ def simulate(
     ValueError : ``restart`` with settings that are not those of the run
     DivergedError : no walker is left; what there was is on disk
     """
+    noise = Noise(info.seed)
+    if not 0 <= warm_up <= n_steps:
+        raise ValueError(f"{warm_up} steps of adaptation in a run of {n_steps}: the steps in all")
     if restart:
-        state, writer, past = _resume(files, info, n_steps, every, walkers, device)
+        state, writer, past = _resume(files, info, n_steps, every, walkers, warm_up, device)
+        kernel, info = _adapted(kernel, info, past.get("adaptation"))
+        if kernel.potential.has_memory:
+            kernel.potential.restore(past["potential"], state.x, state.step)
+            state = kernel.refresh(state)
     else:
         if x is None:
             raise ValueError("no starting positions and no restart: nothing to run")
@@ -252,20 +279,37 @@ def simulate(
         x = x.to(device)
         ids = torch.arange(len(x)) if walkers is None else walkers
         state = kernel.init(x, walkers=ids.to(device))
-        writer = TrajectoryWriter.create(files.trajectory, system, ids.tolist(), info)
-        writer.append(state)
-        past = {"lost": {}, "seconds": 0.0, "evaluations": 0, "every": every}
-    noise = Noise(info.seed)
+        past = {"lost": {}, "seconds": 0.0, "evaluations": 0, "every": every, "warm_up": warm_up}
+        if warm_up:
+            _, state, record = adapt(kernel, state, warm_up, noise=noise)
+            past["adaptation"] = asdict(record)
+            kernel, info = _adapted(kernel, info, past["adaptation"])
+        columns = [*kernel.potential.describe(state.x), _ACCEPTANCE]
+        writer = TrajectoryWriter.create(
+            files.trajectory, system, ids.tolist(), info, columns=columns
+        )
+        if state.step % every == 0:
+            writer.append(state, kernel.potential.describe(state.x))
     lost, evaluations = dict(past["lost"]), past["evaluations"]
+    place = {int(walker): n for n, walker in enumerate(writer.walkers)}
+    tallies = [
+        Tally.from_dict(past[name], state.x.device)
+        if name in past
+        else Tally.empty(len(place), state.x.device)
+        for name in ("tally", "tally_of_frame")
+    ]
     began = saved = time.monotonic()
 
     def facts() -> dict:
         seconds = past["seconds"] + time.monotonic() - began
-        return {"lost": lost, "seconds": seconds, "evaluations": evaluations, "every": every}
+        now = {"lost": lost, "seconds": seconds, "evaluations": evaluations}
+        now["tally"], now["tally_of_frame"] = (tally.to_dict() for tally in tallies)
+        return past | now
 
     def save() -> None:
         writer.flush()
-        save_checkpoint(files.restart, state, seed=info.seed, parameters=facts())
+        saved = facts() | {"potential": kernel.potential.checkpoint()}
+        save_checkpoint(files.restart, state, seed=info.seed, parameters=saved)
 
     with writer:
         save()
@@ -273,17 +317,26 @@ def simulate(
             while state.step < n_steps:
                 # never past a frame, so that frames stay at multiples of `every`
                 block = min(every - state.step % every, n_steps - state.step, _BLOCK)
+                columns_of = torch.tensor([place[int(w)] for w in state.walkers])
+                columns_of = columns_of.to(state.x.device)
                 try:
-                    [(state, _)] = run(kernel, state, block, noise=noise, every=block)
+                    for _ in range(block):
+                        state, step_info = advance(kernel, state, noise)
+                        evaluations += len(state.x)
+                        if step_info.accepted is not None:
+                            tallies[0] = tallies[0].add(step_info, columns_of)
                 except DivergedError as error:
                     lost |= {str(walker): error.step for walker in error.walkers}
                     if error.survivors is None:
                         raise
                     state = error.survivors
                     continue
-                evaluations += block * len(state.x)
                 if state.step % every == 0:
-                    writer.append(state)
+                    named = kernel.potential.describe(state.x)
+                    since = tallies[0] - tallies[1]
+                    fraction = since.accepted / since.judged  # 0/0 is NaN: plain dynamics
+                    writer.append(state, named | {_ACCEPTANCE: fraction[columns_of]})
+                    tallies[1] = tallies[0]
                 if progress:
                     progress(state.step, len(state.x))
                 if time.monotonic() - saved > _CHECKPOINT_SECONDS:
@@ -299,19 +352,38 @@ def simulate(
     return summary
 
 
+def _adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel, RunInfo]:
+    """Kernel and clock with the step that an adaptation has found."""
+    if record is None:
+        return kernel, info
+    factor = record["factor"]
+    clock = None if info.timestep_fs is None else info.timestep_fs * factor
+    return kernel.scaled(factor), replace(info, h=info.h * factor, timestep_fs=clock)
+
+
 def _resume(
-    files: Files, info: RunInfo, n_steps: int, every: int, walkers: Tensor | None, device
+    files: Files,
+    info: RunInfo,
+    n_steps: int,
+    every: int,
+    walkers: Tensor | None,
+    warm_up: int,
+    device,
 ) -> tuple[State, TrajectoryWriter, dict]:
     """State, open trajectory and facts of the checkpoint, if it is one of this run."""
     saved = load_checkpoint(files.restart, device=device)
     before = Trajectory(files.trajectory).info
+    factor = saved.parameters.get("adaptation", {}).get("factor", 1.0)
     pairs = {
         "seed": (info.seed, saved.seed),
         "kT (eV)": (info.kT, before.kT),
-        "step size (Å²)": (info.h, before.h),
+        "step size (Å²)": (info.h * factor, before.h),
+        "steps of adaptation": (warm_up, saved.parameters.get("warm_up", 0)),
         "steps between frames": (every, saved.parameters["every"]),
         "model": (info.model_sha256, before.model_sha256),
     }
+    for name in ("target", "target-options", "proposal-steps"):
+        pairs[name] = (info.extra.get(name), before.extra.get(name))
     if walkers is not None:
         ids = saved.state.walkers.tolist() + [int(w) for w in saved.parameters["lost"]]
         pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
@@ -337,7 +409,17 @@ def _short(value) -> str:
 
 
 def _summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
+    tally = Tally.from_dict(facts["tally"])
+    judged = {}
+    if tally.judged.any():
+        judged = {
+            "acceptance": tally.acceptance,
+            "divergent": int(tally.divergent.sum()),
+            "target_evaluations": int(tally.target),
+            "adaptation": facts.get("adaptation"),
+        }
     return {
+        **judged,
         "steps": state.step,
         "every": facts["every"],
         "walkers": len(state.x),

@@ -5,11 +5,14 @@ The layout of the file is described in :mod:`diffmd_ase.h5md`.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from torch import Tensor
 
 from . import h5md
 from .h5md import RunInfo, append_frames, create_file, open_file, replacing, sync
@@ -25,20 +28,33 @@ class TrajectoryWriter:
     :meth:`close`. Flush before a checkpoint is saved, so that the file is never behind it.
     """
 
-    def __init__(self, path, system: System, walkers, info: RunInfo, block: int):
+    def __init__(
+        self, path, system: System, walkers, info: RunInfo, block: int, columns: Sequence[str] = ()
+    ):
         self.path, self.system, self.info = Path(path), system, info
+        self.columns = tuple(columns)
         self.walkers = np.asarray(walkers)
         self._column = {int(w): n for n, w in enumerate(self.walkers)}
         self._block = block
-        self._pending: list[tuple[int, np.ndarray, np.ndarray]] = []
+        # (step, positions, energies, named columns) of each frame
+        self._pending: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
         self._last_step = -1
         self.frames = 0
 
     @classmethod
     def create(
-        cls, path, system: System, walkers, info: RunInfo, *, block: int = 64
+        cls,
+        path,
+        system: System,
+        walkers,
+        info: RunInfo,
+        *,
+        columns: Sequence[str] = (),
+        block: int = 64,
     ) -> TrajectoryWriter:
         """A new file for the walkers with the global ids ``walkers`` (W,).
+
+        ``columns`` are names of further numbers of each walker and frame.
 
         Raises ``FileExistsError`` rather than overwrite a trajectory.
         """
@@ -47,9 +63,9 @@ class TrajectoryWriter:
             raise FileExistsError(
                 f"{path} exists: choose another name, remove it, or restart from a checkpoint"
             )
-        writer = cls(path, system, walkers, info, block)
+        writer = cls(path, system, walkers, info, block, columns)
         with replacing(path) as temporary:
-            create_file(temporary, system, writer.walkers, info)
+            create_file(temporary, system, writer.walkers, info, writer.columns)
         return writer
 
     @classmethod
@@ -61,17 +77,20 @@ class TrajectoryWriter:
         """
         old = Trajectory(path)
         keep = int(np.searchsorted(old.steps, step, side="right"))
-        writer = cls(path, old.system, old.walkers, old.info, block)
+        writer = cls(path, old.system, old.walkers, old.info, block, tuple(old.columns))
         writer.frames = keep
         writer._last_step = int(old.steps[keep - 1]) if keep else -1
         if keep < len(old) or not old.closed_cleanly:
             with replacing(writer.path) as temporary:
-                create_file(temporary, old.system, old.walkers, old.info)
+                create_file(temporary, old.system, old.walkers, old.info, writer.columns)
                 _copy(old, temporary, keep)
         return writer
 
-    def append(self, state: State) -> None:
-        """Keep positions (B, N, 3) or (N, 3), energy and step of ``state`` as one frame."""
+    def append(self, state: State, named: Mapping[str, Tensor] | None = None) -> None:
+        """Keep positions (B, N, 3) or (N, 3), energy and step of ``state`` as one frame.
+
+        ``named`` are the numbers of the columns, (B,) each; NaN where there are none.
+        """
         x = state.x.detach().cpu().numpy().astype(np.float32)
         x = x[None] if x.ndim == 2 else x
         n_atoms = len(self.system)
@@ -98,7 +117,11 @@ class TrajectoryWriter:
         energy = np.full(len(self.walkers), np.nan)
         if state.energy is not None:
             energy[columns] = state.energy.detach().cpu().double().numpy().reshape(-1)
-        self._pending.append((int(state.step), frame, energy))
+        values = np.full((len(self.columns), len(self.walkers)), np.nan)
+        for row, name in zip(values, self.columns, strict=True):
+            if named is not None and name in named:
+                row[columns] = named[name].detach().cpu().double().numpy().reshape(-1)
+        self._pending.append((int(state.step), frame, energy, values))
         self._last_step = int(state.step)
         self.frames += 1
         if len(self._pending) >= self._block:
@@ -108,12 +131,13 @@ class TrajectoryWriter:
         """Write the frames kept so far; they survive a kill from here on."""
         if not self._pending:
             return
-        steps, positions, energies = (
+        steps, positions, energies, values = (
             np.array(column) for column in zip(*self._pending, strict=True)
         )
+        named = dict(zip(self.columns, values.swapaxes(0, 1), strict=True))
         with h5py.File(self.path, "r+", libver="v110", locking=False) as file:
             file.swmr_mode = True
-            append_frames(file, steps, positions, energies, self.system, self.info)
+            append_frames(file, steps, positions, energies, named, self.system, self.info)
         sync(self.path)
         self._pending = []
 
@@ -178,6 +202,7 @@ class Trajectory:
     steps : (frames,) completed steps
     Dt : (frames,) clock D·t in Å², from step 0
     energies : (frames, W) eV
+    columns : {name: (frames, W)} of further numbers
     walkers : (W,) global ids
     system, info, closed_cleanly
     """
@@ -211,6 +236,8 @@ class Trajectory:
         frames = len(self.steps)
         self.Dt = self.steps * self.info.h
         self.energies = file[h5md.ENERGY][:frames]
+        names = json.loads(file["diffmd_ase"].attrs.get("columns", "[]"))
+        self.columns = {name: file[h5md.column(name)][:frames] for name in names}
         self.positions = Positions(self.path, (frames, count, n_atoms, 3))
 
     def __len__(self) -> int:
@@ -261,4 +288,5 @@ def _copy(old: Trajectory, path: Path, frames: int) -> None:
         for start in range(0, frames, rows):
             part = slice(start, min(start + rows, frames))
             positions, energies = old.positions[part], old.energies[part]
-            append_frames(file, old.steps[part], positions, energies, old.system, old.info)
+            named = {name: values[part] for name, values in old.columns.items()}
+            append_frames(file, old.steps[part], positions, energies, named, old.system, old.info)

@@ -14,8 +14,18 @@ ROOT = Path(diffmd_ase.__file__).parent
 # the picture of ARCHITECTURE.md: a module may import from its own level and those before it
 LEVELS = ("foundations", "score", "potentials", "sampling", "analysis", "adapters", "shell")
 FOUNDATIONS = {"units", "noise", "system"}
-ADAPTERS = {"storage", "h5md", "checkpoint", "simulation", "calculator", "plugins", "testing"}
-SHELL = {"cli", "demo", "doctor", "__main__"}
+ADAPTERS = {
+    "storage",
+    "h5md",
+    "checkpoint",
+    "simulation",
+    "calculator",
+    "plugins",
+    "testing",
+    "targets",
+    "series",
+}
+SHELL = {"cli", "demo", "doctor", "fes", "__main__"}
 
 # (module, imported module, why)
 EXCEPTIONS = {
@@ -46,7 +56,7 @@ def level(name: str) -> str:
         return "foundations"
     if first in ADAPTERS or first.startswith("dynamics"):
         return "adapters"
-    if first in SHELL or first.startswith(("cli_", "demo_")):
+    if first in SHELL or first.startswith(("cli_", "demo_", "fes_")):
         return "shell"
     raise AssertionError(f"{name} belongs to no room: give it one in {__file__}")
 

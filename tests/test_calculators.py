@@ -45,6 +45,15 @@ class Smeared(ForcesOnly):
         self.results["energy"] = self.results["free_energy"] + 1.0
 
 
+class Brittle(Smeared):
+    """As `Fragile`, with energies."""
+
+    def calculate(self, atoms=None, properties=("forces",), system_changes=()):
+        if atoms.positions[0, 0] > 10:
+            raise ArithmeticError("SCF did not converge")
+        super().calculate(atoms, properties, system_changes)
+
+
 def copper():
     atoms = bulk("Cu", cubic=True) * (2, 2, 2)
     del atoms[0]
@@ -153,3 +162,34 @@ def test_failures_are_clear():
     with pytest.raises(RuntimeError, match="Fragile failed for structure 1 .*SCF did not") as info:
         AsePotential(Fragile(), system)(x)
     assert isinstance(info.value.__cause__, ArithmeticError)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_failures_can_be_rejections(processes):
+    """NaN for what failed, counted; the others as ever."""
+    system = System.from_atoms(molecule("H2O"))
+    potential = AsePotential(Brittle(), system, processes=processes, failures="reject")
+    x = torch.zeros(4, 3, 3)
+    x[1, 0, 0], x[3, 0, 0], x[2] = 11.0, 12.0, 1.0
+    try:
+        value = potential(x)
+    finally:
+        potential.close()
+    assert torch.isnan(value.energy).tolist() == [False, True, False, True]
+    assert torch.isnan(value.forces).all((-1, -2)).tolist() == [False, True, False, True]
+    assert value.energy[2] == 4.5 and torch.equal(value.forces[2], -torch.ones(3, 3))
+    assert potential.failed == 2
+    assert "Brittle failed for structure 3" in potential.last_failure
+    assert "SCF did not converge" in potential.last_failure
+    with pytest.raises(ValueError, match="expected 'raise' or 'reject'"):
+        AsePotential(Brittle(), system, failures="ignore")
+
+
+def test_a_failure_does_not_spoil_the_next_structure():
+    """The calculator's cache may hold the failed structure; the next is computed anew."""
+    system = System.from_atoms(molecule("H2O"))
+    potential = AsePotential(Brittle(), system, failures="reject")
+    bad = torch.zeros(3, 3)
+    bad[0, 0] = 11.0
+    for x, expected in ((torch.ones(3, 3), 4.5), (bad, np.nan), (torch.ones(3, 3), 4.5)):
+        assert float(potential(x).energy) == pytest.approx(expected, nan_ok=True)

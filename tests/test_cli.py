@@ -252,7 +252,17 @@ def test_periodic_system(diffmd, rng):
     code, _, err = diffmd("train", "cu.extxyz")
     assert code == 1 and "--temperature" in err and err.count("\n") == 1
     words = ["train", "cu.extxyz", "--temperature", 300, "-o", "cu.safetensors", "--steps", 1]
-    small = ["--channels", 2, "--batch-size", 4, "--cutoff", 3, "--no-progress"]
+    small = [
+        "--network",
+        "equivariant",
+        "--channels",
+        2,
+        "--batch-size",
+        4,
+        "--cutoff",
+        3,
+        "--no-progress",
+    ]
     assert diffmd(*words, *small)[0] == 0
     code, _, err = diffmd("run", "cu.safetensors", "--no-progress")
     assert code == 1 and "--start" in err

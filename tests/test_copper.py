@@ -40,7 +40,9 @@ def frames():
 @pytest.fixture(scope="module")
 def model(frames):
     system, positions, _ = frames
-    config = TrainConfig(steps=300, batch_size=16, learning_rate=3e-3, max_minutes=2.5)
+    config = TrainConfig(
+        network="equivariant", steps=300, batch_size=16, learning_rate=3e-3, max_minutes=2.5
+    )
     return train(Snapshots(system, positions[:440], 900.0), config=config, seed=1)
 
 

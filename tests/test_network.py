@@ -10,14 +10,12 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 from pydantic import ValidationError
 
+from diffmd_ase.score.neighbours import edges, envelope, mean_neighbours
 from diffmd_ase.score.network import (
     EquivariantConfig,
     MechanicsConfig,
     PairConfig,
     build,
-    edges,
-    envelope,
-    mean_neighbours,
 )
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System

@@ -212,7 +212,9 @@ def copper():
 
 
 def test_crystal(copper):
-    small = config(channels=4, cutoff=3.0, steps=4, evaluations=2, batch_size=4)
+    small = config(
+        network="equivariant", channels=4, cutoff=3.0, steps=4, evaluations=2, batch_size=4
+    )
     [expert] = plan(copper, small)
     assert expert.network.kind == "equivariant" and expert.network.elements == (29,)
     assert expert.network.neighbours == pytest.approx(12, abs=1)
@@ -240,7 +242,11 @@ def test_chiral_molecule_learns_its_hand():
 
 def test_choice_of_the_network(peroxide, copper):
     assert [e.network.kind for e in plan(peroxide, config())] == ["mechanics", "pair"]
-    assert [e.network.kind for e in plan(copper, config())] == ["equivariant"]
+    assert [e.network.kind for e in plan(copper, config())] == ["embedded"]
+    silicon = bulk("Si", cubic=True)
+    x = silicon.positions + 0.05 * np.random.default_rng(0).normal(size=(20, 8, 3))
+    directed = Snapshots(System.from_atoms(silicon), x, 300.0)
+    assert [e.network.kind for e in plan(directed, config())] == ["equivariant"]
     with pytest.raises(ValueError, match="one isolated molecule"):
         plan(copper, config(network="pair"))
 

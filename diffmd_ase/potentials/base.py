@@ -8,8 +8,10 @@ pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..system import System
@@ -39,6 +41,8 @@ class Potential(ABC):
     conservative: bool = True
     has_memory: bool = False
     needs_base: bool = False
+    # row b of a batch has a function of its own, as the states of a ladder have
+    per_walker: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
@@ -47,6 +51,14 @@ class Potential(ABC):
     def update(self, x: Tensor, step: int) -> bool:
         """Learn from accepted positions; True if the potential changed."""
         return False
+
+    def describe(self, x: Tensor) -> dict[str, Tensor]:
+        """What logs and frames say of positions x (*batch, N, 3), by name, each (*batch).
+
+        A bias names its variables and ``bias`` (eV). Called for a line or a frame only, after
+        the `update` of that step; never changes the potential.
+        """
+        return {}
 
     def select(self, keep: Tensor) -> None:  # noqa: B027  # most have nothing to do
         """Forget the walkers outside the boolean mask ``keep`` (B,), which were lost.
@@ -68,6 +80,33 @@ class Potential(ABC):
         Called on a new potential, built with the settings of the run, before it is evaluated;
         from then on it is the one of the uninterrupted run.
         """
+
+    def observer(self, dyn) -> Callable[[], None]:
+        """``dyn.attach(bias.observer(dyn))``: learn once per step of a plain ASE dynamics.
+
+        A calculator only evaluates and cannot know that a step has ended; ``dyn`` does. Call
+        it with the bias of ``dyn.atoms.calc``. Our own dynamics let their potentials learn and
+        need no observer. A step is learned once, however often the observer is called; that of
+        the start is none. Frames of ``dyn``, whenever its trajectory was attached, have what
+        `describe` says in ``atoms.info``, of the bias that acted: before it learns from them.
+        """
+        atoms, last = dyn.atoms, dyn.nsteps
+
+        def say() -> None:
+            said = self.describe(torch.tensor(atoms.positions))
+            atoms.info |= {name: float(value) for name, value in said.items()}
+
+        dyn.insert_observer(say)
+
+        def learn() -> None:
+            nonlocal last
+            if dyn.nsteps <= last:
+                return
+            last = dyn.nsteps
+            if self.update(torch.tensor(atoms.positions), last):
+                atoms.calc.reset()  # its results are those before the bias has learned
+
+        return learn
 
     @property
     def terms(self) -> tuple[Potential, ...]:
@@ -100,6 +139,7 @@ class Sum(Potential):
         self.system = systems[0] if systems else None
         self.conservative = all(t.conservative for t in terms)
         self.has_memory = any(t.has_memory for t in terms)
+        self.per_walker = any(t.per_walker for t in terms)
 
     @property
     def terms(self) -> tuple[Potential, ...]:
@@ -111,6 +151,14 @@ class Sum(Potential):
     def update(self, x, step) -> bool:
         # a list, not a generator: every term must learn
         return any([term.update(x, step) for term in self.terms])
+
+    def describe(self, x) -> dict[str, Tensor]:
+        said: dict[str, Tensor] = {}
+        for i, term in enumerate(self.terms):
+            for name, value in term.describe(x).items():
+                # two biases may have one name for their own
+                said[name if name not in said else f"{name}_{i}"] = value
+        return said
 
     def select(self, keep) -> None:
         for term in self.terms:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..score.model import ScoreModel, resolve_device
+from ..score.neighbours import VerletList
 from ..system import System
 from .base import Evaluation, Potential
 
@@ -55,6 +56,7 @@ class ScorePotential(Potential):
         cell = self.system.cell
         self._cell = None if cell is None else torch.as_tensor(cell).to(self.device, self.dtype)
         self._pbc = tuple(bool(p) for p in self.system.pbc)
+        self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
@@ -66,7 +68,7 @@ class ScorePotential(Potential):
         stress = stress and self._cell is not None
         flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
         size = max(1, _CHUNK // len(self.system)) if self.model.transferable else len(flat)
-        parts = [self._evaluate(part, stress) for part in flat.split(max(1, size))]
+        parts = [self._evaluate(part, stress, n) for n, part in enumerate(flat.split(max(1, size)))]
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
         )
@@ -76,7 +78,17 @@ class ScorePotential(Potential):
             None if virial is None else virial.to(x).reshape(*batch, 6),
         )
 
-    def _evaluate(self, x: Tensor, stress: bool):
+    def _pairs(self, x: Tensor, chunk: int):
+        """Keyword arguments of the network: neighbours, of networks that have them."""
+        if not self.model.transferable:
+            return {}
+        if chunk == len(self._lists):
+            cutoff = self._network.config.cutoff  # type: ignore[union-attr]
+            self._lists.append(VerletList(cutoff))  # type: ignore[arg-type]
+        return {"pairs": self._lists[chunk](x, self._cell, self._pbc)}
+
+    def _evaluate(self, x: Tensor, stress: bool, chunk: int):
+        pairs = self._pairs(x, chunk)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             inputs, cell, strained = [x], self._cell, x
@@ -89,7 +101,9 @@ class ScorePotential(Potential):
                 )
                 strained, cell = x @ deform, self._cell @ deform
             sigma = x.new_full((len(x),), self._level)
-            energy = self._network(strained, sigma, numbers=self._numbers, cell=cell, pbc=self._pbc)
+            energy = self._network(
+                strained, sigma, numbers=self._numbers, cell=cell, pbc=self._pbc, **pairs
+            )
             gradients = torch.autograd.grad(energy.sum(), inputs)
         virial = None
         if stress:

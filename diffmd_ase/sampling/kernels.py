@@ -42,7 +42,7 @@ class DivergedError(RuntimeError):
         self.step, self.walkers, self.survivors = step, list(walkers), survivors
         kept = 0 if survivors is None else survivors.x.shape[0]
         super().__init__(
-            f"step {step}: walkers {self.walkers} diverged (positions or forces are not "
+            f"step {step}: walkers {self.walkers} diverged (positions, forces or energy are not "
             f"finite), {kept} are kept; use a smaller step h, or start from relaxed "
             "positions inside the data of the model"
         )

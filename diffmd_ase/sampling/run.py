@@ -77,10 +77,13 @@ def select(state: State, keep: Tensor) -> State:
 
 
 def _check(new: State, old: State, potential: Potential) -> None:
-    # one number to look at: NaN and inf survive the products and the sum
-    if math.isfinite((new.x * new.forces).sum()):
+    # one number to look at: NaN and inf survive the products and the sums
+    total = (new.x * new.forces).sum()
+    if math.isfinite(total if new.energy is None else total + new.energy.sum()):
         return
     fine = (torch.isfinite(new.x) & torch.isfinite(new.forces)).flatten(-2).all(-1)
+    if new.energy is not None:
+        fine = fine & torch.isfinite(new.energy)
     if fine.all():  # finite numbers whose sum is not
         return
     if fine.ndim == 0:

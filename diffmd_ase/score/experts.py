@@ -2,7 +2,8 @@
 
 An expert is an energy network for a range of noise levels. A molecule gets two: `fine`, at
 the smallest noise, whose energy drives molecular dynamics, and `broad`, over all noise
-levels, for i.i.d. reverse diffusion. Anything else gets one equivariant network.
+levels, for i.i.d. reverse diffusion. Periodic metals get one for dynamics, at the
+smallest noise, in closed form. Anything else gets one equivariant network.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from .network import EquivariantConfig, MechanicsConfig, NetworkConfig, PairConfig, mean_neighbours
+from .neighbours import mean_neighbours, nearest_neighbours
+from .network import EmbeddedConfig, EquivariantConfig, MechanicsConfig, NetworkConfig, PairConfig
 from .snapshots import Snapshots
 
 __all__ = ["Expert", "TrainConfig", "plan"]
 
 # the broad expert begins at this multiple of the smallest noise, still below every bond
 _BROAD = 5.0
+# elements whose bonds have directions, or whose atoms pair up: densities alone do not see that
+_COVALENT = {1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 50, 51, 52, 53, 84, 85}
+_SHELLS = 2.3  # mean distances to the nearest neighbour: four shells of fcc
 _RIGID = 2e-3  # Å: bonds at room temperature vary ten times as much
 
 
@@ -26,8 +31,10 @@ class TrainConfig(BaseModel):
     """What a user may choose; None means: decide from the snapshots."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    network: Literal["auto", "pair", "equivariant"] = Field(
-        "auto", description="pair: one molecule; equivariant: anything (auto: by pbc and size)"
+    network: Literal["auto", "pair", "embedded", "equivariant"] = Field(
+        "auto",
+        description="pair: one molecule; embedded: metals; equivariant: anything "
+        "(auto: by elements, pbc and size)",
     )
     sigma_min: float | None = Field(
         None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"
@@ -44,7 +51,9 @@ class TrainConfig(BaseModel):
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="snapshots held out")
     evaluations: int = Field(20, ge=1, description="validations during training")
     patience: int = Field(5, ge=1, description="validations without improvement before stopping")
-    cutoff: float = Field(4.5, gt=0, description="message radius of the equivariant network, Å")
+    cutoff: float | None = Field(
+        None, gt=0, description="radius of neighbours, Å (default: 4.5; embedded: four shells)"
+    )
     channels: int = Field(16, ge=1, description="channels of the equivariant network")
     processes: int | None = Field(None, ge=1, description="experts trained at a time")
 
@@ -67,18 +76,27 @@ def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
     """The experts for these snapshots; the one that drives dynamics comes first."""
     kind = config.network
     if kind == "auto":
-        kind = "equivariant" if snapshots.system.periodic or len(snapshots.system) > 60 else "pair"
+        system = snapshots.system
+        kind = "equivariant" if system.periodic or len(system) > 60 else "pair"
+        if system.periodic and not _COVALENT & set(system.numbers.tolist()):
+            kind = "embedded"
     if kind == "pair" and snapshots.system.periodic:
         raise ValueError("network='pair' is for one isolated molecule; use 'equivariant'")
-    low, high = _noise_range(snapshots, config)
+    low, high = _noise_range(snapshots, config, fine=kind != "equivariant")
+    if kind == "embedded":
+        metal = EmbeddedConfig(
+            cutoff=config.cutoff or round(_SHELLS * nearest_neighbours(snapshots), 2)
+        )
+        return [Expert(name="fine", sigma=(low, low), network=metal)]
     if kind == "equivariant":
+        cutoff = config.cutoff or 4.5
         chiral = not snapshots.system.periodic and snapshots.topology.chiral
         network = EquivariantConfig(
             channels=config.channels,
             layers=3 if chiral else 2,
-            cutoff=config.cutoff,
+            cutoff=cutoff,
             elements=tuple(sorted({int(z) for z in snapshots.system.numbers})),
-            neighbours=mean_neighbours(snapshots, config.cutoff),
+            neighbours=mean_neighbours(snapshots, cutoff),
             chiral=chiral,
         )
         return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * network.chiral)]
@@ -99,13 +117,13 @@ def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
     return [fine, broad]
 
 
-def _noise_range(snapshots: Snapshots, config: TrainConfig) -> tuple[float, float]:
+def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple[float, float]:
     x = snapshots.positions[:: max(1, len(snapshots) // 2000)]
     if snapshots.system.periodic:
         # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
         drift = x - x.mean(axis=1, keepdims=True)
         amplitude = float(np.median(drift.std(axis=0)))
-        low, high = 0.2 * min(amplitude, 0.5), 1.0
+        low, high = (0.05 if fine else 0.2) * min(amplitude, 0.5), 1.0
     else:
         i, j = np.triu_indices(x.shape[1], 1)
         std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)

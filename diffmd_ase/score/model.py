@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..system import System
-from .network import EquivariantNetwork, NetworkConfig, build
+from .network import EmbeddedNetwork, EquivariantNetwork, NetworkConfig, build
 
 if TYPE_CHECKING:
     from ..potentials.learned import ScorePotential
@@ -151,7 +151,7 @@ class ScoreModel:
     @property
     def transferable(self) -> bool:
         """Whether other compositions of the same elements may be asked for."""
-        return isinstance(self.networks[0], EquivariantNetwork)
+        return isinstance(self.networks[0], EmbeddedNetwork | EquivariantNetwork)
 
     def expert(self, sigma: float) -> nn.Module:
         """The energy network for noise level ``sigma`` (Å)."""

@@ -2,6 +2,7 @@
 
 `MechanicsNetwork`  one molecule at its smallest noise: a fitted force field plus a perceptron
 `PairNetwork`       one molecule at all noise levels: data-derived springs plus a perceptron
+`EmbeddedNetwork`   metals at their smallest noise, any size and cell: a fitted potential
 `EquivariantNetwork` any composition and any cell; E(3)-equivariant messages (e3nn)
 
 Both are called as ``network(x, sigma, numbers=…, cell=…, pbc=…) -> (B,)`` and know the noise
@@ -23,11 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from .embedded import EmbeddedEnergy, fit_embedded
 from .mechanics import TINY, MechanicsPrior, along, differences
+from .neighbours import edges, envelope
 from .prior import fit_prior
 from .topology import signed_volumes
 
 __all__ = [
+    "EmbeddedConfig",
+    "EmbeddedNetwork",
     "EquivariantConfig",
     "EquivariantNetwork",
     "MechanicsConfig",
@@ -35,8 +40,6 @@ __all__ = [
     "PairConfig",
     "PairNetwork",
     "build",
-    "edges",
-    "mean_neighbours",
 ]
 
 
@@ -56,6 +59,15 @@ class PairConfig(BaseModel):
     kind: Literal["pair"] = "pair"
     width: int = Field(192, ge=1, description="units of each hidden layer")
     depth: int = Field(3, ge=1, description="hidden layers")
+
+
+class EmbeddedConfig(BaseModel):
+    """Hyper-parameters of `EmbeddedNetwork`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["embedded"] = "embedded"
+    cutoff: float = Field(5.5, gt=0, description="radius of pairs and densities, Å")
+    functions: int = Field(24, ge=4, description="splines of each pair of elements")
 
 
 class EquivariantConfig(BaseModel):
@@ -80,7 +92,7 @@ class EquivariantConfig(BaseModel):
         return self
 
 
-AnyConfig = MechanicsConfig | PairConfig | EquivariantConfig
+AnyConfig = MechanicsConfig | PairConfig | EmbeddedConfig | EquivariantConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
@@ -100,6 +112,14 @@ def _build(config: AnyConfig, source, sigma: float) -> nn.Module:
     if isinstance(config, EquivariantConfig):
         return EquivariantNetwork(config)
     known = isinstance(source, dict)
+    if isinstance(config, EmbeddedConfig):
+        if known:
+            tables = _below(source, "energy.")
+        else:
+            tables = fit_embedded(
+                source, cutoff=config.cutoff, functions=config.functions, sigma=sigma
+            )
+        return EmbeddedNetwork(config, tables)
     needs = isinstance(config, PairConfig) or config.depth > 0
     internal = None
     if needs:
@@ -298,7 +318,22 @@ def torsion_features(b1: Tensor, b2: Tensor, b3: Tensor, s2: Tensor) -> tuple[Te
     return (n1 * n2).sum(-2) * norm, triple_product(b2, n1, n2) * norm * length
 
 
-# ---------------------------------------------------------- equivariant network
+# ------------------------------------------------- networks of any number of atoms
+
+
+class EmbeddedNetwork(nn.Module):
+    """`EmbeddedEnergy`: the closed-form solution of `fit_embedded`, for one noise level."""
+
+    def __init__(self, config: EmbeddedConfig, tables: dict[str, Tensor]):
+        super().__init__()
+        self.config = config
+        self.energy = EmbeddedEnergy(config.cutoff, tables)
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3, pairs=None
+    ) -> Tensor:
+        """Energy (B,) in kT of x (B, N, 3); arguments as of `EquivariantNetwork`."""
+        return self.energy(x, numbers, cell, pbc, pairs)
 
 
 class EquivariantNetwork(nn.Module):
@@ -328,13 +363,16 @@ class EquivariantNetwork(nn.Module):
         self.readout = o3.Linear(irreps, o3.Irreps([(c, ir) for _, ir in scalars]))
         self.energy = nn.Sequential(nn.Linear(c * len(scalars), c), nn.SiLU(), nn.Linear(c, 1))
 
-    def forward(self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3):
+    def forward(
+        self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3, pairs=None
+    ) -> Tensor:
         """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,).
 
-        ``numbers`` (N,), ``cell`` (3, 3) or (B, 3, 3) or None, ``pbc`` three bools.
+        ``numbers`` (N,), ``cell`` (3, 3) or (B, 3, 3) or None, ``pbc`` three bools; ``pairs``
+        may hold the neighbours, and more.
         """
         n_batch, n_atoms = x.shape[:2]
-        source, target, vectors = edges(x, self.config.cutoff, cell, pbc)
+        source, target, vectors = edges(x, self.config.cutoff, cell, pbc, pairs)
         length = (vectors.square().sum(-1) + TINY).sqrt()
         harmonics = o3.spherical_harmonics(
             list(range(self.config.l_max + 1)),
@@ -400,56 +438,3 @@ class Interaction(nn.Module):
         gathered = features.new_zeros(len(features), messages.shape[-1])
         gathered = gathered.index_add(0, target, smooth * messages) * self.scale
         return self.gate(self.own(features) + self.down(gathered))
-
-
-def envelope(t: Tensor) -> Tensor:
-    """``1 - 10t³ + 15t⁴ - 6t⁵`` for t < 1, else 0: smooth to second order at the cutoff."""
-    t = t.clamp(max=1.0)
-    return 1 - t**3 * (10 - 15 * t + 6 * t**2)
-
-
-def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3):
-    """All directed pairs closer than ``cutoff``, periodic images included.
-
-    Dense over atoms and images: right for molecules and cells of a few hundred atoms.
-
-    Returns
-    -------
-    source, target : (E,) into the flattened (B·N) atoms
-    vectors : (E, 3) from target to source, differentiable in x and cell
-    """
-    n_batch, n_atoms = x.shape[:2]
-    shifts = x.new_zeros(1, 3)
-    if cell is not None and any(pbc):
-        cell = cell.expand(n_batch, 3, 3)
-        with torch.no_grad():
-            inverse = torch.linalg.inv(cell)
-            heights = 1 / inverse.norm(dim=-2)  # distances between lattice planes
-            reach = torch.ceil(cutoff / heights).amax(0).long().tolist()
-            reach = [n if p else 0 for n, p in zip(reach, pbc, strict=True)]
-            grids = torch.meshgrid(
-                *(torch.arange(-n, n + 1, device=x.device) for n in reach), indexing="ij"
-            )
-            shifts = torch.stack([g.flatten() for g in grids], dim=-1).to(x)
-            home = torch.floor(x @ inverse) * x.new_tensor([float(p) for p in pbc])
-        x = x - home @ cell  # into the cell, so that few images suffice
-    with torch.no_grad():
-        images = shifts if cell is None or not any(pbc) else shifts @ cell
-        difference = x[:, None, :, None] - x[:, :, None, None]  # (B, target, source, 1, 3)
-        distance2 = (difference + images.reshape(-1, 1, 1, len(shifts), 3)).square().sum(-1)
-        own = torch.eye(n_atoms, dtype=torch.bool, device=x.device)[None, :, :, None]
-        own = own & (shifts == 0).all(-1)
-        batch, target, source, image = torch.nonzero((distance2 < cutoff**2) & ~own, as_tuple=True)
-    vectors = x[batch, source] - x[batch, target]
-    if cell is not None and any(pbc):
-        vectors = vectors + torch.einsum("ea,eab->eb", shifts[image], cell[batch])
-    return batch * n_atoms + source, batch * n_atoms + target, vectors
-
-
-def mean_neighbours(snapshots, cutoff: float) -> float:
-    """Mean number of neighbours within ``cutoff`` in a few snapshots."""
-    x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // 20)][:20])
-    system = snapshots.system
-    cell = None if system.cell is None else torch.as_tensor(system.cell)
-    source, _, _ = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
-    return max(1.0, round(len(source) / (x.shape[0] * x.shape[1]), 2))

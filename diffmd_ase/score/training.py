@@ -102,7 +102,8 @@ def fit(
     report({"expert": expert.name, "fraction": 0.0, "note": "preparing"})
     network = _network(expert, training, folder, seed).to(device)
     average = torch.optim.swa_utils.AveragedModel(network)
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    groups = [{"params": list(network.parameters())}]
+    optimiser = torch.optim.Adam(groups, lr=config.learning_rate)
     run = _Progress.load(folder, expert, network, average, optimiser)
     objective = _Objective(expert, snapshots, device)
     x_train, x_valid = (
@@ -114,6 +115,9 @@ def fit(
     if not run.history:  # the network as built may already be good: a fitted prior
         run.validate(objective, average.module, x_valid, None, seed)
         run.save(folder, expert, network, average, optimiser)
+    if not any(True for _ in network.parameters()):  # a closed form: nothing is left to train
+        report({"expert": expert.name, "fraction": 1.0, **run.history[-1]})
+        return
     terms = None
     patience = config.patience * every
     while run.step < config.steps and run.step - run.best_step < patience:

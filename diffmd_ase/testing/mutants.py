@@ -23,6 +23,7 @@ from .kernels import ACCEPTANCE, Prescribed
 
 __all__ = [
     "HalfRatio",
+    "KeptMomenta",
     "MUTANTS",
     "NoRatio",
     "NotRepeated",
@@ -115,13 +116,22 @@ class StaleEnergy(_Wrapped):
         return replace(state, energy=proposed.energy)
 
 
+class KeptMomenta(_Wrapped):
+    """Momenta that persist are not reversed on rejection."""
+
+    def kept(self, state, accepted, proposed):
+        p = state.extra["momenta"]
+        p = torch.where(accepted[..., None, None], p, -p)
+        return replace(state, extra={**state.extra, "momenta": p})
+
+
 class NotRepeated(_Wrapped):
-    """A rejected state does not count again: proposals until one is accepted, 100 at most."""
+    """A rejected state does not count again: proposals until one is accepted, 20 at most."""
 
     def step(self, state, noise):
         new, info = self.kernel.step(state, noise)
         done = info.accepted
-        for attempt in range(1, 100):
+        for attempt in range(1, 20):
             if done.all():
                 break
             other = Noise((noise.seed + attempt * 0x9E3779B97F4A7C15) % 2**64)
@@ -151,4 +161,4 @@ MUTANTS: dict[str, Callable[[Kernel], Kernel]] = {
     "stale energy after rejection": StaleEnergy,
     "every proposal accepted": Unadjusted,
 }
-"""Mutants of any kernel; `forward_drift` is one of `Metropolis` alone."""
+"""Mutants of any kernel; `forward_drift` is for `Metropolis`, `KeptMomenta` where they persist."""

@@ -1,0 +1,210 @@
+"""Both basins of φ from one: torsion moves and replica exchange with a learned model.
+
+    python benchmarks/alanine_exchange.py MODEL [--steps 12000] [--ladders 24] [--json]
+
+MODEL was trained on the shipped snapshots of alanine dipeptide (300 K, amber14, vacuum). All
+walkers start in the basin φ < 0, behind a barrier of about 14 kT. Three samplers, each exact
+for the model's energy at 300 K and with as many walkers and steps as the others:
+
+* Metropolis-corrected reverse steps alone, which do not cross;
+* with rotations about φ and ψ, a third of the steps;
+* replica exchange of such walkers over five temperatures from 300 to 756 K.
+
+Printed is the population of φ > 0 at 300 K with the error from independent walkers, or
+independent ladders, after a fifth of the steps. To compare: the reference simulation, and the
+model's own population from its energies on the snapshots, with weights
+``exp((U_amber - E_model)/kT)``; a good model has the population of the reference, an exact
+sampler that of the model. The snapshots know nothing of places where they have not been, and
+a sampler that crosses barriers finds those where a model is wrong: structures with a distance
+beyond the range of all snapshots by 0.3 Å are counted apart, and the populations are those of
+all others. Exit status 1 if the exchange stays in the basin it started in, or is further than
+three standard errors from both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import NamedTuple
+
+import ase.units
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffmd_ase.analysis.observables import correct_hand, dihedrals
+from diffmd_ase.noise import Noise
+from diffmd_ase.sampling.combine import Mixture
+from diffmd_ase.sampling.exchange import ReplicaExchange, geometric_kT
+from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.metropolis import Metropolis
+from diffmd_ase.sampling.moves import TorsionRotation
+from diffmd_ase.sampling.run import run
+from diffmd_ase.sampling.weights import Weighted
+from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.score.topology import Topology
+
+PHI = np.array([[4, 6, 8, 14]])
+AXES = ({6, 8}, {8, 14})  # of φ and ψ
+REFERENCE = 0.0271, 0.0030  # population of φ > 0 of the simulation that gave the snapshots
+H = 1e-4  # Å² at 300 K; about three of four steps are accepted
+STATES, HOT = 5, 756.0
+EVERY, BURN_IN = 10, 0.2
+
+
+class Result(NamedTuple):
+    """population: of φ > 0 among structures near snapshots; anywhere: among all.
+    crossings: changes of sign of φ at 300 K, between frames; of states, not of replicas.
+    uncovered: fraction of structures at 300 K that are nowhere near a snapshot."""
+
+    sampler: str
+    population: float
+    error: float
+    anywhere: float
+    anywhere_error: float
+    crossings: int
+    uncovered: float
+    seconds: float
+    wrong_hand: int
+
+
+def positive(x: Tensor) -> Tensor:
+    """φ > 0, bool (*batch)."""
+    return dihedrals(x, PHI)[..., 0] > 0
+
+
+class Covered:
+    """All distances within the range of the snapshots and 0.3 Å around it, bool (*batch)."""
+
+    def __init__(self, snapshots: Tensor):
+        self.pairs = torch.triu_indices(*snapshots.shape[-2:-1] * 2, 1)
+        d = torch.cat([self.distances(part) for part in snapshots.split(5000)])
+        self.low, self.high = d.amin(0) - 0.3, d.amax(0) + 0.3
+
+    def distances(self, x: Tensor) -> Tensor:
+        i, j = self.pairs
+        return (x[..., i, :] - x[..., j, :]).norm(dim=-1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        d = self.distances(x)
+        return ((d > self.low) & (d < self.high)).all(-1)
+
+
+def sample(
+    name: str, kernel, x: Tensor, n_steps: int, *, covered: Covered, states: int, seed: int
+) -> tuple:
+    """The last state; and name, population of the first of every ``states`` rows, …, as in
+    `Result`."""
+    begun, crossings, before = time.perf_counter(), 0, positive(x[::states])
+    counts, inside, total, frames = 0.0, 0.0, 0.0, 0
+    for state, _ in run(kernel, x, n_steps, noise=Noise(seed), every=EVERY):
+        cold = state.x[::states]
+        now = positive(cold)
+        crossings, before = crossings + int((now != before).sum()), now
+        if state.step > BURN_IN * n_steps:
+            near = covered(cold)
+            counts, inside = counts + (now & near).double(), inside + near.double()
+            total = total + now.double()
+            frames += 1
+    counts, inside, total = counts / frames, inside / frames, total / frames
+    mean, part = float(counts.mean() / inside.mean()), float(inside.mean())
+    error = float((counts - mean * inside).std() / part / len(counts) ** 0.5)
+    everywhere = float(total.mean()), float(total.std() / len(total) ** 0.5)
+    seconds = time.perf_counter() - begun
+    return state, (name, mean, error, *everywhere, crossings, 1 - part, seconds)
+
+
+def reweighted(potential, frames: Snapshots, kT: float) -> tuple:
+    """The model's population by its energies on the snapshots; its error; ESS in %."""
+    x = torch.as_tensor(frames.positions)
+    model = torch.cat([potential(part).energy.double() for part in x.split(500)])
+    reference = torch.as_tensor(frames.energies).double()
+    weighted = Weighted(x, (reference - model) / kT, groups=40)
+    mean, error = weighted.mean(positive(x).double())
+    return float(mean), float(error), 100 * weighted.ess
+
+
+def report(options, results, summary, own) -> None:
+    acceptance = [round(float(a), 3) for a in summary.acceptance.mean(0)]
+    trips = int(summary.round_trips.sum())
+    if options.json:
+        rows = [result._asdict() for result in results]
+        values = {"results": rows, "acceptance": acceptance, "round_trips": trips}
+        values |= {"reference": REFERENCE, "reweighted": own}
+        print(json.dumps(values, indent=1))
+        return
+    print("population of φ > 0 at 300 K in %; near snapshots, and anywhere")
+    print(f"{'':32}{'near':>6}{'±':>6}{'any':>7}{'±':>6}{'crossings':>11}{'not near':>10}{'s':>6}")
+    for r in results:
+        numbers = [100 * v for v in (r.population, r.error, r.anywhere, r.anywhere_error)]
+        print(
+            "{:32}{:6.2f}{:6.2f}{:7.2f}{:6.2f}".format(r.sampler, *numbers)
+            + f"{r.crossings:11d}{100 * r.uncovered:10.2f}{r.seconds:6.0f}"
+            + (f"  {r.wrong_hand} of the wrong hand" if r.wrong_hand else "")
+        )
+    print(f"{'model, snapshots reweighted':32}{100 * own[0]:6.2f}{100 * own[1]:6.2f}", end="")
+    print(f"   effective sample {own[2]:.0f} %")
+    print(
+        f"{'reference simulation (amber14)':32}{100 * REFERENCE[0]:7.2f}{100 * REFERENCE[1]:7.2f}"
+    )
+    print(f"exchanges accepted: {acceptance}, {trips} round trips of {options.ladders} ladders")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="file of a model of alanine dipeptide")
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--ladders", type=int, default=24, help="of five walkers each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    model = ScoreModel.load(options.model)
+    frames = Snapshots.read("alanine-dipeptide")
+    potential, kT = model.potential(device="cpu"), model.card.kT
+    topology = Topology.from_positions(frames.system.numbers, frames.positions[::50])
+    chosen = [n for n, axis in enumerate(topology.rotors.tolist()) if set(axis) in AXES]
+    x = torch.as_tensor(frames.positions)
+    start = x[~positive(x)][:: max(1, len(x) // (2 * STATES * options.ladders))]
+    start = start[: STATES * options.ladders].double()
+
+    def kernel(temperatures):
+        # h ∝ kT keeps h times the curvature of U/kT
+        h = H * temperatures[..., None].expand(*temperatures.shape, x.shape[1]) / kT
+        mala = Metropolis(EulerMaruyama(potential, temperatures, h, mean_free=True))
+        turn = TorsionRotation(
+            potential, temperatures, topology.rotors[chosen], topology.moved[chosen], mean_free=True
+        )
+        return mala, Mixture([turn, mala], [1, 2])
+
+    mala, mixture = kernel(torch.tensor(kT, dtype=torch.float64))
+    ladder = geometric_kT(kT, HOT * ase.units.kB, STATES)
+    # one replica of each ladder is at 300 K: as many steps of as many walkers, a fifth of the data
+    exchange = ReplicaExchange(kernel(ladder.repeat(options.ladders))[1], STATES, every=EVERY)
+
+    results, summary, covered = [], None, Covered(x)
+    for name, made, states in (
+        ("Metropolis steps alone", mala, 1),
+        ("with torsion rotations", mixture, 1),
+        ("and replica exchange", exchange, STATES),
+    ):
+        state, row = sample(
+            name, made, start, options.steps, covered=covered, states=states, seed=options.seed
+        )
+        hand = correct_hand(state.x[::states].numpy(), frames.positions, topology.centres)
+        results.append(Result(*row, int((~hand).sum())))
+        if made is exchange:
+            summary = exchange.summary(state)
+    own = reweighted(potential, frames, kT)
+    report(options, results, summary, own)
+    last = results[-1]
+    near = [abs(last.population - p) < 3 * np.hypot(last.error, e) for p, e in (REFERENCE, own[:2])]
+    return 0 if last.population > 0 and any(near) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""φ/ψ metadynamics of many walkers on a grid: in torch, and torch variables given to PLUMED.
+
+    python benchmarks/metadynamics_batch.py [--steps 100] [--pairs 6] [--json]
+
+Both against one PLUMED instance for each walker with every array set at every step, as in
+plumed_walkers.py; the two sides alternate in one process and times are those of this thread.
+Goals: 10 for torch alone and 256 walkers, 2 for torch variables and PLUMED's bias (PUT) and 64.
+Needs the plugin diffmd-plumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import torch
+from ase import units
+from diffmd_plumed.torch_cvs import PlumedCVPotential
+from plumed_walkers import ATOMS, INPUT, KT, one_each
+
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.cvs import Torsion
+from diffmd_ase.potentials.hills import Grid
+from diffmd_ase.potentials.metadynamics import Metadynamics
+from diffmd_ase.system import System
+
+PHI_PSI = Torsion(
+    System([6] * ATOMS, [1.0] * ATOMS), [[4, 6, 8, 14], [6, 8, 14, 16]], name=("phi", "psi")
+)
+
+
+def in_torch(folder: str) -> Potential:
+    """The settings of INPUT; its grid has five points in a sigma, PLUMED's default."""
+    return Metadynamics(
+        PHI_PSI,
+        kT=KT,
+        sigma=0.35,
+        height=1.2 * units.kJ / units.mol,
+        biasfactor=10,
+        pace=500,
+        grid=Grid([90, 90]),
+        file=f"{folder}/HILLS",
+    )
+
+
+def by_put(folder: str) -> Potential:
+    return PlumedCVPotential(PHI_PSI, INPUT[2:], kT=KT, timestep=1.0, directory=folder)
+
+
+def stepping(potential: Potential, x: torch.Tensor, steps: int):
+    """As a run calls it: evaluation, then update."""
+    state = {"step": 0}
+
+    def call():
+        for _ in range(steps):
+            state["step"] += 1
+            potential(x)
+            potential.update(x, state["step"])
+
+    return call
+
+
+def compare(make, walkers: int, steps: int, pairs: int) -> dict:
+    """µs per walker and step of both sides, and the ratio, median and range over pairs."""
+    x = torch.tensor(np.random.default_rng(0).normal(size=(walkers, ATOMS, 3)) * 2.0)
+    times: tuple[list[float], list[float]] = ([], [])
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        calls = one_each(x, steps, first), stepping(make(second), x, steps)
+        for _ in range(pairs + 1):  # the first round warms up
+            for spent, call in zip(times, calls, strict=True):
+                begun = time.thread_time()
+                call()
+                spent.append(1e6 * (time.thread_time() - begun) / (steps * walkers))
+    theirs, ours = (spent[1:] for spent in times)
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return {
+        "walkers": walkers,
+        "one_instance_each_us": statistics.median(theirs),
+        "ours_us": statistics.median(ours),
+        "ratio": statistics.median(ratios),
+        "ratio_range": (min(ratios), max(ratios)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cases = {"torch variables, PLUMED's bias": (by_put, 64), "torch alone": (in_torch, 256)}
+    results = {
+        name: compare(make, walkers, options.steps, options.pairs)
+        for name, (make, walkers) in cases.items()
+    }
+    if options.json:
+        print(json.dumps(results, indent=2))
+        return
+    for name, r in results.items():
+        low, high = r["ratio_range"]
+        print(
+            f"{name:31s} {r['walkers']:4d} walkers: {r['ours_us']:6.2f} µs/walker-step against "
+            f"{r['one_instance_each_us']:5.1f}, ratio {r['ratio']:.2f} ({low:.2f}–{high:.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Tables that PLUMED writes: COLVAR, HILLS, KERNELS and grids, also cut or continued ones.
+
+A table is text: ``#! FIELDS time phi m.bias`` names the columns and ``#! SET min_phi -pi``
+a constant. A restarted run writes its header again and may repeat rows that it had already
+written; a killed one leaves half a line. Reading says what it left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from ase import units
+
+from ..units import kT_from_temperature
+
+__all__ = ["ENERGY_UNITS", "PlumedTable", "kind", "read_plumed", "thermal_energy"]
+
+# eV, by PLUMED's names
+ENERGY_UNITS = {
+    "kJ/mol": units.kJ / units.mol,
+    "kcal/mol": units.kcal / units.mol,
+    "eV": units.eV,
+    "Ha": units.Hartree,
+}
+
+
+@dataclass(frozen=True)
+class PlumedTable:
+    """Columns of one or several files of the same kind.
+
+    Attributes
+    ----------
+    fields : names of the columns
+    values : (n, len(fields)) float64, rows in the order of the files
+    walker : (n,) int; rows of one walker are in the order of time
+    domains : periodic columns with their (min, max)
+    constants : the other ``#! SET`` lines, as text
+    notes : what was left out or guessed, in words
+    """
+
+    fields: tuple[str, ...]
+    values: np.ndarray
+    walker: np.ndarray
+    domains: dict[str, tuple[float, float]]
+    constants: dict[str, str]
+    notes: tuple[str, ...] = ()
+    path: str = ""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def column(self, name: str) -> np.ndarray:
+        """One column (n,). Raises ``ValueError`` that names the columns there are."""
+        if name not in self.fields:
+            raise ValueError(f"{self.path} has no column {name!r}, only {', '.join(self.fields)}")
+        return self.values[:, self.fields.index(name)]
+
+    def columns(self, names: Sequence[str]) -> np.ndarray:
+        """Columns (n, len(names))."""
+        return np.stack([self.column(name) for name in names], axis=-1)
+
+    def take(self, rows: np.ndarray) -> PlumedTable:
+        """The table of these rows (an index or mask)."""
+        return replace(self, values=self.values[rows], walker=self.walker[rows])
+
+    def period(self, name: str) -> float | None:
+        """Length of the domain of a periodic column, or None."""
+        low, high = self.domains.get(name, (0.0, 0.0))
+        return high - low if high > low else None
+
+
+def thermal_energy(temperature_K: float | None, unit: str) -> float:
+    """kT in the unit of energy of a file, by its PLUMED name; 1 in files in units of kT.
+
+    Raises ``ValueError`` for an unknown unit, no temperature, or one that is not positive.
+    """
+    if unit != "kT" and unit not in ENERGY_UNITS:
+        raise ValueError(f"energy unit {unit!r}: expected one of {', '.join(ENERGY_UNITS)}, kT")
+    if unit == "kT":
+        return 1.0
+    if temperature_K is None:
+        raise ValueError(
+            "no temperature: give --temperature in kelvin, free energies are -kT ln p and PLUMED's "
+            "files do not state it"
+        )
+    return float(kT_from_temperature(temperature_K) / ENERGY_UNITS[unit])
+
+
+def kind(path: str | Path) -> str:
+    """``colvar``, ``hills``, ``kernels`` or ``trajectory`` (HDF5), by what is in the file."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    if head.startswith(b"\x89HDF"):
+        return "trajectory"
+    fields: set[str] = set()
+    for line in head.decode(errors="replace").splitlines():
+        if line.startswith("#! FIELDS"):
+            fields = set(line.split()[2:])
+            break
+    if not fields:
+        raise ValueError(
+            f"{path} has no line '#! FIELDS time …': it is no file of PLUMED's PRINT, METAD or "
+            "OPES, or its header was cut off; put it back from the run's first file"
+        )
+    if "logweight" in fields:
+        return "kernels"
+    if "height" in fields and any(name.startswith("sigma_") for name in fields):
+        return "hills"
+    return "colvar"
+
+
+@dataclass
+class _Segment:
+    """Rows below one header."""
+
+    fields: tuple[str, ...]
+    rows: list[list[float]] = field(default_factory=list)
+
+
+def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
+    """Read one file, or one per walker with the same columns.
+
+    * A header in the middle is a restart if time goes on from inside what was written: rows
+      at and after the restart are superseded by those that follow. If it starts at or before
+      the first time, what follows is another walker (``cat COLVAR.*``).
+    * Rows of one time that come W at a time are W walkers driven by one instance, unless
+      a column ``walker`` names them.
+    * Half lines and rows with numbers that are not finite are left out, and counted.
+
+    Raises
+    ------
+    ValueError : no header, no rows, or columns that differ between headers
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not listed:
+        raise ValueError("no file to read")
+    tables = [_read_one(Path(path)) for path in listed]
+    first = tables[0]
+    for other in tables[1:]:
+        _same_fields(first.fields, other.fields, f"{first.path} and {other.path}")
+    if len(tables) == 1:
+        return first
+    offsets = np.cumsum([0, *(t.walker.max() + 1 for t in tables[:-1])])
+    return PlumedTable(
+        first.fields,
+        np.concatenate([t.values for t in tables]),
+        np.concatenate([t.walker + n for t, n in zip(tables, offsets, strict=True)]),
+        first.domains,
+        first.constants,
+        tuple(note for t in tables for note in t.notes),
+        f"{first.path} and {len(tables) - 1} more",
+    )
+
+
+def _read_one(path: Path) -> PlumedTable:
+    segments, constants, broken = _parse(path)
+    if not segments:
+        kind(path)  # says that there is no header
+    for other in segments[1:]:
+        _same_fields(segments[0].fields, other.fields, f"{path}: headers")
+    fields, notes = segments[0].fields, []
+    parts = [np.array(s.rows, float).reshape(-1, len(fields)) for s in segments]
+    parts = [part for part in parts if len(part)]
+    if broken:
+        notes.append(f"{path}: {broken} incomplete lines left out")
+    if not parts or broken > sum(map(len, parts)):
+        raise ValueError(
+            f"{path} has {sum(map(len, parts))} rows of {len(fields)} columns "
+            f"({', '.join(fields)}) and {broken} that do not fit: is the run still at its start, "
+            "or the header of another file?"
+        )
+    parts, walkers = _join(path, parts, fields, notes)
+    values = np.concatenate(parts)
+    walker = np.concatenate(
+        [np.full(len(p), w) for p, w in zip(parts, walkers, strict=True)]
+    ).astype(int)
+    fine = np.isfinite(values).all(axis=1)
+    if not fine.all():
+        notes.append(f"{path}: {(~fine).sum()} rows with NaN or infinite numbers left out")
+        values, walker = values[fine], walker[fine]
+        if not len(values):
+            raise ValueError(f"{path}: no row is finite: the run had diverged")
+    if not walker.any():
+        walker = _multiplexed(fields, values)
+        if walker.any():
+            notes.append(f"{path}: {walker.max() + 1} walkers in turn")
+    domains = {
+        name: (_number(constants.pop(f"min_{name}")), _number(constants.pop(f"max_{name}")))
+        for name in fields
+        if f"min_{name}" in constants and f"max_{name}" in constants
+        if constants.get(f"periodic_{name}", "true") == "true"  # of a grid
+    }
+    return PlumedTable(fields, values, walker, domains, constants, tuple(notes), str(path))
+
+
+def _parse(path: Path) -> tuple[list[_Segment], dict[str, str], int]:
+    """Segments, constants, and the number of lines that do not fit."""
+    segments: list[_Segment] = []
+    constants: dict[str, str] = {}
+    broken = 0
+    with open(path, errors="replace") as file:
+        for line in file:
+            # after a kill the header of the restart may follow half a line
+            half, mark, header = line.partition("#!")
+            if mark:
+                broken += bool(half.strip())
+                words = header.split()
+                if words[:1] == ["FIELDS"]:
+                    segments.append(_Segment(tuple(words[1:])))
+                elif words[:1] == ["SET"] and len(words) > 2:
+                    constants[words[1]] = " ".join(words[2:])
+                continue
+            text = line.partition("#")[0].split()
+            if not text or not segments:
+                continue
+            row = _row(text, len(segments[-1].fields))
+            if row is None or not line.endswith("\n"):  # the last number may be cut
+                broken += 1
+            else:
+                segments[-1].rows.append(row)
+    return segments, constants, broken
+
+
+def _row(words: list[str], width: int) -> list[float] | None:
+    if len(words) != width:
+        return None
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return None
+
+
+def _same_fields(one: tuple[str, ...], other: tuple[str, ...], where: str) -> None:
+    if one != other:
+        raise ValueError(
+            f"{where} name different columns, ({', '.join(one)}) and ({', '.join(other)}): they "
+            "are of different inputs; give them one at a time"
+        )
+
+
+def _join(path, parts, fields, notes) -> tuple[list[np.ndarray], list[int]]:
+    """Restarts supersede what they repeat; a start from the beginning is another walker."""
+    if "time" not in fields or len(parts) == 1:
+        return parts, list(range(len(parts)))[:1] * len(parts)
+    time = fields.index("time")
+    kept, walkers, walker, superseded = [parts[0]], [0], 0, 0
+    begin = parts[0][0, time]
+    for part in parts[1:]:
+        start = part[0, time]
+        if start <= begin:
+            walker, begin = walker + 1, start
+        else:
+            for n, w in enumerate(walkers):
+                if w == walker:
+                    keep = kept[n][:, time] < start
+                    superseded += int((~keep).sum())
+                    kept[n] = kept[n][keep]
+        kept.append(part)
+        walkers.append(walker)
+    restarts = len(parts) - 1 - walker
+    if restarts:
+        notes.append(f"{path}: {restarts} restarts, {superseded} rows superseded")
+    if walker:
+        notes.append(f"{path}: {walker + 1} walkers one after the other")
+    return kept, walkers
+
+
+def _multiplexed(fields, values) -> np.ndarray:
+    """Walker of each row where all walkers print at the same times, in turn."""
+    none = np.zeros(len(values), int)
+    if "walker" in fields:
+        return np.unique(values[:, fields.index("walker")], return_inverse=True)[1]
+    if "time" not in fields or len(values) < 2:
+        return none
+    time = values[:, fields.index("time")]
+    starts = np.flatnonzero(np.diff(time, prepend=time[0] - 1.0))
+    runs = np.diff(starts, append=len(time))
+    count = int(np.median(runs))
+    if count < 2 or (runs[:-1] != count).any():
+        return none
+    return np.arange(len(values)) % count
+
+
+def _number(text: str) -> float:
+    """PLUMED's numbers may hold pi: ``-pi``, ``2pi``, ``0.5*pi``."""
+    word = text.strip().lower()
+    if "pi" not in word:
+        return float(word)
+    factor = word.replace("pi", "").replace("*", "").strip()
+    return math.pi * {"": 1.0, "+": 1.0, "-": -1.0}.get(factor, 0.0) or math.pi * float(factor)

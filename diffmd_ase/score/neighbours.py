@@ -1,0 +1,213 @@
+"""Neighbours: all directed pairs closer than a cutoff, periodic images included.
+
+Dense over atoms and images for small systems, `vesin` for larger ones. `VerletList` keeps the
+pairs of a larger radius, so that dynamics need not search at every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import vesin
+from torch import Tensor
+
+__all__ = [
+    "Pairs",
+    "VerletList",
+    "edges",
+    "envelope",
+    "find_pairs",
+    "mean_neighbours",
+    "nearest_neighbours",
+]
+
+_DENSE = 64  # atoms up to which all pairs are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Directed pairs of a batch, sorted by target, source and image.
+
+    Parameters
+    ----------
+    source, target : (E,) into the flattened (B·N) atoms
+    shift : (E, 3) whole lattice vectors from the source to the image that is meant, for
+        positions as they were given, inside the cell or not; None without periodicity
+    """
+
+    source: Tensor
+    target: Tensor
+    shift: Tensor | None
+
+    def vectors(self, x: Tensor, cell: Tensor | None) -> Tensor:
+        """``x_source + shift·cell - x_target`` (E, 3), differentiable in x (B, N, 3) and cell."""
+        flat = x.reshape(-1, 3)
+        vectors = flat[self.source] - flat[self.target]
+        if self.shift is None:
+            return vectors
+        if cell.ndim == 2:
+            return vectors + self.shift.to(x) @ cell
+        own = cell.expand(len(x), 3, 3)[self.target // x.shape[1]]
+        return vectors + torch.einsum("ea,eab->eb", self.shift.to(x), own)
+
+
+def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3, pairs: Pairs | None = None):
+    """All directed pairs closer than ``cutoff`` (Å), periodic images included.
+
+    Parameters
+    ----------
+    x : (B, N, 3) in Å
+    cell : (3, 3) or (B, 3, 3), rows are lattice vectors, or None
+    pairs : candidates that hold all of them, for instance of a `VerletList`
+
+    Returns
+    -------
+    source, target : (E,) into the flattened (B·N) atoms
+    vectors : (E, 3) from target to source, differentiable in x and cell
+    """
+    if pairs is None:
+        pairs = find_pairs(x, cutoff, cell, pbc)
+    vectors = pairs.vectors(x, cell)
+    near = vectors.detach().square().sum(-1) < cutoff**2
+    if near.all():
+        return pairs.source, pairs.target, vectors
+    return pairs.source[near], pairs.target[near], vectors[near]
+
+
+@torch.no_grad()
+def find_pairs(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3) -> Pairs:
+    """The pairs of positions x (B, N, 3) closer than ``cutoff``; see `edges`.
+
+    Positions that are not finite have no neighbours.
+    """
+    if cell is None or not any(pbc):
+        cell, pbc = None, (False,) * 3
+    find = _dense if x.shape[1] <= _DENSE else _listed
+    target, source, shift = find(x.detach(), cutoff, None if cell is None else cell.detach(), pbc)
+    # one order, whatever the positions at which the list was made: sums do not depend on it
+    order = torch.arange(len(target), device=x.device)
+    for key in (*reversed(shift.unbind(-1)), source, target):
+        order = order[torch.argsort(key[order], stable=True)]
+    return Pairs(source[order], target[order], None if cell is None else shift[order].to(x))
+
+
+class VerletList:
+    """Candidate pairs that stay valid while atoms move less than half of ``skin`` (Å).
+
+    Built with radius ``cutoff + skin``. No pair can come closer than ``cutoff`` unnoticed
+    while every atom has moved less than ``skin/2`` from where the list was built, apart from
+    a motion of the whole (Verlet, Phys. Rev. 159, 98 (1967)). It is for one sequence of
+    positions; others only cost a new search.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 1.0):
+        if not (cutoff > 0 and skin >= 0):
+            raise ValueError(f"{cutoff=} must be positive and {skin=} not negative (Å)")
+        self.cutoff, self.skin, self.builds = cutoff, skin, 0
+        self._built: tuple[Tensor, Tensor | None, tuple, Pairs] | None = None
+
+    def __call__(self, x: Tensor, cell: Tensor | None, pbc) -> Pairs:
+        """Pairs that hold all those closer than ``cutoff`` at x (B, N, 3)."""
+        if self._built is None or not self._valid(x, cell, pbc):
+            pairs = find_pairs(x, self.cutoff + self.skin, cell, pbc)
+            self._built = x.detach().clone(), cell, tuple(pbc), pairs
+            self.builds += 1
+        return self._built[3]
+
+    def _valid(self, x: Tensor, cell: Tensor | None, pbc) -> bool:
+        old, old_cell, old_pbc, _ = self._built
+        if old.shape != x.shape or old.device != x.device or old_pbc != tuple(pbc):
+            return False
+        if (cell is None) != (old_cell is None) or (
+            cell is not None and cell is not old_cell and not torch.equal(cell, old_cell)
+        ):
+            return False
+        moved = x.detach() - old
+        moved = moved - moved.mean(1, keepdim=True)
+        # written so that NaN is not valid; a thousandth for rounding
+        return bool((moved.square().sum(-1) < (0.4995 * self.skin) ** 2).all())
+
+
+def _dense(x: Tensor, cutoff: float, cell, pbc):
+    """Target, source, shift of all pairs, by looking at all images."""
+    n_batch, n_atoms = x.shape[:2]
+    shifts, home, wrapped, images = x.new_zeros(1, 3), torch.zeros_like(x), x, x.new_zeros(1, 1, 3)
+    if cell is not None:
+        cell = cell.expand(n_batch, 3, 3)
+        inverse = torch.linalg.inv(cell)
+        heights = 1 / inverse.norm(dim=-2)  # distances between lattice planes
+        reach = torch.ceil(cutoff / heights).amax(0).long().tolist()
+        axes = [
+            torch.arange(-n, n + 1) if p else torch.zeros(1, dtype=torch.long)
+            for n, p in zip(reach, pbc, strict=True)
+        ]
+        shifts = torch.cartesian_prod(*axes).to(x)
+        home = torch.floor(x @ inverse) * x.new_tensor([float(p) for p in pbc])
+        wrapped = x - home @ cell  # into the cell, so that few images suffice
+        images = shifts @ cell
+    difference = wrapped[:, None, :, None] - wrapped[:, :, None, None]  # (B, target, source, 1, 3)
+    distance2 = (difference + images[:, None, None]).square().sum(-1)
+    own = torch.eye(n_atoms, dtype=torch.bool, device=x.device)[None, :, :, None]
+    own = own & (shifts == 0).all(-1)
+    batch, target, source, image = torch.nonzero((distance2 < cutoff**2) & ~own, as_tuple=True)
+    shift = shifts[image] + home[batch, target] - home[batch, source]
+    return batch * n_atoms + target, batch * n_atoms + source, shift
+
+
+def _listed(x: Tensor, cutoff: float, cell, pbc):
+    """The same from the cell lists of vesin, one structure after the other."""
+    search = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    frames = x.double().cpu().numpy()
+    boxes = np.zeros((len(x), 3, 3))
+    if cell is not None:
+        boxes[:] = cell.expand(len(x), 3, 3).double().cpu().numpy()
+    targets, sources, shifts = [], [], []
+    for n, (points, box) in enumerate(zip(frames, boxes, strict=True)):
+        if not np.isfinite(points).all():
+            continue
+        i, j, s = search.compute(points, box, list(pbc), "ijS")
+        targets.append(n * x.shape[1] + i.astype(np.int64))
+        sources.append(n * x.shape[1] + j.astype(np.int64))
+        shifts.append(s.astype(np.float64))
+    if not targets:
+        none = torch.zeros(0, dtype=torch.long, device=x.device)
+        return none, none, x.new_zeros(0, 3)
+    target, source, shift = (
+        torch.as_tensor(np.concatenate(parts), device=x.device)
+        for parts in (targets, sources, shifts)
+    )
+    return target, source, shift.to(x)
+
+
+def mean_neighbours(snapshots, cutoff: float) -> float:
+    """Mean number of neighbours within ``cutoff`` (Å) in a few snapshots."""
+    x, target, _ = _some_edges(snapshots, cutoff)
+    return max(1.0, round(len(target) / (x.shape[0] * x.shape[1]), 2))
+
+
+def nearest_neighbours(snapshots) -> float:
+    """Mean distance (Å) of an atom's nearest neighbour, of those that have one within 6 Å."""
+    x, target, vectors = _some_edges(snapshots, 6.0)
+    nearest = torch.full((x.shape[0] * x.shape[1],), torch.inf, dtype=x.dtype)
+    nearest = nearest.scatter_reduce(0, target, vectors.norm(dim=-1), "amin")
+    nearest = nearest[nearest.isfinite()]
+    if not len(nearest):
+        raise ValueError(f"{snapshots.source}: no atom has a neighbour within 6 Å; give cutoff=")
+    return float(nearest.mean())
+
+
+def _some_edges(snapshots, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of at most 20 snapshots, targets and vectors of their edges."""
+    x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // 20)][:20])
+    system = snapshots.system
+    cell = None if system.cell is None else torch.as_tensor(system.cell)
+    _, target, vectors = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
+    return x, target, vectors
+
+
+def envelope(t: Tensor) -> Tensor:
+    """``1 - 10t³ + 15t⁴ - 6t⁵`` for t < 1, else 0: smooth to second order at the cutoff."""
+    t = t.clamp(max=1.0)
+    return 1 - t**3 * (10 - 15 * t + 6 * t**2)

@@ -1,0 +1,236 @@
+"""An input is tried in a child process before anything is opened or overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import units as ase_units
+
+from . import kernel as kernels
+from .plan import actions_of, plan
+from .script import Line, absolute_inputs, parse, read_lines, written_files
+from .units import ASE_UNITS, Units
+
+__all__ = ["Checked", "PlumedInputError", "check_input"]
+
+_SECONDS = 120.0
+_NEED_CHARGES = {"DIPOLE", "DHENERGY", "DHENERGY_ENERGY"}
+
+
+class PlumedInputError(ValueError):
+    """PLUMED refuses an input, or would crash on it.
+
+    Attributes
+    ----------
+    line : number of the line, from 1; None where no single line is to blame
+    """
+
+    def __init__(self, message: str, line: int | None = None):
+        self.line = line
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An input that PLUMED accepts.
+
+    lines : as they are given to PLUMED, files to read named absolutely
+    script : its actions
+    log : of PLUMED
+    files : names of the files that it opens to write
+    """
+
+    lines: tuple[str, ...]
+    script: tuple[Line, ...]
+    log: str
+    files: frozenset[str]
+
+    @property
+    def needs_energy(self) -> bool:
+        return any(line.name == "ENERGY" for line in self.script)
+
+
+def check_input(
+    input: str | Path | Sequence[str],
+    natoms: int,
+    *,
+    kT: float | None = None,
+    timestep: float = 1.0,
+    units: Units = ASE_UNITS,
+    masses=None,
+    charges=None,
+    box=None,
+    directory: str | Path = ".",
+    positions=None,
+    kernel: str | None = None,
+) -> Checked:
+    """Try an input in a child process, in a folder that is thrown away.
+
+    Some wrong inputs crash PLUMED, and the process with it; here they are errors like
+    others. Two steps are made, at ``positions`` (natoms, 3) or, by default, made-up ones.
+
+    Parameters
+    ----------
+    directory : relative names of files to read mean this folder
+    others : as for `Driver`
+
+    Raises
+    ------
+    PlumedInputError : with the number of the line and PLUMED's own words; also vectors for
+        METAD, RESTART in the input, charges that are needed and not given
+    ImportError : no kernel
+    """
+    lines = absolute_inputs(read_lines(input), directory)
+    script = parse(lines)
+    for line in script:
+        _check_line(line, kT=kT, energy=units.energy, charges=charges)
+    settings = {
+        "natoms": natoms,
+        "units": asdict(units),
+        "kT": None if kT is None else float(kT),
+        "timestep": float(timestep),
+        "masses": np.ones(natoms).tolist() if masses is None else np.asarray(masses).tolist(),
+        "charges": None if charges is None else np.asarray(charges).tolist(),
+        "box": None if box is None else np.asarray(box).tolist(),
+        "kernel": kernel,
+    }
+    if positions is None:
+        # about a molecule: 1.5 Å between neighbours on a random walk
+        walk = np.random.default_rng(0).normal(size=(natoms, 3)).cumsum(0)
+        positions = 0.087 / units.length * walk
+    case = {"lines": lines, "settings": settings, "positions": np.asarray(positions).tolist()}
+    kernels.new_instance(kernel).finalize()  # an ImportError here has the install line
+    with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder:
+        failure = _run(folder, case, script)
+        if failure is not None:
+            number, words = failure if failure[0] else _first_failure(case, script)
+            place = "the input"
+            if number is not None:
+                place = f"line {number} of the input, {lines[number - 1].strip()!r}"
+            raise PlumedInputError(f"{place}: {words}", number)
+        log = Path(folder, "whole", "plumed.log").read_text(errors="replace")
+        opened = set(json.loads(Path(folder, "whole", "written").read_text()))
+        opened |= {p.name for p in Path(folder, "whole").iterdir() if p.name[:4] != "bck."}
+    try:
+        plan(actions_of(log), script)
+    except ValueError as error:
+        raise PlumedInputError(str(error)) from None
+    files = (opened | written_files(script)) - {"written", "plumed.log"}
+    return Checked(tuple(lines), tuple(script), log, frozenset(files))
+
+
+def _first_failure(case: dict, script: Sequence[Line]) -> tuple[int | None, str]:
+    """Line and words of a failure that comes only when all is read: lines are added in turn."""
+    for line, following in zip(script, (*script[1:], None), strict=True):
+        end = None if following is None else following.number - 1
+        with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder:
+            failure = _run(folder, {**case, "lines": case["lines"][:end]}, script)
+        if failure is not None:
+            return line.number, failure[1]
+    return None, "PLUMED failed once and not again"
+
+
+def _run(folder: str, case: dict, script: Sequence[Line]) -> tuple[int | None, str] | None:
+    """The line that failed, if it is known, and why; None if none did."""
+    for name in ("lines", "whole"):
+        Path(folder, name).mkdir()
+    path = Path(folder, "case.json")
+    path.write_text(json.dumps(case))
+    # the child runs elsewhere, and must find this package
+    paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", ""))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "diffmd_plumed.child", str(path)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"PLUMED did not finish with it in {_SECONDS:g} s"
+    if done.returncode == 0:
+        return None
+    out = path.with_suffix(".out")
+    report = out.read_text().splitlines() if out.exists() else []
+    numbers = [int(row) for row in report if row.isdigit()]
+    words = " ".join(row for row in report if not row.isdigit())
+    number = (numbers or [0])[-1] or None
+    if done.returncode < 0:
+        sort = signal.Signals(-done.returncode).name
+        words = f"PLUMED crashes on it ({sort}); look for keywords and files that are missing"
+    elif not words:
+        words = f"the check failed: {done.stderr.decode(errors='replace').strip()[-500:]}"
+    elif "temperature" in words:
+        words += "; give kT, the thermal energy"
+    if number is None:  # the message may name the action
+        number = next((s.number for s in script if s.label and f"label {s.label} " in words), None)
+    return number, words
+
+
+def _check_line(line: Line, *, kT, energy: float, charges) -> None:
+    place = f"line {line.number} of the input, {line.text!r}"
+    if line.name == "RESTART" and line.keywords.get("NO") is None:
+        raise PlumedInputError(
+            f"{place}: remove it; restart=True restarts with the files as they were at the "
+            "checkpoint",
+            line.number,
+        )
+    if line.name in _NEED_CHARGES and charges is None:
+        raise PlumedInputError(f"{place} needs charges: give charges=", line.number)
+    if line.name == "UNITS":
+        _check_units(line, place)
+    temperature = _number(line.keywords.get("TEMP"))
+    if temperature is not None and kT is not None and line.name not in ("UNITS", "REWEIGHT_TEMP"):
+        mine = kT * energy * ase_units.kJ / ase_units.mol / ase_units.kB
+        if abs(temperature - mine) > 1e-2 * mine:
+            raise PlumedInputError(
+                f"{place}: TEMP={temperature:g} K, but kT is that of {mine:.4g} K; remove TEMP",
+                line.number,
+            )
+
+
+def _check_units(line: Line, place: str) -> None:
+    """A UNITS line is about the input and the files; numbers in it are easily wrong."""
+    known = {
+        "TIME": (1.0, 1e-3, 1e3, 1e-3 / ase_units.fs, 2.418884326509e-5),
+        "ENERGY": (1.0, 4.184, ase_units.mol / ase_units.kJ, 2625.499638, 1e-3),
+        "LENGTH": (1.0, 0.1, 0.0529177210903),
+    }
+    for key, values in known.items():
+        value = _number(line.keywords.get(key))
+        if value is None or any(abs(value - v) < 1e-4 * v for v in values):
+            continue
+        meant = {"TIME": "ps", "ENERGY": "kJ/mol", "LENGTH": "nm"}[key]
+        warnings.warn(
+            f"{place}: {key}={value:g} makes a unit of {value:g} {meant}, which is neither a "
+            "common one nor one of ASE; positions, kT and time steps are converted whatever it "
+            "says: it only sets the units of the input and of the files (Å, eV and ASE time: "
+            f"UNITS LENGTH=A ENERGY={values_of_ase()['ENERGY']:.6f} "
+            f"TIME={values_of_ase()['TIME']:.9f})",
+            stacklevel=4,
+        )
+
+
+def values_of_ase() -> dict[str, float]:
+    """The factors that make PLUMED's input and files use ASE's units."""
+    return {"LENGTH": 0.1, "ENERGY": ASE_UNITS.energy, "TIME": ASE_UNITS.time}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

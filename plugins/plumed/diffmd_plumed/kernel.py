@@ -1,0 +1,72 @@
+"""The PLUMED kernel: found, loaded without noise, flushed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import contextmanager
+
+__all__ = ["flush_files", "new_instance", "working_directory"]
+
+INSTALL = (
+    "no PLUMED here: `pip install --no-deps hillclimber` brings the module `plumed` with a "
+    "kernel; with a PLUMED of your own `pip install plumed` and set PLUMED_KERNEL to its "
+    "libplumedKernel.so"
+)
+
+
+def new_instance(kernel: str | None = None):
+    """A ``plumed.Plumed`` of ``kernel``, else of PLUMED_KERNEL, else of the module `plumed`.
+
+    Raises ``ImportError`` with the install line where there is none.
+    """
+    try:
+        import plumed
+    except ImportError:
+        raise ImportError(INSTALL) from None
+    chosen = kernel or os.environ.get("PLUMED_KERNEL")
+    if chosen and not os.path.exists(chosen):
+        raise ImportError(f"PLUMED kernel {chosen!r} does not exist: correct PLUMED_KERNEL")
+    try:
+        with _quiet_stderr():
+            return plumed.Plumed(kernel=chosen)
+    except RuntimeError as error:
+        raise ImportError(f"the PLUMED kernel did not load ({error}); {INSTALL}") from error
+
+
+def flush_files() -> None:
+    """Give what PLUMED has written to the system, for all instances.
+
+    PLUMED flushes only inside an update (``doCheckPoint``, FLUSH), which would learn and
+    print once more; its files are C streams, and C flushes them without asking it.
+    """
+    ctypes.CDLL(None).fflush(None)
+
+
+@contextmanager
+def working_directory(path: str):
+    """Inside, relative file names mean ``path``: PLUMED opens and rewinds files by them."""
+    before = os.getcwd()
+    if before == path:
+        yield
+        return
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def _quiet_stderr():
+    """The loader greets on the file descriptor of standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,392 @@
+"""PLUMED as a potential with memory: evaluation is pure, hills come from accepted positions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.system import System
+
+from . import kernel as kernels
+from .bases import Bases, frames_of
+from .check import PlumedInputError, check_input
+from .driver import Driver, Result
+from .files import cut_back, lengths, refuse_empty, refuse_existing, refuse_too_many
+from .plan import actions_of, plan
+from .script import read_lines
+
+__all__ = ["PlumedPotential"]
+
+_WALKER = "walker"
+
+
+class PlumedPotential(Potential):
+    """The bias V(x, t) of a PLUMED input, in eV, for any number of walkers.
+
+    With ``walkers="shared"`` one PLUMED instance serves all walkers in turn: each sees the
+    hills of all, at once, and files have one row per walker (tag them with
+    ``w: EXTRACV NAME=walker``). With ``"independent"`` each walker has an instance and
+    files of its own, in ``walker-0``, ``walker-1``, … of ``directory``.
+
+    Files are PLUMED's (nm, kJ/mol, ps unless the input has UNITS). ``update`` evaluates again
+    only at steps at which the input deposits or prints.
+
+    Parameters
+    ----------
+    system : atoms, masses, cell
+    input : path of a PLUMED input, or its lines
+    kT : eV
+    timestep : ASE time of one step, for the time column and time-dependent biases
+    walkers : "shared" or "independent"
+    restart : go on with the files in ``directory``; `restore` first cuts them back to the
+        checkpoint
+    directory : of all files; relative names of the input mean this folder
+    charges : (N,) in e, for actions that need them
+    first_step : steps completed before the first one here
+
+    Raises
+    ------
+    ImportError : no PLUMED kernel
+    PlumedInputError : a ValueError with the number of the line and PLUMED's own words
+    ValueError : partial pbc, kT or timestep that are not positive
+    FileExistsError : files of another run would be overwritten
+    """
+
+    has_memory = True
+
+    def __init__(
+        self,
+        system: System,
+        input: str | Path | Sequence[str],
+        *,
+        kT: float,
+        timestep: float,
+        walkers: str = "shared",
+        restart: bool = False,
+        directory: str | Path = ".",
+        charges=None,
+        first_step: int = 0,
+    ):
+        if walkers not in ("shared", "independent"):
+            raise ValueError(f"{walkers=}: expected 'shared' or 'independent'")
+        if not (np.isfinite(kT) and kT > 0):
+            raise ValueError(f"{kT=} must be positive: kB times the temperature, in eV")
+        if not (np.isfinite(timestep) and timestep > 0):
+            raise ValueError(f"{timestep=} must be positive (ASE time)")
+        if system.periodic and not system.pbc.all():
+            raise ValueError(
+                f"pbc={system.pbc.tolist()}: PLUMED knows all three directions or none; give "
+                "pbc=True with a cell that is long where there are no images, or pbc=False"
+            )
+        self.system, self.walkers = system, walkers
+        self.directory = Path(os.path.abspath(directory))
+        self._settings = {
+            "kT": float(kT),
+            "timestep": float(timestep),
+            "masses": system.masses,
+            "charges": charges,
+            "box": system.cell if system.periodic else None,
+        }
+        checked = check_input(input, len(system), directory=self.directory, **self._settings)
+        self._source = read_lines(input)
+        self._script = checked.script
+        self._lines, self._files = checked.lines, checked.files
+        self._plan = plan(actions_of(checked.log), checked.script)
+        self.needs_base = checked.needs_energy
+        self._tagged = _check_values(checked.script)
+        self._step, self._restart, self._begun = int(first_step), bool(restart), False
+        self._drivers: list[Driver] = []
+        self._ids: list[int] = []
+        self._values: dict[str, np.ndarray] = {}
+        self._bases = Bases()
+        self._warned = False
+        if self._plan.impure:
+            warnings.warn(
+                f"{', '.join(self._plan.impure)} learn at every evaluation, not only at accepted "
+                "steps: Metropolis steps, finite differences and energy queries disturb them",
+                stacklevel=2,
+            )
+        if restart:
+            self._say_inexact()
+        else:
+            shared = walkers == "shared"
+            for folder in [self.directory] if shared else self.directory.glob("walker-*"):
+                refuse_existing(folder, self._files)
+            if shared:
+                self._open([0])
+
+    # ------------------------------------------------------------------ evaluation
+
+    def __call__(
+        self, x: Tensor, *, stress: bool = False, base: Evaluation | None = None
+    ) -> Evaluation:
+        count = len(self.system)
+        if x.shape[-2:] != (count, 3):
+            raise ValueError(
+                f"positions {tuple(x.shape)} do not fit the {count} atoms of "
+                f"{self.system.formula}: expected (*batch, {count}, 3)"
+            )
+        frames = frames_of(x)
+        walkers = x.shape[-3] if x.ndim > 2 else 1
+        self._require(walkers)
+        energies = np.full(len(frames), np.nan)
+        forces, virials = np.full(frames.shape, np.nan), np.full((len(frames), 3, 3), np.nan)
+        if self.needs_base:
+            self._bases.remember(frames, base)
+        for index in np.flatnonzero(np.isfinite(frames).all((1, 2))).tolist():
+            walker = index % walkers
+            driver = self._driver(walker)
+            try:
+                if self.needs_base:
+                    energies[index], forces[index], _ = self._on_base(driver, frames[index])
+                    continue
+                energies[index] = driver.calculate(frames[index], self._step)
+            except RuntimeError as error:
+                if "grid" not in str(error).lower():
+                    raise RuntimeError(f"walker {self._name(walker)}: {error}") from error
+                self._warn_outside(walker, error)
+                continue
+            forces[index] = driver.forces
+            if stress:
+                virials[index] = driver.virial
+        return Evaluation(
+            x.new_tensor(energies).reshape(x.shape[:-2]),
+            x.new_tensor(forces).reshape(x.shape),
+            self._stress(x, virials) if stress else None,
+        )
+
+    def _driver(self, walker: int) -> Driver:
+        driver = self._drivers[0 if self.walkers == "shared" else walker]
+        if self._tagged:
+            driver.set_extra(_WALKER, float(self._name(walker)))
+        return driver
+
+    def _on_base(self, driver: Driver, frame: np.ndarray) -> Result:
+        energy, forces = self._bases.of(frame)
+        return driver.evaluate(frame, step=self._step, energy=energy, forces=forces)
+
+    def _stress(self, x: Tensor, virials: np.ndarray) -> Tensor | None:
+        # a bias on ENERGY scales the virial of the base, which PLUMED is not given
+        if not self.system.periodic or self.needs_base:
+            return None
+        volume = abs(np.linalg.det(self.system.cell))
+        six = (virials / volume)[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+        return x.new_tensor(six).reshape(*x.shape[:-2], 6)
+
+    # ------------------------------------------------------------------ learning
+
+    def update(self, x: Tensor, step: int) -> bool:
+        """Deposit and print at accepted positions (N, 3) or (B, N, 3); True if V changed.
+
+        Raises
+        ------
+        ValueError : a step that was completed before, positions that are not finite (the
+            walkers are named), positions that were not evaluated where ENERGY is biased
+        """
+        if step <= self._step:
+            raise ValueError(f"step {step} after step {self._step}: steps are completed once")
+        if x.ndim > 3:
+            raise ValueError(f"positions {tuple(x.shape)}: expected (N, 3) or (B, N, 3)")
+        if self.needs_base:
+            self._bases.settle(frames_of(x))
+        if not self._plan.due(step):
+            self._step = step
+            return False
+        frames = frames_of(x)
+        lost = np.flatnonzero(~np.isfinite(frames).all((1, 2)))
+        if len(lost):
+            names = [self._name(walker) for walker in lost.tolist()]
+            raise ValueError(
+                f"positions of walkers {names} are not finite at step {step}: nothing was deposited"
+            )
+        self._require(len(frames))
+        if not self._begun:
+            self._begin(frames, step)
+        self._step = step
+        rows = [self._commit(walker, frame) for walker, frame in enumerate(frames)]
+        self._values = {
+            name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())
+        }
+        return self._plan.changes(step)
+
+    def _begin(self, frames: np.ndarray, step: int) -> None:
+        """PLUMED swallows the hill of the first update; it gets one at a quiet step."""
+        if any(step % pace == 0 for pace in self._plan.paced):
+            self._step = self._plan.quiet_before(step)
+            self._prime(frames)
+        self._begun = True
+
+    def _prime(self, frames: np.ndarray) -> None:
+        for walker in range(1 if self.walkers == "shared" else len(frames)):
+            self._commit(walker, frames[walker])
+
+    def _commit(self, walker: int, frame: np.ndarray) -> dict[str, float | np.ndarray]:
+        driver = self._driver(walker)
+        if self.needs_base:
+            self._on_base(driver, frame)
+        else:
+            driver.calculate(frame, self._step)
+        row = {name: driver.get_value(name) for name in self._plan.values}
+        driver.update()
+        if driver.stopped and not self._warned:
+            self._warned = True
+            warnings.warn(f"step {self._step}: PLUMED asks to stop (COMMITTOR)", stacklevel=4)
+        return row
+
+    @property
+    def stopped(self) -> bool:
+        """An action (COMMITTOR) of some walker asked to stop."""
+        return any(driver.stopped for driver in self._drivers)
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Bias, CVs and what is printed, (B,) each, before the last deposit, in the units of
+        the input; of the last step at which the input deposits or prints."""
+        return dict(self._values)
+
+    def flush(self) -> None:
+        """Files are complete on disk up to the last update."""
+        kernels.flush_files()
+
+    def finalize(self) -> None:
+        """Close all files; nothing can be evaluated any more."""
+        for driver in self._drivers:
+            driver.finalize()
+
+    # ------------------------------------------------------------------ walkers, restart
+
+    def select(self, keep: Tensor) -> None:
+        mask = keep.tolist()
+        if self._ids and len(mask) == len(self._ids):
+            if self.walkers == "independent":
+                for driver, kept in zip(self._drivers, mask, strict=True):
+                    if not kept:
+                        driver.finalize()
+                self._drivers = [d for d, kept in zip(self._drivers, mask, strict=True) if kept]
+            self._ids = [i for i, kept in zip(self._ids, mask, strict=True) if kept]
+
+    def checkpoint(self) -> dict:
+        """Files are flushed; their lengths and the walkers that are left are returned."""
+        kernels.flush_files()
+        folders = [os.path.relpath(d.directory, self.directory) for d in self._drivers]
+        return {
+            "input": self._digest(),
+            "walkers": self._ids,
+            "files": {f: lengths(self.directory / f, self._files) for f in folders},
+            "base": self._bases.checkpoint(),
+            "inexact": self._plan.inexact,
+        }
+
+    def restore(self, saved: dict, x: Tensor, step: int) -> None:
+        """Cut the files back to the checkpoint, read them, repeat the last step unseen.
+
+        Raises
+        ------
+        ValueError : made without ``restart=True``, another input, files that were changed
+        """
+        if not self._restart:
+            raise ValueError("to go on from a checkpoint, make this potential with restart=True")
+        if not saved:
+            raise ValueError("the checkpoint holds nothing of PLUMED: was the run biased?")
+        if saved["input"] != self._digest():
+            raise ValueError(
+                "the PLUMED input is not that of the checkpoint: repeat it, or start a new run"
+            )
+        frames = frames_of(x)
+        for folder, files in saved["files"].items():
+            cut_back(self.directory / folder, files, self._files)
+        self._ids = list(saved["walkers"]) or list(range(len(frames)))
+        self._open(self._ids)
+        self._step = step
+        self._bases.restore(saved["base"])
+        self._prime(frames)
+        kernels.flush_files()
+        # what the repeated step has printed is there already
+        for folder, files in saved["files"].items():
+            cut_back(self.directory / folder, files)
+        self._begun = True
+
+    def _say_inexact(self) -> None:
+        for name, what in self._plan.inexact.items():
+            warnings.warn(
+                f"{name} does not restart exactly ({what}): the run goes on with a bias that "
+                "differs from that of an uninterrupted one",
+                stacklevel=3,
+            )
+
+    def _require(self, walkers: int) -> None:
+        """Enough instances for ``walkers``, and none that several would disturb."""
+        if self.walkers == "shared":
+            if walkers > 1 and self._plan.per_walker:
+                name, reason = next(iter(self._plan.per_walker.items()))
+                raise ValueError(
+                    f"{name} keeps {reason}, so one instance cannot serve {walkers} walkers: "
+                    "use walkers='independent'"
+                )
+            if not self._drivers:
+                self._open([0])
+            if len(self._ids) < walkers and not self._begun:
+                self._ids = list(range(walkers))
+        elif not self._drivers:
+            self._ids = list(range(walkers))
+            self._open(self._ids)
+        elif walkers != len(self._drivers):
+            raise ValueError(
+                f"{walkers} walkers, but there are {len(self._drivers)} independent biases: "
+                "evaluate all of them, or use walkers='shared'"
+            )
+
+    def _open(self, walkers: Sequence[int]) -> None:
+        folders = ["."]
+        if self.walkers == "independent":
+            folders = [f"walker-{walker}" for walker in walkers]
+            refuse_too_many(len(folders), len(self._files) + 1)
+        for folder in folders:
+            path = self.directory / folder
+            path.mkdir(parents=True, exist_ok=True)
+            if self._restart:
+                refuse_empty(path, self._script)
+            driver = Driver(
+                len(self.system),
+                self._lines,
+                restart=self._restart,
+                first_step=self._step,
+                directory=path,
+                **self._settings,
+            )
+            self._drivers.append(driver)
+        # bound before anything is evaluated: PLUMED fills them from then on
+        for driver in self._drivers:
+            for name in self._plan.values:
+                driver.watch(name)
+
+    def _name(self, walker: int) -> int:
+        return self._ids[walker] if walker < len(self._ids) else int(walker)
+
+    def _warn_outside(self, walker: int, error: Exception) -> None:
+        warnings.warn(
+            f"walker {self._name(walker)} left the grid of the bias, its energy is NaN: {error}; "
+            "widen the grid, or keep the CV inside with UPPER_WALLS and LOWER_WALLS",
+            stacklevel=3,
+        )
+
+    def _digest(self) -> str:
+        return hashlib.sha256("\n".join((self.walkers, *self._source)).encode()).hexdigest()
+
+
+def _check_values(script) -> bool:
+    """Whether the input asks for the number of the walker."""
+    for line in script:
+        if line.name == "PUT" or (line.name == "EXTRACV" and line.keywords.get("NAME") != _WALKER):
+            raise PlumedInputError(
+                f"line {line.number} of the input, {line.text!r}: PlumedPotential passes atoms and "
+                f"EXTRACV NAME={_WALKER} only; values of your own go through Driver.set_value",
+                line.number,
+            )
+    return any(line.name == "EXTRACV" for line in script)

@@ -1,0 +1,235 @@
+"""A run that goes on is the uninterrupted one, also after a kill at any moment."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffmd_plumed import PlumedPotential
+
+from diffmd_ase.noise import Noise
+from diffmd_ase.potentials.analytic import Harmonic
+from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.run import run
+from diffmd_ase.system import System
+
+KT, STEPS = 0.0258, 60
+SYSTEM = System([6] * 4, [12.0] * 4)
+X = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1.0]], dtype=torch.float64)
+CV = ["d: DISTANCE ATOMS=1,4", "ec: ECV_LINEAR ARG=d LAMBDA_MAX=100"]
+PRINT = "PRINT ARG=d,b.bias FILE=COLVAR STRIDE=2"
+EXACT = {
+    "METAD": "b: METAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10",
+    "METAD, grid": "b: METAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10 GRID_MIN=0 GRID_MAX=2",
+    "PBMETAD": "b: PBMETAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10",
+    "OPES_METAD": "b: OPES_METAD ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
+    "OPES_METAD_EXPLORE": "b: OPES_METAD_EXPLORE ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
+    "OPES_EXPANDED": "b: OPES_EXPANDED ARG=ec.* PACE=5 OBSERVATION_STEPS=1 PRINT_STRIDE=1",
+    "METAD of ENERGY": "e: ENERGY\nb: METAD ARG=e SIGMA=1 HEIGHT=1 PACE=5",
+    "MOVINGRESTRAINT": "b: MOVINGRESTRAINT ARG=d AT0=0.1 AT1=0.2 KAPPA0=100 STEP0=0 STEP1=50",
+}
+
+
+def bias(lines, folder, **options):
+    return PlumedPotential(SYSTEM, lines, kT=KT, timestep=1.0, directory=folder, **options)
+
+
+def kernel_of(potential):
+    return EulerMaruyama(Harmonic(1.0, centre=X, system=SYSTEM) + potential, kT=KT, h=1e-3)
+
+
+def check_same_files(folder, reference):
+    """Row by row: headers, which PLUMED repeats at a restart, are left out.
+
+    Numbers to 1e-11: PLUMED writes 16 digits, one too few to read back the same number.
+    """
+
+    def tables(place):
+        return {
+            path.relative_to(place): np.loadtxt(path, ndmin=2)
+            for path in sorted(Path(place).rglob("*"))
+            if path.is_file() and path.name != "plumed.log" and path.name[:4] != "bck."
+        }
+
+    found, expected = tables(folder), tables(reference)
+    assert found.keys() == expected.keys() and expected
+    for name, table in expected.items():
+        np.testing.assert_allclose(found[name], table, rtol=1e-11, atol=1e-11, err_msg=str(name))
+
+
+@pytest.mark.parametrize("cut", [23, 30], ids=["off the pace", "on the pace"])
+@pytest.mark.parametrize("walkers", ["shared", "independent"])
+@pytest.mark.parametrize("name", EXACT)
+def test_continued_is_uninterrupted(name, walkers, cut, tmp_path):
+    lines = [*CV, EXACT[name], PRINT]
+    start = X.expand(3, 4, 3).clone()
+    one = bias(lines, tmp_path / "one", walkers=walkers)
+    energies = [s.energy for s, _ in run(kernel_of(one), start, STEPS, noise=Noise(3))]
+    one.finalize()
+
+    first = bias(lines, tmp_path / "two", walkers=walkers)
+    kernel = kernel_of(first)
+    states = run(kernel, start, cut, noise=Noise(3), every=cut)
+    [(state, _)] = list(states)
+    saved = json.loads(json.dumps(first.checkpoint()))
+    # it goes on for a while, and what it writes then must be forgotten
+    list(run(kernel, state, 17, noise=Noise(4)))
+    first.flush()
+    first.finalize()
+
+    second = bias(lines, tmp_path / "two", walkers=walkers, restart=True)
+    second.restore(saved, state.x, state.step)
+    rest = [s.energy for s, _ in run(kernel_of(second), state, STEPS - cut, noise=Noise(3))]
+    second.finalize()
+    torch.testing.assert_close(torch.stack(rest), torch.stack(energies[cut:]), rtol=0, atol=1e-12)
+    assert float((torch.stack(energies) - energies[0]).abs().max()) > 1e-3
+    check_same_files(tmp_path / "two", tmp_path / "one")
+
+
+def test_cut_without_checkpoint_would_differ(tmp_path):
+    """The negative control: without cutting the files back the forgotten hills are read."""
+    lines = [*CV, EXACT["METAD"], PRINT]
+    first = bias(lines, tmp_path)
+    kernel = kernel_of(first)
+    [(state, _)] = list(run(kernel, X, 23, noise=Noise(3), every=23))
+    saved = first.checkpoint()
+    expected = first(state.x).energy
+    list(run(kernel, state, 17, noise=Noise(4)))
+    first.finalize()
+    saved["files"] = {}
+    second = bias(lines, tmp_path, restart=True)
+    second.restore(saved, state.x, state.step)
+    assert abs(float(second(state.x).energy - expected)) > 1e-4
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import json, os, sys, torch
+    sys.path.insert(0, sys.argv[3])
+    from test_restart import *
+    folder, mode = Path(sys.argv[1]), sys.argv[2]
+    potential = bias([*CV, EXACT[sys.argv[4]], PRINT], folder, restart=mode == "restart")
+    kernel, mark = kernel_of(potential), folder.parent / "checkpoint.json"
+    if mode == "restart":
+        saved = json.loads(mark.read_text())
+        x, step = torch.tensor(saved["x"], dtype=torch.float64), saved["step"]
+        potential.restore(saved["plumed"], x, step)
+        state = replace(kernel.init(x), step=step)
+    else:
+        state = kernel.init(X)
+    while state.step < 2000:
+        [(state, _)] = run(kernel, state, 20, noise=Noise(3), every=20)
+        part = mark.with_suffix(".part")
+        part.write_text(json.dumps(
+            {"x": state.x.tolist(), "step": state.step, "plumed": potential.checkpoint()}))
+        os.replace(part, mark)
+    potential.finalize()
+    print(float(state.energy), flush=True)
+    """
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["METAD, grid", pytest.param("OPES_METAD", marks=pytest.mark.slow)]
+)
+def test_kill_9(name, tmp_path):
+    script = "from dataclasses import replace\n" + SCRIPT
+
+    def start(folder, mode):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        where = str(tmp_path / folder / "plumed")
+        os.makedirs(where, exist_ok=True)
+        command = [sys.executable, "-c", script, where, mode, str(Path(__file__).parent), name]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    whole = start("whole", "new")
+    process = start("killed", "new")
+    mark = tmp_path / "killed" / "checkpoint.json"
+    while not mark.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.Random(1).uniform(0.02, 0.2))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert json.loads(mark.read_text())["step"] < 2000
+    again = start("killed", "restart")
+    ours, theirs = again.communicate()[0], whole.communicate()[0]
+    assert again.returncode == whole.returncode == 0
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-12)
+    check_same_files(tmp_path / "killed" / "plumed", tmp_path / "whole" / "plumed")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "b: ABMD ARG=d TO=0.3 KAPPA=100",
+        "b: METAD ARG=d ADAPTIVE=DIFF SIGMA=20 HEIGHT=1 PACE=5",
+        "b: OPES_METAD ARG=d PACE=5 BARRIER=20",
+        "b: EDS ARG=d CENTER=0.2 PERIOD=4 OUT_RESTART=eds",
+        "b: METAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 FMT=%8.4f",
+        "b: OPES_EXPANDED ARG=ec.* PACE=5",
+    ],
+)
+def test_actions_that_do_not_restart_exactly_say_so(line, tmp_path, recwarn):
+    potential = bias([*CV, line, PRINT], tmp_path)
+    assert line.split()[1] in " ".join(potential.checkpoint()["inexact"])
+    potential.update(X, 1)
+    potential.finalize()
+    recwarn.clear()
+    with pytest.warns(UserWarning, match=f"{line.split()[1]}.*does not restart exactly"):
+        bias([*CV, line, PRINT], tmp_path, restart=True)
+
+
+def test_refusals(tmp_path):
+    lines = [*CV, EXACT["METAD"], PRINT]
+    potential = bias(lines, tmp_path)
+    for step in range(1, 21):
+        potential.update(X, step)
+    saved = potential.checkpoint()
+    with pytest.raises(ValueError, match="restart=True"):
+        potential.restore(saved, X, 20)
+    potential.finalize()
+    before = (tmp_path / "HILLS").read_text()
+    with pytest.raises(FileExistsError, match="COLVAR, HILLS.*restart=True"):
+        bias(lines, tmp_path)
+    assert (tmp_path / "HILLS").read_text() == before and not list(tmp_path.glob("bck*"))
+    with pytest.raises(ValueError, match="not that of the checkpoint"):
+        bias([*CV, EXACT["PBMETAD"]], tmp_path, restart=True).restore(saved, X, 20)
+    (tmp_path / "HILLS").write_text(before[:-40])
+    with pytest.raises(ValueError, match="HILLS has .* bytes"):
+        bias(lines, tmp_path, restart=True).restore(saved, X, 20)
+    (tmp_path / "HILLS").unlink()
+    with pytest.raises(FileNotFoundError, match="HILLS"):
+        bias(lines, tmp_path, restart=True).restore(saved, X, 20)
+
+
+@pytest.mark.parametrize("name", ["OPES_METAD", "OPES_EXPANDED"])
+def test_restart_from_nothing_is_refused(name, tmp_path):
+    """PLUMED would crash on an empty file."""
+    lines = [*CV, EXACT[name], PRINT]
+    first = bias(lines, tmp_path)
+    saved = first.checkpoint()
+    first.finalize()
+    with pytest.raises(ValueError, match=f"nothing for {name}.*start a new run"):
+        bias(lines, tmp_path, restart=True).restore(saved, X, 0)
+
+
+def test_continue_on_hills_without_checkpoint(tmp_path):
+    """restart=True alone: the hills there are act at once."""
+    lines = [*CV, EXACT["METAD"], PRINT]
+    potential = bias(lines, tmp_path)
+    for step in range(1, 21):
+        potential.update(X, step)
+    expected = float(potential(X).energy)
+    potential.finalize()
+    assert float(bias(lines, tmp_path, restart=True)(X).energy) == pytest.approx(expected, 1e-12)
+    assert expected > 0.01
+    assert np.isfinite(expected)
