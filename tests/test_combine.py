@@ -57,7 +57,7 @@ class TestExact:
     def test_all_targets(self, name):
         case = targets.CASES[name]()
         for kind in KINDS.values():
-            check_kernel_exact(kind(parts(case)), case)
+            check_kernel_exact(kind(parts(case)), case, n=40_000)
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("wrong", [0, 1, 2])
