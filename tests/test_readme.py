@@ -34,8 +34,9 @@ SMALL = {
 
 
 def test_example(tmp_path):
-    [code] = blocks("python")
+    code, biased = blocks("python")  # the second goes on from the first
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    code += biased
     for printed, small in SMALL.items():
         assert code.count(printed) == 1, f"{printed} is not in the example of the README"
         code = code.replace(printed, small)
@@ -50,6 +51,9 @@ def test_example(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\d+\.\d+ fs in steps of [\d.e-]+ fs$", done.stdout, re.MULTILINE)
     from ase.io import read
+
+    hills = (tmp_path / "HILLS").read_text().splitlines()
+    assert len([line for line in hills if not line.startswith("#!")]) == 4
 
     frames = read(tmp_path / "md.traj", ":")
     assert len(frames) == 3
