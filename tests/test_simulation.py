@@ -201,6 +201,7 @@ def test_nothing_to_start_from(tmp_path):
 
 
 KILLED = """
+import signal
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
@@ -209,6 +210,7 @@ torch.set_default_dtype(torch.float64)
 import diffmd_ase.simulation as simulation
 import test_simulation as t
 simulation._CHECKPOINT_SECONDS = 0.05
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 print("ready", flush=True)
 t.go(Path(sys.argv[1]), 10**9, every=20)
 """

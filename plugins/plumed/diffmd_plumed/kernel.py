@@ -25,7 +25,9 @@ def new_instance(kernel: str | None = None):
         import plumed
     except ImportError:
         raise ImportError(INSTALL) from None
-    chosen = kernel or os.environ.get("PLUMED_KERNEL")
+    # the wheel names its kernel in the environment at import, where it may not stay
+    bundled = vars(plumed).get("BUNDLED_KERNEL_PATH")
+    chosen = kernel or os.environ.get("PLUMED_KERNEL") or (bundled and str(bundled))
     if chosen and not os.path.exists(chosen):
         raise ImportError(f"PLUMED kernel {chosen!r} does not exist: correct PLUMED_KERNEL")
     try:
