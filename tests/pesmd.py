@@ -1,7 +1,9 @@
 """Files that the real PLUMED wrote: Langevin dynamics of ``plumed pesmd``, in units of kT."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ PI = 3.141592653589793
 
 def pesmd(folder: Path, lines: str, *, steps: int, seed: int, dimension=1, periodic=False) -> Path:
     """Run in ``folder``, made for it; skips without the command ``plumed``."""
-    if shutil.which("plumed") is None:
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    command = shutil.which("plumed", path=here)
+    if command is None:
         pytest.skip("no command plumed")
     folder.mkdir()
     (folder / "plumed.dat").write_text("UNITS NATURAL\n" + lines)
@@ -22,7 +26,7 @@ def pesmd(folder: Path, lines: str, *, steps: int, seed: int, dimension=1, perio
         limits = [",".join([str(x)] * dimension) for x in (-PI, PI)]
         words += [f"min {limits[0]}", f"max {limits[1]}"]
     done = subprocess.run(
-        ["plumed", "pesmd"],
+        [command, "pesmd"],
         input="\n".join(words) + "\n",
         cwd=folder,
         capture_output=True,

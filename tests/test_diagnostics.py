@@ -30,12 +30,16 @@ def test_independent_draws(rng):
 
 @pytest.mark.parametrize("walkers", [1, 8])
 def test_correlated_draws(rng, walkers):
-    """g = 19 exactly, for arviz and pymbar alike, strides (above 2000 frames) included."""
+    """g = 19 exactly, for arviz and pymbar alike, rough strides for long series included."""
     x = autoregressive(rng, 40_000 // walkers, walkers, 0.9)
     found = diagnose("x", x)
     assert found.ess_bulk == pytest.approx(x.size / 19, rel=0.2)
     assert found.error == pytest.approx(np.sqrt(19 / x.size), rel=0.12)
+<<<<<<< HEAD
     assert found.inefficiency == pytest.approx(19, rel=0.3)
+=======
+    assert found.inefficiency == pytest.approx(19, rel=0.3 if walkers == 1 else 0.1)
+>>>>>>> surface
     assert found.good is True
 
 
@@ -58,7 +62,9 @@ def test_walkers_that_disagree(rng):
 
 
 def test_one_walker_that_drifts(rng):
+    assert diagnose("x", rng.normal(size=1000)).rhat == pytest.approx(1.0, abs=0.01)
     found = diagnose("x", rng.normal(size=1000) + np.linspace(0, 3, 1000))
+    assert found.rhat > 1.05
     assert found.good is False and "halves of the run disagree" in found.words
 
 

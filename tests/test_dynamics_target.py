@@ -13,6 +13,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.constraints import FixAtoms, FixCom
 from ase.io import read
+from ase.io.trajectory import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
@@ -557,6 +558,97 @@ class TestObserver:
         dyn.attach(memory.observer(dyn))
         dyn.run(3)
         assert memory.steps == [1, 2, 3] and model.count == 4 and memory.calls == 4
+
+
+class Named(Count):
+    """Says the first coordinate, and its energy: the number of updates."""
+
+    def describe(self, x):
+        return {"s": x[..., 0, 0], "bias": x.new_full(x.shape[:-2], float(len(self.steps)))}
+
+
+class TestBiasSays:
+    """Energy and variables of a bias in the log and in the frames, after it has learned."""
+
+    @pytest.mark.parametrize("target", [None, "model", Harmonic(0.05)], ids=str)
+    def test_one_walker(self, tmp_path, target):
+        atoms = attached()
+        ReverseDiffusion(
+            atoms, bias=Named(), target=target, logfile=tmp_path / "log",
+            trajectory=str(tmp_path / "a.traj"), **STEP,
+        ).run(4)  # fmt: skip
+        frames = read(tmp_path / "a.traj@:")
+        assert [f.info["s"] for f in frames] == [f.positions[0, 0] for f in frames]
+        assert [f.info["bias"] for f in frames] == [0, 1, 2, 3, 4]
+        energies = [f.info["bias_energy"] for f in frames]
+        np.testing.assert_allclose(energies, [0, 1, 2, 3, 4], atol=1e-12)
+        head, *rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+        s, bias = (head.index(name) for name in ("s", "bias"))
+        assert [float(row[bias]) for row in rows] == [0, 1, 2, 3, 4]
+        assert float(rows[-1][s]) == pytest.approx(atoms.positions[0, 0], abs=1e-4)
+        assert head.index("Bias[eV]") < s
+
+    def test_a_batch(self, tmp_path):
+        images = [attached(), cluster()]
+        images[1].rattle(0.02, seed=1)
+        dyn = BatchReverseDiffusion(
+            images, bias=Named() + Named(), logfile=tmp_path / "log",
+            trajectory=str(tmp_path / "a.traj"), **STEP,
+        )  # fmt: skip
+        dyn.run(2)
+        for frame in read(tmp_path / "a.traj@:"):
+            assert frame.info["s"] == frame.positions[0, 0] == frame.info["s_1"]
+            assert frame.info["bias_energy"] == pytest.approx(2 * frame.info["step"])
+        head, *rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+        mean = np.mean([image.positions[0, 0] for image in images])
+        assert float(rows[-1][head.index("s")]) == pytest.approx(mean, abs=1e-4)
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_plain_ase_dynamics(self, tmp_path, late):
+        """The bias that acted, of the same positions, whenever the trajectory was attached."""
+        bias, atoms = Named(), cluster()
+        atoms.calc = ScoreCalculator(argon(System.from_atoms(atoms)), bias=bias)
+        path = str(tmp_path / "a.traj")
+        with VelocityVerlet(atoms, 1 * fs, trajectory=None if late else path) as dyn:
+            dyn.attach(bias.observer(dyn))
+            if late:
+                dyn.attach(dyn.closelater(Trajectory(path, "w", atoms)))
+            dyn.run(3)
+        frames = read(path + "@:")
+        assert [f.info["s"] for f in frames] == [f.positions[0, 0] for f in frames]
+        assert [f.info["bias"] for f in frames] == [0, 0, 1, 2]
+
+    def test_restart_with_memory(self):
+        """State and checkpoint of the bias, in a new process: the uninterrupted run."""
+
+        class Kept(Named):
+            def __call__(self, x):
+                value = super().__call__(x)
+                return value._replace(forces=value.forces * len(self.steps))
+
+            def checkpoint(self):
+                return {"steps": self.steps}
+
+            def restore(self, saved, x, step):
+                self.steps = list(saved["steps"])
+
+        def run_of(steps, bias, state=None):
+            atoms = attached()
+            dyn = ReverseDiffusion(atoms, bias=bias, target="model", **STEP)
+            if state is not None:
+                dyn.state = state
+            dyn.run(steps)
+            return dyn
+
+        whole = run_of(12, Kept())
+        bias, again = Kept(), Kept()
+        state = run_of(5, bias).state
+        again.restore(json.loads(json.dumps(bias.checkpoint())), state.x, state.step)
+        parts = run_of(7, again, state)
+        assert np.array_equal(whole.atoms.positions, parts.atoms.positions)
+        assert again.steps == list(range(1, 13))
+        forgets = run_of(7, Kept(), state)
+        assert not np.array_equal(whole.atoms.positions, forgets.atoms.positions)
 
 
 def test_ase_potential_of_a_bound_target():

@@ -28,10 +28,10 @@ from diffmd_ase.testing import Prescribed, check_kernel, check_kernel_exact, zsc
 from diffmd_ase.testing.mutants import (
     MUTANTS,
     KeptMomenta,
+    NoRatio,
     NotRepeated,
     Rebuilt,
     StaleEnergy,
-    Unadjusted,
     forward_drift,
 )
 from diffmd_ase.testing.targets import CASES, Case, Scaled
@@ -209,7 +209,7 @@ class TestGrid:
         check_kernel_exact(CLUSTERS[name](case), case, n=20_000, steps=3)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("case", [name for name in CASES if name != "LJ trimer"])
     def test_exchange_of_temperatures(self, case):
         cases = [case_of(case), case_of(case, WARMER * 0.7)]
         check_kernel_exact(exchange(cases)(50_000), cases, n=50_000)
@@ -236,9 +236,8 @@ EXISTING = dict.fromkeys(EXACT, RATIO | WEAKER | FORCES) | {
     # proposals without forces
     "hops": RATIO | WEAKER,
     "independence by paths": RATIO | WEAKER,
-    # momenta that are new at each proposal hide the first kick of the inner kernel
-    "delayed acceptance around HMC": RATIO | WEAKER,
 }
+WHERE = {"hops": "LJ dimer", "delayed acceptance around HMC": "double well"}
 MUTATED = [
     (name, mutant)
     for name in EXACT
@@ -247,14 +246,17 @@ MUTATED = [
 ]
 
 
-def killed(name, mutant, n=None):
-    """Largest |z| of 20 observables that the mutant of a kernel gives, ∞ if it escapes."""
-    case = case_of("LJ dimer" if name == "hops" else "gaussian")
+def largest(name, mutant, n=None):
+    """Largest |z| of 20 observables that the mutant of a kernel gives, ∞ where it escapes."""
+    case = case_of(WHERE.get(name, "gaussian"))
     if name.startswith("delayed"):  # so poor that there is something to reject
         case = replace(case, surrogate=Scaled(case.target, 0.5))
-    few = mutant in (NotRepeated, Rebuilt)
-    n = n or (8_000 if few else 100_000 if name == "hops" else 40_000)
-    z = zscores(mutant(EXACT[name](case)), case, n=n, steps=6)
+    kernel = EXACT[name](case)
+    if name == "delayed acceptance around HMC":  # a second step would hide what the first had
+        kernel = replace(kernel, n_inner=1)
+    if n is None:
+        n = 8_000 if mutant is NotRepeated else 100_000 if name in WHERE else 40_000
+    z = zscores(mutant(kernel), case, n=n, steps=6)
     return float(np.abs(np.nan_to_num(z, nan=np.inf)).max())
 
 
@@ -263,27 +265,27 @@ class TestMutants:
 
     @pytest.mark.parametrize("mutant", MUTANTS)
     def test_mala(self, mutant):
-        assert killed("MALA", MUTANTS[mutant]) > 5
+        assert largest("MALA", MUTANTS[mutant]) > 5
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name, mutant", [m for m in MUTATED if m[0] != "MALA"])
     def test_every_kernel(self, name, mutant):
-        assert killed(name, MUTANTS[mutant]) > 5
+        assert largest(name, MUTANTS[mutant]) > 5
 
     @pytest.mark.parametrize("name", EXACT)
     def test_without_a_bug(self, name):
-        assert killed(name, Rebuilt, n=3_000) < 5
+        assert largest(name, Rebuilt, n=3_000) < 5
 
     @pytest.mark.parametrize("name", ["MALA", "MALA, conservative drift", "MALA of three steps"])
     def test_drift_at_the_wrong_point(self, name):
-        assert killed(name, forward_drift) > 5
+        assert largest(name, forward_drift) > 5
 
     def test_momenta_not_reversed(self):
-        assert killed("GHMC", KeptMomenta) > 5
+        assert largest("GHMC", KeptMomenta) > 5
 
     def test_delayed_acceptance_with_a_stale_surrogate(self):
         """A rejected proposal's surrogate energy is kept."""
-        assert killed("delayed acceptance", StaleSurrogate) > 5
+        assert largest("delayed acceptance", StaleSurrogate) > 5
 
     def test_every_exchange_accepted(self):
         cases = [case_of("double well"), case_of("double well", WARMER * 0.7)]
@@ -306,38 +308,45 @@ class TestPhysicalValidation:
     """The ratio of the energy distributions at two temperatures (Shirts, J. Chem. Theory
     Comput. 9, 909 (2013)), by the authors' code."""
 
-    @staticmethod
-    def quantile(make, kT_told=None):
-        """Deviation of the slope from that of the Boltzmann law, in standard errors."""
-        data = []
-        for number, factor in enumerate((1.0, WARMER)):
-            case = case_of("double well", 0.7 * factor)
-            kernel, noise = make(case), Noise(7 + number)
-            state = kernel.init(case.sample(60_000, 31 + number))
-            for _ in range(4):
-                state, _ = advance(kernel, state, noise)
-            temperature = kT_told[number] if kT_told else case.kT
-            data.append(simulation_data(state.energy.numpy(), temperature))
-        (quantile,) = ensemble.check(
-            *data, total_energy=False, data_is_uncorrelated=True, bootstrap_repeats=50,
-            bootstrap_seed=1, verbosity=0,
-        )  # fmt: skip
+    COLD, WARM = 0.7, 0.7 * WARMER
+
+    @classmethod
+    def deviation(cls, *energies, kT=(COLD, WARM)):
+        """Of the slope from that of the Boltzmann law, in standard errors."""
+        data = [simulation_data(e.numpy(), t) for e, t in zip(energies, kT, strict=True)]
+        (quantile,) = ensemble.check(*data, data_is_uncorrelated=True, verbosity=0)
         return abs(quantile)
+
+    @staticmethod
+    def energies(kernel, x, seed=7):
+        state, noise = kernel.init(x), Noise(seed)
+        for _ in range(4):
+            state, _ = advance(kernel, state, noise)
+        return state.energy
+
+    @classmethod
+    def both(cls, make):
+        cases = [case_of("double well", kT) for kT in (cls.COLD, cls.WARM)]
+        return [cls.energies(make(c), c.sample(60_000, i), i) for i, c in enumerate(cases)]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", EXACT)
     def test_exact(self, name):
-        assert self.quantile(EXACT[name]) < 3
+        assert self.deviation(*self.both(EXACT[name])) < 3
+
+    @pytest.mark.slow
+    def test_exchange(self):
+        cases = [case_of("double well", kT) for kT in (self.COLD, self.WARM)]
+        start = torch.stack([c.sample(60_000, i) for i, c in enumerate(cases)], 1).flatten(0, 1)
+        energies = self.energies(exchange(cases)(60_000), start)
+        assert self.deviation(energies[::2], energies[1::2]) < 3
 
     @pytest.mark.slow
     def test_it_can_fail(self):
-        """A step without acceptance, and a temperature that is not the one told."""
-        assert self.quantile(lambda case: Unadjusted(displacement_of(case))) > 3
-        assert self.quantile(mala, kT_told=(0.7, 0.7 * WARMER * 1.05)) > 3
-
-
-def displacement_of(case):
-    return EXACT["displacement"](case)
+        """A wrong acceptance, and a temperature 5 % from the one told."""
+        assert self.deviation(*self.both(lambda case: NoRatio(mala(case)))) > 5
+        told = (self.COLD, 1.05 * self.WARM)
+        assert self.deviation(*self.both(mala), kT=told) > 5
 
 
 def simulation_data(energy, kT):
@@ -386,17 +395,17 @@ def chain_blackjax(start, h, kT, steps):
         return -(1.6 * (x * x - 1.0) ** 2 + 1.25 * (y * y + z * z)) / kT
 
     kernel = blackjax.mala(log_density, step_size=h)
-    states = jax.vmap(kernel.init)(jax.numpy.asarray(start, dtype="float32"))
+    states = jax.vmap(kernel.init)(jax.numpy.asarray(start))
     step, rows = jax.jit(jax.vmap(kernel.step)), []
     for key in jax.random.split(jax.random.key(11), steps):
         states, info = step(jax.random.split(key, len(start)), states)
         rows.append(moments(np.asarray(info.acceptance_rate), np.asarray(states.position)))
-    return np.stack(rows).astype(float)
+    return np.stack(rows)
 
 
 def moments(alpha, q):
     """(8, n): acceptance, means and squares of the coordinates, and the side of the barrier."""
-    return np.stack((alpha, *q.T, *(q.T**2), q[:, 0] > 0.0))
+    return np.stack((alpha, *q.T, *(q.T**2), q[:, 0] > 0.0)).astype(float)
 
 
 def two_samples(a, b):

@@ -138,6 +138,21 @@ class TestDivergence:
             outside = [bool((p[walker].abs() > 0.8).any()) for p in path]
             assert outside[-1] and not any(outside[:-1])
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_an_energy_alone(self, value):
+        """Outside the grid of a bias: forces may be finite, the walker is lost all the same."""
+
+        class Outside(Potential):
+            def __call__(self, x):
+                lost = (x.abs() > 0.8).flatten(-2).any(-1)
+                return Evaluation(torch.where(lost, value, 0.0), torch.zeros_like(x))
+
+        x = 0.1 * start(4)
+        x[2, 0, 0] = 0.9
+        with pytest.raises(DivergedError, match=r"walkers \[2\]") as info:
+            list(run(kernel_of(Outside()), x, 3, noise=Noise(3)))
+        assert info.value.survivors.walkers.tolist() == [0, 1, 3]
+
     def test_a_single_structure(self):
         x = start()
         x[2, 1] = 5.0

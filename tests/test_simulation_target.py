@@ -5,7 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+<<<<<<< HEAD
 from test_cli import diffmd, folder, model, start  # noqa: F401
+=======
+from test_cli import diffmd, folder, model, start  # noqa: F401  # fixtures
+>>>>>>> surface
 from test_simulation import KT, SYSTEM, H, Quartic, info, same
 
 from diffmd_ase.checkpoint import load_checkpoint
@@ -84,12 +88,12 @@ def content(prefix):
     return trajectory.steps, trajectory.positions[:], trajectory.energies, *columns
 
 
-@pytest.mark.parametrize("warm_up", [0, 7])
 @pytest.mark.parametrize("stop", [10, 13])
-@pytest.mark.parametrize("kind", ["plain", "model", "reference"])
+@pytest.mark.parametrize(
+    ("kind", "warm_up"),
+    [("plain", 0), ("model", 0), ("model", 7), ("reference", 0), ("reference", 7)],
+)
 def test_restart_is_the_uninterrupted_run(tmp_path, kind, stop, warm_up):
-    if kind == "plain" and warm_up:
-        return
     kernel, bias = kernel_of(kind)
     whole = go(tmp_path / "whole", 40, kernel, warm_up=warm_up)
     first, _ = kernel_of(kind)
@@ -101,7 +105,7 @@ def test_restart_is_the_uninterrupted_run(tmp_path, kind, stop, warm_up):
     if kind != "plain":
         assert whole["acceptance"] == parts["acceptance"]
         assert whole["target_evaluations"] == parts["target_evaluations"]
-        assert whole["adaptation"] == parts["adaptation"]
+        assert json.loads(json.dumps(whole["adaptation"])) == parts["adaptation"]
         assert (whole["adaptation"] is None) == (warm_up == 0)
     # the check can fail: a bias that forgets is another chain
     go(tmp_path / "forgets", stop, kernel_of(kind)[0], warm_up=warm_up)
@@ -201,8 +205,11 @@ def test_words_of_a_target():
 
 
 class TestCommandLine:
+<<<<<<< HEAD
     """The same through `diffmd run`."""
 
+=======
+>>>>>>> surface
     @pytest.mark.parametrize(
         "target",
         [
@@ -235,6 +242,10 @@ class TestCommandLine:
             (["--target", "lj", "--target-options", "{"], "is not JSON"),
             (["--target", "lj", "--target-options", "[1]"], "expected an object"),
             (["--target", "model", "--target-options", '{"a": 1}'], "takes no options"),
+<<<<<<< HEAD
+=======
+            (["--target", "lj", "--target-options", '{"rc": "x"}'], "cannot be made with options"),
+>>>>>>> surface
             (["--adapt", 5], "give --target"),
             (["--target", "model", "--adapt", 50], "first part of the run"),
         ],

@@ -22,6 +22,7 @@ __all__ = ["Diagnosis", "diagnose", "diagnose_angle", "verdict"]
 _MIXED, _NEARLY = 1.01, 1.05  # R-hat: Vehtari et al. 2021, and what was usual before
 _ENOUGH, _FEW = 400.0, 100.0  # effective samples; below the first R-hat itself is noisy
 _TAILS = (0.05, 0.95)  # the quantiles of the tail
+_STRIDES = 5000  # frames from which on pymbar takes lags in growing strides
 _SHORTEST = 8  # frames; estimators split chains in halves
 
 
@@ -158,9 +159,8 @@ def _mixing(parts: np.ndarray, groups: np.ndarray | None):
             )
         ids = np.asarray(groups)
         nested = max(float(stats.rhat_nested(p.T, ids, method="rank")) for p in moving)
-    # lags in growing strides beyond: their number would be that of the frames
     g = max(
-        float(statistical_inefficiency_multiple(list(p.T.copy()), fast=len(p) > 2000))
+        float(statistical_inefficiency_multiple(list(p.T.copy()), fast=len(p) > _STRIDES))
         for p in moving
     )
     return bulk, tail, rhat, nested, g
@@ -191,6 +191,13 @@ def _judged(name, a: np.ndarray, mean, std, error, numbers) -> Diagnosis:
     return Diagnosis(
         name, frames, walkers, mean, std, error, bulk, tail, rhat, nested, g, good, words
     )
+
+
+def _chains(part: np.ndarray) -> np.ndarray:
+    """Chains (W, T); of one walker its halves, for R-hat compares two at least."""
+    if part.shape[1] > 1:
+        return part.T
+    return part[: len(part) // 2 * 2].reshape(2, -1)
 
 
 def _times(samples: float) -> str:
