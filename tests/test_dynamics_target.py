@@ -570,7 +570,9 @@ class Named(Count):
 class TestBiasSays:
     """Energy and variables of a bias in the log and in the frames, after it has learned."""
 
-    @pytest.mark.parametrize("target", [None, "model", Harmonic(0.05)], ids=str)
+    @pytest.mark.parametrize(
+        "target", [None, "model", Harmonic(0.05)], ids=["none", "model", "potential"]
+    )
     def test_one_walker(self, tmp_path, target):
         atoms = attached()
         ReverseDiffusion(

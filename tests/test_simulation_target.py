@@ -5,11 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-<<<<<<< HEAD
-from test_cli import diffmd, folder, model, start  # noqa: F401
-=======
 from test_cli import diffmd, folder, model, start  # noqa: F401  # fixtures
->>>>>>> surface
 from test_simulation import KT, SYSTEM, H, Quartic, info, same
 
 from diffmd_ase.checkpoint import load_checkpoint
@@ -102,6 +98,8 @@ def test_restart_is_the_uninterrupted_run(tmp_path, kind, stop, warm_up):
     parts = go(tmp_path / "parts", 40, again, restart=True, warm_up=warm_up)
     assert same(content(tmp_path / "whole"), content(tmp_path / "parts"))
     assert torch.equal(bias.centres, restored.centres) and len(bias.centres) == 4 * 13
+    first_frame = 10 if warm_up else 0  # at a multiple of `every`
+    assert Trajectory(tmp_path / "whole.h5").steps.tolist() == list(range(first_frame, 41, 5))
     if kind != "plain":
         assert whole["acceptance"] == parts["acceptance"]
         assert whole["target_evaluations"] == parts["target_evaluations"]
@@ -205,11 +203,6 @@ def test_words_of_a_target():
 
 
 class TestCommandLine:
-<<<<<<< HEAD
-    """The same through `diffmd run`."""
-
-=======
->>>>>>> surface
     @pytest.mark.parametrize(
         "target",
         [
@@ -242,10 +235,7 @@ class TestCommandLine:
             (["--target", "lj", "--target-options", "{"], "is not JSON"),
             (["--target", "lj", "--target-options", "[1]"], "expected an object"),
             (["--target", "model", "--target-options", '{"a": 1}'], "takes no options"),
-<<<<<<< HEAD
-=======
             (["--target", "lj", "--target-options", '{"rc": "x"}'], "cannot be made with options"),
->>>>>>> surface
             (["--adapt", 5], "give --target"),
             (["--target", "model", "--adapt", 50], "first part of the run"),
         ],

@@ -166,12 +166,6 @@ def _mixing(parts: np.ndarray, groups: np.ndarray | None):
     return bulk, tail, rhat, nested, g
 
 
-def _chains(part: np.ndarray) -> np.ndarray:
-    """(W, T) of (T, W); the halves of one walker count as two, since R-hat compares chains."""
-    half = len(part) // 2
-    return part.T if part.shape[1] > 1 else np.stack((part[:half, 0], part[-half:, 0]))
-
-
 def _judged(name, a: np.ndarray, mean, std, error, numbers) -> Diagnosis:
     bulk, tail, rhat, nested, g = numbers
     agreement, kind = (rhat, "R-hat") if nested is None else (nested, "nested R-hat")
