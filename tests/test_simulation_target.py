@@ -98,6 +98,8 @@ def test_restart_is_the_uninterrupted_run(tmp_path, kind, stop, warm_up):
     parts = go(tmp_path / "parts", 40, again, restart=True, warm_up=warm_up)
     assert same(content(tmp_path / "whole"), content(tmp_path / "parts"))
     assert torch.equal(bias.centres, restored.centres) and len(bias.centres) == 4 * 13
+    first_frame = 10 if warm_up else 0  # at a multiple of `every`
+    assert Trajectory(tmp_path / "whole.h5").steps.tolist() == list(range(first_frame, 41, 5))
     if kind != "plain":
         assert whole["acceptance"] == parts["acceptance"]
         assert whole["target_evaluations"] == parts["target_evaluations"]
