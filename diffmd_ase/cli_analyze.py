@@ -58,11 +58,12 @@ def analyze(
     if series.left_out:
         say(f"{series.left_out} lost walkers are left out")
     frames, walkers = series.positions.shape[:2]
-    names = ["", "mean", "± error", "std", "R-hat", "ESS bulk", "ESS tail", "g/frames", ""]
+    names = ["", "mean", "error", "std", "R-hat", "ESS bulk", "tail", "g"]
     nested = any(row.rhat_nested is not None for row in rows)
     if nested:
-        names.insert(5, "nested R-hat")
+        names.insert(5, "nested")
     show_table(f"{frames} frames of {walkers} walkers", names, [_cells(r, nested) for r in rows])
+    show_verdicts([{"good": r.good, "text": f"{r.name}: {r.words}"} for r in rows if not r.good])
     show_verdicts([{"good": good, "text": words}])
 
 
@@ -145,7 +146,7 @@ def _cells(row: Diagnosis, nested: bool) -> list[str]:
     if nested:
         numbers.append("" if row.rhat_nested is None else f"{row.rhat_nested:.3f}")
     numbers += [f"{row.ess_bulk:.0f}", f"{row.ess_tail:.0f}", f"{row.inefficiency:.3g}"]
-    return [row.name, *numbers, row.words]
+    return [row.name, *numbers]
 
 
 def _finite(values) -> bool:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -85,14 +86,10 @@ def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None =
 
 
 def show_table(title: str, names: list[str], rows: list[list[str]]) -> None:
-    """Rows of cells under the names of the columns; numbers at the right, words at the left."""
-    table = Table(title=title, title_justify="left")
+    """Rows of cells under the names of the columns: words first, then numbers."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(names):
-        words = place in (0, len(names) - 1)
-        widest = max([len(name), *(len(row[place]) for row in rows)]) if place == 0 else None
-        table.add_column(
-            name, justify="left" if words else "right", no_wrap=not words, min_width=widest
-        )
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     _results.print(table)

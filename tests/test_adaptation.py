@@ -110,6 +110,19 @@ def test_frozen_and_deterministic():
     assert end.step == 55 and first.proposal.h == again.proposal.h
 
 
+def test_exact_once_frozen():
+    """Variances after the warm-up are those of the target; those of its proposals are not."""
+    kernel, noise = mala(0.05), Noise(3)
+    frozen, state, _ = adapt(kernel, start(kernel, 2, walkers=3000), 60, noise=noise)
+
+    def z(chosen):
+        *_, (end, _) = run(chosen, state, 20, noise=noise)
+        return float((end.x.square().mean() - 1.0) * math.sqrt(end.x.numel() / 2))
+
+    assert abs(z(frozen)) < 4
+    assert abs(z(frozen.proposal)) > 4
+
+
 def test_per_atom_steps_keep_their_ratio():
     h = torch.tensor([0.1, 0.2, 0.0])
     kernel = Metropolis(EulerMaruyama(Harmonic(1.0), kT=KT, h=h))

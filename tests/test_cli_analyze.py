@@ -37,7 +37,7 @@ def h5(path, x, *, energy=None, columns=None, walkers=None, system=HOOH):
 
 
 def test_table_and_verdict(diffmd, tmp_path, rng, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     x = frames_of(400, 4)
     acceptance = np.vstack((np.full((1, 4), np.nan), rng.uniform(0.4, 0.7, (399, 4))))
     path = h5(tmp_path / "a.h5", x, energy=rng.normal(size=(400, 4)),
@@ -66,6 +66,8 @@ def test_what_is_not_converged_is_said(diffmd, tmp_path):  # noqa: F811
     path = h5(tmp_path / "a.h5", x[order].reshape(4, 400, 4, 3).swapaxes(0, 1))
     facts = json.loads(diffmd("analyze", path, "--json")[1])
     assert facts["good"] is False
+    out = diffmd("analyze", path)[1]
+    assert "✗ torsion:0,1,2,3: walkers disagree (R-hat" in out and "✗ not converged" in out
     assert "not converged" in facts["verdict"] and "torsion:0,1,2,3" in facts["verdict"]
     only = json.loads(diffmd("analyze", path, "--observe", "bonds", "--json")[1])
     assert only["good"] is True
