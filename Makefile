@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test ## the whole default suite, plugins included (abou
 	$(PYTEST) -n $(JOBS)
 
 slow: $(VENV)/.installed-test ## training accuracy, long statistics, conformance
-	$(PYTEST) -m slow -n $(JOBS)
+	$(PYTEST) -m slow -n $(JOBS) --dist loadfile
 
 tutorials: $(VENV)/.installed-test ## run every tutorial; each ends in a checked number
 	$(PYTEST) -m tutorial
