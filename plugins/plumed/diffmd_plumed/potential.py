@@ -162,6 +162,25 @@ class PlumedPotential(Potential):
             self._stress(x, virials) if stress else None,
         )
 
+    def describe(self, x: Tensor) -> dict[str, Tensor]:
+        """What the input names, (*batch) each, at ``x``, in the input's units; deposits nothing.
+
+        Values that only PRINT asks for are those of its last step. Empty where ENERGY is biased.
+        """
+        if self.needs_base:
+            return {}
+        walkers = x.shape[-3] if x.ndim > 2 else 1
+        self._require(walkers)
+        values = {name: np.full(x.shape[:-2], np.nan) for name in self._plan.values}
+        for index, frame in enumerate(frames_of(x)):
+            if not np.isfinite(frame).all():
+                continue
+            driver = self._driver(index % walkers)
+            driver.calculate(frame, self._step)
+            for name, found in values.items():
+                found.flat[index] = driver.get_value(name)
+        return {name: x.new_tensor(found) for name, found in values.items()}
+
     def _driver(self, walker: int) -> Driver:
         driver = self._drivers[0 if self.walkers == "shared" else walker]
         if self._tagged:

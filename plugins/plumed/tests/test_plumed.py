@@ -493,3 +493,19 @@ def test_committor_asks_to_stop(make, x):
     with pytest.warns(UserWarning, match="PLUMED asks to stop"):
         potential.update(x, 1)
     assert potential.stopped
+
+
+@pytest.mark.parametrize("walkers", ["shared", "independent"])
+def test_describe_says_what_the_input_names(tmp_path, x, walkers):
+    bias = PlumedPotential(SYSTEM, METAD, kT=KT, timestep=0.1, directory=tmp_path, walkers=walkers)
+    batch = torch.stack([x, 1.1 * x])
+    bias(batch)
+    before = bias.checkpoint()
+    said = bias.describe(batch)
+    distance = (batch[:, 0] - batch[:, 1]).norm(dim=-1) / 10.0  # nm, of an input without UNITS
+    torch.testing.assert_close(said["d"], distance)
+    assert {"d", "t"} <= set(said) and all(value.shape == (2,) for value in said.values())
+    assert bias.checkpoint() == before
+    torch.testing.assert_close(
+        bias.describe(x[None].expand(2, -1, -1))["d"], distance[:1].expand(2)
+    )
