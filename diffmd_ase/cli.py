@@ -189,6 +189,13 @@ def run(
     proposal_steps: Annotated[
         int, typer.Option(min=1, help="reverse steps of one proposal to the target")
     ] = 1,
+    plumed: Annotated[
+        Path | None,
+        typer.Option(
+            help="input of PLUMED: its biases act on all walkers together; its files go on with "
+            "--restart (needs the plugin `plumed`)"
+        ),
+    ] = None,
     adapt: Annotated[
         int,
         typer.Option(
@@ -222,6 +229,8 @@ def run(
     import torch
     from ase import units
 
+    from .plugins import load_potential
+    from .potentials.base import Potential
     from .score.model import ScoreModel, resolve_device
     from .simulation import Files, coupled_kernel, read_frames, simulate, starting_positions
     from .storage import RunInfo, Trajectory
@@ -243,16 +252,31 @@ def run(
     else:
         system = loaded.system if frames is None else frames.system
     kelvin = loaded.card.temperature_K if temperature is None else temperature
-    kernel, step = coupled_kernel(
-        loaded.potential(system, device=device),
-        temperature_K=kelvin,
-        timestep_fs=timestep,
-        friction_per_fs=friction,
-        spring=spring,
-        h=step_size,
-        target=None if target is None else named_target(target, system, _json(target_options)),
-        proposal_steps=proposal_steps,
-    )
+    reference = None if target is None else named_target(target, system, _json(target_options))
+    words: dict[str, Any] = {
+        "temperature_K": kelvin,
+        "timestep_fs": timestep,
+        "friction_per_fs": friction,
+        "spring": spring,
+        "h": step_size,
+        "proposal_steps": proposal_steps,
+    }
+    drift = loaded.potential(system, device=device)
+    kernel, step = coupled_kernel(drift, target=reference, **words)
+    if plumed is not None and not dry_run:
+        if adapt:  # PLUMED's times are set before the run
+            raise ValueError("--plumed and --adapt: adapt without the bias, then give --step-size")
+        bias = load_potential(
+            "plumed",
+            system,
+            input=plumed,
+            kT=float(kernel.kT),
+            # without a clock PLUMED's times count steps, as femtoseconds
+            timestep=step.timestep if step.physical else units.fs,
+            restart=restart,
+        )
+        both = reference + bias if isinstance(reference, Potential) else reference
+        kernel, step = coupled_kernel(drift + bias, target=both, **words)
     h = float(np.max(step.h))  # with friction: that of the lightest atom
     timestep_fs = step.timestep / units.fs if step.physical else None
     settings = {
