@@ -303,7 +303,7 @@ def run(
         seed=seed,
         kT=float(kernel.kT),
         h=h,
-        kinetics_valid=target is None,
+        kinetics_valid=target is None and plumed is None,
         timestep_fs=timestep_fs,
         model_sha256=_sha256(model),
         extra=resolved(context),

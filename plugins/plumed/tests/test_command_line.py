@@ -39,7 +39,7 @@ def test_restart_is_the_uninterrupted_run(diffmd, tmp_path, target):
     hills = [np.loadtxt(tmp_path / name / "HILLS") for name in ("whole", "parts")]
     assert hills[0].shape == (2 * 8, 5)
     np.testing.assert_allclose(hills[1], hills[0], rtol=1e-12)
-    assert whole.columns["phi"].shape == (5, 2)
+    assert whole.columns["phi"].shape == (5, 2) and not whole.info.kinetics_valid
 
 
 def test_mistakes(diffmd):
