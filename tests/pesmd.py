@@ -1,22 +1,21 @@
 """Files that the real PLUMED wrote: Langevin dynamics of ``plumed pesmd``, in units of kT."""
 
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from diffmd_ase.analysis.hills import plumed_command
 
 PI = 3.141592653589793
 
 
 def pesmd(folder: Path, lines: str, *, steps: int, seed: int, dimension=1, periodic=False) -> Path:
     """Run in ``folder``, made for it; skips without the command ``plumed``."""
-    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    command = shutil.which("plumed", path=here)
-    if command is None:
-        pytest.skip("no command plumed")
+    try:
+        command = plumed_command()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     folder.mkdir()
     (folder / "plumed.dat").write_text("UNITS NATURAL\n" + lines)
     words = ["temperature 1.0", "tstep 0.02", "friction 2.0", f"dimension {dimension}"]

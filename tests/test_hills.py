@@ -229,6 +229,7 @@ def test_sum_hills_without_plumed_or_with_its_message(monkeypatch, tmp_path):
     (tmp_path / "H").write_text("#! FIELDS time s\n1 2\n")
     hills, points = one_hill(), [np.linspace(0, 1, 5)]
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(FileNotFoundError, match="pip install"):
         plumed_sum_hills([tmp_path / "H"], points, hills)
     monkeypatch.undo()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ __all__ = [
     "bias_at",
     "free_energy_of_kernels",
     "height_law",
+    "plumed_command",
     "plumed_sum_hills",
     "reweighting_factor",
     "sum_hills",
@@ -269,14 +271,24 @@ def free_energy_of_kernels(
     return energy - energy.min()
 
 
+def plumed_command() -> str:
+    """Path of ``plumed``: beside this Python, whose environment need not be active, or on PATH.
+
+    Raises ``FileNotFoundError`` with the install line where there is none.
+    """
+    beside = str(Path(sys.executable).parent)
+    command = shutil.which("plumed", path=beside) or shutil.which("plumed")
+    if command is None:
+        raise FileNotFoundError("no command `plumed`: pip install --no-deps hillclimber")
+    return command
+
+
 def plumed_sum_hills(paths: Sequence[str | Path], points: Sequence[np.ndarray], hills: Hills):
     """The free energy of ``plumed sum_hills`` at evenly spaced ``points``, for comparison.
 
     Raises ``FileNotFoundError`` without the command, ``RuntimeError`` with its message.
     """
-    command = shutil.which("plumed")
-    if command is None:
-        raise FileNotFoundError("no command `plumed`: pip install --no-deps hillclimber")
+    command = plumed_command()
     low, high, count = [], [], []
     for n, p in enumerate(points):
         step = p[1] - p[0]
