@@ -12,6 +12,7 @@ from .cli_analyze import analyze
 from .cli_config import Config, resolved, save_resolved
 from .cli_fes import fes
 from .cli_output import bar, execute, say, show, show_verdicts
+from .cli_validate import validate
 
 __all__ = ["app", "main"]
 
@@ -377,6 +378,7 @@ def report(
 
 app.command()(fes)
 app.command()(analyze)
+app.command()(validate)
 
 
 @app.command()

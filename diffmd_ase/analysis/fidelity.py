@@ -1,0 +1,224 @@
+"""How far samples are from a reference, beyond what counting alone gives; and the verdict.
+
+Frames are rows of a sparse table, counts in cells are its columns: one cell for a pair of
+torsions, many for distances. A histogram is then a product with the multiplicities of the
+frames, whether these are halves, weights or a jackknife.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from .statistics import jensen_shannon
+
+__all__ = [
+    "Excess",
+    "Verdict",
+    "cell_rows",
+    "effective_number",
+    "excess_divergence",
+    "excess_reweighted",
+    "judged",
+    "torsion_rows",
+]
+
+Verdict = Literal["pass", "above floor", "cannot be told"]
+
+_BINS = 64
+_SPLITS = 20
+_GROUPS = 20  # of independent frames, for the jackknife
+_SATURATED = 0.1  # nats; of ln 2 at most: bins are then too empty to tell laws apart
+
+
+class Excess(NamedTuple):
+    """A Jensen–Shannon divergence (nats) from a reference and what exact draws would give.
+
+    ``floor`` is the divergence of as many frames of the reference itself from the rest of
+    it, ``excess = js - floor`` is 0 on average for exact draws; ``error`` is its standard
+    error; ``n_effective``: independent frames that the samples are worth.
+    """
+
+    js: float
+    floor: float
+    excess: float
+    error: float
+    n_effective: float
+
+
+def judged(deviation: float, error: float, goal: float, *, errors: float = 2.0) -> Verdict:
+    """ "pass", "above floor" or "cannot be told" for a number that should be 0.
+
+        |d| ≤ goal and 2 error ≤ goal    pass
+        |d| - 2 error > goal             above floor
+        else                             cannot be told: the noise is as large as the goal
+
+    An error that is not finite tells nothing. ``errors``: how many of them, default 2.
+    """
+    if not (np.isfinite(deviation) and np.isfinite(error)):
+        return "cannot be told"
+    if abs(deviation) - errors * error > goal:
+        return "above floor"
+    if abs(deviation) <= goal and errors * error <= goal:
+        return "pass"
+    return "cannot be told"
+
+
+def saturated(floor: float) -> bool:
+    """Whether bins are so empty that any two sets of frames look different."""
+    return floor > _SATURATED
+
+
+def cell_rows(index, n_cells: int) -> csr_array:
+    """Frames (n, K) from the cells (n,) or (n, c) each of them fills; others are left out."""
+    index = np.asarray(index)
+    index = index.reshape(len(index), -1)
+    inside = (index >= 0) & (index < n_cells)
+    ends = np.concatenate(([0], np.cumsum(inside.sum(1))))
+    cells = index[inside]
+    return csr_array((np.ones(len(cells)), cells, ends), shape=(len(index), n_cells))
+
+
+def torsion_rows(angles: np.ndarray, *, bins: int = _BINS) -> csr_array:
+    """Frames from one torsion or two, (n, 1) or (n, 2) rad: bins or bins² cells of [-π, π)."""
+    angles = np.asarray(angles, float)
+    place = np.floor((angles + np.pi) / (2 * np.pi) * bins).astype(int) % bins
+    cells = place[:, 0] if place.shape[1] == 1 else place[:, 0] * bins + place[:, 1]
+    return cell_rows(cells, bins ** place.shape[1])
+
+
+def excess_divergence(
+    reference: csr_array,
+    samples: csr_array,
+    *,
+    walkers: np.ndarray | None = None,
+    n_splits: int = _SPLITS,
+    seed: int = 0,
+) -> Excess:
+    """Divergence of samples from a reference of independent frames, and its excess.
+
+    The reference is cut at random into a part A, of as many frames as the samples are
+    worth, and the rest B:
+
+        excess = ⟨JS(samples, B) - JS(A, B)⟩ over splits
+
+    so that no estimate of a floor by formula enters. Samples worth more than half the
+    reference are cut to that. The error joins the spread of JS(A, B) and a jackknife over
+    groups of samples.
+
+    Parameters
+    ----------
+    reference : (M, K)
+    samples : (n, K)
+    walkers : (n,) which walker a frame is of; those are the independent groups, and
+        `effective_number` says what their frames are worth. None: frames are independent
+    """
+    rng = np.random.default_rng(seed)
+    m, n = reference.shape[0], samples.shape[0]
+    if walkers is None:
+        groups, worth = rng.permutation(n) % min(_GROUPS, n), float(n)
+    else:
+        groups = np.unique(walkers, return_inverse=True)[1]
+        worth = effective_number(reference, samples, groups, seed=seed)
+    table = _by_group(samples, groups)
+    count = max(1, min(round(worth), m // 2))
+    fraction = min(1.0, count / worth)
+    kept = max(2, round(fraction * len(table)))
+    found, floor = [], []
+    for _ in range(n_splits):
+        order = rng.permutation(m)
+        first, rest = _sum(reference, order[:count]), _sum(reference, order[count:])
+        part = table[rng.permutation(len(table))[:kept]].sum(0)
+        floor.append(jensen_shannon(first, rest))
+        found.append(jensen_shannon(part, rest))
+    total = _sum(reference, np.arange(m))
+    left = np.array([jensen_shannon(table.sum(0) - row, total) for row in table])
+    spread = np.sqrt((len(left) - 1) / len(left) * np.sum((left - left.mean()) ** 2))
+    js, level = float(np.mean(found)), float(np.mean(floor))
+    error = float(np.hypot(np.std(floor, ddof=1), spread))
+    return Excess(js, level, js - level, error, worth)
+
+
+def excess_reweighted(
+    reference: csr_array, log_weights: np.ndarray, *, n_splits: int = _SPLITS, seed: int = 0
+) -> Excess:
+    """Divergence of the law ``w p`` from p, of frames (M, K) of p with weights w.
+
+        excess = ⟨JS(w·A, B) - JS(A', B)⟩ over random halves A, B
+
+    with A' as many frames of A as its weights are worth, ``(Σ w)²/Σ w²``. The error is a
+    jackknife over groups of frames.
+    """
+    rng = np.random.default_rng(seed)
+    m = reference.shape[0]
+    w = np.exp(log_weights - np.max(log_weights))
+    fraction = w.sum() ** 2 / (m * (w**2).sum())
+    splits = [rng.permutation(m) for _ in range(n_splits)]
+    groups = rng.permutation(m) % min(_GROUPS, m)
+
+    def both(use: np.ndarray, orders) -> np.ndarray:
+        pairs = []
+        for order in orders:
+            a, b = order[: m // 2], order[m // 2 :]
+            few = a[: max(1, round(fraction * len(a)))]
+            rest = _weighted(reference, b, use[b])
+            pairs.append(
+                (
+                    jensen_shannon(_weighted(reference, a, (use * w)[a]), rest),
+                    jensen_shannon(_weighted(reference, few, use[few]), rest),
+                )
+            )
+        return np.mean(pairs, axis=0)
+
+    js, floor = both(np.ones(m), splits)
+    each = [both((groups != g).astype(float), splits[:4]) for g in range(groups.max() + 1)]
+    gaps = np.array([a - b for a, b in each])
+    error = np.sqrt((len(gaps) - 1) / len(gaps) * np.sum((gaps - gaps.mean()) ** 2))
+    return Excess(float(js), float(floor), float(js - floor), float(error), float(fraction * m))
+
+
+def effective_number(
+    reference: csr_array, samples: csr_array, groups: np.ndarray, *, seed: int = 0
+) -> float:
+    """Independent frames that correlated samples are worth, as this histogram sees it.
+
+    Two halves of the groups (walkers, whole) differ by JS_h; so do two disjoint sets of k
+    frames of the reference, for a k that is found on a grid. The samples are worth 2k, at
+    most their number, and at least one frame for each group if these differ at all.
+    """
+    rng = np.random.default_rng(seed)
+    m, table = reference.shape[0], _by_group(samples, groups)
+    halves = []
+    for _ in range(_SPLITS):
+        order = rng.permutation(len(table))
+        first, second = (table[o].sum(0) for o in np.array_split(order, 2))
+        halves.append(jensen_shannon(first, second))
+    sizes = np.unique(np.geomspace(max(2, len(table) // 8), m // 2, 12).astype(int))
+    curve = []
+    for k in sizes:
+        pairs = [rng.permutation(m)[: 2 * k] for _ in range(8)]
+        between = [jensen_shannon(_sum(reference, o[:k]), _sum(reference, o[k:])) for o in pairs]
+        curve.append(np.mean(between))
+    # decreasing in k but for noise
+    falling = np.minimum.accumulate(curve)
+    log_k = np.interp(-np.mean(halves), -falling, np.log(sizes))
+    return float(np.clip(2 * np.exp(log_k), 2, samples.shape[0]))
+
+
+def _by_group(samples: csr_array, groups: np.ndarray) -> np.ndarray:
+    """Counts of each group (G, K)."""
+    n = samples.shape[0]
+    picks = csr_array((np.ones(n), (groups, np.arange(n))), shape=(int(groups.max()) + 1, n))
+    return (picks @ samples).toarray()
+
+
+def _sum(rows: csr_array, index: np.ndarray) -> np.ndarray:
+    return _weighted(rows, index, np.ones(len(index)))
+
+
+def _weighted(rows: csr_array, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    c = np.zeros(rows.shape[0])
+    c[index] = weights
+    return c @ rows
