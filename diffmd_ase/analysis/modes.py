@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
@@ -12,12 +12,13 @@ from ..score.topology import Topology
 from ..system import System
 from .observables import distances
 
-__all__ = ["Arc", "Range", "torsion_modes", "unphysical_frames"]
+__all__ = ["Arc", "Range", "atom_names", "torsion_modes", "unphysical_frames"]
 
 _BINS = 120  # 3° each
 _SMOOTH = 2.0  # bins
 _EMPTY = 0.02  # of the uniform density
 _GAP = 5  # bins
+_REACH = 10  # bins of a gap that belong to a mode
 _RARE = 5  # frames, below which it is no mode
 _OVERLAP = 0.5  # of the sum of covalent radii
 _BROKEN = 10.0  # robust standard deviations from the median
@@ -38,10 +39,6 @@ class Arc:
         """Whether angles are in the mode."""
         return (phi - self.low) % (2 * np.pi) < self.high - self.low
 
-    @property
-    def whole(self) -> bool:
-        return self.high - self.low > 2 * np.pi - 1e-9
-
     def __str__(self) -> str:
         middle = np.degrees(self.low + self.high) / 2
         return f"{(middle + 180) % 360 - 180:.0f}±{np.degrees(self.high - self.low) / 2:.0f}°"
@@ -50,41 +47,31 @@ class Arc:
 def torsion_modes(phi: np.ndarray) -> list[Arc]:
     """Modes of angles (n,) in rad, parted by gaps that are all but empty; largest first.
 
-    A gap is at least 15° wide, with a density below 0.02 of the uniform one; the cut is
-    in its middle. Fewer than 5 frames, or none in a thousand, are no mode and belong to
-    the one before. Without two gaps there is one mode, the circle.
+    A gap is at least 15° wide, with a density below 0.02 of the uniform one; modes reach to
+    its middle, but no more than 30° into it. Fewer than 5 frames, or one in a thousand, are
+    no mode. Without a gap there is one, the circle.
     """
     phi = np.asarray(phi, float).ravel()
     counts = np.histogram((phi + np.pi) % (2 * np.pi), _BINS, (0, 2 * np.pi))[0]
     density = gaussian_filter1d(counts.astype(float), _SMOOTH, mode="wrap") * _BINS / len(phi)
     empty = density < _EMPTY
-    cuts: list[float] = []
-    if not empty.all() and empty.any():
-        first = int(np.argmin(empty))  # starts in a full bin, so that no gap is torn
-        run = 0
-        for n in range(first, first + _BINS + 1):
-            if empty[n % _BINS]:
-                run += 1
-                continue
-            if run >= _GAP:
-                cuts.append(((n - run / 2) % _BINS) * 2 * np.pi / _BINS - np.pi)
-            run = 0
-    few = max(_RARE, 1e-3 * len(phi))
-    while len(cuts) > 1:
-        arcs = _between(sorted(cuts), phi)
-        smallest = min(arcs, key=lambda arc: arc.population)
-        if smallest.population * len(phi) >= few:
-            return sorted(arcs, key=lambda arc: -arc.population)
-        cuts.remove(smallest.low)
-    low = cuts[0] if cuts else -np.pi
-    return [Arc(low, low + 2 * np.pi, 1.0)]
-
-
-def _between(cuts: list[float], phi: np.ndarray) -> list[Arc]:
+    first = int(np.argmin(empty))  # a full bin, so that no gap is torn
+    ends = np.flatnonzero(np.diff(np.roll(empty, -first).astype(int), append=0))
+    gaps = [(a + 1 + first, b + 1 + first) for a, b in ends.reshape(-1, 2) if b - a >= _GAP]
+    if not gaps:
+        return [Arc(-np.pi, np.pi, 1.0)]
     arcs = []
-    for low, high in zip(cuts, [*cuts[1:], cuts[0] + 2 * np.pi], strict=True):
-        arcs.append(Arc(low, high, float(Arc(low, high, 0.0)(phi).mean())))
-    return arcs
+    before = (gaps[-1][0] - _BINS, gaps[-1][1] - _BINS)
+    for gap in gaps:
+        low = max(sum(before) / 2, before[1] - _REACH)
+        high = min(sum(gap) / 2, gap[0] + _REACH)
+        low_angle = (low % _BINS) * 2 * np.pi / _BINS - np.pi
+        arc = Arc(low_angle, low_angle + (high - low) * 2 * np.pi / _BINS, 0.0)
+        arcs.append(replace(arc, population=float(arc(phi).mean())))
+        before = gap
+    arcs = sorted(arcs, key=lambda arc: -arc.population)
+    few = max(_RARE / len(phi), 1e-3)
+    return [arc for n, arc in enumerate(arcs) if n == 0 or arc.population >= few]
 
 
 class Range:
@@ -131,7 +118,7 @@ def unphysical_frames(
         d = distances(part, pairs, system=system)
         for frame in np.flatnonzero((d < limit).any(1)).tolist():
             worst = int(np.argmin(d[frame] / limit))
-            atoms = _pair(system, pairs[worst])
+            atoms = atom_names(system, pairs[worst])
             found[begin + frame] = f"{atoms} overlap ({d[frame, worst]:.2f} Å)"
         begin += len(part)
     if topology is not None and len(topology.bonds):
@@ -141,7 +128,7 @@ def unphysical_frames(
         limit = np.maximum(_BROKEN * 1.4826 * np.median(away, axis=0), _SLACK)
         for frame in np.flatnonzero((away > limit).any(1)).tolist():
             worst = int(np.argmax(away[frame] / limit))
-            atoms = _pair(system, topology.bonds[worst])
+            atoms = atom_names(system, topology.bonds[worst])
             found.setdefault(
                 frame,
                 f"bond {atoms} is {lengths[frame, worst]:.2f} Å, {median[worst]:.2f} Å in most",
@@ -149,7 +136,8 @@ def unphysical_frames(
     return dict(sorted(found.items()))
 
 
-def _pair(system: System, atoms) -> str:
+def atom_names(system: System, atoms) -> str:
+    """Such as C8–H9."""
     return "–".join(f"{chemical_symbols[system.numbers[a]]}{a}" for a in atoms)
 
 

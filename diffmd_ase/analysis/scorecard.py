@@ -1,28 +1,28 @@
-"""The card of a validation: entries with goals, and what they come to, in words."""
+"""The card of a validation: numbers with goals, and what they come to, in words."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from .fidelity import Excess, Verdict, judged, saturated
 from .page import plain, save
 
-__all__ = ["Entry", "Goals", "Validation", "divergence_entry", "entry", "many_entry"]
+__all__ = ["Goals", "Line", "Note", "Validation", "Verdict", "judged", "line", "worst_line"]
 
-_MANY = 3.0  # standard errors, where the worst of many is looked at
+Verdict = Literal["pass", "fail", "cannot be told"]
+Note = tuple[bool | None, str]  # good, bad, or to be known
 
 
 @dataclass(frozen=True)
 class Goals:
-    """What a faithful model reaches; deviations in size.
+    """What a faithful model reaches: sizes of deviations.
 
-    Divergences in nats above their floor, energies in kT, ratios and correlations as
-    deviations from 1.
+    Divergences in nats above their sampling floor, energies in kT; ratios and correlations
+    as deviations from 1.
     """
 
     reweighted: float = 0.005
@@ -42,16 +42,15 @@ class Goals:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the card.
+class Line:
+    """One line of the card; made by `line` or `worst_line`.
 
     Parameters
     ----------
     group, name : what it is
-    value, error : as measured, with its standard error
-    expected : of a perfect model: the sampling floor, 1, 0, the value of the data
-    deviation : what is judged; ``value - expected`` where not said otherwise
-    goal : for the size of the deviation; None: told, not judged
+    value, error : as measured, and its standard error
+    expected : of a perfect model: the sampling floor of a divergence, 0, 1
+    goal : for the size of value - expected; None: told, not judged
     verdict : None where it is not judged
     words : what a reader should know of it
     details : numbers behind it, for JSON
@@ -61,20 +60,39 @@ class Entry:
     name: str
     value: float
     error: float
-    expected: float | None
-    deviation: float
+    expected: float
     goal: float | None
     verdict: Verdict | None
     words: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def deviation(self) -> float:
+        return self.value - self.expected
+
+    @property
     def good(self) -> bool | None:
         """True and False as the verdict says; None where it says nothing."""
-        return {"pass": True, "above floor": False}.get(self.verdict or "")
+        return {"pass": True, "fail": False}.get(self.verdict or "")
 
 
-def entry(
+def judged(deviation: float, error: float, goal: float, *, errors: float = 2.0) -> Verdict:
+    """Of a number that should be 0; ``errors`` is how many standard errors count.
+
+    |d| ≤ goal and 2 error ≤ goal    pass
+    |d| - 2 error > goal             fail
+    else, or not finite              cannot be told: the noise is as large as the goal
+    """
+    if not (np.isfinite(deviation) and np.isfinite(error)):
+        return "cannot be told"
+    if abs(deviation) - errors * error > goal:
+        return "fail"
+    if abs(deviation) <= goal and errors * error <= goal:
+        return "pass"
+    return "cannot be told"
+
+
+def line(
     group: str,
     name: str,
     value: float,
@@ -84,69 +102,27 @@ def entry(
     goal: float | None,
     words: str = "",
     details: dict[str, Any] | None = None,
-) -> Entry:
+) -> Line:
     """A number that should be ``expected`` within ``goal`` (see `judged`)."""
-    deviation = float(value - expected)
-    verdict = None if goal is None else judged(deviation, float(error), goal)
-    value, error = float(value), float(error)
-    return Entry(
-        group, name, value, error, expected, deviation, goal, verdict, words, details or {}
-    )
+    value, error, expected = float(value), float(error), float(expected)
+    verdict = None if goal is None else judged(value - expected, error, goal)
+    return Line(group, name, value, error, expected, goal, verdict, words, details or {})
 
 
-def divergence_entry(group: str, name: str, found: Excess, goal: float, words: str = "") -> Entry:
-    """A divergence, judged by its excess over the sampling floor; from below it is never bad.
+def worst_line(group: str, name: str, names: list[str], values, errors, *, goal: float) -> Line:
+    """Many ratios that should all be 1: fails if any fails, passes if all do; three errors count.
 
-    Where the floor is above 0.1 nats bins are so empty that laws cannot be told apart.
+    The value is that of the worst.
     """
-    verdict: Verdict = judged(max(found.excess, 0.0), found.error, goal)
-    if saturated(found.floor):
-        verdict = "cannot be told"
-        words = f"too few frames: counting alone gives {found.floor:.2f} nats. {words}".strip()
-    return Entry(
-        group,
-        name,
-        found.js,
-        found.error,
-        found.floor,
-        found.excess,
-        goal,
-        verdict,
-        words,
-        {"n_effective": round(found.n_effective, 1)},
-    )
-
-
-def many_entry(
-    group: str, name: str, names: list[str], values, errors, *, goal: float, words: str = ""
-) -> Entry:
-    """Many ratios that should all be 1; the worst is shown, three errors count.
-
-    Above the floor if any is for sure, a pass only if all pass.
-    """
-    values, errors = np.asarray(values, float), np.asarray(errors, float)
-    each = [judged(v - 1.0, e, goal, errors=_MANY) for v, e in zip(values, errors, strict=True)]
-    order = np.argsort(-np.abs(values - 1.0))
-    verdict: Verdict = "pass"
-    worst = int(order[0])
-    for bad in ("cannot be told", "above floor"):
-        of = [int(n) for n in order if each[n] == bad]
-        if of:
-            verdict, worst = bad, of[0]  # type: ignore[assignment]
-    counts = {v: each.count(v) for v in ("pass", "above floor", "cannot be told")}
-    told = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
-    return Entry(
-        group,
-        name,
-        float(values[worst]),
-        float(errors[worst]),
-        1.0,
-        float(values[worst] - 1.0),
-        goal,
-        verdict,
-        f"{names[worst]}; of {len(names)}: {told}" + (f". {words}" if words else ""),
-        {n: [float(v), float(e)] for n, v, e in zip(names, values, errors, strict=True)},
-    )
+    rows = sorted(zip(names, values, errors, strict=True), key=lambda r: -abs(r[1] - 1))
+    each = [judged(v - 1.0, e, goal, errors=3.0) for _, v, e in rows]
+    order: tuple[Verdict, ...] = ("fail", "cannot be told", "pass")
+    verdict = next(v for v in order if v in each)
+    worst, value, error = rows[each.index(verdict)]
+    told = ", ".join(f"{each.count(v)} {v}" for v in order if v in each)
+    words = f"worst is {worst}; of {len(rows)}: {told}"
+    details = {n: [float(v), float(e)] for n, v, e in rows}
+    return Line(group, name, float(value), float(error), 1.0, goal, verdict, words, details)
 
 
 @dataclass(frozen=True)
@@ -156,54 +132,50 @@ class Validation:
     Parameters
     ----------
     facts : of model, snapshots, sampling and seed
-    entries : the lines of the card
-    notes : (good, text); True, False, or None for what must be known
-    left_out : what was not asked, and why
+    lines : numbers, judged
+    notes : (good, text); None for what must be known, and for what was not asked
     """
 
     facts: dict[str, Any]
-    entries: tuple[Entry, ...]
-    notes: tuple[tuple[bool | None, str], ...]
-    left_out: tuple[str, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[Note, ...]
 
-    def __getitem__(self, name: str) -> Entry:
-        """The entry of this name; ``KeyError`` with the names there are."""
-        for line in self.entries:
-            if line.name == name:
-                return line
-        raise KeyError(f"no entry {name!r}; there are {[line.name for line in self.entries]}")
+    def __getitem__(self, name: str) -> Line:
+        """The line of this name; ``KeyError`` with the names there are."""
+        for one in self.lines:
+            if one.name == name:
+                return one
+        raise KeyError(f"no line {name!r}; there are {[one.name for one in self.lines]}")
+
+    def named(self, verdict: Verdict) -> list[str]:
+        """Names of the lines with this verdict."""
+        return [one.name for one in self.lines if one.verdict == verdict]
 
     @property
     def good(self) -> bool | None:
-        """False if anything is above its floor or a note is bad; None if some of it cannot
-        be told; else True."""
-        said = [line.good for line in self.entries if line.goal is not None]
-        if False in said or any(good is False for good, _ in self.notes):
+        """False if a line fails or a note is bad; None if some of it cannot be told."""
+        if self.named("fail") or any(good is False for good, _ in self.notes):
             return False
-        return None if None in said or not said else True
+        return None if self.named("cannot be told") or not self.named("pass") else True
 
     @property
     def words(self) -> str:
         """The verdict in a sentence."""
-        lines = [line for line in self.entries if line.goal is not None]
-        above = [line.name for line in lines if line.verdict == "above floor"]
-        unknown = [line.name for line in lines if line.verdict == "cannot be told"]
-        passed = len(lines) - len(above) - len(unknown)
-        told = f"{passed} of {len(lines)} entries pass"
-        if above:
-            told += f"; {len(above)} miss their goal: {', '.join(above)}"
+        failed, unknown = self.named("fail"), self.named("cannot be told")
+        told = f"{len(self.named('pass'))} of {sum(o.goal is not None for o in self.lines)} pass"
+        if failed:
+            told += f"; {len(failed)} fail: {', '.join(failed)}"
         if unknown:
             told += f"; {len(unknown)} cannot be told with so many frames: {', '.join(unknown)}"
-        return told + "."
+        return told
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; numbers that are not finite are None."""
         values = {
             "verdict": {"good": self.good, "text": self.words},
             **self.facts,
-            "entries": [asdict(line) for line in self.entries],
+            "lines": [{**asdict(one), "deviation": one.deviation} for one in self.lines],
             "notes": [{"good": good, "text": text} for good, text in self.notes],
-            "left_out": list(self.left_out),
         }
         return _finite(json.loads(json.dumps(values, default=plain)))
 

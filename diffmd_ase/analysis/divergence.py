@@ -1,4 +1,4 @@
-"""How far samples are from a reference, beyond what counting alone gives; and the verdict.
+"""How far samples are from a reference, beyond what counting alone gives.
 
 Frames are rows of a sparse table, counts in cells are its columns: one cell for a pair of
 torsions, many for distances. A histogram is then a product with the multiplicities of the
@@ -7,7 +7,7 @@ frames, whether these are halves, weights or a jackknife.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -16,21 +16,16 @@ from .statistics import jensen_shannon
 
 __all__ = [
     "Excess",
-    "Verdict",
     "cell_rows",
     "effective_number",
     "excess_divergence",
     "excess_reweighted",
-    "judged",
     "torsion_rows",
 ]
-
-Verdict = Literal["pass", "above floor", "cannot be told"]
 
 _BINS = 64
 _SPLITS = 20
 _GROUPS = 20  # of independent frames, for the jackknife
-_SATURATED = 0.1  # nats; of ln 2 at most: bins are then too empty to tell laws apart
 
 
 class Excess(NamedTuple):
@@ -48,70 +43,36 @@ class Excess(NamedTuple):
     n_effective: float
 
 
-def judged(deviation: float, error: float, goal: float, *, errors: float = 2.0) -> Verdict:
-    """ "pass", "above floor" or "cannot be told" for a number that should be 0.
-
-        |d| ≤ goal and 2 error ≤ goal    pass
-        |d| - 2 error > goal             above floor
-        else                             cannot be told: the noise is as large as the goal
-
-    An error that is not finite tells nothing. ``errors``: how many of them, default 2.
-    """
-    if not (np.isfinite(deviation) and np.isfinite(error)):
-        return "cannot be told"
-    if abs(deviation) - errors * error > goal:
-        return "above floor"
-    if abs(deviation) <= goal and errors * error <= goal:
-        return "pass"
-    return "cannot be told"
-
-
-def saturated(floor: float) -> bool:
-    """Whether bins are so empty that any two sets of frames look different."""
-    return floor > _SATURATED
-
-
-def cell_rows(index, n_cells: int) -> csr_array:
-    """Frames (n, K) from the cells (n,) or (n, c) each of them fills; others are left out."""
-    index = np.asarray(index)
-    index = index.reshape(len(index), -1)
-    inside = (index >= 0) & (index < n_cells)
-    ends = np.concatenate(([0], np.cumsum(inside.sum(1))))
-    cells = index[inside]
-    return csr_array((np.ones(len(cells)), cells, ends), shape=(len(index), n_cells))
+def cell_rows(owner: np.ndarray, cells: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    """Counts (frames, cells) of cells (n,) that frames ``owner`` (n,) fill; others are left out."""
+    inside = (cells >= 0) & (cells < shape[1])
+    return csr_array((np.ones(int(inside.sum())), (owner[inside], cells[inside])), shape=shape)
 
 
 def torsion_rows(angles: np.ndarray, *, bins: int = _BINS) -> csr_array:
     """Frames from one torsion or two, (n, 1) or (n, 2) rad: bins or bins² cells of [-π, π)."""
     angles = np.asarray(angles, float)
     place = np.floor((angles + np.pi) / (2 * np.pi) * bins).astype(int) % bins
-    cells = place[:, 0] if place.shape[1] == 1 else place[:, 0] * bins + place[:, 1]
-    return cell_rows(cells, bins ** place.shape[1])
+    cells = place @ bins ** np.arange(place.shape[1])[::-1]
+    return cell_rows(np.arange(len(cells)), cells, (len(cells), bins ** place.shape[1]))
 
 
 def excess_divergence(
-    reference: csr_array,
-    samples: csr_array,
-    *,
-    walkers: np.ndarray | None = None,
-    n_splits: int = _SPLITS,
-    seed: int = 0,
+    reference: csr_array, samples: csr_array, *, walkers: np.ndarray | None = None, seed: int = 0
 ) -> Excess:
-    """Divergence of samples from a reference of independent frames, and its excess.
+    """Divergence of samples (n, K) from a reference (M, K) of independent frames, and its excess.
 
     The reference is cut at random into a part A, of as many frames as the samples are
     worth, and the rest B:
 
         excess = ⟨JS(samples, B) - JS(A, B)⟩ over splits
 
-    so that no estimate of a floor by formula enters. Samples worth more than half the
-    reference are cut to that. The error joins the spread of JS(A, B) and a jackknife over
+    so that no formula for a floor enters. Samples worth more than half the reference are
+    cut to that. The error is the larger of the spread of JS(A, B) and a jackknife over
     groups of samples.
 
     Parameters
     ----------
-    reference : (M, K)
-    samples : (n, K)
     walkers : (n,) which walker a frame is of; those are the independent groups, and
         `effective_number` says what their frames are worth. None: frames are independent
     """
@@ -124,10 +85,9 @@ def excess_divergence(
         worth = effective_number(reference, samples, groups, seed=seed)
     table = _by_group(samples, groups)
     count = max(1, min(round(worth), m // 2))
-    fraction = min(1.0, count / worth)
-    kept = max(2, round(fraction * len(table)))
+    kept = max(2, round(min(1.0, count / worth) * len(table)))
     found, floor = [], []
-    for _ in range(n_splits):
+    for _ in range(_SPLITS):
         order = rng.permutation(m)
         first, rest = _sum(reference, order[:count]), _sum(reference, order[count:])
         part = table[rng.permutation(len(table))[:kept]].sum(0)
@@ -135,16 +95,13 @@ def excess_divergence(
         found.append(jensen_shannon(part, rest))
     total = _sum(reference, np.arange(m))
     left = np.array([jensen_shannon(table.sum(0) - row, total) for row in table])
-    spread = np.sqrt((len(left) - 1) / len(left) * np.sum((left - left.mean()) ** 2))
     js, level = float(np.mean(found)), float(np.mean(floor))
-    error = float(np.hypot(np.std(floor, ddof=1), spread))
+    error = float(max(np.std(floor, ddof=1), _jackknife_error(left)))
     return Excess(js, level, js - level, error, worth)
 
 
-def excess_reweighted(
-    reference: csr_array, log_weights: np.ndarray, *, n_splits: int = _SPLITS, seed: int = 0
-) -> Excess:
-    """Divergence of the law ``w p`` from p, of frames (M, K) of p with weights w.
+def excess_reweighted(reference: csr_array, log_weights: np.ndarray, *, seed: int = 0) -> Excess:
+    """Divergence of the law ``w p`` from p, of frames (M, K) of p with log weights (M,).
 
         excess = ⟨JS(w·A, B) - JS(A', B)⟩ over random halves A, B
 
@@ -155,7 +112,7 @@ def excess_reweighted(
     m = reference.shape[0]
     w = np.exp(log_weights - np.max(log_weights))
     fraction = w.sum() ** 2 / (m * (w**2).sum())
-    splits = [rng.permutation(m) for _ in range(n_splits)]
+    splits = [rng.permutation(m) for _ in range(_SPLITS)]
     groups = rng.permutation(m) % min(_GROUPS, m)
 
     def both(use: np.ndarray, orders) -> np.ndarray:
@@ -163,20 +120,15 @@ def excess_reweighted(
         for order in orders:
             a, b = order[: m // 2], order[m // 2 :]
             few = a[: max(1, round(fraction * len(a)))]
-            rest = _weighted(reference, b, use[b])
-            pairs.append(
-                (
-                    jensen_shannon(_weighted(reference, a, (use * w)[a]), rest),
-                    jensen_shannon(_weighted(reference, few, use[few]), rest),
-                )
-            )
+            rest = _sum(reference, b, use[b])
+            ours, exact = _sum(reference, a, (use * w)[a]), _sum(reference, few, use[few])
+            pairs.append((jensen_shannon(ours, rest), jensen_shannon(exact, rest)))
         return np.mean(pairs, axis=0)
 
     js, floor = both(np.ones(m), splits)
     each = [both((groups != g).astype(float), splits[:4]) for g in range(groups.max() + 1)]
-    gaps = np.array([a - b for a, b in each])
-    error = np.sqrt((len(gaps) - 1) / len(gaps) * np.sum((gaps - gaps.mean()) ** 2))
-    return Excess(float(js), float(floor), float(js - floor), float(error), float(fraction * m))
+    error = _jackknife_error(np.array([a - b for a, b in each]))
+    return Excess(float(js), float(floor), float(js - floor), error, float(fraction * m))
 
 
 def effective_number(
@@ -186,7 +138,7 @@ def effective_number(
 
     Two halves of the groups (walkers, whole) differ by JS_h; so do two disjoint sets of k
     frames of the reference, for a k that is found on a grid. The samples are worth 2k, at
-    most their number, and at least one frame for each group if these differ at all.
+    least 2 and at most their number.
     """
     rng = np.random.default_rng(seed)
     m, table = reference.shape[0], _by_group(samples, groups)
@@ -207,6 +159,11 @@ def effective_number(
     return float(np.clip(2 * np.exp(log_k), 2, samples.shape[0]))
 
 
+def _jackknife_error(left: np.ndarray) -> float:
+    """Of values without one group each (G,)."""
+    return float(np.sqrt(len(left) - 1) * np.std(left))
+
+
 def _by_group(samples: csr_array, groups: np.ndarray) -> np.ndarray:
     """Counts of each group (G, K)."""
     n = samples.shape[0]
@@ -214,11 +171,7 @@ def _by_group(samples: csr_array, groups: np.ndarray) -> np.ndarray:
     return (picks @ samples).toarray()
 
 
-def _sum(rows: csr_array, index: np.ndarray) -> np.ndarray:
-    return _weighted(rows, index, np.ones(len(index)))
-
-
-def _weighted(rows: csr_array, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _sum(rows: csr_array, index: np.ndarray, weights=1.0) -> np.ndarray:
     c = np.zeros(rows.shape[0])
     c[index] = weights
     return c @ rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from .sampling.run import advance, run
 from .system import State
 
 __all__ = [
+    "HOT",
+    "STATES",
     "Corrected",
-    "Exchanged",
     "Plain",
     "corrected_walkers",
     "exchanged_walkers",
@@ -32,7 +33,7 @@ __all__ = [
     "plain_walkers",
 ]
 
-Progress = Callable[[float], None]
+STATES, HOT = 5, 2.5  # temperatures of a ladder, and the highest over the model's
 
 _LEAPFROG = 20
 _MASS = 12.0  # u, of every atom: only configurations count, and equal masses allow long steps
@@ -41,40 +42,25 @@ _DAMPING = 0.002  # of that frequency
 _ACCEPTANCE = 0.75
 _PLAIN = 0.2  # h λ, the default step of plain dynamics
 _MALA = 0.55  # h λ
-_HOT = 2.5  # times the temperature, at the top of the ladder
 _EVERY = 10
 
 
-@dataclass(frozen=True, eq=False)
-class Corrected:
-    """Metropolis-corrected Langevin trajectories: frames (T, W, N, 3) in Å, energies (T, W) in
-    eV, acceptance, and the time step (ASE time) that was found and frozen."""
+class Corrected(NamedTuple):
+    """Metropolis-corrected Langevin trajectories: frames (T, W, N, 3) in Å, the model's energies
+    (T, W) in eV, mean acceptance."""
 
     positions: np.ndarray
     energies: np.ndarray
     acceptance: float
-    timestep: float
 
 
-@dataclass(frozen=True, eq=False)
-class Plain:
-    """Plain reverse-diffusion dynamics: walkers started and lost, steps of h (Å²), and the last
-    positions of the others (W, N, 3)."""
+class Plain(NamedTuple):
+    """Plain reverse-diffusion dynamics: lost walkers, D·t of each (Å²), last positions of the
+    others (W, N, 3)."""
 
-    started: int
     lost: int
-    steps: int
-    h: float
+    diffused: float
     positions: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Exchanged:
-    """Replica exchange: frames (T, L, N, 3) at the temperature of the model, one of each
-    ladder, and what the exchanges did."""
-
-    positions: np.ndarray
-    summary: ExchangeSummary
 
 
 def corrected_walkers(
@@ -86,16 +72,12 @@ def corrected_walkers(
     moves: int,
     mean_free: bool,
     noise: Noise,
-    progress: Progress,
+    progress: Callable[[float], None],
 ) -> Corrected:
-    """``moves`` trajectories of 20 steps for each walker, exact for the potential's energy.
+    """``moves`` trajectories of 20 steps for each walker (W, N, 3), exact for the energy.
 
     A fifth as many come before, in which the time step is adapted, then frozen.
-
-    Parameters
-    ----------
-    x : (W, N, 3) in Å
-    stiffness : the largest curvature λ of U/kT in 1/Å²
+    ``stiffness``: the largest curvature λ of U/kT in 1/Å².
     """
     omega = math.sqrt(kT * stiffness / _MASS)
     kernel: Kernel = MALT(
@@ -107,18 +89,16 @@ def corrected_walkers(
         friction=_DAMPING * omega,
         mean_free=mean_free,
     )
-    first = max(10, moves // 5)
     settings = DualAveraging(acceptance=_ACCEPTANCE)
-    start = kernel.init(x)
-    kernel, start, _ = adapt(kernel, start, first, noise=noise, settings=settings)
+    first = max(10, moves // 5)
+    kernel, start, _ = adapt(kernel, kernel.init(x), first, noise=noise, settings=settings)
     frames, energies, accepted = [], [], []
     for n, (state, info) in enumerate(run(kernel, start, moves, noise=noise), 1):
         frames.append(state.x.cpu().numpy())
         energies.append(state.energy.cpu().numpy())
         accepted.append(float(info.accepted.double().mean()))
         progress(n / moves)
-    timestep = kernel.timestep if isinstance(kernel, MALT) else math.nan
-    return Corrected(np.stack(frames), np.stack(energies), float(np.mean(accepted)), timestep)
+    return Corrected(np.stack(frames), np.stack(energies), float(np.mean(accepted)))
 
 
 def plain_walkers(
@@ -130,9 +110,9 @@ def plain_walkers(
     steps: int,
     mean_free: bool,
     noise: Noise,
-    progress: Progress,
+    progress: Callable[[float], None],
 ) -> Plain:
-    """``steps`` plain steps with the default step of dynamics; lost walkers are counted."""
+    """``steps`` plain steps of walkers (W, N, 3), the default step; lost ones are counted."""
     h = _PLAIN / stiffness
     kernel = EulerMaruyama(potential, kT=kT, h=h, mean_free=mean_free)
     state: State | None = kernel.init(x.float())
@@ -148,7 +128,7 @@ def plain_walkers(
         if done % 50 == 0:
             progress(done / steps)
     left = np.zeros((0, *x.shape[1:])) if state is None else state.x.double().cpu().numpy()
-    return Plain(len(x), lost, steps, h, left)
+    return Plain(lost, steps * h, left)
 
 
 def exchanged_walkers(
@@ -158,36 +138,30 @@ def exchanged_walkers(
     kT: float,
     stiffness: float,
     steps: int,
-    states: int,
     rotors: np.ndarray,
     moved: np.ndarray,
     noise: Noise,
-    progress: Progress,
-) -> Exchanged:
-    """Ladders of ``states`` temperatures from kT to 2.5 kT, all walkers from where they are told.
+    progress: Callable[[float], None],
+) -> tuple[np.ndarray, ExchangeSummary]:
+    """Frames (T, L, N, 3) at kT of ladders of 5 temperatures up to 2.5 kT, from x (5 L, N, 3).
 
     A third of the steps turn parts of the molecule about ``rotors`` (K, 2), the others are
     Metropolis-corrected reverse steps. Frames of the first fifth are left out.
-
-    Parameters
-    ----------
-    x : (L·states, N, 3) in Å
     """
-    ladder = geometric_kT(kT, _HOT * kT, states).repeat(len(x) // states)
-    ladder = ladder.to(x.device)
+    ladder = geometric_kT(kT, HOT * kT, STATES).repeat(len(x) // STATES).to(x.device)
     # h ∝ kT keeps h times the curvature of U/kT
     h = _MALA / stiffness * (ladder / kT)[:, None].expand(-1, x.shape[1])
     mala = Metropolis(EulerMaruyama(potential, ladder, h, mean_free=True))
     turn = TorsionRotation(
         potential, ladder, torch.as_tensor(rotors), torch.as_tensor(moved), mean_free=True
     )
-    kernel = ReplicaExchange(Mixture([turn, mala], [1, 2]), states, every=_EVERY)
+    kernel = ReplicaExchange(Mixture([turn, mala], [1, 2]), STATES, every=_EVERY)
     frames = []
     for state, _ in run(kernel, x, steps, noise=noise, every=_EVERY):
         if state.step > steps // 5:
-            frames.append(state.x[::states].cpu().numpy())
+            frames.append(state.x[::STATES].cpu().numpy())
         progress(state.step / steps)
-    return Exchanged(np.stack(frames), kernel.summary(state))
+    return np.stack(frames), kernel.summary(state)
 
 
 def forces_and_divergence(
