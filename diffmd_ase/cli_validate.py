@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_config import Config, resolved, save_resolved
+from .cli_config import Config, save_resolved
 from .cli_output import bar, say, show, show_table, show_verdicts
 
 if TYPE_CHECKING:
-    from .analysis.scorecard import Entry, Validation
+    from .analysis.scorecard import Line, Validation
 
 __all__ = ["validate"]
 
@@ -26,8 +26,8 @@ def validate(
         Path | None,
         typer.Option("--output", "-o", help="the card (default: MODEL.validation.json)"),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="an HTML page of the card, with pictures")
+    plot: Annotated[
+        Path | None, typer.Option(help="a picture of all deviations and goals (.png, .pdf, .svg)")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="of the snapshots, K (default: as stated, or the model's)")
@@ -35,7 +35,7 @@ def validate(
     effort: Annotated[
         float,
         typer.Option(
-            help="how much is sampled: 0.1 for a quick look, 1 takes minutes, 4 for goals"
+            help="how much is sampled: 0.1 for a quick look, 4 where an error is to be halved"
         ),
     ] = 1.0,
     modes: Annotated[
@@ -68,10 +68,12 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output")] = False,
     config: Config = None,
 ) -> None:
-    """Compare snapshots, i.i.d. samples and corrected dynamics; a card with verdicts.
+    """Do snapshots, i.i.d. samples and Metropolis-corrected dynamics of a model agree?
 
-    Every divergence stands beside its sampling floor, every number has an error, and where
-    frames are too few the verdict is that it cannot be told.
+    Takes some minutes. Prints numbers beside their goals, each with its standard error and a
+    verdict: pass, fail, or cannot be told where frames are too few. Divergences stand beside
+    their sampling floor, what exact draws would have. Writes the card as JSON, and the options
+    used to CARD.yml.
     """
     import torch
 
@@ -86,7 +88,7 @@ def validate(
 
     torch.set_num_threads(1)
     card = output or _beside(model)
-    for path in filter(None, (card, report)):
+    for path in filter(None, (card, plot)):
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: its folder does not exist; make it first")
     if reference is None and reference_options is not None:
@@ -117,45 +119,44 @@ def validate(
             progress=update,
         )
         update(1.0)
-    found.facts["options"] = resolved(context)
     found.save(card)
     save_resolved(context, card)
-    if report is not None:
-        from .analysis.validation_page import write_page
+    if plot is not None:
+        from .analysis.plots_validation import deviations
 
-        write_page(report, found, frames.system)
+        deviations(found).savefig(plot, dpi=150)
     if as_json:
         show(found.to_dict(), True)
         return
     _print(found)
-    say(f"wrote {card}" + (f" and {report}" if report is not None else ""))
+    say(f"wrote {card}" + (f" and {plot}" if plot is not None else ""))
 
 
 def _print(found: Validation) -> None:
-    names = ["", "exact", "off by", "±", "goal", "verdict"]
-    title = (
-        f"{found.facts['formula']} at {found.facts['temperature_K']:g} K; exact: the sampling "
-        "floor, or the value of the data"
-    )
-    group, rows = "", []
-    for line in found.entries:
-        if line.group != group:
-            group = line.group
-            rows.append([group.upper(), *[""] * 5])
-        rows.append(_cells(line))
-    show_table(title, names, rows)
-    bad = [line for line in found.entries if line.good is not True and line.words]
-    show_verdicts([{"good": line.good, "text": f"{line.name}: {line.words}"} for line in bad])
+    names = ["", "value", "off by", "goal", "verdict"]
+    kelvin, group, rows = found.facts["temperature_K"], "", []
+    for one in found.lines:
+        if one.group != group:
+            group = one.group
+            rows.append([group.upper(), *[""] * 4])
+        rows.append(_cells(one))
+    show_table(f"{found.facts['formula']} at {kelvin:g} K", names, rows)
+    bad = [one for one in found.lines if one.good is not True and one.words]
+    show_verdicts([{"good": one.good, "text": f"{one.name}: {one.words}"} for one in bad])
     show_verdicts([{"good": good, "text": text} for good, text in found.notes])
-    show_verdicts([{"good": None, "text": f"left out: {text}"} for text in found.left_out])
     show_verdicts([{"good": found.good, "text": found.words}])
 
 
-def _cells(line: Entry) -> list[str]:
-    expected = "" if line.expected is None else f"{line.expected:.3g}"
-    goal = "" if line.goal is None else f"{line.goal:g}"
-    numbers = [expected, f"{line.deviation:+.4f}", f"{line.error:.4f}", goal]
-    return [f" {line.name}", *numbers, line.verdict or ""]
+def _cells(one: Line) -> list[str]:
+    digits = 4 if abs(one.error) < 0.01 else 3
+    off = f"{one.deviation:+.{digits}f}±{one.error:.{digits}f}"
+    return [
+        one.name,
+        f"{one.value:.{digits}f}",
+        off,
+        "" if one.goal is None else f"{one.goal:g}",
+        one.verdict or "",
+    ]
 
 
 def _beside(model: str) -> Path:

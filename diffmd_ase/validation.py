@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .analysis import comparisons as compare
 from .analysis import label_comparison as labels
@@ -246,9 +245,7 @@ class _Bench:
         stiffness = model.card.lambda_max or largest_curvature(model, frames)
         effort, goals = effort or Effort(), goals or Goals()
         worth, noise = len(fine) / g, Noise(seed)
-        bench = cls(
-            model, potential, stiffness, frames, worth, wrong, found, effort, goals, noise
-        )
+        bench = cls(model, potential, stiffness, frames, worth, wrong, found, effort, goals, noise)
         if abs(snapshots.temperature_K - model.card.temperature_K) > _SAME_KELVIN:
             raise ValueError(bench.another_temperature())
         return bench
@@ -310,7 +307,7 @@ class _Bench:
 def _evaluated(potential: Potential, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Energies (M,) in eV and forces (M, N, 3) in eV/Å, in parts."""
     parts = [evaluate(potential.terms, p) for p in torch.as_tensor(x).split(_BATCH)]
-    energy, forces = (torch.cat(v) for v in zip(*((p.energy, p.forces) for p in parts), strict=True))
+    energy, forces = torch.cat([p.energy for p in parts]), torch.cat([p.forces for p in parts])
     return energy.double().cpu().numpy(), forces.double().cpu().numpy()
 
 
@@ -320,9 +317,11 @@ def _labels(
     """log weights (M,) of the frames towards the model, where they have energies; its energies
     (M,) in eV; lines and notes where energies and forces are known."""
     frames, goals, x = bench.frames, bench.goals, bench.frames.positions
-    own = np.concatenate([_evaluated(bench.potential, p)[0] for p in _chunks(x)])
+    own = _evaluated(bench.potential, x)[0]
     of = partial(labels.energy_label_lines, kT=bench.kT, torsions=bench.torsions, goals=goals)
-    lines, notes, log_weights = [], [], None
+    lines: list[Line] = []
+    notes: list[Note] = []
+    log_weights = None
     chosen = bench.some(bench.effort.labels)
     forces = None if frames.forces is None else np.asarray(frames.forces[chosen], float)
     if frames.energies is not None:
@@ -347,10 +346,6 @@ def _labels(
     else:
         notes.append((None, "no calibration of an uncertainty: one model, no committee"))
     return log_weights, own, lines, notes
-
-
-def _chunks(x: np.ndarray):
-    return (x[begin : begin + 10_000] for begin in range(0, len(x), 10_000))
 
 
 def _independent(bench: _Bench, progress) -> tuple[np.ndarray, Line]:
@@ -386,7 +381,8 @@ def _compared(
         of = {label: (torsions(x), ids) for label, (x, ids) in sets.items()}
         some = None if log_weights is None else log_weights[rest]
         found += compare.torsion_lines(torsions, angles[rest], of, some, goals, seed=seed)
-        series = {label: a if ids is None else a.reshape(t, w, -1) for label, (a, ids) in of.items()}
+        series = {label: a for label, (a, _) in of.items()}
+        series["corrected MD"] = series["corrected MD"].reshape(t, w, -1)
         found += compare.free_energy_lines(torsions, angles, series, log_weights, goals)
     else:
         some = rest[:: max(1, len(rest) // 5000)]
@@ -398,9 +394,7 @@ def _compared(
         off = mean_estimate(~Range(frames)(walkers.positions))
         words = "with a distance that no snapshot has, by 0.3 Å"
         name = "corrected MD off all data"
-        found.append(
-            line("stability", name, off.value, off.error, goal=goals.lost, words=words)
-        )
+        found.append(line("stability", name, off.value, off.error, goal=goals.lost, words=words))
     return found + compare.energy_lines(
         energies[rest], walkers.energies, bench.kT, goals, seed=seed
     )

@@ -15,22 +15,21 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from diffmd_ase import Noise, ScoreModel, Snapshots, System
-from diffmd_ase.analysis.comparisons import width_entries
-from diffmd_ase.analysis.fidelity import (
+from diffmd_ase.analysis.comparisons import width_lines
+from diffmd_ase.analysis.divergence import (
     cell_rows,
     excess_divergence,
     excess_reweighted,
-    judged,
     torsion_rows,
 )
-from diffmd_ase.analysis.label_entries import calibration_entry
+from diffmd_ase.analysis.label_comparison import calibration_line
 from diffmd_ase.analysis.modes import torsion_modes, unphysical_frames
-from diffmd_ase.analysis.scorecard import Goals
+from diffmd_ase.analysis.scorecard import Goals, judged
 from diffmd_ase.score.model import Card, ExpertCard
 from diffmd_ase.score.network import PairConfig
 from diffmd_ase.score.topology import Topology
 from diffmd_ase.validation import Effort, validate
-from diffmd_ase.validation_runs import forces_and_divergence, plain_walkers
+from diffmd_ase.validation_walkers import forces_and_divergence, plain_walkers
 
 WIDTH, LOW, HIGH = 0.04, 0.002, 4.0  # Å
 SHARE = 0.3  # of the second conformer
@@ -117,8 +116,8 @@ def z(line):
 
 
 def test_an_exact_model_is_nowhere_above_its_floor(exact):
-    assert [line.name for line in exact.entries if line.verdict == "above floor"] == []
-    judged_lines = [line for line in exact.entries if line.goal is not None]
+    assert [line.name for line in exact.lines if line.verdict == "fail"] == []
+    judged_lines = [line for line in exact.lines if line.goal is not None]
     assert len(judged_lines) > 15
     for line in judged_lines:
         if line.group != "labels" and line.error > 1e-6 and line.expected != 1.0:
@@ -127,12 +126,12 @@ def test_an_exact_model_is_nowhere_above_its_floor(exact):
 
 
 def test_every_part_of_the_card_is_there(exact):
-    groups = {line.group for line in exact.entries}
+    groups = {line.group for line in exact.lines}
     assert groups == {
         "torsions", "free energy", "widths", "energies", "labels", "temperature", "stability"
     }  # fmt: skip
-    (torsion,) = {line.name for line in exact.entries if line.name.endswith("reweighted")} - {
-        line.name for line in exact.entries if line.name.startswith("ΔF")
+    (torsion,) = {line.name for line in exact.lines if line.name.endswith("reweighted")} - {
+        line.name for line in exact.lines if line.name.startswith("ΔF")
     }
     assert torsion.startswith("JS ")
     assert exact["std of U - E, kT"].value < 1e-3
@@ -140,12 +139,12 @@ def test_every_part_of_the_card_is_there(exact):
     assert any("one model, no committee" in text for text in exact.left_out)
     assert any("worth 6000 independent" in text for _, text in exact.notes)
     assert any("did not cross" in text for _, text in exact.notes)
-    with pytest.raises(KeyError, match="no entry 'x'"):
+    with pytest.raises(KeyError, match="no line 'x'"):
         exact["x"]
 
 
 def test_exchange_from_one_mode_finds_the_other(exact):
-    (line,) = [line for line in exact.entries if line.name.endswith("exchange")]
+    (line,) = [line for line in exact.lines if line.name.endswith("exchange")]
     assert line.error < 0.4 and abs(z(line)) < 4
     assert "the data have" in line.words
 
@@ -153,16 +152,16 @@ def test_exchange_from_one_mode_finds_the_other(exact):
 def test_the_card_is_json_without_nan(exact, tmp_path):
     read = json.loads(exact.save(tmp_path / "card.json").read_text(), parse_constant=pytest.fail)
     assert read["verdict"]["text"] == exact.words
-    assert len(read["entries"]) == len(exact.entries)
+    assert len(read["lines"]) == len(exact.lines)
     assert read["snapshots"]["trained_on_these"] is True
 
 
 def test_a_seed_gives_one_card(snapshots):
     few = replace(SMALL, samples=60, walkers=8, moves=6)
     one, two = (run(Clouds(conformers()), snapshots, effort=few) for _ in range(2))
-    assert one.entries == two.entries
+    assert one.lines == two.lines
     other = run(Clouds(conformers()), snapshots, effort=few, seed=2)
-    assert one.entries != other.entries
+    assert one.lines != other.lines
 
 
 # ------------------------------------------------------------------- wrong ones are caught
@@ -172,33 +171,33 @@ def test_a_stiffer_model_is_flagged(snapshots):
     """Energy times 1.4, as a wrong temperature in training would do."""
     found = run(Clouds(conformers(), scale=1.4), snapshots)
     assert found.good is False
-    above = {line.name for line in found.entries if line.verdict == "above floor"}
-    assert {"std of bonds", "T by forces / model's", "T by energies / label"} <= above
-    assert found["T by forces / model's"].value == pytest.approx(1.4, abs=0.1)
-    assert found["T by energies / label"].value == pytest.approx(1 / 1.4, abs=0.02)
+    above = {line.name for line in found.lines if line.verdict == "fail"}
+    assert {"std of bonds", "T by widths", "T by labelled energies"} <= above
+    assert found["T by widths"].value == pytest.approx(1.4, abs=0.1)
+    assert found["T by labelled energies"].value == pytest.approx(1 / 1.4, abs=0.02)
 
 
 def test_wrong_weights_of_modes_are_flagged(snapshots):
     """Forces within modes are right; only populations are not: by ln(3/7) - ln(6/4) kT."""
     found = run(Clouds(conformers(), share=0.6), snapshots)
-    kinds = [line for line in found.entries if line.name.startswith("ΔF")]
+    kinds = [line for line in found.lines if line.name.startswith("ΔF")]
     assert {line.name.split(": ")[1] for line in kinds} == {"reweighted", "i.i.d."}
     sign = -1 if kinds[0].deviation < 0 else 1
     for line in kinds:
-        assert line.verdict == "above floor"
+        assert line.verdict == "fail"
         assert abs(line.deviation - sign * np.log(0.6 * 0.7 / (0.4 * 0.3))) < 4 * line.error
-    offset = next(line for line in found.entries if line.name.startswith("U - E in"))
+    offset = next(line for line in found.lines if line.name.startswith("U - E in"))
     assert abs(offset.deviation) == pytest.approx(np.log(0.6 * 0.7 / (0.4 * 0.3)), abs=0.01)
-    assert found["std of bonds"].verdict != "above floor"
+    assert found["std of bonds"].verdict != "fail"
 
 
 def test_hot_snapshots_under_a_cold_label(snapshots):
     """Frames of 1.4 times the temperature; the model, and the energies, know better."""
     hot = labelled(draws(6000, np.random.default_rng(4), width=1.4**0.5 * WIDTH))
     found = run(Clouds(conformers()), hot)
-    line = found["T by forces / model's"]
-    assert line.verdict == "above floor" and abs(line.value - 1.4) < 4 * line.error
-    assert found["T by energies / label"].verdict == "pass"
+    line = found["T by widths"]
+    assert line.verdict == "fail" and abs(line.value - 1.4) < 4 * line.error
+    assert found["T by labelled energies"].verdict == "pass"
     assert any(good is False and "label of the snapshots" in text for good, text in found.notes)
 
 
@@ -206,8 +205,8 @@ def test_a_wrong_label_on_all_data_shows_in_the_energies(snapshots):
     """Model and snapshots agree, but U/kT of the label is not -ln p."""
     wrong = replace(snapshots, energies=1.3 * snapshots.energies)
     found = run(Clouds(conformers()), wrong)
-    assert found["T by energies / label"].value == pytest.approx(1.3, abs=0.01)
-    assert found["T by forces / model's"].verdict != "above floor"
+    assert found["T by labelled energies"].value == pytest.approx(1.3, abs=0.01)
+    assert found["T by widths"].verdict != "fail"
     assert any("the model's data" in text for good, text in found.notes if good is False)
 
 
@@ -218,13 +217,13 @@ def test_a_sampler_at_another_temperature_is_flagged(rng):
 
     def bonds(width):
         walkers = draws(shape[0] * shape[1], rng, width=width).reshape(*shape, 4, 3)
-        lines = width_entries(SYSTEM, GRAPH, frames, walkers, 0.0, Goals())
+        lines = width_lines(SYSTEM, GRAPH, frames, walkers, 0.0, Goals())
         return {line.name: line for line in lines}
 
     right, wrong = bonds(WIDTH), bonds(1.15**0.5 * WIDTH)
     assert set(right) == {"std of bonds", "std of 1-3 distances", "std of torsions"}
     assert all(line.verdict == "cannot be told" or line.good for line in right.values())
-    assert all(line.verdict == "above floor" for line in wrong.values())
+    assert all(line.verdict == "fail" for line in wrong.values())
     assert wrong["std of bonds"].value == pytest.approx(1.15**0.5, abs=0.05)
 
 
@@ -233,11 +232,11 @@ def test_smoothing_is_removed_from_widths(rng):
     frames, sigma = draws(20_000, rng), 0.02
     walkers = draws(20_000, rng) + sigma * rng.normal(size=(20_000, 4, 3))
     clean, raw = (
-        width_entries(SYSTEM, GRAPH, frames, walkers.reshape(200, 100, 4, 3), s, Goals())
+        width_lines(SYSTEM, GRAPH, frames, walkers.reshape(200, 100, 4, 3), s, Goals())
         for s in (sigma, 0.0)
     )
     assert [line.verdict for line in clean] == ["pass"] * 3
-    assert [line.verdict for line in raw] == ["above floor"] * 3
+    assert [line.verdict for line in raw] == ["fail"] * 3
 
 
 # ----------------------------------------------------------------------- floors and verdicts
@@ -264,7 +263,7 @@ def test_exact_draws_have_no_excess(n):
 def test_draws_of_another_law_have_an_excess(rng):
     found = excess_divergence(torsions(8000, rng), torsions(2000, rng, share=0.2))
     assert found.excess > 4 * found.error
-    assert judged(found.excess, found.error, 0.002) == "above floor"
+    assert judged(found.excess, found.error, 0.002) == "fail"
 
 
 def test_correlated_walkers_are_worth_less_than_their_frames():
@@ -296,7 +295,7 @@ def test_weights_that_change_the_law(rng):
 
 def test_verdicts():
     assert judged(0.001, 0.002, 0.01) == "pass"
-    assert judged(-0.03, 0.002, 0.01) == "above floor"
+    assert judged(-0.03, 0.002, 0.01) == "fail"
     assert judged(0.001, 0.02, 0.01) == "cannot be told"
     assert judged(0.011, 0.004, 0.01) == "cannot be told"
     assert judged(np.inf, np.nan, 0.01) == "cannot be told"
@@ -341,7 +340,11 @@ def test_lost_walkers_are_counted(rng):
     x = torch.as_tensor(frames.positions)
     for stiffness, lost in ((model.card.lambda_max, 0), (0.02 * model.card.lambda_max, 32)):
         found = plain_walkers(
-            model.potential(device="cpu"), x, stiffness=stiffness, progress=lambda _: None, **options
+            model.potential(device="cpu"),
+            x,
+            stiffness=stiffness,
+            progress=lambda _: None,
+            **options,
         )
         assert found.lost == lost and len(found.positions) == 32 - lost
 
@@ -349,10 +352,10 @@ def test_lost_walkers_are_counted(rng):
 def test_calibration_of_a_committee(rng):
     """Members and truth scatter alike: one. Three times the scatter of truth: three."""
     members = rng.normal(size=(4, 200, 10, 3))
-    line = calibration_entry(members, rng.normal(size=(200, 10, 3)), Goals())
+    line = calibration_line(members, rng.normal(size=(200, 10, 3)), Goals())
     assert line.verdict == "pass" and abs(line.value - 1) < 0.05
-    far = calibration_entry(members, 3 * rng.normal(size=(200, 10, 3)), Goals())
-    assert far.verdict == "above floor"
+    far = calibration_line(members, 3 * rng.normal(size=(200, 10, 3)), Goals())
+    assert far.verdict == "fail"
 
 
 # ------------------------------------------------------------------------------ bad input
@@ -366,7 +369,7 @@ def test_unphysical_frames_are_named_and_left_out(snapshots):
     found = run(Clouds(conformers()), broken)
     (text,) = [text for good, text in found.notes if good is False and "cannot be right" in text]
     assert text.startswith("1 frames") and "7: bond" in text
-    assert found["std of bonds"].verdict != "above floor"
+    assert found["std of bonds"].verdict != "fail"
 
 
 def test_overlapping_atoms(rng):
@@ -397,8 +400,8 @@ def test_what_is_missing_is_said(rng):
     x = draws(400, rng, share=0.0)
     frames = Snapshots(SYSTEM, np.repeat(x, 4, 0), KELVIN, correlation=4.0)
     found = run(Clouds(conformers(), share=1e-9), frames)
-    assert {line.group for line in found.entries} >= {"torsions", "widths", "temperature"}
-    assert "labels" not in {line.group for line in found.entries}
+    assert {line.group for line in found.lines} >= {"torsions", "widths", "temperature"}
+    assert "labels" not in {line.group for line in found.lines}
     assert any("no energies" in text for text in found.left_out)
     assert any("forces: the snapshots have none" in text for text in found.left_out)
     notes = [text for _, text in found.notes]
@@ -448,12 +451,12 @@ def test_a_crystal(rng):
     right, soft = (
         run(Springs(atoms.positions, 0.1, scale), frames, effort=few) for scale in (1.0, 0.7)
     )
-    assert {line.group for line in right.entries} >= {"distances", "energies", "stability"}
-    assert [line.name for line in right.entries if line.verdict == "above floor"] == []
+    assert {line.group for line in right.lines} >= {"distances", "energies", "stability"}
+    assert [line.name for line in right.lines if line.verdict == "fail"] == []
     assert abs(z(right["JS distances: corrected MD"])) < 4
     assert any("periodic systems have not" in text for text in right.left_out)
-    above = {line.name for line in soft.entries if line.verdict == "above floor"}
-    assert {"peaks of g(r): corrected MD", "T by forces / model's"} <= above
+    above = {line.name for line in soft.lines if line.verdict == "fail"}
+    assert {"peaks of g(r): corrected MD", "T by widths"} <= above
     peaks = right["peaks of g(r): corrected MD"].details
     (place,) = [name for name in peaks if name.startswith("place of peak 1")]
     assert float(place.split(" at ")[1].split()[0]) == pytest.approx(3.6 / 2**0.5, abs=0.05)

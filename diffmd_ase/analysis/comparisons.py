@@ -252,7 +252,8 @@ def energy_lines(
 
     A model whose law is that of the data has one distribution of energies on both.
     """
-    bins = np.linspace(*np.percentile(reference, [0.5, 99.5]), 31)
+    low, high = np.percentile(reference, [0.5, 99.5])
+    bins = np.linspace(low, high, 31)
     flat = walkers.ravel()
     who = np.broadcast_to(np.arange(walkers.shape[1]), walkers.shape).ravel()
     rows, table = (

@@ -52,10 +52,10 @@ def distance_lines(
         ]
         pairs = [(ours.peak(place), data.peak(place)) for place in places]
         values = np.array([a[0] / b[0] for a, b in pairs]).ravel()
-        errors = [np.hypot(a[1] / a[0], b[1] / b[0]) for a, b in pairs]
+        relative = [np.hypot(a[1] / a[0], b[1] / b[0]) for a, b in pairs]
         if names:
             name = f"peaks of g(r): {label}"
-            errors = values * np.ravel(errors)
+            errors = values * np.ravel(relative)
             found.append(worst_line("distances", name, names, values, errors, goal=goals.peak))
     return found
 

@@ -96,7 +96,7 @@ def excess_divergence(
     total = _sum(reference, np.arange(m))
     left = np.array([jensen_shannon(table.sum(0) - row, total) for row in table])
     js, level = float(np.mean(found)), float(np.mean(floor))
-    error = float(max(np.std(floor, ddof=1), _jackknife_error(left)))
+    error = max(float(np.std(floor, ddof=1)), _jackknife_error(left))
     return Excess(js, level, js - level, error, worth)
 
 

@@ -34,7 +34,7 @@ def energy_label_lines(
         in_a, in_b = gap[a(angles[:, k])], gap[b(angles[:, k])]
         if min(len(in_a), len(in_b)) < 2:
             continue
-        offset, error = in_b.mean() - in_a.mean(), np.hypot(*(_standard(g) for g in (in_a, in_b)))
+        offset, error = in_b.mean() - in_a.mean(), np.hypot(_standard(in_a), _standard(in_b))
         words = f"mean there minus mean in {a}; {len(in_b)} frames there"
         name = f"U - E in {name}, kT"
         found.append(line("labels", name, offset, error, goal=goals.offset, words=words))
