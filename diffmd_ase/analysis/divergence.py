@@ -103,15 +103,17 @@ def excess_divergence(
 def excess_reweighted(reference: csr_array, log_weights: np.ndarray, *, seed: int = 0) -> Excess:
     """Divergence of the law ``w p`` from p, of frames (M, K) of p with log weights (M,).
 
-        excess = ⟨JS(w·A, B) - JS(A', B)⟩ over random halves A, B
+        excess = ⟨JS(w·A, B) - JS(w'·A, B)⟩ over random halves A, B
 
-    with A' as many frames of A as its weights are worth, ``(Σ w)²/Σ w²``. The error is a
-    jackknife over groups of frames.
+    with w' the weights over their mean in the cells of the frame: they change no law, but have
+    the noise of w where it is. The error is a jackknife over groups of frames;
+    ``n_effective = (Σ w)²/Σ w²``.
     """
     rng = np.random.default_rng(seed)
     m = reference.shape[0]
     w = np.exp(log_weights - np.max(log_weights))
-    fraction = w.sum() ** 2 / (m * (w**2).sum())
+    counts = np.maximum(reference.sum(0), 1.0)
+    level = reference @ ((w @ reference) / counts) / reference.sum(1)
     splits = [rng.permutation(m) for _ in range(_SPLITS)]
     groups = rng.permutation(m) % min(_GROUPS, m)
 
@@ -119,16 +121,16 @@ def excess_reweighted(reference: csr_array, log_weights: np.ndarray, *, seed: in
         pairs = []
         for order in orders:
             a, b = order[: m // 2], order[m // 2 :]
-            few = a[: max(1, round(fraction * len(a)))]
             rest = _sum(reference, b, use[b])
-            ours, exact = _sum(reference, a, (use * w)[a]), _sum(reference, few, use[few])
+            ours, exact = (_sum(reference, a, (use * v)[a]) for v in (w, w / level))
             pairs.append((jensen_shannon(ours, rest), jensen_shannon(exact, rest)))
         return np.mean(pairs, axis=0)
 
     js, floor = both(np.ones(m), splits)
     each = [both((groups != g).astype(float), splits[:4]) for g in range(groups.max() + 1)]
     error = _jackknife_error(np.array([a - b for a, b in each]))
-    return Excess(float(js), float(floor), float(js - floor), error, float(fraction * m))
+    worth = w.sum() ** 2 / (w**2).sum()
+    return Excess(float(js), float(floor), float(js - floor), error, float(worth))
 
 
 def effective_number(
