@@ -5,8 +5,8 @@ temperature, size and lattice constant that no snapshot has. Beside it energies 
 temperatures, and one of both sets whose temperatures were forgotten (500 K for all), which must
 fail. Walkers of 107 atoms are corrected to the model's own energy by Metropolis steps.
 
-    python benchmarks/copper_transfer.py --data folder     # twelve minutes on one core
-    python benchmarks/copper_transfer.py --data folder     # again, with the sets that it holds: five
+    python benchmarks/copper_transfer.py --data folder     # fourteen minutes on one core
+    python benchmarks/copper_transfer.py --data folder     # again, with its sets: eight
 """
 
 import argparse
@@ -45,9 +45,7 @@ def exact(folder, name, seed):
         atoms = crystal(repeat, lattice=lattice(kelvin))
         x, energies, forces, _ = draw(frames, seed, atoms=atoms, temperature_K=kelvin)
         box = {"numbers": atoms.numbers, "cell": np.array(atoms.cell), "pbc": atoms.pbc}
-        np.savez(
-            path, positions=x, energies=energies, forces=forces, temperature_K=kelvin, **box
-        )
+        np.savez(path, positions=x, energies=energies, forces=forces, temperature_K=kelvin, **box)
     return path
 
 
@@ -132,7 +130,9 @@ def main():
         kelvin = ", ".join(f"{t:g}" for t in one["configurational_K"])
         print(f"{name}: sets by their forces at {kelvin} K; training {one['training_s']:.0f} s")
     kept, spread = result["300 and 700 K"]["499 atoms"]
-    print(f"499 atoms: {kept} of 4 walkers after 1000 steps, U - EMT varies by {spread:.2f} meV/atom")
+    print(
+        f"499 atoms: {kept} of 4 walkers after 1000 steps, U - EMT varies by {spread:.2f} meV/atom"
+    )
 
 
 if __name__ == "__main__":

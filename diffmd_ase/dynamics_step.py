@@ -156,7 +156,9 @@ def check_temperature(potential: Potential, temperature_K: float) -> None:
         if low * (1 - _SAME) <= temperature_K <= high * (1 + _SAME):
             continue
         of = f"at {low:g} K" if low == high else f"between {low:g} and {high:g} K"
-        risk = " and hotter than any of them, where frames unlike them come" * (temperature_K > high)
+        risk = " and hotter than any of them, where frames unlike them come" * (
+            temperature_K > high
+        )
         warnings.warn(
             f"{temperature_K=:g}, but the snapshots of the model of {card.formula} are {of}: the "
             "same energy is used with the kT of the run, right only if it does not depend on "

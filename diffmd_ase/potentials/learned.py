@@ -148,8 +148,8 @@ def _check_elements(known: list[set[int]], system: System) -> None:
     for pair in combinations(sorted(asked), 2):
         if not any(set(pair) <= one for one in known):
             raise ValueError(
-                f"{system.formula}: no snapshots of this model held {_symbols(set(pair))} together, "
-                "so that it knows nothing of their bonds; train on some that do"
+                f"{system.formula}: no snapshots of this model held {_symbols(set(pair))} "
+                "together, so that it knows nothing of their bonds; train on some that do"
             )
 
 

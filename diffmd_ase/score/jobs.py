@@ -22,9 +22,7 @@ from .snapshots import Snapshots
 __all__ = ["Bars", "read_job", "run_side_by_side", "write_job"]
 
 
-def write_job(
-    folder: Path, sets: tuple[Snapshots, ...], config: TrainConfig, seed, device
-) -> None:
+def write_job(folder: Path, sets: tuple[Snapshots, ...], config: TrainConfig, seed, device) -> None:
     """Leave all that a training process needs in ``folder``; refuse one of another job."""
     job = {
         "data": joint_hash(sets),

@@ -200,8 +200,12 @@ def nearest_neighbours(snapshots) -> float:
 def nearest_by_element(snapshots) -> dict[int, float]:
     """The same for each atomic number that has neighbours."""
     nearest = _nearest(snapshots)
-    numbers = torch.as_tensor(snapshots.system.numbers).repeat(len(nearest) // len(snapshots.system))
-    means = {z: nearest[(numbers == z) & nearest.isfinite()].mean() for z in numbers.unique().tolist()}
+    numbers = torch.as_tensor(snapshots.system.numbers).repeat(
+        len(nearest) // len(snapshots.system)
+    )
+    means = {
+        z: nearest[(numbers == z) & nearest.isfinite()].mean() for z in numbers.unique().tolist()
+    }
     return {z: float(mean) for z, mean in means.items() if mean.isfinite()}
 
 

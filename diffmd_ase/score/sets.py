@@ -28,6 +28,8 @@ from .snapshots import Snapshots
 __all__ = ["as_sets", "configurational_temperatures", "joint_hash", "temperings"]
 
 _UNITS = 1.5  # nearest neighbours of one element differ less; Å and bohr differ by 1.9
+_COORDINATES = 12_000  # that a temperature is measured by: about 1 %
+_CONVERGED = 0.25  # of the balance that holds at the minimum
 _SUSPECT = 0.1  # of a temperature: beyond the error of a fit that does not fit all sets
 
 
@@ -63,7 +65,7 @@ def joint_hash(sets: tuple[Snapshots, ...]) -> str:
 
 
 def configurational_temperatures(
-    network: nn.Module, sigma: float, sets: tuple[Snapshots, ...], *, frames: int = 128
+    network: nn.Module, sigma: float, sets: tuple[Snapshots, ...]
 ) -> list[float]:
     """The temperature (K) that each set has by the forces of ``network``.
 
@@ -73,18 +75,26 @@ def configurational_temperatures(
     (1997); Butler et al., J. Chem. Phys. 109, 6519 (1998)). One set always agrees with its own
     energy; of several, one with a wrong label does not: that is a warning.
     """
-    found = []
+    found, suspects, squared, curved = [], [], 0.0, 0.0
     for part, tempering in zip(sets, temperings(sets), strict=True):
         generator = torch.Generator().manual_seed(0)
+        frames = max(128, _COORDINATES // (3 * len(part.system)))
         index = torch.randperm(len(part), generator=generator)[:frames].numpy()
         squares, slopes = _virial(network, sigma, part, index, tempering, generator)
         ratio = float(squares.mean() / slopes.mean())
-        error = float((squares - ratio * slopes).std() / slopes.mean() / len(index) ** 0.5)
+        error = float((squares - ratio * slopes).std() / slopes.mean()) / len(index) ** 0.5
         found.append(part.temperature_K * ratio)
-        if len(sets) > 1 and abs(ratio - 1) > max(_SUSPECT, 4 * error):
+        known = float(slopes.mean() / slopes.std()) * len(index) ** 0.5 > 4
+        if known and abs(ratio - 1) > max(_SUSPECT, 4 * error):
+            suspects.append((part, found[-1]))
+        squared += len(part) / tempering * float(squares.mean())
+        curved += len(part) / tempering * float(slopes.mean())
+    # at the minimum of the loss of all sets their ratio is 1: elsewhere the energy is to blame
+    if len(sets) > 1 and abs(squared - curved) < _CONVERGED * curved:
+        for part, kelvin in suspects:
             warnings.warn(
                 f"{part.source} is said to be at {part.temperature_K:g} K but fits the energy of "
-                f"all sets at {found[-1]:.0f} K: a wrong temperature here or in another set, "
+                f"all sets at {kelvin:.0f} K: a wrong temperature here or in another set, "
                 "snapshots out of equilibrium, or an energy that depends on temperature",
                 stacklevel=3,
             )
@@ -112,12 +122,14 @@ def _virial(network, sigma, part, index, tempering, generator) -> tuple[Tensor, 
 
 
 def _check_together(sets: tuple[Snapshots, ...]) -> None:
-    first, hashes = sets[0], {}
+    first = sets[0]
+    hashes: dict[str, str] = {}
     known = nearest_by_element(first)
     for part in sets:
-        twin = hashes.setdefault(part.sha256, part)
-        if twin is not part:
-            raise ValueError(f"{twin.source} and {part.source} hold the same snapshots: drop one")
+        if part.sha256 in hashes:
+            twin = hashes[part.sha256]
+            raise ValueError(f"{twin} and {part.source} hold the same snapshots: drop one")
+        hashes[part.sha256] = part.source
         if (part.system.pbc != first.system.pbc).any():
             raise ValueError(
                 f"{part.source} has pbc={part.system.pbc.tolist()} but {first.source} has "
