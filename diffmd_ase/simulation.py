@@ -35,6 +35,7 @@ from .sampling.run import advance
 from .sampling.tally import Tally
 from .score.model import ScoreModel
 from .score.snapshots import Snapshots
+from .signals import Deferred
 from .storage import RunInfo, Trajectory, TrajectoryWriter
 from .system import State, System
 from .targets import find_target
@@ -339,7 +340,7 @@ def simulate(
         saved = facts() | {"potential": kernel.potential.checkpoint()}
         save_checkpoint(files.restart, state, seed=info.seed, parameters=saved)
 
-    with writer:
+    with Deferred() as signals, writer:
         save()
         try:
             while state.step < n_steps:
@@ -353,6 +354,8 @@ def simulate(
                         evaluations += len(state.x)
                         if step_info.accepted is not None:
                             tallies[0] = tallies[0].add(step_info, columns_of)
+                        if signals.pending is not None:
+                            break
                 except DivergedError as error:
                     lost |= {str(walker): error.step for walker in error.walkers}
                     if error.survivors is None:
@@ -370,6 +373,7 @@ def simulate(
                 if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                     save()
                     saved = time.monotonic()
+                signals.deliver()
         finally:
             save()
     summary = _summary(kernel, info, state, facts())
