@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -44,7 +45,7 @@ def write_job(folder: Path, sets: tuple[Snapshots, ...], config: TrainConfig, se
                 f"{folder} holds a training run with another {' and '.join(changed)}; give "
                 "another directory, or remove it to start afresh"
             )
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for n, part in enumerate(sets):
         system = part.system
         arrays |= {f"{n}.{key}": getattr(system, key) for key in ("numbers", "masses", "pbc")}
