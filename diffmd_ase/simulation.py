@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from torch import Tensor
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .dynamics_step import Step, card_stiffness, check_step, choose_step
+from .dynamics_step import Step, card_stiffness, check_step, check_temperature, choose_step
 from .h5md import replacing
 from .noise import Noise
 from .potentials.base import Potential
@@ -46,6 +46,7 @@ __all__ = [
     "coupled_kernel",
     "frame_writer",
     "read_frames",
+    "read_sets",
     "simulate",
     "starting_positions",
     "states_temperature",
@@ -123,6 +124,8 @@ def coupled_kernel(
         raise ValueError(f"step size {h} Å² must be positive")
     kT = kT_from_temperature(temperature_K)
     stiffness = card_stiffness(potential, kT)
+    if target in (None, "model"):  # another reference has the last word
+        check_temperature(potential, temperature_K)
 
     def known() -> tuple[float, str]:
         if stiffness is None:
@@ -164,6 +167,31 @@ def states_temperature(source: str | Path) -> bool:
             return bool({"temperature", "temperature_K"} & set(archive.files))
     except (OSError, ValueError, zipfile.BadZipFile):
         return True  # to be refused, with better words, by who reads it
+
+
+def read_sets(sources: Sequence[str | Path], temperatures: Sequence[float]) -> list[Snapshots]:
+    """Sets of snapshots to train on, and their temperatures: none, one for all, or one for each.
+
+    Raises
+    ------
+    ValueError : a set without a temperature, or with two that differ
+    """
+    if len(temperatures) not in (0, 1, len(sources)):
+        raise ValueError(
+            f"{len(temperatures)} temperatures for {len(sources)} files of snapshots: give one "
+            "for all or one for each, in their order"
+        )
+    for source in sources if not temperatures else ():
+        if not states_temperature(source):
+            raise ValueError(
+                f"{source} states no temperature: give --temperature in kelvin, a score is the "
+                "force divided by kT and means nothing without it"
+            )
+    each = list(temperatures) * (len(sources) // max(1, len(temperatures)))
+    return [
+        Snapshots.read(source, temperature_K=kelvin)
+        for source, kelvin in zip(sources, each or [None] * len(sources), strict=True)
+    ]
 
 
 def read_frames(source: str | Path, model: ScoreModel) -> Snapshots:
