@@ -19,9 +19,9 @@ range of the snapshots (`alanine_exchange.py`), and what is in the wall is not c
 are those of independent walkers, ladders, or blocks of snapshots; those of the growing bias are
 too small, since its walkers share it. Compared with the frozen bias are the population of φ > 0
 and those of the bins of (φ, ψ), 15° wide, in which both have at least 0.2 %. Exit status 1 if
-the biased walkers did not cross ten times as often as the control, or if the population of the frozen
-bias is further than three standard errors from the model's own, from that of the rotations or
-from that of the exchange.
+the biased walkers did not cross ten times as often as the control, or if the population of the
+frozen bias is further than three standard errors from the model's own, from that of the rotations
+or from that of the exchange.
 """
 
 from __future__ import annotations

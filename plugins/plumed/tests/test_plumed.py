@@ -198,10 +198,10 @@ class TestMemory:
 
     def test_evaluated_again_only_where_something_happens(self, make, x):
         potential = make([*CVS, HILLS, COLVAR.replace("STRIDE=2", "STRIDE=6")])
-        [driver] = potential._drivers
+        [driver] = potential._instances.drivers
         steps = []
         original = driver.calculate
-        driver.calculate = lambda *a: (steps.append(potential._step), original(*a))[1]
+        driver.calculate = lambda *a: (steps.append(potential._instances.step), original(*a))[1]
         for step in range(1, 13):
             potential.update(x, step)
         assert [s for s in steps if s > 0 and (s % 4 == 0 or s % 6 == 0)] == [4, 6, 8, 12]

@@ -179,7 +179,7 @@ def test_bad_input(tmp_path):
             bias([line], tmp_path)
     with pytest.raises(ValueError, match="'shared' or 'independent'"):
         bias([BIASES["METAD"]], tmp_path, walkers="all")
-    with pytest.warns(UserWarning, match="ABMD .* learns at every evaluation"):
+    with pytest.warns(UserWarning, match="ABMD .* learn at every evaluation"):
         potential = bias(["ABMD ARG=d TO=1 KAPPA=1"], tmp_path)
     with pytest.raises(ValueError, match="cannot serve 2 walkers"):
         potential(X.expand(2, 4, 3))
