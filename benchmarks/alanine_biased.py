@@ -64,13 +64,13 @@ EDGES = torch.linspace(-np.pi, np.pi, BINS + 1, dtype=torch.float64)[1:-1]
 class Result(NamedTuple):
     """Population of φ > 0, and of BINS² bins of (φ, ψ), with errors, near snapshots.
 
-    barrier : of φ, from the best bin at φ < 0 to the pass to φ > 0 at φ = 0, kT
+    barrier : of φ, from the best bin at φ < 0 to the pass at φ = 0, kT; None: nobody was there
     """
 
     sampler: str
     population: float
     error: float
-    barrier: float
+    barrier: float | None
     bins: list[float]
     bin_errors: list[float]
     crossings: int
@@ -118,7 +118,8 @@ def result(name: str, sums: Tensor, crossings: int, begun: float) -> Result:
     away = parts - mean[:, None] * total
     error = away.square().sum(-1).sqrt() * (n / (n - 1)) ** 0.5 / total.sum()
     phi, half = mean[1:].reshape(BINS, BINS).sum(1), BINS // 2
-    barrier = float((phi[:half].max() / phi[half - 4 : half + 4].min()).log())
+    top = phi[half - 4 : half + 4].min()
+    barrier = float((phi[:half].max() / top).log()) if top > 0 else None
     bins, seconds = (mean[1:].tolist(), error[1:].tolist()), time.thread_time() - begun
     return Result(name, float(mean[0]), float(error[0]), barrier, *bins, crossings, seconds)
 
@@ -238,9 +239,10 @@ def main() -> int:
     else:
         print(f"{'':28}{'φ > 0 / %':>12}{'±':>6}{'barrier/kT':>12}{'crossings':>11}{'CPU s':>7}")
         for r in results:
+            barrier = "—" if r.barrier is None else f"{r.barrier:.1f}"
             print(
                 f"{r.sampler:28}{100 * r.population:12.2f}{100 * r.error:6.2f}"
-                f"{r.barrier:12.1f}{r.crossings:11d}{r.seconds:7.0f}"
+                f"{barrier:>12}{r.crossings:11d}{r.seconds:7.0f}"
             )
         for name, z in compared.items():
             print(
