@@ -40,10 +40,11 @@ from torch import Tensor
 
 from diffmd_ase.analysis.observables import dihedrals
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.potentials.cvs import Torsion
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.cvs import Distance, Torsion
 from diffmd_ase.potentials.hills import Grid
 from diffmd_ase.potentials.metadynamics import Metadynamics
+from diffmd_ase.potentials.restraints import LowerWall, UpperWall
 from diffmd_ase.sampling.combine import Mixture
 from diffmd_ase.sampling.exchange import ReplicaExchange, geometric_kT
 from diffmd_ase.sampling.kernels import EulerMaruyama
@@ -57,7 +58,7 @@ from diffmd_ase.score.topology import Topology
 ANGLES = np.array([[4, 6, 8, 14], [6, 8, 14, 16]])  # φ and ψ
 BINS, PACE, GAMMA, BURN_IN = 24, 20, 12.0, 0.2
 LOCAL = 1.0  # rad
-KAPPA = 20.0  # of the wall, eV/Å²
+KAPPA = 10.0  # of the wall, eV at 1 Å
 EDGES = torch.linspace(-np.pi, np.pi, BINS + 1, dtype=torch.float64)[1:-1]
 
 
@@ -77,20 +78,11 @@ class Result(NamedTuple):
     seconds: float
 
 
-class Wall(Potential):
-    """``V = ½ κ Σ_pairs z²``, z the distance from the range of `Covered`, zero within."""
-
-    def __init__(self, covered: Covered, kappa: float):
-        self.covered, self.kappa = covered, kappa
-
-    def __call__(self, x, *, stress=False):
-        i, j = self.covered.pairs
-        r = x[..., i, :] - x[..., j, :]
-        d = r.norm(dim=-1)
-        z = (d - self.covered.high).clamp(min=0) + (d - self.covered.low).clamp(max=0)
-        pull = (self.kappa * z / d)[..., None] * r
-        forces = torch.zeros_like(x).index_add(-2, j, pull).index_add(-2, i, -pull)
-        return Evaluation(0.5 * self.kappa * z.square().sum(-1), forces)
+def wall(system, covered: Covered) -> Potential:
+    """``V = κ Σ_pairs z²``, z the distance from the range of `Covered`, zero within."""
+    distances = Distance(system, covered.pairs.T.numpy())
+    low = LowerWall(distances, at=covered.low, kappa=KAPPA)
+    return UpperWall(distances, at=covered.high, kappa=KAPPA) + low
 
 
 class Frozen(Potential):
@@ -164,7 +156,7 @@ def measure(potential, frames, kT, options) -> list[Result]:
     covered = Covered(x)
     rows = options.walkers * 2
     start = x[~positive(x)][:: len(x) // (2 * rows)][:rows].double()
-    target = potential + Wall(covered, KAPPA)
+    target = potential + wall(frames.system, covered)
     topology = Topology.from_positions(frames.system.numbers, frames.positions[::50])
     chosen = [n for n, axis in enumerate(topology.rotors.tolist()) if set(axis) in AXES]
     bias = Metadynamics(
