@@ -56,6 +56,7 @@ def test_colvar(tmp_path):
     for column, (name, unit) in enumerate(units_.items(), 2):
         np.testing.assert_allclose(rows[-3:, column], before[name] * unit, rtol=1e-14)
     x = positions(9, 3)
+    assert model.describe(x).keys() == {"t", "d", "bias", "rbias", "rct"}
     assert torch.equal(bias(x).energy, bias.bias(x).energy) and bias.bias.hills[1].numel() == 12
 
 

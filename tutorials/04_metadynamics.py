@@ -58,9 +58,7 @@ timestep = 0.01 * units.fs
 hill = {"sigma": 0.3, "pace": 20, "biasfactor": 12, "grid": Grid([60, 60])}
 biases = {
     "PLUMED": PlumedPotential(system, "ase.dat", kT=kT, timestep=timestep),
-    "torch": Metadynamics(
-        phi_psi, kT=kT, height=units.kJ / units.mol, file="HILLS.torch", **hill
-    ),
+    "torch": Metadynamics(phi_psi, kT=kT, height=units.kJ / units.mol, file="HILLS.torch", **hill),
 }
 logged = {}
 for name, bias in biases.items():
