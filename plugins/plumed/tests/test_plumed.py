@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.geometry import find_mic
 from diffmd_plumed import (
     ASE_UNITS,
     PLUMED_UNITS,
@@ -83,6 +84,26 @@ class TestPotential:
             factory=lambda strained: make(lines, strained),
             translation_invariant=True,
         )
+        potential, batch = make(lines, system), torch.stack([x, 1.1 * x])
+        stress = potential(batch, stress=True).stress
+        singles = torch.stack([potential(frame, stress=True).stress for frame in batch])
+        assert torch.equal(stress, singles) and stress.abs().min() > 0
+
+    def test_shortest_distance_in_a_cell(self, make):
+        """Rows of the cell are its vectors: they differ from the columns."""
+        cell = np.array([[6.0, 0, 0], [2.5, 7.0, 0], [1.0, -2.0, 8.0]])
+        x = torch.tensor([[0.2, 0.1, 0.3], [4.4, 6.0, 5.0]], dtype=torch.float64)
+        _, exact = find_mic((x[1] - x[0]).numpy(), cell)
+        assert exact < 0.9 * float((x[1] - x[0]).norm())
+        lines = [CVS[0], "RESTRAINT ARG=d AT=0 KAPPA=2"]
+        energy = float(make(lines, System([6, 6], [12.0] * 2, cell, [True] * 3))(x).energy)
+        assert energy * ASE_UNITS.energy == pytest.approx((0.1 * exact) ** 2, rel=1e-10)
+
+    def test_charges(self, make, x):
+        q = np.array([0.5, -0.3, 0.2, 0.1, -0.1, -0.4])
+        lines = ["p: DIPOLE GROUP=1-6", "RESTRAINT ARG=p AT=0 KAPPA=2"]
+        energy = float(make(lines, charges=q)(x).energy) * ASE_UNITS.energy
+        assert energy == pytest.approx(0.01 * np.square(q @ x.numpy()).sum(), rel=1e-10)
 
     @pytest.mark.parametrize("atoms", [9, 132, 1000])
     def test_masses(self, make, rng, atoms):

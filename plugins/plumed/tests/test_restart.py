@@ -38,11 +38,12 @@ def bias(lines, folder, **options):
     return PlumedPotential(SYSTEM, lines, kT=KT, timestep=1.0, directory=folder, **options)
 
 
-@pytest.mark.parametrize("cut", [23, 30], ids=["off the pace", "on the pace"])
+# on the pace, where the step that is repeated prints; off it, where the next update is a hill
+@pytest.mark.parametrize("cut, stride", [(30, 2), (23, 25)])
 @pytest.mark.parametrize("walkers", ["shared", "independent"])
 @pytest.mark.parametrize("name", EXACT)
-def test_continued_is_uninterrupted(name, walkers, cut, tmp_path):
-    lines = [*CV, EXACT[name], PRINT]
+def test_continued_is_uninterrupted(name, walkers, cut, stride, tmp_path):
+    lines = [*CV, EXACT[name], PRINT.replace("STRIDE=2", f"STRIDE={stride}")]
     make = partial(bias, lines, walkers=walkers)
     check_continued(make, tmp_path, steps=STEPS, cut=cut)
 
