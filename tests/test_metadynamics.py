@@ -79,6 +79,7 @@ def test_equal_to_plumed(grid, walkers, biasfactor, tmp_path):
     oracle.driver.finalize()
     theirs, mine = np.loadtxt(tmp_path / "HILLS"), np.loadtxt(tmp_path / "OURS")
     np.testing.assert_allclose(mine[:, 1:], theirs[:, 1:], rtol=1e-10, atol=1e-12)
+    assert mine[:, 0].tolist() == [step for step in range(2, 41, 2) for _ in range(walkers)]
 
 
 def test_equal_to_plumed_on_atoms(tmp_path):

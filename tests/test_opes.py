@@ -10,6 +10,7 @@ from plumed_oracle import Oracle
 
 from diffmd_ase.potentials.cvs import Function, join
 from diffmd_ase.potentials.kernel_density import Kernels
+from diffmd_ase.potentials.ladder import Ladder
 from diffmd_ase.potentials.opes import OPES, OPESExplore
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
@@ -202,6 +203,19 @@ def test_free_energy_is_that_of_the_kernels(kind):
 def test_bad_input(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_walkers_with_biases_of_their_own():
+    """By a `Ladder`: each walker learns from itself alone."""
+    each, singles = Ladder([opes() for _ in range(3)]), [opes() for _ in range(3)]
+    learn(each, 10)
+    for step in range(1, 11):
+        for single, own in zip(singles, positions(step, 3), strict=True):
+            single.update(own, step)
+    x = positions(50, 3)
+    expected = torch.stack([single(own).energy for single, own in zip(singles, x, strict=True)])
+    assert torch.equal(each(x).energy, expected) and expected.std() > 1e-3
+    assert not torch.equal(each(x).energy, learn(opes(), 10)(x).energy)
 
 
 def test_a_flat_target_is_allowed():

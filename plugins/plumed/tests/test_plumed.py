@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import units
+from ase.calculators.fd import calculate_numerical_forces
 from ase.geometry import find_mic
+from ase.md.langevin import Langevin
+from ase.optimize import BFGS
 from diffmd_plumed import (
     ASE_UNITS,
     PLUMED_UNITS,
@@ -18,6 +22,7 @@ from diffmd_plumed import (
     check_input,
 )
 
+from diffmd_ase import ScoreCalculator
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
@@ -228,6 +233,16 @@ class TestMemory:
         assert [s for s in steps if s > 0 and (s % 4 == 0 or s % 6 == 0)] == [4, 6, 8, 12]
         assert len(steps) == 5  # and one quiet step that PLUMED takes for its first
 
+    def test_a_schedule_changes_the_bias_at_every_step(self, make, x):
+        """A chain keeps the energy of its state until it is told that the bias has changed."""
+        moving = "MOVINGRESTRAINT ARG=d STEP0=0 AT0=0 KAPPA0=0 STEP1=10 AT1=0 KAPPA1=20"
+        potential = make([CVS[0], moving, "PRINT ARG=d FILE=COLVAR STRIDE=7"])
+        d = 0.1 * float((x[0] - x[1]).norm())
+        for step in range(1, 13):
+            assert potential.update(x, step)
+            exact = 0.5 * 2 * min(step, 10) * d**2
+            assert float(potential(x).energy) * ASE_UNITS.energy == pytest.approx(exact, rel=1e-10)
+
     @pytest.mark.parametrize("pace", [1, 3])
     def test_no_hill_is_swallowed_or_doubled(self, make, x, pace):
         lines = [CVS[0], f"m: METAD ARG=d SIGMA=0.1 HEIGHT=1 PACE={pace}"]
@@ -257,6 +272,24 @@ class TestMemory:
             torch.testing.assert_close(state.energy, exact, rtol=0, atol=1e-12)
         assert 5 < rejected < 55
         assert len(hills(bias)) == 60
+
+    def test_plain_ase_dynamics(self, make, x):
+        """A hill for each step that Langevin completes; none of BFGS, energies, differences."""
+        bias = make([CVS[0], "m: METAD ARG=d SIGMA=0.1 HEIGHT=0.2 PACE=2"])
+        atoms = SYSTEM.to_atoms(x.numpy())
+        atoms.calc = ScoreCalculator(Harmonic(1.0, centre=x, system=SYSTEM), bias=bias)
+        words = {"temperature_K": 300, "friction": 0.1, "fixcm": False}
+        dyn = Langevin(atoms, 1 * units.fs, rng=np.random.RandomState(0), **words)
+        dyn.attach(bias.observer(dyn))
+        seen = []
+        dyn.attach(lambda: seen.append(0.1 * atoms.get_distance(0, 1)))
+        dyn.run(8)
+        assert hills(bias)[:, 1].tolist() == pytest.approx(seen[2::2], rel=1e-12)
+        biased = atoms.get_forces()
+        numerical = calculate_numerical_forces(atoms, eps=1e-5)
+        np.testing.assert_allclose(biased, numerical, atol=1e-6)
+        BFGS(atoms, logfile=None).run(fmax=0.05, steps=20)
+        assert len(hills(bias)) == 4
 
 
 class TestWalkers:

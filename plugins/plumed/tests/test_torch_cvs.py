@@ -100,6 +100,19 @@ def test_forces_of_a_function_by_finite_differences(tmp_path):
     potential.finalize()
 
 
+def test_hills_reach_over_the_period(tmp_path):
+    """Two values 0.2 apart across ±π: almost the whole hill, and a force towards the seam."""
+    cv = Function(SYSTEM, lambda x: x[..., 0, 0], names="t", domains=[(-np.pi, np.pi)])
+    potential = bias(["METAD ARG=t SIGMA=0.4 HEIGHT=5 PACE=1"], tmp_path, cv)
+    there, here = torch.zeros(2, 4, 3, dtype=torch.float64)
+    there[0, 0], here[0, 0] = np.pi - 0.1, 0.1 - np.pi
+    potential.update(there, 1)
+    value = potential(here)
+    assert float(value.energy) == pytest.approx(float(potential(there).energy) * 0.8825, rel=1e-3)
+    assert value.forces[0, 0] > 0.01
+    potential.finalize()
+
+
 def test_nan_is_one_walkers_affair(tmp_path):
     potential = bias([BIASES["METAD"]], tmp_path)
     x = X.expand(2, 4, 3).clone()
