@@ -106,6 +106,8 @@ def test_equal_to_plumed_on_atoms(tmp_path):
     driver.finalize()
     theirs, mine = np.loadtxt(tmp_path / "HILLS"), np.loadtxt(tmp_path / "OURS")
     np.testing.assert_allclose(mine[:, 1:], theirs[:, 1:], rtol=1e-9)
+    again = Metadynamics(cv, **SETTINGS | {"grid": grid}, file=tmp_path / "OURS", restart=True)
+    assert float(again(x).energy) == pytest.approx(float(ours(x).energy), rel=1e-12)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -155,6 +157,9 @@ def test_independent_walkers_are_single_ones(grid):
     keep = torch.tensor([True, False, True])
     bias.select(keep)
     torch.testing.assert_close(bias(x[keep]).energy, before.energy[keep], rtol=0, atol=0)
+    again = metadynamics(GRIDS[grid], walkers="independent")
+    again.restore(bias.checkpoint(), x[keep], 12)
+    torch.testing.assert_close(again(x[keep]).energy, before.energy[keep], rtol=1e-13, atol=0)
     with pytest.raises(ValueError, match="2 walkers have biases of their own"):
         bias(x)
     with pytest.raises(ValueError, match="3 walkers, but 2"):

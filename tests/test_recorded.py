@@ -43,8 +43,8 @@ def test_colvar(tmp_path):
     model = Sum(bias)  # as a term of a sum
     learn(model, 6)
     before = bias.bias.describe(positions(8, 3))
-    model.update(positions(7, 3), 7)
-    model.update(positions(8, 3), 8)
+    assert not model.update(positions(7, 3), 7)
+    assert model.update(positions(8, 3), 8)
     lines = (tmp_path / "COLVAR").read_text().splitlines()
     assert lines[0] == "#! FIELDS time walker t d bias rbias rct"
     assert lines[1:3] == ["#! SET min_t -pi", "#! SET max_t pi"]
