@@ -8,7 +8,7 @@ import torch
 from ase import units
 from plumed_oracle import Oracle
 
-from diffmd_ase.potentials.cvs import Function, join
+from diffmd_ase.potentials.cvs import Distance, Function, join
 from diffmd_ase.potentials.kernel_density import Kernels
 from diffmd_ase.potentials.ladder import Ladder
 from diffmd_ase.potentials.opes import OPES, OPESExplore
@@ -203,6 +203,24 @@ def test_free_energy_is_that_of_the_kernels(kind):
 def test_bad_input(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_file_is_in_units_of_plumed(tmp_path):
+    """Lengths in nm, one row for each walker."""
+    bias = OPES(
+        Distance(SYSTEM, [0, 1], name="d"),
+        kT=KT,
+        sigma=0.5,
+        barrier=0.4,
+        pace=2,
+        file=tmp_path / "KERNELS",
+        timestep_ps=0.002,
+    )
+    x = positions(3, 2)
+    bias.update(x, 2)
+    rows = np.loadtxt(tmp_path / "KERNELS")
+    assert rows[:, 0].tolist() == [0.004, 0.004] and rows[0, 2] == pytest.approx(0.05)
+    np.testing.assert_allclose(rows[:, 1], 0.1 * (x[:, 0] - x[:, 1]).norm(dim=-1), rtol=1e-14)
 
 
 def test_walkers_with_biases_of_their_own():
