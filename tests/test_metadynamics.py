@@ -117,6 +117,17 @@ def test_derivatives(grid):
 
 
 @pytest.mark.parametrize("walkers", ["shared", "independent"])
+def test_hills_end_at_the_edge_of_the_grid():
+    """What reaches beyond is cut off, and not put on the edge."""
+    grid, exact = metadynamics(Grid([100, 400], [0, -6.0], [0, 6.0])), metadynamics()
+    x = torch.zeros(3, 4, 3, dtype=torch.float64)
+    x[:, 1, 0] = torch.tensor([5.95, 5.7, 5.99])
+    for bias in (grid, exact):
+        bias.update(x[:1], 2)
+    torch.testing.assert_close(grid(x).energy, exact(x).energy, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grid(x).forces, exact(x).forces, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_only_updates_deposit(grid, walkers):
     bias = metadynamics(GRIDS[grid], walkers=walkers)
