@@ -116,7 +116,6 @@ def test_derivatives(grid):
     check_potential(bias, positions(2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("walkers", ["shared", "independent"])
 def test_hills_end_at_the_edge_of_the_grid():
     """What reaches beyond is cut off, and not put on the edge."""
     grid, exact = metadynamics(Grid([100, 400], [0, -6.0], [0, 6.0])), metadynamics()
@@ -128,6 +127,7 @@ def test_hills_end_at_the_edge_of_the_grid():
     torch.testing.assert_close(grid(x).forces, exact(x).forces, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("walkers", ["shared", "independent"])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_only_updates_deposit(grid, walkers):
     bias = metadynamics(GRIDS[grid], walkers=walkers)

@@ -162,6 +162,11 @@ def test_kernels_merge_over_the_period():
     kernels.add(np.array([3.1]), np.array([0.3]), 1.0)
     kernels.add(np.array([-3.1]), np.array([0.3]), 1.0)
     assert len(kernels) == 1 and abs(kernels.centres[0, 0]) == pytest.approx(math.pi)
+    kernels.add(np.array([3.0]), np.array([0.3]), 2.0)  # of three with weights 1, 1, 2
+    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(0.5 * (math.pi + 3.0))
+    kernels.add(np.array([-3.0]), np.array([0.3]), 8.0)
+    middle = 0.5 * (math.pi + 3.0) + (2 * math.pi - 3.0 - 0.5 * (math.pi + 3.0)) * 8 / 12
+    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
 
 
 def test_the_running_sum_is_the_sum():
