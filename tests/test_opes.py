@@ -167,6 +167,9 @@ def test_kernels_merge_over_the_period():
     kernels.add(np.array([-3.0]), np.array([0.3]), 8.0)
     middle = 0.5 * (math.pi + 3.0) + (2 * math.pi - 3.0 - 0.5 * (math.pi + 3.0)) * 8 / 12
     assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
+    kernels.add(np.array([3.1]), np.array([0.3]), 1.0)  # from the other side
+    middle = (12 * middle + 3.1) / 13
+    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
 
 
 def test_the_running_sum_is_the_sum():
