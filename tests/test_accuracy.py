@@ -100,7 +100,7 @@ def test_bond_widths_of_dynamics(model, snapshots):
 
 def test_iid_samples(model, snapshots):
     topology = snapshots.topology
-    x = sample(model, 4000, noise=Noise(2)).double().numpy()
+    x = sample(model, 1500, noise=Noise(2)).double().numpy()
     lengths, reference = (bond_lengths(p, topology) for p in (x, snapshots.positions))
     intact = (np.abs(lengths - reference.mean(0)) < 6 * reference.std(0)).all(1)
     hand = np.sign(signed_volumes(snapshots.positions[0], topology.centres))
@@ -120,7 +120,7 @@ def test_no_walker_is_lost(model, snapshots):
     h = 0.2 / model.card.lambda_max
     kernel = EulerMaruyama(model.potential(), kT=model.card.kT, h=h, mean_free=True)
     state = None
-    for state, _ in run(kernel, x, 100_000, noise=Noise(3), every=10_000):
+    for state, _ in run(kernel, x, 20_000, noise=Noise(3), every=5_000):
         assert len(state.x) == 64
     lengths = bond_lengths(state.x.double().numpy(), snapshots.topology)
     reference = bond_lengths(snapshots.positions, snapshots.topology)
