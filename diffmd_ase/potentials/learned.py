@@ -6,40 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..score.diffusion import Energy, score
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import VerletList
 from ..system import System
 from .base import Evaluation, Potential
 
-__all__ = ["EnergyPotential", "ScorePotential"]
+__all__ = ["ScorePotential"]
 
 _CHUNK = 1 << 15  # atoms in one call of a message-passing network, at most
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-
-
-class EnergyPotential(Potential):
-    """``E = kT·E_θ(x, σ)`` and ``F = -kT ∇E_θ`` of an energy network outside of a model.
-
-    Parameters
-    ----------
-    energy : differentiable ``(x (B, N, D), sigma (1,)) -> (B,)`` in kT
-    kT : thermal energy of its data in eV
-    sigma : noise level in Å
-    dtype : in which ``energy`` computes; positions of any dtype come in, and energies and
-        forces go out in theirs
-    """
-
-    def __init__(
-        self, energy: Energy, *, kT: float, sigma: float, dtype: torch.dtype = torch.float32
-    ):
-        self.energy, self.kT, self.sigma, self.dtype = energy, kT, sigma, dtype
-
-    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
-        flat = x.reshape(-1, *x.shape[-2:]).to(self.dtype)
-        value, s = score(self.energy, flat, flat.new_full((1,), self.sigma))
-        energy = self.kT * value.detach()
-        return Evaluation(energy.to(x).reshape(x.shape[:-2]), (self.kT * s).to(x).reshape(x.shape))
 
 
 class ScorePotential(Potential):

@@ -12,9 +12,6 @@ torsional   the same for the projected score of a rotation about a bond, a volum
 contrastive ``softplus(E(x) - E(y))`` for a symmetric volume-preserving move x → y:
             conditional noise-contrastive estimation, which sees the relative weight of
             separated modes (score matching does not)
-ranking     the same against a pool of draws of one density q that is known: which of them
-            is the snapshot? Maximum likelihood in the limit of a large pool
-level       which noise level was it? The levels of one energy share the weights of modes
 
 The score here is s = -∇E with E in kT.
 """
@@ -28,16 +25,14 @@ from itertools import combinations
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import softplus
 
 __all__ = [
     "Moves",
     "TorsionProposals",
     "contrastive_loss",
     "denoising_loss",
-    "level_loss",
     "log_uniform",
-    "ranking_loss",
     "score",
     "torsional_loss",
 ]
@@ -83,34 +78,6 @@ def contrastive_loss(energy: Tensor, energy_moved: Tensor) -> Tensor:
     # clashes have E(y) of thousands of kT: cut off gradients below 1e-13, which would be
     # denormal numbers and make every product of the backward pass slow
     return softplus((energy - energy_moved).clamp_min(-30.0))
-
-
-def ranking_loss(energy: Tensor, log_q: Tensor, drawn: Tensor, log_q_drawn: Tensor) -> Tensor:
-    """Which of 1 + K configurations is the snapshot, the others being draws of q? (B,)
-
-        log[1 + Σ_k exp(E(x) + log q(x) - E(y_k) - log q(y_k))]
-
-    is least at the true energy for any K and any q that covers the data (ranking
-    noise-contrastive estimation, Ma & Collins, EMNLP 2018); K = 1 is `contrastive_loss` with
-    the proposal ratio in the logit. No constant of E or q matters.
-
-    Parameters
-    ----------
-    energy, log_q : (B,) of snapshots
-    drawn, log_q_drawn : (K,) energies and log densities of one pool for them all, or (B, K)
-    """
-    pool = -torch.logsumexp(-(drawn + log_q_drawn), dim=-1)
-    return contrastive_loss(energy + log_q, pool)
-
-
-def level_loss(energies: Tensor, drawn: Tensor) -> Tensor:
-    """At which of L noise levels was it noised, all equally likely? (B,)
-
-    ``E(x, σ_n) + log Σ_l exp(-E(x, σ_l))`` for ``energies`` (B, L) of x noised at level
-    ``drawn`` (B,): least where every ``exp(-E)`` is the density of its level with one norm
-    (classification across noise levels, DiffCLF, arXiv 2601.21025).
-    """
-    return cross_entropy(-energies, drawn, reduction="none")
 
 
 class Moves:
