@@ -2,8 +2,8 @@
 
     python benchmarks/mixture.py [--seeds 3] [--snapshots 100000] [--json]
 
-Three Gaussian modes in the plane with weights 0.7, 0.2 and 0.1, apart by ten of their widths.
-The contenders of `toys.py` learn an energy from the same snapshots with the same network,
+Three Gaussian modes in the plane with weights 0.7, 0.2 and 0.1, about twelve
+of their widths apart. The contenders of `toys.py` learn an energy from the same snapshots with the same network,
 steps and batches. ``exp(-E)`` at the smallest noise is then integrated on a grid: no sampling,
 nothing that could start in the right mode. Printed are the weights, the largest relative error
 of a weight, and the Jensen–Shannon divergence of the whole density from the true one.
@@ -25,11 +25,11 @@ from toys import Config, Grid, Mixture, contenders, divergence, fit
 
 LOW = 0.05  # Å, the smallest noise: a sixth of the narrowest mode
 TARGET = Mixture(
-    torch.tensor([[-2.0, -1.0], [2.0, -1.0], [0.0, 2.4]], dtype=torch.float64),
+    torch.tensor([[-3.0, -1.5], [3.0, -1.5], [0.0, 3.6]], dtype=torch.float64),
     torch.tensor([0.16, 0.09, 0.25], dtype=torch.float64),
     torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64),
 )
-GRID = Grid.box((-8.0, 8.0), (-8.0, 8.0), 640)
+GRID = Grid.box((-12.0, 12.0), (-12.0, 12.0), 800)
 
 
 def weights(p: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ Term = Callable[[Energy, Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """``p(x) = Σ_k w_k N(x; m_k, v_k I)`` in the plane: means (K, 2), variances and weights (K,)."""
+    """``p(x) = Σ_k w_k N(x; m_k, v_k I)`` in the plane: means (K, 2), the others (K,)."""
 
     means: Tensor
     variances: Tensor
