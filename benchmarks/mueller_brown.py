@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=["plain, all noise", "ranking"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if min(options.seeds, options.steps) < 1:
+        parser.error("needs a seed and a step at least")
     torch.set_num_threads(1)
     known = list(contenders(draws(0)[:300], LOW, 0))
     if not set(options.losses) <= set(known):
