@@ -69,7 +69,7 @@ def test_mixture_is_the_density_of_its_draws(toys, target, generator):
 def slopes(toys, target, name, factor, batches=150):
     """Derivative of a contender's loss in c at ``E = -c log p_σ``, of independent batches."""
     seed = torch.Generator().manual_seed(5)
-    terms = toys.contenders(target.sample(1000, seed), LOW, 0)[name]
+    terms = toys.contenders(target.sample(1000, seed), 4 * LOW, 0)[name]
     found = []
     for _ in range(batches):
         c = torch.tensor(factor, requires_grad=True)
