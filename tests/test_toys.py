@@ -143,3 +143,26 @@ def test_snapshots_that_cannot_be_learned_from(toys, target, generator):
 
     with pytest.raises(RuntimeError, match="step 0: use a smaller learning_rate"):
         toys.fit(x, [(1.0, broken)], toys.Config(steps=1), seed=0)
+
+
+def test_metrics_of_mueller_brown(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    bench = pytest.importorskip("mueller_brown", reason="an installed package has no benchmarks")
+    here, there, outside = [0.0, 0.0], [0.5, 0.5], [-9.0, 0.0]
+    a, b = np.array([here] * 3 + [there]), np.array([here] * 3 + [outside])
+    # both have 3/4 in one bin; 1/4 is in a bin that is empty for the other
+    p, q = np.array([0.75, 0.25, 1e-6]), np.array([0.75, 1e-6, 0.25])
+    expected = (0.5 * (p + q) * np.log(p / q) ** 2).sum() / (0.5 * (p + q)).sum()
+    assert bench.pmf_error(a, b) == pytest.approx(expected)
+    assert bench.pmf_error(a, a) == 0
+    edges = bench.js_edges(a, b)
+    assert [len(e) for e in edges] == [101, 101] and edges[0][0] == -9 and edges[1][-1] == 0.5
+    assert bench.js_error(a, b, edges) == pytest.approx(0.25 * math.log(2))
+    assert bench.js_error(a, a, edges) == 0
+    # the exact draws are those of kT = 23 on the surface: <U> by quadrature, in its units
+    x = bench.SURFACE.sample(N, 3)
+    energy = bench.SURFACE.target(x).energy
+    nodes, weights = bench.SURFACE.quadrature(1)
+    assert_zscore(energy.numpy(), float(weights @ bench.SURFACE.target(nodes).energy))
+    surface = bench.SURFACE.target(torch.tensor([[*bench.START, 0.0]])).energy / 0.035
+    assert float(surface) == pytest.approx(-146.70, abs=0.01)
