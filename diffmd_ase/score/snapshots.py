@@ -134,7 +134,8 @@ class Snapshots:
         """The frames at ``index``; structure found in all frames is kept."""
         energies = None if self.energies is None else self.energies[index]
         part = replace(self, positions=self.positions[index], energies=energies)
-        part.__dict__["topology"] = self.topology
+        if not self.system.periodic:  # of crystals nobody asks
+            part.__dict__["topology"] = self.topology
         return part
 
     def _with_warnings(self) -> Snapshots:
@@ -192,7 +193,7 @@ def _read_npz(path: Path) -> dict:
     numbers = found["numbers"]
     if numbers.ndim == 2:
         if not (numbers == numbers[0]).all():
-            raise ValueError(f"{path.name} mixes compositions; train on one composition")
+            raise ValueError(f"{path.name} mixes compositions; give each a file of its own")
         numbers = numbers[0]
     fields = {
         "system": _system(numbers, found["cell"], found["pbc"], path.name),
@@ -230,7 +231,7 @@ def _read_ase(path: Path) -> dict:
             raise ValueError(
                 f"{path.name}: frame {n} is {atoms.get_chemical_formula()} but frame 0 is "
                 f"{first.get_chemical_formula()} (or the atoms are in another order); "
-                "train on one composition in one order"
+                "give each composition a file of its own"
             )
         if (atoms.pbc != first.pbc).any() or not np.allclose(atoms.cell, first.cell, atol=1e-6):
             raise ValueError(
