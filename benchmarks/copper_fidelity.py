@@ -24,10 +24,10 @@ from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.score.neighbours import edges
 from diffmd_ase.score.training import train
 
-SHELLS = np.sqrt([0.5, 1.0, 1.5]) * LATTICE  # Å, the first three of fcc
+SHELLS = np.sqrt([0.5, 1.0, 1.5])  # in lattice constants, the first three of fcc
 
 
-def peaks(positions, cell):
+def peaks(positions, cell, lattice=LATTICE):
     """Places (Å) and heights of the first three peaks of g(r), of parabolas through their tops."""
     x, cell = torch.as_tensor(positions), torch.as_tensor(cell)
     bins = np.linspace(1.5, 5.2, 149)
@@ -40,7 +40,7 @@ def peaks(positions, cell):
     shell = 4 / 3 * np.pi * np.diff(bins**3)
     g = counts / (x.shape[0] * x.shape[1] * density * shell)
     found = []
-    for place in SHELLS:
+    for place in SHELLS * lattice:
         near = np.abs(middle - place) < 0.3
         top = middle[near][g[near].argmax()]
         near = np.abs(middle - top) < 0.16
@@ -49,23 +49,23 @@ def peaks(positions, cell):
     return np.array(found)
 
 
-def amplitude(positions):
+def amplitude(positions, lattice=LATTICE):
     """Root mean square displacement (Å, three components) from the nearest lattice site."""
-    basis = LATTICE * np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    basis = lattice * np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
     def away(x):
         d = x[..., None, :] - basis
-        d -= LATTICE * np.round(d / LATTICE)
+        d -= lattice * np.round(d / lattice)
         nearest = (d**2).sum(-1).argmin(-1)
         return np.take_along_axis(d, nearest[..., None, None], -2)[..., 0, :]
 
     x = np.array(positions)
     # the crystal as a whole is free: first by phases of its density waves, then exactly
-    wave = np.exp(2j * np.pi * 2 * x / LATTICE).mean(-2)
-    x -= (np.angle(wave) * LATTICE / (4 * np.pi))[:, None]
+    wave = np.exp(2j * np.pi * 2 * x / lattice).mean(-2)
+    x -= (np.angle(wave) * lattice / (4 * np.pi))[:, None]
     best = None
     for half in np.ndindex(2, 2, 2):  # the waves are blind to half a lattice constant
-        u = away(x + 0.5 * LATTICE * np.array(half))
+        u = away(x + 0.5 * lattice * np.array(half))
         u -= u.mean(-2, keepdims=True)
         size = (u**2).sum(-1).mean(-1)
         best = size if best is None else np.minimum(best, size)

@@ -18,9 +18,9 @@ TEMPERATURE_K, LATTICE = 900.0, 3.68  # Å, near zero pressure at 900 K
 TIMESTEP = 9 * units.fs
 
 
-def crystal(repeat=2, vacancies=1):
+def crystal(repeat=2, vacancies=1, lattice=LATTICE):
     """Cubic fcc copper with its first atoms missing."""
-    atoms = bulk("Cu", "fcc", a=LATTICE, cubic=True).repeat(repeat)
+    atoms = bulk("Cu", "fcc", a=lattice, cubic=True).repeat(repeat)
     del atoms[list(range(vacancies))]
     return atoms
 
@@ -43,11 +43,11 @@ def trajectory(atoms, steps, kT, rng):
     return accepted
 
 
-def draw(frames, seed, *, atoms=None, moves=2, burn_in=60):
+def draw(frames, seed, *, atoms=None, temperature_K=TEMPERATURE_K, moves=2, burn_in=60):
     """Positions (M, N, 3) in Å, energies (M,) in eV, forces in eV/Å, acceptance."""
     atoms = crystal() if atoms is None else atoms
     atoms.calc = EMT()
-    rng, kT = np.random.default_rng(seed), TEMPERATURE_K * units.kB
+    rng, kT = np.random.default_rng(seed), temperature_K * units.kB
     accepted, positions, energies, forces = [], [], [], []
     for n in range(-burn_in, frames):
         for _ in range(moves):

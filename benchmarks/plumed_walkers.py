@@ -16,9 +16,9 @@ import tempfile
 import time
 
 import numpy as np
-import plumed
 import torch
 from diffmd_plumed import ASE_UNITS, PlumedPotential
+from diffmd_plumed.kernel import new_instance
 
 from diffmd_ase.system import System
 
@@ -38,7 +38,7 @@ def one_each(x, steps, folder):
         path = f"{folder}/{walker}"
         with open(f"{path}.dat", "w") as file:
             file.write("\n".join(INPUT[:2]) + f"\n{INPUT[2]} FILE={path}.hills\n")
-        p = plumed.Plumed()
+        p = new_instance()
         p.cmd("setMDLengthUnits", ASE_UNITS.length)
         p.cmd("setMDEnergyUnits", ASE_UNITS.energy)
         p.cmd("setMDTimeUnits", ASE_UNITS.time)

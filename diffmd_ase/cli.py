@@ -39,13 +39,21 @@ def main(arguments: list[str] | None = None) -> None:
 def train(
     context: typer.Context,
     snapshots: Annotated[
-        str, typer.Argument(help="frames: anything ASE reads, .npz, or a shipped set")
+        list[str],
+        typer.Argument(
+            help="frames: anything ASE reads, .npz, or a shipped set; several files are other "
+            "sizes, compositions or temperatures of one energy"
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="model file")] = Path(
         "model.safetensors"
     ),
     temperature: Annotated[
-        float | None, typer.Option(help="of the snapshots, K; needed unless they state it")
+        list[float] | None,
+        typer.Option(
+            help="of the snapshots, K; needed unless they state it; one for all files, or repeat "
+            "for each"
+        ),
     ] = None,
     network: Annotated[str, typer.Option(help="auto, pair, embedded or equivariant")] = "auto",
     sigma_min: Annotated[float | None, typer.Option(help="smallest noise, Å")] = None,
@@ -78,21 +86,16 @@ def train(
 
     Writes the model, and the options used to MODEL.yml.
     """
-    from .score.snapshots import Snapshots
     from .score.training import TrainConfig
     from .score.training import train as fit
-    from .simulation import states_temperature
+    from .simulation import read_sets
 
     _writable(output)
     chosen = {k: v for k, v in context.params.items() if k in TrainConfig.model_fields}
     settings = _checked(TrainConfig, {k: v for k, v in chosen.items() if v is not None})
-    if temperature is None and not states_temperature(snapshots):
-        raise ValueError(
-            f"{snapshots} states no temperature: give --temperature in kelvin, a score is the "
-            "force divided by kT and means nothing without it"
-        )
-    data = Snapshots.read(snapshots, temperature_K=temperature)
-    say(f"{len(data)} snapshots of {data.system.formula} at {data.temperature_K:g} K")
+    data = read_sets(snapshots, temperature or [])
+    for part in data:
+        say(f"{len(part)} snapshots of {part.system.formula} at {part.temperature_K:g} K")
     model = fit(
         data,
         config=settings,
@@ -491,6 +494,7 @@ def _facts(model) -> dict[str, Any]:
     return {
         "formula": card.formula,
         "temperature_K": card.temperature_K,
+        "trained_on": "; ".join(_words(system) for system in card.systems),
         "noise_levels_A": f"{card.sigma_min:g} to {card.sigma_max:g}",
         "networks": ", ".join(f"{e.name} ({e.network.kind})" for e in card.experts),
         "parameters": sum(p.numel() for n in model.networks for p in n.parameters()),
@@ -501,3 +505,10 @@ def _facts(model) -> dict[str, Any]:
         "training_seconds": card.training.get("seconds"),
         "schema_version": card.schema_version,
     }
+
+
+def _words(system) -> str:
+    """One set of snapshots, and what the forces of the model say of its temperature."""
+    found = system.configurational_temperature_K
+    by_forces = "" if found is None else f" (by forces {found:.0f} K)"
+    return f"{system.snapshots} of {system.formula} at {system.temperature_K:g} K{by_forces}"

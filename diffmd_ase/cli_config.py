@@ -34,6 +34,7 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
     if not isinstance(loaded, dict):
         raise typer.BadParameter(f"{path} must hold a mapping of option names to values")
     known = {_key(p): p.name for p in context.command.params if _key(p) != "config"}
+    many = {_key(p) for p in context.command.params if p.multiple or p.nargs != 1}
     values = {}
     for key, value in loaded.items():
         name = str(key).replace("_", "-")
@@ -44,7 +45,7 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
                 f"{path}: unknown key {str(key)!r}; {hint}`{context.command.name}` knows "
                 f"{', '.join(known)}"
             )
-        values[known[name]] = value
+        values[known[name]] = [value] if name in many and not isinstance(value, list) else value
     context.default_map = {**(context.default_map or {}), **values}
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -33,20 +32,9 @@ def examine() -> dict[str, str]:
     found["gpu"] = names or "none; everything runs on the CPU"
     plugins = installed_potentials()
     found["plugins"] = ", ".join(sorted(plugins)) or "none"
-    found["plumed"] = _plumed()
     for entry in metadata.entry_points(group=GROUP):
         try:
             found[entry.name] = entry.load()()
         except Exception as error:  # whatever it is, the other lines are wanted
             found[entry.name] = f"failed: {type(error).__name__}: {error}"
     return found
-
-
-def _plumed() -> str:
-    kernel = os.environ.get("PLUMED_KERNEL")
-    if kernel:
-        state = "found" if os.path.exists(kernel) else "MISSING: the file does not exist"
-        return f"PLUMED_KERNEL={kernel} ({state})"
-    if importlib.util.find_spec("plumed") is not None:
-        return "module `plumed` found"
-    return "no kernel; `pip install --no-deps hillclimber` brings one, or set PLUMED_KERNEL"

@@ -19,7 +19,14 @@ from ase.constraints import FixAtoms, FixCom
 from torch import Tensor
 
 from .calculator import ScoreCalculator
-from .dynamics_step import Step, card_stiffness, check_step, choose_step, measured_stiffness
+from .dynamics_step import (
+    Step,
+    card_stiffness,
+    check_step,
+    check_temperature,
+    choose_step,
+    measured_stiffness,
+)
 from .potentials.base import Evaluation, Potential, Sum, add_term
 from .potentials.calculators import AsePotential
 from .sampling.kernels import EulerMaruyama, Kernel
@@ -154,6 +161,8 @@ class OfCalculator(Physics):
             raise ValueError("all atoms are fixed: there is nothing to simulate")
         # what a bias adds to the stiffness is on no card
         card = None if self.bias is not None else card_stiffness(self._base, self.kT)
+        if self._target in (None, "model"):  # another reference has the last word
+            check_temperature(self._base, self.temperature_K)
 
         def stiffness() -> tuple[float, str]:
             if card is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,11 +21,22 @@ from .calculator import Mean
 from .noise import Noise
 from .potentials.base import Potential, evaluate
 
-__all__ = ["Step", "card_stiffness", "check_step", "choose_step", "measured_stiffness"]
+if TYPE_CHECKING:
+    from .score.model import Card
+
+__all__ = [
+    "Step",
+    "card_stiffness",
+    "check_step",
+    "check_temperature",
+    "choose_step",
+    "measured_stiffness",
+]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_H_LAMBDA = 0.2  # variance of the stiffest mode 1/(1 - 0.1): 11 % too wide
+_SAME = 0.02  # relative: 298 K is 300 K
 
 
 @dataclass(frozen=True)
@@ -130,15 +142,40 @@ def card_stiffness(potential: Potential, kT: float) -> float | None:
     A card holds λ at its own temperature, ``λ(T) = λ_card T_card/T``. Stiff biases are
     not on any card.
     """
+    known = [c.lambda_max * c.kT / kT for c in _cards(potential) if c.lambda_max is not None]
+    return max(known, default=None)
+
+
+def check_temperature(potential: Potential, temperature_K: float) -> None:
+    """Warn, by the cards of the learned terms, where no snapshots are of this temperature.
+
+    A learned energy is used at any temperature as it is, with the kT of the run.
+    """
+    for card in _cards(potential):
+        low, high = card.temperatures
+        if low * (1 - _SAME) <= temperature_K <= high * (1 + _SAME):
+            continue
+        of = f"at {low:g} K" if low == high else f"between {low:g} and {high:g} K"
+        risk = " and hotter than any of them, where frames unlike them come" * (
+            temperature_K > high
+        )
+        warnings.warn(
+            f"{temperature_K=:g}, but the snapshots of the model of {card.formula} are {of}: the "
+            "same energy is used with the kT of the run, right only if it does not depend on "
+            f"temperature (all atoms, no coarse graining){risk}; train on snapshots of several "
+            "temperatures",
+            stacklevel=4,
+        )
+
+
+def _cards(potential: Potential) -> Iterator[Card]:
+    """The cards of the learned terms, members of committees included."""
     from .potentials.learned import ScorePotential
 
-    known: list[float] = []
     for term in potential.terms:
         for member in term.potentials if isinstance(term, Mean) else (term,):
-            if isinstance(member, ScorePotential) and member.model.card.lambda_max is not None:
-                card = member.model.card
-                known.append(card.lambda_max * card.kT / kT)
-    return max(known, default=None)
+            if isinstance(member, ScorePotential):
+                yield member.model.card
 
 
 def measured_stiffness(

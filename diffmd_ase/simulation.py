@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from torch import Tensor
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .dynamics_step import Step, card_stiffness, check_step, choose_step
+from .dynamics_step import Step, card_stiffness, check_step, check_temperature, choose_step
 from .h5md import replacing
 from .noise import Noise
 from .potentials.base import Potential
@@ -35,6 +35,7 @@ from .sampling.run import advance
 from .sampling.tally import Tally
 from .score.model import ScoreModel
 from .score.snapshots import Snapshots
+from .signals import Deferred
 from .storage import RunInfo, Trajectory, TrajectoryWriter
 from .system import State, System
 from .targets import find_target
@@ -45,6 +46,7 @@ __all__ = [
     "coupled_kernel",
     "frame_writer",
     "read_frames",
+    "read_sets",
     "simulate",
     "starting_positions",
     "states_temperature",
@@ -122,6 +124,8 @@ def coupled_kernel(
         raise ValueError(f"step size {h} Å² must be positive")
     kT = kT_from_temperature(temperature_K)
     stiffness = card_stiffness(potential, kT)
+    if target in (None, "model"):  # another reference has the last word
+        check_temperature(potential, temperature_K)
 
     def known() -> tuple[float, str]:
         if stiffness is None:
@@ -163,6 +167,31 @@ def states_temperature(source: str | Path) -> bool:
             return bool({"temperature", "temperature_K"} & set(archive.files))
     except (OSError, ValueError, zipfile.BadZipFile):
         return True  # to be refused, with better words, by who reads it
+
+
+def read_sets(sources: Sequence[str | Path], temperatures: Sequence[float]) -> list[Snapshots]:
+    """Sets of snapshots to train on, and their temperatures: none, one for all, or one for each.
+
+    Raises
+    ------
+    ValueError : a set without a temperature, or with two that differ
+    """
+    if len(temperatures) not in (0, 1, len(sources)):
+        raise ValueError(
+            f"{len(temperatures)} temperatures for {len(sources)} files of snapshots: give one "
+            "for all or one for each, in their order"
+        )
+    for source in sources if not temperatures else ():
+        if not states_temperature(source):
+            raise ValueError(
+                f"{source} states no temperature: give --temperature in kelvin, a score is the "
+                "force divided by kT and means nothing without it"
+            )
+    each = list(temperatures) * (len(sources) // max(1, len(temperatures)))
+    return [
+        Snapshots.read(source, temperature_K=kelvin)
+        for source, kelvin in zip(sources, each or [None] * len(sources), strict=True)
+    ]
 
 
 def read_frames(source: str | Path, model: ScoreModel) -> Snapshots:
@@ -311,7 +340,7 @@ def simulate(
         saved = facts() | {"potential": kernel.potential.checkpoint()}
         save_checkpoint(files.restart, state, seed=info.seed, parameters=saved)
 
-    with writer:
+    with Deferred() as signals, writer:
         save()
         try:
             while state.step < n_steps:
@@ -325,6 +354,8 @@ def simulate(
                         evaluations += len(state.x)
                         if step_info.accepted is not None:
                             tallies[0] = tallies[0].add(step_info, columns_of)
+                        if signals.pending is not None:
+                            break
                 except DivergedError as error:
                     lost |= {str(walker): error.step for walker in error.walkers}
                     if error.survivors is None:
@@ -342,6 +373,7 @@ def simulate(
                 if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                     save()
                     saved = time.monotonic()
+                signals.deliver()
         finally:
             save()
     summary = _summary(kernel, info, state, facts())

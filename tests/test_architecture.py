@@ -24,6 +24,7 @@ ADAPTERS = {
     "testing",
     "targets",
     "series",
+    "signals",
 }
 SHELL = {"cli", "demo", "doctor", "fes", "__main__"}
 

@@ -79,6 +79,7 @@ def test_equal_to_plumed(grid, walkers, biasfactor, tmp_path):
     oracle.driver.finalize()
     theirs, mine = np.loadtxt(tmp_path / "HILLS"), np.loadtxt(tmp_path / "OURS")
     np.testing.assert_allclose(mine[:, 1:], theirs[:, 1:], rtol=1e-10, atol=1e-12)
+    assert mine[:, 0].tolist() == [step for step in range(2, 41, 2) for _ in range(walkers)]
 
 
 def test_equal_to_plumed_on_atoms(tmp_path):
@@ -105,12 +106,25 @@ def test_equal_to_plumed_on_atoms(tmp_path):
     driver.finalize()
     theirs, mine = np.loadtxt(tmp_path / "HILLS"), np.loadtxt(tmp_path / "OURS")
     np.testing.assert_allclose(mine[:, 1:], theirs[:, 1:], rtol=1e-9)
+    again = Metadynamics(cv, **SETTINGS | {"grid": grid}, file=tmp_path / "OURS", restart=True)
+    assert float(again(x).energy) == pytest.approx(float(ours(x).energy), rel=1e-12)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_derivatives(grid):
     bias = learn(metadynamics(GRIDS[grid], pace=1, height=0.1), 6)
     check_potential(bias, positions(2), rtol=1e-6)
+
+
+def test_hills_end_at_the_edge_of_the_grid():
+    """What reaches beyond is cut off, and not put on the edge."""
+    grid, exact = metadynamics(Grid([100, 400], [0, -6.0], [0, 6.0])), metadynamics()
+    x = torch.zeros(3, 4, 3, dtype=torch.float64)
+    x[:, 1, 0] = torch.tensor([5.95, 5.7, 5.99])
+    for bias in (grid, exact):
+        bias.update(x[:1], 2)
+    torch.testing.assert_close(grid(x).energy, exact(x).energy, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grid(x).forces, exact(x).forces, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("walkers", ["shared", "independent"])
@@ -154,6 +168,9 @@ def test_independent_walkers_are_single_ones(grid):
     keep = torch.tensor([True, False, True])
     bias.select(keep)
     torch.testing.assert_close(bias(x[keep]).energy, before.energy[keep], rtol=0, atol=0)
+    again = metadynamics(GRIDS[grid], walkers="independent")
+    again.restore(bias.checkpoint(), x[keep], 12)
+    torch.testing.assert_close(again(x[keep]).energy, before.energy[keep], rtol=1e-13, atol=0)
     with pytest.raises(ValueError, match="2 walkers have biases of their own"):
         bias(x)
     with pytest.raises(ValueError, match="3 walkers, but 2"):

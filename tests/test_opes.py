@@ -8,8 +8,9 @@ import torch
 from ase import units
 from plumed_oracle import Oracle
 
-from diffmd_ase.potentials.cvs import Function, join
+from diffmd_ase.potentials.cvs import Distance, Function, join
 from diffmd_ase.potentials.kernel_density import Kernels
+from diffmd_ase.potentials.ladder import Ladder
 from diffmd_ase.potentials.opes import OPES, OPESExplore
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
@@ -161,6 +162,14 @@ def test_kernels_merge_over_the_period():
     kernels.add(np.array([3.1]), np.array([0.3]), 1.0)
     kernels.add(np.array([-3.1]), np.array([0.3]), 1.0)
     assert len(kernels) == 1 and abs(kernels.centres[0, 0]) == pytest.approx(math.pi)
+    kernels.add(np.array([3.0]), np.array([0.3]), 2.0)  # of three with weights 1, 1, 2
+    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(0.5 * (math.pi + 3.0))
+    kernels.add(np.array([-3.0]), np.array([0.3]), 8.0)
+    middle = 0.5 * (math.pi + 3.0) + (2 * math.pi - 3.0 - 0.5 * (math.pi + 3.0)) * 8 / 12
+    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
+    kernels.add(np.array([3.1]), np.array([0.3]), 1.0)  # from the other side
+    middle = (12 * middle + 3.1) / 13
+    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
 
 
 def test_the_running_sum_is_the_sum():
@@ -202,6 +211,39 @@ def test_free_energy_is_that_of_the_kernels(kind):
 def test_bad_input(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_file_is_in_units_of_plumed(tmp_path):
+    """Lengths in nm, one row for each walker."""
+    bias = OPES(
+        Distance(SYSTEM, [0, 1], name="d"),
+        kT=KT,
+        sigma=0.5,
+        barrier=0.4,
+        pace=2,
+        compression=0.0,
+        file=tmp_path / "KERNELS",
+        timestep_ps=0.002,
+    )
+    x = positions(3, 2)
+    bias.update(x, 2)
+    rows = np.loadtxt(tmp_path / "KERNELS")
+    assert rows[:, 0].tolist() == [0.004, 0.004]
+    np.testing.assert_allclose(rows[:, 2], 0.1 * bias.kernels[1][:, 0], rtol=1e-14)
+    np.testing.assert_allclose(rows[:, 1], 0.1 * (x[:, 0] - x[:, 1]).norm(dim=-1), rtol=1e-14)
+
+
+def test_walkers_with_biases_of_their_own():
+    """By a `Ladder`: each walker learns from itself alone."""
+    each, singles = Ladder([opes() for _ in range(3)]), [opes() for _ in range(3)]
+    learn(each, 10)
+    for step in range(1, 11):
+        for single, own in zip(singles, positions(step, 3), strict=True):
+            single.update(own, step)
+    x = positions(50, 3)
+    expected = torch.stack([single(own).energy for single, own in zip(singles, x, strict=True)])
+    assert torch.equal(each(x).energy, expected) and expected.std() > 1e-3
+    assert not torch.equal(each(x).energy, learn(opes(), 10)(x).energy)
 
 
 def test_a_flat_target_is_allowed():

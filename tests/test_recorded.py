@@ -43,8 +43,8 @@ def test_colvar(tmp_path):
     model = Sum(bias)  # as a term of a sum
     learn(model, 6)
     before = bias.bias.describe(positions(8, 3))
-    model.update(positions(7, 3), 7)
-    model.update(positions(8, 3), 8)
+    assert not model.update(positions(7, 3), 7)
+    assert model.update(positions(8, 3), 8)
     lines = (tmp_path / "COLVAR").read_text().splitlines()
     assert lines[0] == "#! FIELDS time walker t d bias rbias rct"
     assert lines[1:3] == ["#! SET min_t -pi", "#! SET max_t pi"]
@@ -56,6 +56,7 @@ def test_colvar(tmp_path):
     for column, (name, unit) in enumerate(units_.items(), 2):
         np.testing.assert_allclose(rows[-3:, column], before[name] * unit, rtol=1e-14)
     x = positions(9, 3)
+    assert model.describe(x).keys() == {"t", "d", "bias", "rbias", "rct"}
     assert torch.equal(bias(x).energy, bias.bias(x).energy) and bias.bias.hills[1].numel() == 12
 
 

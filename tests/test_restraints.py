@@ -134,6 +134,9 @@ def test_moving_restart_is_uninterrupted():
         second.update(positions(step, 3), step)
     x = positions(0, 3)
     assert torch.equal(whole(x).forces, second(x).forces) and torch.equal(whole.work, second.work)
+    keep = torch.tensor([False, True, True])
+    second.select(keep)  # a walker was lost
+    assert torch.equal(second.work, whole.work[1:]) and whole.work.unique().numel() == 3
 
 
 def test_moving_says_when_it_has_not_changed():

@@ -16,6 +16,7 @@ import torch
 from diffmd_ase.checkpoint import load_checkpoint
 from diffmd_ase.potentials.base import Evaluation, Potential
 from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
+from diffmd_ase.signals import Deferred
 from diffmd_ase.simulation import (
     Files,
     coupled_kernel,
@@ -242,6 +243,71 @@ def test_killed_run_goes_on(tmp_path, number):
     go(tmp_path / "cut", total, restart=True, every=20)
     go(tmp_path / "whole", total, every=20)
     assert same(content(tmp_path / "whole"), content(tmp_path / "cut"))
+
+
+class Interrupting(Quartic):
+    """Sends itself a signal in its n-th evaluation, or in what it learns from that step."""
+
+    def __init__(self, number, n, has_memory):
+        self.number, self.left, self.has_memory = number, n, has_memory
+        self.height = 0.0
+
+    def __call__(self, x):
+        self.left -= 1
+        if self.left == 0 and not self.has_memory:
+            signal.raise_signal(self.number)
+        value = super().__call__(x)
+        scale = 1 + self.height
+        return Evaluation(scale * value.energy, scale * value.forces)
+
+    def update(self, x, step):
+        self.height += 0.01 * float(x.square().mean())
+        if self.left <= 0:
+            self.left = 10**9
+            signal.raise_signal(self.number)
+        return True
+
+    def checkpoint(self):
+        return {"height": self.height}
+
+    def restore(self, saved, x, step):
+        self.height = saved["height"]
+
+
+@pytest.mark.parametrize("has_memory", [False, True])
+@pytest.mark.parametrize("n", [5, 6, 7, 8])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_anywhere_goes_on(tmp_path, number, n, has_memory):
+    def kernel(n):
+        return EulerMaruyama(Interrupting(number, n, has_memory), kT=KT, h=H)
+
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "cut", 30, every=3, kernel=kernel(n))
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    go(tmp_path / "cut", 30, every=3, kernel=kernel(10**9), restart=True)
+    go(tmp_path / "whole", 30, every=3, kernel=kernel(10**9))
+    assert same(content(tmp_path / "whole"), content(tmp_path / "cut"))
+
+
+def test_a_second_signal_does_not_wait():
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second signal waits")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Deferred():
+            twice()
+        with pytest.raises(KeyboardInterrupt), Deferred() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.pending == signal.SIGINT  # acts at the end at the latest
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Springs(Potential):

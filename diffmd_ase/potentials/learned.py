@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from ..score.model import ScoreModel, resolve_device
@@ -20,6 +23,10 @@ _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 class ScorePotential(Potential):
     """``E = kT_train·E_θ(x, σ)`` and ``F = kT_train·s = -∇E`` in eV and eV/Å.
 
+    The energy knows no temperature: at T the score is F/kT. That of snapshots of several
+    temperatures is one energy for all (`score.sets`); elsewhere it is an assumption.
+    Energies of two compositions have no common zero.
+
     Parameters
     ----------
     model : a trained `ScoreModel`
@@ -32,7 +39,7 @@ class ScorePotential(Potential):
 
     Raises
     ------
-    ValueError : elements, number of atoms, pbc or σ the model does not know
+    ValueError : elements, pairs of elements, number of atoms, pbc or σ the model does not know
     """
 
     def __init__(
@@ -123,13 +130,28 @@ def _check(model: ScoreModel, system: System) -> None:
                 "in the same order, or train an equivariant model"
             )
     else:
-        strange = sorted(set(system.numbers.tolist()) - set(known.numbers.tolist()))
-        if strange:
-            raise ValueError(
-                f"elements {strange} are unknown to this model, which was trained on "
-                f"{known.formula}"
-            )
+        _check_elements([set(part.numbers) for part in model.card.systems], system)
     if known.periodic != system.periodic or not np.array_equal(known.pbc, system.pbc):
         raise ValueError(
             f"pbc={system.pbc.tolist()} but this model was trained with pbc={known.pbc.tolist()}"
         )
+
+
+def _check_elements(known: list[set[int]], system: System) -> None:
+    """All elements are known, and each two of them from some snapshots that held both."""
+    asked, every = set(system.numbers.tolist()), set().union(*known)
+    if strange := asked - every:
+        raise ValueError(
+            f"this model knows {_symbols(every)}, not {_symbols(strange)} (of {system.formula}); "
+            "train on snapshots that hold all elements"
+        )
+    for pair in combinations(sorted(asked), 2):
+        if not any(set(pair) <= one for one in known):
+            raise ValueError(
+                f"{system.formula}: no snapshots of this model held {_symbols(set(pair))} "
+                "together, so that it knows nothing of their bonds; train on some that do"
+            )
+
+
+def _symbols(numbers: set[int]) -> str:
+    return ", ".join(chemical_symbols[z] for z in sorted(numbers))

@@ -214,7 +214,8 @@ class OPES(_OPES):
     """OPES_METAD: converges fast where the variables are good.
 
     Equal to PLUMED's OPES_METAD with a given SIGMA on the same positions. All walkers share
-    one bias; it knows no limits of range.
+    one bias (for one each, `Ladder` of as many as there are walkers); it knows no limits of
+    range.
 
     Parameters
     ----------

@@ -62,6 +62,9 @@ class Recorded(Potential):
             self._file.append(np.column_stack((time, list(ids), said)))
         return self.bias.update(x, step)
 
+    def describe(self, x):
+        return self.bias.describe(x)
+
     def select(self, keep) -> None:
         ids = range(len(keep)) if self._ids is None else self._ids
         self._ids = [w for w, kept in zip(ids, keep.tolist(), strict=True) if kept]

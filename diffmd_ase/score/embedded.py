@@ -11,17 +11,26 @@ least squares (Hyvärinen, JMLR 6, 695 (2005), section 3): with J = ∂f/∂x at
 
     G θ = b        G = ⟨J₊J₊ᵀ + J₋J₋ᵀ⟩        b = ⟨(J₊ - J₋) ε⟩/σ
 
-Nothing of it knows the number of atoms: fitted to small cells, it runs on large ones.
+Nothing of it knows the number of atoms: fitted to small cells, it runs on large ones, and G and
+b of several sets of snapshots add up (see `sets`). Sets of one composition leave what an
+atom of each element is worth undetermined: energies of two compositions have no common zero.
+
+With several elements S there are densities of all neighbours and of those of each element, since
+an atom may prefer its like (A = 3 or 3(1 + S) densities).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor, nn
 
 from .neighbours import Pairs, edges, envelope, find_pairs
+from .sets import as_sets, temperings
+from .snapshots import Snapshots
 
 __all__ = ["EmbeddedEnergy", "fit_embedded"]
 
@@ -41,9 +50,10 @@ class EmbeddedEnergy(nn.Module):
     Parameters
     ----------
     cutoff : r_c in Å
-    tables : ``elements`` (S,) atomic numbers; ``inner``, ``nearest`` (): where V becomes a
-        line, and r₀, Å; ``density`` (A,) mean densities; ``pair`` (S(S+1)/2, K + 3)
-        coefficients of the splines, the last three zero; ``embedding`` (S, A, P) the weights w
+    tables : ``elements`` (S,) atomic numbers; ``inner`` () or (S(S+1)/2,): where V becomes a
+        line, Å; ``nearest`` (): r₀, Å; ``density`` (A,) mean densities; ``pair``
+        (S(S+1)/2, K + 3) coefficients of the splines, the last three zero; ``embedding``
+        (S, A, P) the weights w
     """
 
     def __init__(self, cutoff: float, tables: dict[str, Tensor]):
@@ -67,7 +77,7 @@ class EmbeddedEnergy(nn.Module):
         # the two directions of a pair carry half of it each
         energy = x.new_zeros(n_batch * n_atoms)
         energy = energy.index_add(0, target, 0.5 * self.pair_energy(r, element, source, target))
-        rho = self.densities(r, target, len(energy))[:, :, None] + _DELTA
+        rho = self.densities(r, element, source, target)[:, :, None] + _DELTA
         embedded = (rho**self.powers - _DELTA**self.powers) * self.embedding[element]
         return (energy + embedded.sum((1, 2))).reshape(n_batch, n_atoms).sum(-1)
 
@@ -77,17 +87,21 @@ class EmbeddedEnergy(nn.Module):
 
     def pair_energy(self, r: Tensor, element, source, target) -> Tensor:
         """V (E,) at distances r (E,), the line and the wall inside of the data included."""
-        first, weights = self.spline(r)
-        coefficients = self.pair[self.kinds[element[target], element[source]]]
+        kind = self.kinds[element[target], element[source]]
+        first, weights = self.spline(r, kind)
         index = first[:, None] + torch.arange(4, device=r.device)
-        wall = 0.5 * (torch.relu(self.inner - r) / _WALL).square()
-        return (coefficients.gather(1, index) * weights).sum(-1) + wall
+        wall = 0.5 * (torch.relu(self.begin(kind) - r) / _WALL).square()
+        return (self.pair[kind].gather(1, index) * weights).sum(-1) + wall
 
-    def spline(self, r: Tensor) -> tuple[Tensor, Tensor]:
+    def begin(self, kind: Tensor) -> Tensor:
+        """Where the data of these kinds of pairs (E,) begin, Å."""
+        return self.inner.expand(len(self.pair))[kind]
+
+    def spline(self, r: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
         """The four cubic B-splines that are not zero at r (E,): the first one's number (E,),
         their values (E, 4)."""
-        size = self.pair.shape[1] - _END
-        t = (r - self.inner) * (size / (self.cutoff - self.inner))
+        size, begin = self.pair.shape[1] - _END, self.begin(kind)
+        t = (r - begin) * (size / (self.cutoff - begin))
         first = t.detach().floor().clamp(0, size - 1).long()
         u = t - first
         line, u = u.clamp(max=0.0), u.clamp(min=0.0)
@@ -100,15 +114,26 @@ class EmbeddedEnergy(nn.Module):
         ]
         return first, torch.stack(values, dim=-1)
 
-    def radial(self, r: Tensor) -> Tensor:
-        """What a neighbour at r (E,) adds to the densities (E, A)."""
-        inside = torch.maximum(r, self.inner)[:, None]
-        fall = torch.exp(-self.decays * (inside / self.nearest - 1)) / self.density
+    def radial(self, r: Tensor, kind: Tensor) -> Tensor:
+        """What a neighbour at r (E,) adds to the densities of each decay (E, 3)."""
+        inside = torch.maximum(r, self.begin(kind))[:, None]
+        scale = self.density[: len(_DECAYS)]
+        fall = torch.exp(-self.decays * (inside / self.nearest - 1)) / scale
         return fall * envelope(r / self.cutoff)[:, None]
 
-    def densities(self, r: Tensor, target: Tensor, n_atoms: int) -> Tensor:
-        """ρ (n_atoms, A) from edges."""
-        return r.new_zeros(n_atoms, len(_DECAYS)).index_add(0, target, self.radial(r))
+    def channels(self, element: Tensor) -> Tensor:
+        """Which densities neighbours of these elements (E,) belong to (E, A/3): 1 or 0."""
+        every = element.new_ones(len(element), 1)
+        if len(self.density) == len(_DECAYS):
+            return every
+        return torch.cat([every, nn.functional.one_hot(element, len(self.elements))], dim=1)
+
+    def densities(self, r: Tensor, element, source, target) -> Tensor:
+        """ρ (B·N, A) from edges."""
+        falls = self.radial(r, self.kinds[element[target], element[source]])
+        parts = self.channels(element[source])[:, :, None] * falls[:, None, :]
+        rho = r.new_zeros(len(element), len(self.density))
+        return rho.index_add(0, target, parts.flatten(1))
 
     def jacobian(self, x: Tensor, numbers: Tensor, cell, pbc) -> Tensor:
         """∂f/∂x (F, B, 3N) of the features: splines of each pair of elements, then
@@ -120,11 +145,13 @@ class EmbeddedEnergy(nn.Module):
         total, (n_kinds, n_splines) = n_batch * n_atoms, self.pair.shape
         n_pair, n_embedding = self.pair.numel(), self.embedding.numel()
         length = vectors.norm(dim=-1)
+        element = self.species(numbers).repeat(n_batch)
+        kind = self.kinds[element[target], element[source]]
         # each distance has its own functions: one sum gives all derivatives
         r = length.detach().requires_grad_()
         with torch.enable_grad():
-            first, values = self.spline(r)
-            falls = self.radial(r)
+            first, values = self.spline(r, kind)
+            falls = self.radial(r, kind)
             slopes = [
                 torch.autograd.grad(values[:, k].sum(), r, retain_graph=True)[0] for k in range(4)
             ]
@@ -132,30 +159,32 @@ class EmbeddedEnergy(nn.Module):
                 torch.autograd.grad(falls[:, a].sum(), r, retain_graph=True)[0]
                 for a in range(len(_DECAYS))
             ]
-        element = self.species(numbers).repeat(n_batch)
         # moving the target by d changes r by -d·u
         unit = -(vectors / length[:, None]).detach()
         out = x.new_zeros((n_pair + n_embedding) * total, 3)
-        kind = self.kinds[element[target], element[source]]
         for k, slope in enumerate(slopes):
             feature = kind * n_splines + first + k
             out.index_add_(0, feature * total + target, slope[:, None] * unit)
-        rho = self.densities(length.detach(), target, total) + _DELTA
-        for a, fall in enumerate(falling):
-            for p, power in enumerate(_POWERS):
-                change = power * rho[:, a] ** (power - 1)
-                for atom in (target, source):  # of the target's own energy, and its neighbour's
-                    feature = (element[atom] * len(_DECAYS) + a) * len(_POWERS) + p + n_pair
-                    out.index_add_(
-                        0, feature * total + target, (change[atom] * fall)[:, None] * unit
-                    )
+        rho = self.densities(length.detach(), element, source, target) + _DELTA
+        n_densities = len(self.density)
+        # of the target's own energy, by its neighbour, and of the neighbour's, by the target
+        for atom, other in ((target, source), (source, target)):
+            channels = self.channels(element[other])
+            for a in range(n_densities):
+                channel, decay = divmod(a, len(_DECAYS))
+                near = channels[:, channel].nonzero()[:, 0]
+                fall, mine, at = falling[decay][near], atom[near], target[near]
+                for p, power in enumerate(_POWERS):
+                    change = power * rho[mine, a] ** (power - 1) * fall
+                    feature = (element[mine] * n_densities + a) * len(_POWERS) + p + n_pair
+                    out.index_add_(0, feature * total + at, change[:, None] * unit[near])
         out = out.reshape(-1, n_batch, 3 * n_atoms)
         free = out[:n_pair].unflatten(0, (n_kinds, n_splines))[:, :-_END].flatten(0, 1)
         return torch.cat([free, out[n_pair:]])
 
 
 def fit_embedded(
-    snapshots,
+    snapshots: Snapshots | Iterable[Snapshots],
     *,
     cutoff: float,
     functions: int,
@@ -163,28 +192,32 @@ def fit_embedded(
     frames: int = 20_000,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Tables of an `EmbeddedEnergy` from snapshots, by the score matching of this module.
+    """Tables of an `EmbeddedEnergy` from one or several sets, by this module's score matching.
+
+    With r_n = T_1/T_n the losses of `sets` have ``G = Σ_n r_n G_n`` and ``b = Σ_n b_n``.
 
     Parameters
     ----------
     functions : splines of each pair of elements
     sigma : noise in Å
+    frames : of all sets together, at most
 
     The ridge that keeps undetermined combinations at zero is chosen on held-out frames.
     """
-    x = torch.as_tensor(snapshots.positions, dtype=torch.float64)
-    system = snapshots.system
-    numbers = torch.as_tensor(system.numbers)
-    cell = None if system.cell is None else torch.as_tensor(system.cell)
-    pbc = tuple(bool(p) for p in system.pbc)
-    energy = EmbeddedEnergy(cutoff, _empty(x, numbers, cell, pbc, cutoff, functions))
+    sets = as_sets(snapshots)
+    parts = [_Part.of(part, r) for part, r in zip(sets, temperings(sets), strict=True)]
+    energy = EmbeddedEnergy(cutoff, _empty(parts, cutoff, functions))
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(x), generator=generator)[:frames]
-    held_out = max(1, len(order) // 5)
-    parts = (order[:held_out], order[held_out:])
-    (gram_out, drive_out), (gram, drive) = (
-        _moments(energy, x[part], numbers, cell, pbc, sigma, generator) for part in parts
-    )
+    total = sum(len(part.x) for part in parts)
+    learn, held_out = [], []
+    for part in parts:
+        most = max(2, round(min(frames, total) * len(part.x) / total))
+        order = torch.randperm(len(part.x), generator=generator)[:most]
+        fifth = max(1, len(order) // 5)
+        held_out.append(part.take(order[:fifth]))
+        learn.append(part.take(order[fifth:]))
+    gram_out, drive_out = _moments(energy, held_out, sigma, generator)
+    gram, drive = _moments(energy, learn, sigma, generator)
     unit = gram.diagonal().clamp_min(1e-20).rsqrt()
     gram, gram_out = (unit[:, None] * g * unit for g in (gram, gram_out))
     drive, drive_out = unit * drive, unit * drive_out
@@ -196,7 +229,8 @@ def fit_embedded(
     # the largest that costs next to nothing: terms that cancel lose digits in single precision
     best = min(candidates.values())
     ridge = max(r for r, loss in candidates.items() if loss <= best + _SPARE * abs(best))
-    share = held_out / len(order)
+    kept = sum(len(part.x) for part in held_out)
+    share = kept / (kept + sum(len(part.x) for part in learn))
     gram, drive = (1 - share) * gram + share * gram_out, (1 - share) * drive + share * drive_out
     theta = unit * torch.linalg.solve(gram + ridge * eye, drive)
     pair, embedding = theta.split([len(theta) - energy.embedding.numel(), energy.embedding.numel()])
@@ -205,43 +239,82 @@ def fit_embedded(
     return {**energy.state_dict(), "pair": pair, "embedding": embedding}
 
 
-def _empty(x, numbers, cell, pbc, cutoff, functions) -> dict[str, Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One set of snapshots as tensors, and T_1/T of it."""
+
+    x: Tensor
+    numbers: Tensor
+    cell: Tensor | None
+    pbc: tuple[bool, bool, bool]
+    tempering: float
+
+    @classmethod
+    def of(cls, part: Snapshots, tempering: float) -> _Part:
+        system = part.system
+        cell = None if system.cell is None else torch.as_tensor(system.cell)
+        x = torch.as_tensor(part.positions, dtype=torch.float64)
+        return cls(x, torch.as_tensor(system.numbers), cell, tuple(system.pbc.tolist()), tempering)
+
+    def take(self, index) -> _Part:
+        return replace(self, x=self.x[index])
+
+    def edges(self, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """`edges` of at most 500 frames, some at a time."""
+        for x in self.x[:: max(1, len(self.x) // 500)].split(_FRAMES):
+            yield edges(x, cutoff, self.cell, self.pbc)
+
+
+def _empty(parts: list[_Part], cutoff: float, functions: int) -> dict[str, Tensor]:
     """Tables with the scales of the data and no energy yet."""
-    some = x[:: max(1, len(x) // 500)]
-    lengths = [edges(part, cutoff, cell, pbc)[2].norm(dim=-1) for part in some.split(_FRAMES)]
-    r = torch.cat(lengths)
-    if not len(r):
-        raise ValueError(f"no two atoms are closer than {cutoff=} Å: give a larger cutoff")
-    closest = float(r.min())
-    counts, places = torch.histc(r, 100, closest, cutoff), torch.linspace(closest, cutoff, 101)
-    # the first shell: the highest peak of the radial distribution
-    near = places[:-1] + 0.5 * places.diff()
-    nearest = float(near[(counts.to(near) / near**2).argmax()])
-    elements = torch.unique(numbers)
-    n = len(elements)
+    elements = torch.unique(torch.cat([part.numbers for part in parts]))
+    n, dtype = len(elements), torch.float64
+    kinds, a = n * (n + 1) // 2, len(_DECAYS) * (1 if n == 1 else 1 + n)
     tables = {
         "elements": elements,
-        "inner": torch.tensor(_INSIDE * closest, dtype=x.dtype),
-        "nearest": torch.tensor(nearest, dtype=x.dtype),
-        "density": torch.ones(len(_DECAYS), dtype=x.dtype),
-        "pair": torch.zeros(n * (n + 1) // 2, functions + _END, dtype=x.dtype),
-        "embedding": torch.zeros(n, len(_DECAYS), len(_POWERS), dtype=x.dtype),
+        "inner": torch.tensor(0.0, dtype=dtype),
+        "nearest": torch.tensor(1.0, dtype=dtype),
+        "density": torch.ones(a, dtype=dtype),
+        "pair": torch.zeros(kinds, functions + _END, dtype=dtype),
+        "embedding": torch.zeros(n, a, len(_POWERS), dtype=dtype),
     }
-    total = EmbeddedEnergy(cutoff, tables).radial(r).sum(0)
-    return {**tables, "density": total / (some.shape[0] * some.shape[1])}
+    blank, lengths, found, atoms = EmbeddedEnergy(cutoff, tables), [], [], 0
+    for part in parts:
+        species = blank.species(part.numbers)
+        for source, target, vectors in part.edges(cutoff):
+            element = species[torch.stack([target, source]) % len(species)]
+            lengths.append(vectors.norm(dim=-1))
+            found.append(blank.kinds[element[0], element[1]])
+        atoms += len(species) * len(part.x[:: max(1, len(part.x) // 500)])
+    r, kind = torch.cat(lengths), torch.cat(found)
+    if not len(r):
+        raise ValueError(f"no two atoms are closer than {cutoff=} Å: give a larger cutoff")
+    counts, places = torch.histc(r, 100, float(r.min()), cutoff), torch.linspace(0, 1, 101)
+    # the first shell: the highest peak of the radial distribution
+    places = float(r.min()) + (cutoff - float(r.min())) * places
+    near = places[:-1] + 0.5 * places.diff()
+    tables["nearest"] = torch.tensor(float(near[(counts.to(near) / near**2).argmax()]), dtype=dtype)
+    # a pair of elements that no set holds together begins where the nearest of all do
+    closest = r.new_full((kinds,), float(r.min())).scatter_reduce(
+        0, kind, r, "amin", include_self=False
+    )
+    tables["inner"] = _INSIDE * (closest if kinds > 1 else closest[0])
+    falls = EmbeddedEnergy(cutoff, tables).radial(r, kind).sum(0) / atoms
+    return {**tables, "density": falls.repeat(a // len(_DECAYS))}
 
 
-def _moments(energy, positions, numbers, cell, pbc, sigma, generator) -> tuple[Tensor, Tensor]:
-    """G and b over some frames."""
+def _moments(energy, parts: list[_Part], sigma: float, generator) -> tuple[Tensor, Tensor]:
+    """Σ_n r_n G_n and Σ_n b_n, for one frame."""
     size = energy.pair[:, :-_END].numel() + energy.embedding.numel()
-    gram, drive = positions.new_zeros(size, size), positions.new_zeros(size)
-    for x in positions.split(_FRAMES):
-        epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        plus, minus = (
-            energy.jacobian(x + sign * sigma * epsilon, numbers, cell, pbc) for sign in (1, -1)
-        )
-        drive += ((plus - minus) * epsilon.flatten(1)).sum((1, 2)) / sigma
-        for j in (plus, minus):
-            flat = j.flatten(1)
-            gram += flat @ flat.T
-    return gram / len(positions), drive / len(positions)
+    gram, drive = energy.pair.new_zeros(size, size), energy.pair.new_zeros(size)
+    for part in parts:
+        where = part.numbers, part.cell, part.pbc
+        for x in part.x.split(_FRAMES):
+            epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            plus, minus = (energy.jacobian(x + s * sigma * epsilon, *where) for s in (1, -1))
+            drive += ((plus - minus) * epsilon.flatten(1)).sum((1, 2)) / sigma
+            for j in (plus, minus):
+                flat = j.flatten(1)
+                gram += part.tempering * (flat @ flat.T)
+    frames = sum(len(part.x) for part in parts)
+    return gram / frames, drive / frames

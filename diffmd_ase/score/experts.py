@@ -3,11 +3,14 @@
 An expert is an energy network for a range of noise levels. A molecule gets two: `fine`, at
 the smallest noise, whose energy drives molecular dynamics, and `broad`, over all noise
 levels, for i.i.d. reverse diffusion. Periodic metals get one for dynamics, at the
-smallest noise, in closed form. Anything else gets one equivariant network.
+smallest noise, in closed form. Anything else, and several sets of snapshots, get one
+equivariant network; of several temperatures it learns the smallest noise only, since
+there alone the density of noised snapshots is that of one energy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -15,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .neighbours import mean_neighbours, nearest_neighbours
 from .network import EmbeddedConfig, EquivariantConfig, MechanicsConfig, NetworkConfig, PairConfig
+from .sets import as_sets
 from .snapshots import Snapshots
 
 __all__ = ["Expert", "TrainConfig", "plan"]
@@ -72,34 +76,42 @@ class Expert(BaseModel):
     clip: float = 50.0
 
 
-def plan(snapshots: Snapshots, config: TrainConfig) -> list[Expert]:
-    """The experts for these snapshots; the one that drives dynamics comes first."""
-    kind = config.network
+def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> list[Expert]:
+    """The experts for one or several sets; the one that drives dynamics comes first."""
+    sets = as_sets(snapshots)
+    system, kind = sets[0].system, config.network
+    elements = {int(z) for part in sets for z in part.system.numbers}
     if kind == "auto":
-        system = snapshots.system
-        kind = "equivariant" if system.periodic or len(system) > 60 else "pair"
-        if system.periodic and not _COVALENT & set(system.numbers.tolist()):
+        large = system.periodic or len(system) > 60 or len(sets) > 1
+        kind = "equivariant" if large else "pair"
+        if system.periodic and not _COVALENT & elements:
             kind = "embedded"
-    if kind == "pair" and snapshots.system.periodic:
-        raise ValueError("network='pair' is for one isolated molecule; use 'equivariant'")
-    low, high = _noise_range(snapshots, config, fine=kind != "equivariant")
-    if kind == "embedded":
-        metal = EmbeddedConfig(
-            cutoff=config.cutoff or round(_SHELLS * nearest_neighbours(snapshots), 2)
+    if kind == "pair" and (system.periodic or len(sets) > 1):
+        raise ValueError(
+            "network='pair' is for one isolated molecule at one temperature; use 'equivariant'"
         )
+    tempered = len({part.temperature_K for part in sets}) > 1
+    ranges = [_noise_range(part, config, fine=kind != "equivariant" or tempered) for part in sets]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    if kind == "embedded":
+        nearest = [nearest_neighbours(part) for part in sets] if config.cutoff is None else []
+        metal = EmbeddedConfig(cutoff=config.cutoff or round(_SHELLS * max(nearest), 2))
         return [Expert(name="fine", sigma=(low, low), network=metal)]
     if kind == "equivariant":
         cutoff = config.cutoff or 4.5
-        chiral = not snapshots.system.periodic and snapshots.topology.chiral
+        chiral = not system.periodic and any(part.topology.chiral for part in sets)
         network = EquivariantConfig(
             channels=config.channels,
             layers=3 if chiral else 2,
             cutoff=cutoff,
-            elements=tuple(sorted({int(z) for z in snapshots.system.numbers})),
-            neighbours=mean_neighbours(snapshots, cutoff),
+            elements=tuple(sorted(elements)),
+            neighbours=round(float(np.mean([mean_neighbours(p, cutoff) for p in sets])), 2),
             chiral=chiral,
         )
-        return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * network.chiral)]
+        if tempered:
+            weights = {"denoising": low**-2, "clip": 1000.0}
+            return [Expert(name="fine", sigma=(low, low), network=network, **weights)]
+        return [Expert(name="all", sigma=(low, high), network=network, mirror=1.0 * chiral)]
     fine = Expert(
         name="fine",
         sigma=(low, low),

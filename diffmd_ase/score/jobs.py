@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -16,20 +17,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..system import System
 from .experts import TrainConfig
+from .sets import joint_hash
 from .snapshots import Snapshots
 
 __all__ = ["Bars", "read_job", "run_side_by_side", "write_job"]
 
 
-def write_job(folder: Path, snapshots: Snapshots, config: TrainConfig, seed, device) -> None:
+def write_job(folder: Path, sets: tuple[Snapshots, ...], config: TrainConfig, seed, device) -> None:
     """Leave all that a training process needs in ``folder``; refuse one of another job."""
     job = {
-        "data": snapshots.sha256,
+        "data": joint_hash(sets),
         "config": config.model_dump(mode="json"),
         "seed": seed,
         "device": device,
-        "temperature_K": snapshots.temperature_K,
-        "correlation": snapshots.correlation,
+        "sets": [
+            {key: getattr(part, key) for key in ("source", "temperature_K", "correlation")}
+            for part in sets
+        ],
     }
     path = folder / "job.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,29 +45,28 @@ def write_job(folder: Path, snapshots: Snapshots, config: TrainConfig, seed, dev
                 f"{folder} holds a training run with another {' and '.join(changed)}; give "
                 "another directory, or remove it to start afresh"
             )
-    system = snapshots.system
-    cell: dict = {} if system.cell is None else {"cell": system.cell}
-    np.savez(
-        folder / "job.npz",
-        positions=snapshots.positions,
-        numbers=system.numbers,
-        masses=system.masses,
-        pbc=system.pbc,
-        **cell,
-    )
+    arrays: dict[str, Any] = {}
+    for n, part in enumerate(sets):
+        system = part.system
+        arrays |= {f"{n}.{key}": getattr(system, key) for key in ("numbers", "masses", "pbc")}
+        arrays[f"{n}.positions"] = part.positions
+        if system.cell is not None:
+            arrays[f"{n}.cell"] = system.cell
+    np.savez(folder / "job.npz", **arrays)
     path.write_text(json.dumps(job, indent=1))
 
 
-def read_job(folder: Path) -> tuple[Snapshots, TrainConfig, dict]:
-    """What `write_job` left: snapshots, config, and the rest."""
+def read_job(folder: Path) -> tuple[tuple[Snapshots, ...], TrainConfig, dict]:
+    """What `write_job` left: sets of snapshots, config, and the rest."""
     job = json.loads((folder / "job.json").read_text())
+    sets = []
     with np.load(folder / "job.npz") as raw:
-        cell = raw["cell"] if "cell" in raw.files else None
-        system = System(raw["numbers"], raw["masses"], cell, raw["pbc"])
-        snapshots = Snapshots(
-            system, raw["positions"], job["temperature_K"], correlation=job["correlation"]
-        )
-    return snapshots, TrainConfig(**job["config"]), job
+        for n, facts in enumerate(job["sets"]):
+            cell = raw[f"{n}.cell"] if f"{n}.cell" in raw.files else None
+            numbers, masses, pbc = (raw[f"{n}.{key}"] for key in ("numbers", "masses", "pbc"))
+            system = System(numbers, masses, cell, pbc)
+            sets.append(Snapshots(system, raw[f"{n}.positions"], **facts))
+    return tuple(sets), TrainConfig(**job["config"]), job
 
 
 def run_side_by_side(

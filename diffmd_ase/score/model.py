@@ -16,21 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..system import System
 from .network import EmbeddedNetwork, EquivariantNetwork, NetworkConfig, build
+from .sets import joint_hash
 
 if TYPE_CHECKING:
     from ..potentials.learned import ScorePotential
     from .snapshots import Snapshots
 
-__all__ = ["Card", "ExpertCard", "ScoreModel", "largest_curvature", "resolve_device"]
+__all__ = [
+    "Card",
+    "ExpertCard",
+    "ScoreModel",
+    "SystemCard",
+    "largest_curvature",
+    "resolve_device",
+]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since 2: `systems`
 
 
 class ExpertCard(BaseModel):
@@ -44,8 +52,45 @@ class ExpertCard(BaseModel):
     history: list[dict[str, Any]] = Field(default_factory=list)
 
 
+class SystemCard(BaseModel):
+    """One set of snapshots that a model was trained on."""
+
+    model_config = ConfigDict(extra="forbid")
+    formula: str
+    numbers: list[int]
+    cell: list[list[float]] | None
+    pbc: tuple[bool, bool, bool]
+    temperature_K: float
+    source: str
+    snapshots: int
+    sha256: str
+    correlation: float = 1.0
+    configurational_temperature_K: float | None = Field(
+        None, description="that of the snapshots, by the forces of the model"
+    )
+
+    @classmethod
+    def of(cls, part: Snapshots) -> SystemCard:
+        """The card of one set."""
+        system = part.system
+        return cls(
+            formula=system.formula,
+            numbers=system.numbers.tolist(),
+            cell=None if system.cell is None else system.cell.tolist(),
+            pbc=tuple(system.pbc.tolist()),
+            temperature_K=part.temperature_K,
+            source=part.source,
+            snapshots=len(part),
+            sha256=part.sha256,
+            correlation=round(part.correlation, 2),
+        )
+
+
 class Card(BaseModel):
-    """What a model is, what it was trained on and how well it did."""
+    """What a model is, what it was trained on and how well it did.
+
+    System and temperature are those of the first set of snapshots; ``systems`` lists all.
+    """
 
     model_config = ConfigDict(extra="forbid")
     schema_version: int = SCHEMA_VERSION
@@ -71,15 +116,36 @@ class Card(BaseModel):
     exchanges: list[tuple[int, int]] = Field(
         default_factory=list, description="like atoms whose exchange turns the hand of a centre"
     )
+    systems: list[SystemCard] = Field(
+        default_factory=list, description="all sets of snapshots; the first one names the model"
+    )
     experts: list[ExpertCard]
     data: dict[str, Any]
     training: dict[str, Any]
     validation: dict[str, float]
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _of_one_system(self) -> Card:
+        """A file of schema 1: one set, told by the card itself."""
+        if not self.systems:
+            shared = ("formula", "numbers", "cell", "pbc", "temperature_K")
+            known = {k: v for k, v in self.data.items() if k in SystemCard.model_fields}
+            self.systems = [SystemCard(**known, **{name: getattr(self, name) for name in shared})]
+        return self
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Lowest and highest temperature (K) of the snapshots."""
+        every = [system.temperature_K for system in self.systems]
+        return min(every), max(every)
+
     @classmethod
-    def describe(cls, snapshots: Snapshots, experts: list[ExpertCard], *, seed, config) -> Card:
+    def describe(
+        cls, sets: tuple[Snapshots, ...], experts: list[ExpertCard], *, seed, config
+    ) -> Card:
         """The card of freshly trained experts."""
+        snapshots = sets[0]
         system = snapshots.system
         x = snapshots.positions - snapshots.positions.mean(1, keepdims=True)
         versions = {name: metadata.version(name) for name in ("torch", "e3nn", "ase", "numpy")}
@@ -103,12 +169,13 @@ class Card(BaseModel):
             sigma_max=max(e.sigma[1] for e in experts),
             covariance=(np.einsum("mia,mja->ij", x, x) / (3 * len(x))).tolist(),
             exchanges=[] if system.periodic else snapshots.topology.exchanges(system.numbers),
+            systems=[SystemCard.of(part) for part in sets],
             experts=experts,
             data={
-                "source": snapshots.source,
-                "snapshots": len(snapshots),
-                "sha256": snapshots.sha256,
-                "correlation": round(snapshots.correlation, 2),
+                "source": ", ".join(part.source for part in sets),
+                "snapshots": sum(len(part) for part in sets),
+                "sha256": joint_hash(sets),
+                "correlation": round(max(part.correlation for part in sets), 2),
             },
             training={"seed": seed, "config": config},
             validation=validation,
@@ -133,13 +200,14 @@ class ScoreModel:
 
     def __repr__(self) -> str:
         c = self.card
-        return (
-            f"ScoreModel({c.formula}, {c.temperature_K:g} K, σ {c.sigma_min:g}–{c.sigma_max:g} Å)"
-        )
+        formulas = ", ".join(dict.fromkeys(system.formula for system in c.systems))
+        low, high = c.temperatures
+        kelvin = f"{low:g} K" if low == high else f"{low:g}–{high:g} K"
+        return f"ScoreModel({formulas}, {kelvin}, σ {c.sigma_min:g}–{c.sigma_max:g} Å)"
 
     @property
     def system(self) -> System:
-        """The system it was trained on."""
+        """The system it was trained on, the first of several."""
         c = self.card
         return System(
             np.array(c.numbers),

@@ -20,6 +20,7 @@ __all__ = [
     "envelope",
     "find_pairs",
     "mean_neighbours",
+    "nearest_by_element",
     "nearest_neighbours",
 ]
 
@@ -189,13 +190,30 @@ def mean_neighbours(snapshots, cutoff: float) -> float:
 
 def nearest_neighbours(snapshots) -> float:
     """Mean distance (Å) of an atom's nearest neighbour, of those that have one within 6 Å."""
-    x, target, vectors = _some_edges(snapshots, 6.0)
-    nearest = torch.full((x.shape[0] * x.shape[1],), torch.inf, dtype=x.dtype)
-    nearest = nearest.scatter_reduce(0, target, vectors.norm(dim=-1), "amin")
+    nearest = _nearest(snapshots)
     nearest = nearest[nearest.isfinite()]
     if not len(nearest):
         raise ValueError(f"{snapshots.source}: no atom has a neighbour within 6 Å; give cutoff=")
     return float(nearest.mean())
+
+
+def nearest_by_element(snapshots) -> dict[int, float]:
+    """The same for each atomic number that has neighbours."""
+    nearest = _nearest(snapshots)
+    numbers = torch.as_tensor(snapshots.system.numbers).repeat(
+        len(nearest) // len(snapshots.system)
+    )
+    means = {
+        z: nearest[(numbers == z) & nearest.isfinite()].mean() for z in numbers.unique().tolist()
+    }
+    return {z: float(mean) for z, mean in means.items() if mean.isfinite()}
+
+
+def _nearest(snapshots) -> Tensor:
+    """Distance of the nearest neighbour of each atom of some snapshots; inf beyond 6 Å."""
+    x, target, vectors = _some_edges(snapshots, 6.0)
+    nearest = torch.full((x.shape[0] * x.shape[1],), torch.inf, dtype=x.dtype)
+    return nearest.scatter_reduce(0, target, vectors.norm(dim=-1), "amin")
 
 
 def _some_edges(snapshots, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,6 +28,7 @@ from .embedded import EmbeddedEnergy, fit_embedded
 from .mechanics import TINY, MechanicsPrior, along, differences
 from .neighbours import edges, envelope
 from .prior import fit_prior
+from .sets import as_sets
 from .topology import signed_volumes
 
 __all__ = [
@@ -100,8 +101,8 @@ def build(config: AnyConfig, source, *, sigma: float = 0.0) -> nn.Module:
     """The network of a configuration, in float32.
 
     ``source``: the `Snapshots` whose statistics enter the network (a `MechanicsNetwork` fits
-    its prior to them at noise level ``sigma``), or the state dictionary of a trained one,
-    whose weights are about to be loaded.
+    its prior to them at noise level ``sigma``), for networks of any composition one set or
+    several; or the state dictionary of a trained one, whose weights are about to be loaded.
     """
     # most networks are built to be loaded: the caller's random state is left alone
     with torch.random.fork_rng(devices=[]):
@@ -120,6 +121,8 @@ def _build(config: AnyConfig, source, sigma: float) -> nn.Module:
                 source, cutoff=config.cutoff, functions=config.functions, sigma=sigma
             )
         return EmbeddedNetwork(config, tables)
+    if not known:
+        (source,) = as_sets(source)
     needs = isinstance(config, PairConfig) or config.depth > 0
     internal = None
     if needs:

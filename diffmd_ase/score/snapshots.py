@@ -202,7 +202,7 @@ def _read_npz(path: Path) -> dict:
     numbers = found["numbers"]
     if numbers.ndim == 2:
         if not (numbers == numbers[0]).all():
-            raise ValueError(f"{path.name} mixes compositions; train on one composition")
+            raise ValueError(f"{path.name} mixes compositions; give each a file of its own")
         numbers = numbers[0]
     fields = {
         "system": _system(numbers, found["cell"], found["pbc"], path.name),
@@ -241,7 +241,7 @@ def _read_ase(path: Path) -> dict:
             raise ValueError(
                 f"{path.name}: frame {n} is {atoms.get_chemical_formula()} but frame 0 is "
                 f"{first.get_chemical_formula()} (or the atoms are in another order); "
-                "train on one composition in one order"
+                "give each composition a file of its own"
             )
         if (atoms.pbc != first.pbc).any() or not np.allclose(atoms.cell, first.cell, atol=1e-6):
             raise ValueError(

@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,14 @@ from .experts import Expert, TrainConfig, plan
 from .jobs import Bars, read_job, run_side_by_side, write_job
 from .model import Card, ExpertCard, ScoreModel, largest_curvature, resolve_device
 from .network import MechanicsConfig, build
+from .sets import as_sets, configurational_temperatures, temperings
 from .snapshots import Snapshots
 
 __all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
 
 
 def train(
-    snapshots: Snapshots,
+    snapshots: Snapshots | Iterable[Snapshots],
     *,
     config: TrainConfig | None = None,
     seed: int = 0,
@@ -48,7 +49,9 @@ def train(
 
     Parameters
     ----------
-    snapshots : one system, one temperature
+    snapshots : one set (one system, one temperature) or several, whose losses are added: other
+        sizes and compositions, and temperatures, of which one energy holds them all (see
+        `sets`). The first one names the model and gives its temperature
     config : see `TrainConfig`; the default takes six minutes on two cores
     seed : of weights, batches, noise and the held-out frames
     device : "auto", "cpu", "cuda", "cuda:1", …
@@ -58,15 +61,16 @@ def train(
 
     Raises
     ------
-    ValueError : snapshots or config that cannot be trained on
+    ValueError : snapshots or config that cannot be trained on, or not together
     RuntimeError : a training process failed, with its last words
     """
     config = config or TrainConfig()
     started = time.time()
-    experts = plan(snapshots, config)
+    sets = as_sets(snapshots)
+    experts = plan(sets, config)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(directory or scratch)
-        write_job(folder, snapshots, config, seed, str(resolve_device(device)))
+        write_job(folder, sets, config, seed, str(resolve_device(device)))
         processes = config.processes or (os.cpu_count() or 1)
         if resolve_device(device).type != "cpu":
             processes = 1
@@ -75,11 +79,14 @@ def train(
         results = [_load_best(folder, expert) for expert in experts]
     cards = [card for _, card in results]
     networks = [network for network, _ in results]
-    card = Card.describe(snapshots, cards, seed=seed, config=config.model_dump(mode="json"))
+    card = Card.describe(sets, cards, seed=seed, config=config.model_dump(mode="json"))
     card.training["seconds"] = round(time.time() - started, 1)
     card.training["device"] = str(resolve_device(device))
     model = ScoreModel(card, networks)
-    model.card.lambda_max = largest_curvature(model, snapshots, seed=seed)
+    model.card.lambda_max = max(largest_curvature(model, part, seed=seed) for part in sets)
+    found = configurational_temperatures(model.expert(card.sigma_min), card.sigma_min, sets)
+    for described, kelvin in zip(card.systems, found, strict=True):
+        described.configurational_temperature_K = round(kelvin, 1)
     return model
 
 
@@ -88,7 +95,7 @@ def train(
 
 def fit(
     expert: Expert,
-    snapshots: Snapshots,
+    snapshots: Snapshots | Iterable[Snapshots],
     config: TrainConfig,
     *,
     seed: int,
@@ -98,18 +105,21 @@ def fit(
 ) -> None:
     """Train one expert and leave its best weights in ``folder``."""
     began = time.time()  # the budget holds the fit of the prior as well
-    training, held_out = snapshots.split(config.validation_fraction, seed=seed)
+    sets = as_sets(snapshots)
+    split = [part.split(config.validation_fraction, seed=seed) for part in sets]
+    training, held_out = zip(*split, strict=True)
     report({"expert": expert.name, "fraction": 0.0, "note": "preparing"})
     network = _network(expert, training, folder, seed).to(device)
     average = torch.optim.swa_utils.AveragedModel(network)
     groups = [{"params": list(network.parameters())}]
     optimiser = torch.optim.Adam(groups, lr=config.learning_rate)
     run = _Progress.load(folder, expert, network, average, optimiser)
-    objective = _Objective(expert, snapshots, device)
+    objective = _Objective(expert, sets, device)
     x_train, x_valid = (
-        torch.as_tensor(part.positions, dtype=torch.float32, device=device)
-        for part in (training, held_out.take(slice(0, 2048)))
+        [torch.as_tensor(p.positions, dtype=torch.float32, device=device) for p in parts]
+        for parts in (training, [part.take(slice(0, 2048)) for part in held_out])
     )
+    counts = [max(1, round(config.batch_size * share)) for share in objective.shares]
     began -= run.seconds
     every = max(1, config.steps // config.evaluations)
     if not run.history:  # the network as built may already be good: a fitted prior
@@ -129,8 +139,11 @@ def fit(
         for group in optimiser.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * fraction))
             group["lr"] = config.learning_rate * max(cosine, 1e-3) * min(1, (run.step + 1) / 100)
-        index = torch.randint(len(x_train), (config.batch_size,), generator=generator)
-        terms = objective(network, x_train[index.to(device)], generator)
+        batches = []
+        for x, count in zip(x_train, counts, strict=True):
+            index = torch.randint(len(x), (count,), generator=generator)
+            batches.append(x[index.to(device)])
+        terms = objective(network, batches, generator)
         optimiser.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(network.parameters(), expert.clip)
@@ -154,13 +167,36 @@ def fit(
 
 
 class _Objective:
-    """The loss of one expert on a batch of snapshots."""
+    """The loss of one expert: the mean over the frames of all sets."""
+
+    def __init__(self, expert: Expert, sets: tuple[Snapshots, ...], device):
+        total = sum(len(part) for part in sets)
+        self.shares = [len(part) / total for part in sets]
+        self.losses = [
+            _Loss(expert, part, tempering, device)
+            for part, tempering in zip(sets, temperings(sets), strict=True)
+        ]
+
+    def __call__(self, network: nn.Module, batches: list[Tensor], generator) -> dict:
+        """Mean losses by name of one batch of each set; ``loss`` is their weighted sum."""
+        together: dict[str, Tensor] = {}
+        for loss, share, x in zip(self.losses, self.shares, batches, strict=True):
+            for name, value in loss(network, x, generator).items():
+                together[name] = together.get(name, 0.0) + share * value
+        return together
+
+
+class _Loss:
+    """The loss of one expert on a batch of snapshots of one set, ``E_n = (T_1/T_n) E``.
+
+    Terms with squared scores are weighted by T_n/T_1 (see `sets`).
+    """
 
     DELTA = 0.02  # rad, angular noise: far below the width of a torsional well
     MOVES = 3  # bonds turned at most in a contrastive move
 
-    def __init__(self, expert: Expert, snapshots: Snapshots, device):
-        self.expert = expert
+    def __init__(self, expert: Expert, snapshots: Snapshots, tempering: float, device):
+        self.expert, self.tempering = expert, tempering
         system = snapshots.system
         self.cell = None if system.cell is None else torch.as_tensor(system.cell).float().to(device)
         self.numbers = torch.as_tensor(system.numbers, device=device)
@@ -176,7 +212,8 @@ class _Objective:
         e, n = self.expert, len(x)
 
         def energy(positions, level):
-            return network(positions, level, numbers=self.numbers, cell=self.cell, pbc=self.pbc)
+            value = network(positions, level, numbers=self.numbers, cell=self.cell, pbc=self.pbc)
+            return self.tempering * value
 
         def random(shape):
             return torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
@@ -197,14 +234,14 @@ class _Objective:
         _, scores = diffusion.score(energy, torch.cat(points), levels, create_graph=True)
         plus, minus, *turned = scores.chunk(len(points))
         terms = {"denoising": diffusion.denoising_loss(plus, minus, epsilon, sigma).mean()}
-        loss = e.denoising * terms["denoising"]
+        loss = e.denoising / self.tempering * terms["denoising"]
         if torsional:
             g_plus, g_minus = (
                 self.moves.angular_score(p, s, rotor)
                 for p, s in zip(points[2:], turned, strict=True)
             )
             terms["torsional"] = diffusion.torsional_loss(g_plus, g_minus, xi, self.DELTA).mean()
-            loss = loss + e.torsional * terms["torsional"]
+            loss = loss + e.torsional / self.tempering * terms["torsional"]
         negatives = {}
         # noise is added before the move, which is symmetric at every noise level
         if e.contrastive > 0 and self.moves is not None:
@@ -240,9 +277,11 @@ class _Progress:
         difference: a fitted prior is not given up for luck.
         """
         generator = _generator(seed, "validation", 0)
+        # each part holds some frames of each set; what is left over is left out
+        chunks = zip(*(p.split(max(1, min(128, len(p) // 8))) for p in x), strict=False)
         parts = [
             {name: value.item() for name, value in objective(network, part, generator).items()}
-            for part in x.split(max(1, min(128, len(x) // 8)))
+            for part in chunks
         ]
         entry: dict = {"step": self.step, "seconds": round(self.seconds, 1)}
         entry["training_loss"] = terms["loss"].item() if terms else None
@@ -312,7 +351,7 @@ def _load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
     return network.eval(), card
 
 
-def _network(expert: Expert, training: Snapshots, folder: Path, seed: int) -> nn.Module:
+def _network(expert: Expert, training: tuple[Snapshots, ...], folder: Path, seed: int) -> nn.Module:
     """As it stands in ``folder``, or a new one: a fitted prior is not fitted again."""
     path = folder / f"{expert.name}.safetensors"
     if path.exists():
@@ -336,11 +375,11 @@ def _address(seed: int, name: str, step: int) -> int:
 
 
 def _fit_in_folder(folder: Path, name: str, report) -> None:
-    snapshots, config, job = read_job(folder)
-    expert = next(e for e in plan(snapshots, config) if e.name == name)
+    sets, config, job = read_job(folder)
+    expert = next(e for e in plan(sets, config) if e.name == name)
     fit(
         expert,
-        snapshots,
+        sets,
         config,
         seed=job["seed"],
         device=job["device"],

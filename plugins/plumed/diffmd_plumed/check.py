@@ -17,7 +17,7 @@ import numpy as np
 from ase import units as ase_units
 
 from . import kernel as kernels
-from .plan import actions_of, plan
+from .plan import Plan, actions_of, plan
 from .script import Line, absolute_inputs, parse, read_lines, written_files
 from .units import ASE_UNITS, Units
 
@@ -46,12 +46,14 @@ class Checked:
 
     lines : as they are given to PLUMED, files to read named absolutely
     script : its actions
+    plan : what its actions do at which steps
     log : of PLUMED
     files : names of the files that it opens to write
     """
 
     lines: tuple[str, ...]
     script: tuple[Line, ...]
+    plan: Plan
     log: str
     files: frozenset[str]
 
@@ -122,11 +124,11 @@ def check_input(
         opened = set(json.loads(Path(folder, "whole", "written").read_text()))
         opened |= {p.name for p in Path(folder, "whole").iterdir() if p.name[:4] != "bck."}
     try:
-        plan(actions_of(log), script)
+        planned = plan(actions_of(log), script)
     except ValueError as error:
         raise PlumedInputError(str(error)) from None
     files = (opened | written_files(script)) - {"written", "plumed.log"}
-    return Checked(tuple(lines), tuple(script), log, frozenset(files))
+    return Checked(tuple(lines), tuple(script), planned, log, frozenset(files))
 
 
 def _first_failure(case: dict, script: Sequence[Line]) -> tuple[int | None, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +16,7 @@ from . import kernel as kernels
 from .bases import Bases, frames_of
 from .check import PlumedInputError, check_input
 from .driver import Driver, Result
-from .files import cut_back, lengths, refuse_empty, refuse_existing, refuse_too_many
-from .plan import actions_of, plan
+from .instances import Instances
 from .script import read_lines
 
 __all__ = ["PlumedPotential"]
@@ -74,8 +71,6 @@ class PlumedPotential(Potential):
         charges=None,
         first_step: int = 0,
     ):
-        if walkers not in ("shared", "independent"):
-            raise ValueError(f"{walkers=}: expected 'shared' or 'independent'")
         if not (np.isfinite(kT) and kT > 0):
             raise ValueError(f"{kT=} must be positive: kB times the temperature, in eV")
         if not (np.isfinite(timestep) and timestep > 0):
@@ -86,41 +81,31 @@ class PlumedPotential(Potential):
                 "pbc=True with a cell that is long where there are no images, or pbc=False"
             )
         self.system, self.walkers = system, walkers
-        self.directory = Path(os.path.abspath(directory))
-        self._settings = {
+        settings = {
             "kT": float(kT),
             "timestep": float(timestep),
             "masses": system.masses,
             "charges": charges,
             "box": system.cell if system.periodic else None,
         }
-        checked = check_input(input, len(system), directory=self.directory, **self._settings)
-        self._source = read_lines(input)
-        self._script = checked.script
-        self._lines, self._files = checked.lines, checked.files
-        self._plan = plan(actions_of(checked.log), checked.script)
+        checked = check_input(input, len(system), directory=directory, **settings)
         self.needs_base = checked.needs_energy
-        self._tagged = _check_values(checked.script)
-        self._step, self._restart, self._begun = int(first_step), bool(restart), False
-        self._drivers: list[Driver] = []
-        self._ids: list[int] = []
+        self._plan, self._tagged = checked.plan, _check_values(checked.script)
+        self._instances = Instances(
+            len(system),
+            checked,
+            self._prepare,
+            source=read_lines(input),
+            walkers=walkers,
+            restart=restart,
+            directory=directory,
+            first_step=first_step,
+            settings=settings,
+        )
+        self.directory = self._instances.directory
         self._values: dict[str, np.ndarray] = {}
         self._bases = Bases()
         self._warned = False
-        if self._plan.impure:
-            warnings.warn(
-                f"{', '.join(self._plan.impure)} learn at every evaluation, not only at accepted "
-                "steps: Metropolis steps, finite differences and energy queries disturb them",
-                stacklevel=2,
-            )
-        if restart:
-            self._say_inexact()
-        else:
-            shared = walkers == "shared"
-            for folder in [self.directory] if shared else self.directory.glob("walker-*"):
-                refuse_existing(folder, self._files)
-            if shared:
-                self._open([0])
 
     # ------------------------------------------------------------------ evaluation
 
@@ -135,7 +120,7 @@ class PlumedPotential(Potential):
             )
         frames = frames_of(x)
         walkers = x.shape[-3] if x.ndim > 2 else 1
-        self._require(walkers)
+        self._instances.require(walkers)
         energies = np.full(len(frames), np.nan)
         forces, virials = np.full(frames.shape, np.nan), np.full((len(frames), 3, 3), np.nan)
         if self.needs_base:
@@ -147,10 +132,10 @@ class PlumedPotential(Potential):
                 if self.needs_base:
                     energies[index], forces[index], _ = self._on_base(driver, frames[index])
                     continue
-                energies[index] = driver.calculate(frames[index], self._step)
+                energies[index] = driver.calculate(frames[index], self._instances.step)
             except RuntimeError as error:
                 if "grid" not in str(error).lower():
-                    raise RuntimeError(f"walker {self._name(walker)}: {error}") from error
+                    raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
                 self._warn_outside(walker, error)
                 continue
             forces[index] = driver.forces
@@ -170,26 +155,26 @@ class PlumedPotential(Potential):
         if self.needs_base:
             return {}
         walkers = x.shape[-3] if x.ndim > 2 else 1
-        self._require(walkers)
+        self._instances.require(walkers)
         values = {name: np.full(x.shape[:-2], np.nan) for name in self._plan.values}
         for index, frame in enumerate(frames_of(x)):
             if not np.isfinite(frame).all():
                 continue
             driver = self._driver(index % walkers)
-            driver.calculate(frame, self._step)
+            driver.calculate(frame, self._instances.step)
             for name, found in values.items():
                 found.flat[index] = driver.get_value(name)
         return {name: x.new_tensor(found) for name, found in values.items()}
 
     def _driver(self, walker: int) -> Driver:
-        driver = self._drivers[0 if self.walkers == "shared" else walker]
+        driver = self._instances.of(walker)
         if self._tagged:
-            driver.set_extra(_WALKER, float(self._name(walker)))
+            driver.set_extra(_WALKER, float(self._instances.name(walker)))
         return driver
 
     def _on_base(self, driver: Driver, frame: np.ndarray) -> Result:
         energy, forces = self._bases.of(frame)
-        return driver.evaluate(frame, step=self._step, energy=energy, forces=forces)
+        return driver.evaluate(frame, step=self._instances.step, energy=energy, forces=forces)
 
     def _stress(self, x: Tensor, virials: np.ndarray) -> Tensor | None:
         # a bias on ENERGY scales the virial of the base, which PLUMED is not given
@@ -209,60 +194,48 @@ class PlumedPotential(Potential):
         ValueError : a step that was completed before, positions that are not finite (the
             walkers are named), positions that were not evaluated where ENERGY is biased
         """
-        if step <= self._step:
-            raise ValueError(f"step {step} after step {self._step}: steps are completed once")
+        self._instances.check_next(step)
         if x.ndim > 3:
             raise ValueError(f"positions {tuple(x.shape)}: expected (N, 3) or (B, N, 3)")
         if self.needs_base:
             self._bases.settle(frames_of(x))
         if not self._plan.due(step):
-            self._step = step
+            self._instances.step = step
             return False
         frames = frames_of(x)
         lost = np.flatnonzero(~np.isfinite(frames).all((1, 2)))
         if len(lost):
-            names = [self._name(walker) for walker in lost.tolist()]
+            names = [self._instances.name(walker) for walker in lost.tolist()]
             raise ValueError(
                 f"positions of walkers {names} are not finite at step {step}: nothing was deposited"
             )
-        self._require(len(frames))
-        if not self._begun:
-            self._begin(frames, step)
-        self._step = step
+        self._instances.require(len(frames))
+        self._instances.advance(step, lambda walker: self._commit(walker, frames[walker]))
         rows = [self._commit(walker, frame) for walker, frame in enumerate(frames)]
         self._values = {
             name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())
         }
         return self._plan.changes(step)
 
-    def _begin(self, frames: np.ndarray, step: int) -> None:
-        """PLUMED swallows the hill of the first update; it gets one at a quiet step."""
-        if any(step % pace == 0 for pace in self._plan.paced):
-            self._step = self._plan.quiet_before(step)
-            self._prime(frames)
-        self._begun = True
-
-    def _prime(self, frames: np.ndarray) -> None:
-        for walker in range(1 if self.walkers == "shared" else len(frames)):
-            self._commit(walker, frames[walker])
-
     def _commit(self, walker: int, frame: np.ndarray) -> dict[str, float | np.ndarray]:
         driver = self._driver(walker)
         if self.needs_base:
             self._on_base(driver, frame)
         else:
-            driver.calculate(frame, self._step)
+            driver.calculate(frame, self._instances.step)
         row = {name: driver.get_value(name) for name in self._plan.values}
         driver.update()
         if driver.stopped and not self._warned:
             self._warned = True
-            warnings.warn(f"step {self._step}: PLUMED asks to stop (COMMITTOR)", stacklevel=4)
+            warnings.warn(
+                f"step {self._instances.step}: PLUMED asks to stop (COMMITTOR)", stacklevel=4
+            )
         return row
 
     @property
     def stopped(self) -> bool:
         """An action (COMMITTOR) of some walker asked to stop."""
-        return any(driver.stopped for driver in self._drivers)
+        return any(driver.stopped for driver in self._instances.drivers)
 
     def values(self) -> dict[str, np.ndarray]:
         """Bias, CVs and what is printed, (B,) each, before the last deposit, in the units of
@@ -275,32 +248,16 @@ class PlumedPotential(Potential):
 
     def finalize(self) -> None:
         """Close all files; nothing can be evaluated any more."""
-        for driver in self._drivers:
-            driver.finalize()
+        self._instances.finalize()
 
     # ------------------------------------------------------------------ walkers, restart
 
     def select(self, keep: Tensor) -> None:
-        mask = keep.tolist()
-        if self._ids and len(mask) == len(self._ids):
-            if self.walkers == "independent":
-                for driver, kept in zip(self._drivers, mask, strict=True):
-                    if not kept:
-                        driver.finalize()
-                self._drivers = [d for d, kept in zip(self._drivers, mask, strict=True) if kept]
-            self._ids = [i for i, kept in zip(self._ids, mask, strict=True) if kept]
+        self._instances.select(keep.tolist())
 
     def checkpoint(self) -> dict:
         """Files are flushed; their lengths and the walkers that are left are returned."""
-        kernels.flush_files()
-        folders = [os.path.relpath(d.directory, self.directory) for d in self._drivers]
-        return {
-            "input": self._digest(),
-            "walkers": self._ids,
-            "files": {f: lengths(self.directory / f, self._files) for f in folders},
-            "base": self._bases.checkpoint(),
-            "inexact": self._plan.inexact,
-        }
+        return self._instances.checkpoint() | {"base": self._bases.checkpoint()}
 
     def restore(self, saved: dict, x: Tensor, step: int) -> None:
         """Cut the files back to the checkpoint, read them, repeat the last step unseen.
@@ -309,94 +266,24 @@ class PlumedPotential(Potential):
         ------
         ValueError : made without ``restart=True``, another input, files that were changed
         """
-        if not self._restart:
-            raise ValueError("to go on from a checkpoint, make this potential with restart=True")
-        if not saved:
-            raise ValueError("the checkpoint holds nothing of PLUMED: was the run biased?")
-        if saved["input"] != self._digest():
-            raise ValueError(
-                "the PLUMED input is not that of the checkpoint: repeat it, or start a new run"
-            )
         frames = frames_of(x)
-        for folder, files in saved["files"].items():
-            cut_back(self.directory / folder, files, self._files)
-        self._ids = list(saved["walkers"]) or list(range(len(frames)))
-        self._open(self._ids)
-        self._step = step
-        self._bases.restore(saved["base"])
-        self._prime(frames)
-        kernels.flush_files()
-        # what the repeated step has printed is there already
-        for folder, files in saved["files"].items():
-            cut_back(self.directory / folder, files)
-        self._begun = True
+        self._bases.restore(saved.get("base", {}))
+        self._instances.restore(
+            saved, step, len(frames), lambda walker: self._commit(walker, frames[walker])
+        )
 
-    def _say_inexact(self) -> None:
-        for name, what in self._plan.inexact.items():
-            warnings.warn(
-                f"{name} does not restart exactly ({what}): the run goes on with a bias that "
-                "differs from that of an uninterrupted one",
-                stacklevel=3,
-            )
-
-    def _require(self, walkers: int) -> None:
-        """Enough instances for ``walkers``, and none that several would disturb."""
-        if self.walkers == "shared":
-            if walkers > 1 and self._plan.per_walker:
-                name, reason = next(iter(self._plan.per_walker.items()))
-                raise ValueError(
-                    f"{name} keeps {reason}, so one instance cannot serve {walkers} walkers: "
-                    "use walkers='independent'"
-                )
-            if not self._drivers:
-                self._open([0])
-            if len(self._ids) < walkers and not self._begun:
-                self._ids = list(range(walkers))
-        elif not self._drivers:
-            self._ids = list(range(walkers))
-            self._open(self._ids)
-        elif walkers != len(self._drivers):
-            raise ValueError(
-                f"{walkers} walkers, but there are {len(self._drivers)} independent biases: "
-                "evaluate all of them, or use walkers='shared'"
-            )
-
-    def _open(self, walkers: Sequence[int]) -> None:
-        folders = ["."]
-        if self.walkers == "independent":
-            folders = [f"walker-{walker}" for walker in walkers]
-            refuse_too_many(len(folders), len(self._files) + 1)
-        for folder in folders:
-            path = self.directory / folder
-            path.mkdir(parents=True, exist_ok=True)
-            if self._restart:
-                refuse_empty(path, self._script)
-            driver = Driver(
-                len(self.system),
-                self._lines,
-                restart=self._restart,
-                first_step=self._step,
-                directory=path,
-                **self._settings,
-            )
-            self._drivers.append(driver)
+    def _prepare(self, driver: Driver) -> None:
         # bound before anything is evaluated: PLUMED fills them from then on
-        for driver in self._drivers:
-            for name in self._plan.values:
-                driver.watch(name)
-
-    def _name(self, walker: int) -> int:
-        return self._ids[walker] if walker < len(self._ids) else int(walker)
+        for name in self._plan.values:
+            driver.watch(name)
 
     def _warn_outside(self, walker: int, error: Exception) -> None:
+        name = self._instances.name(walker)
         warnings.warn(
-            f"walker {self._name(walker)} left the grid of the bias, its energy is NaN: {error}; "
+            f"walker {name} left the grid of the bias, its energy is NaN: {error}; "
             "widen the grid, or keep the CV inside with UPPER_WALLS and LOWER_WALLS",
             stacklevel=3,
         )
-
-    def _digest(self) -> str:
-        return hashlib.sha256("\n".join((self.walkers, *self._source)).encode()).hexdigest()
 
 
 def _check_values(script) -> bool:

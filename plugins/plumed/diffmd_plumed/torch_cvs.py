@@ -7,7 +7,6 @@ derivative back to the atoms. Positions stay where they are: B·d numbers cross 
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ from diffmd_ase.potentials.cvs import CV
 from . import kernel as kernels
 from .check import PlumedInputError, check_input
 from .driver import Driver
-from .files import cut_back, lengths, refuse_empty, refuse_existing
-from .plan import actions_of, plan
+from .instances import Instances
 from .script import parse, read_lines
 from .units import ASE_UNITS
 
@@ -72,32 +70,29 @@ class PlumedCVPotential(CVBias):
         first_step: int = 0,
     ):
         super().__init__(cvs)
-        if walkers not in ("shared", "independent"):
-            raise ValueError(f"{walkers=}: expected 'shared' or 'independent'")
-        self.walkers, self.directory = walkers, Path(os.path.abspath(directory))
-        self._settings: dict = {"kT": float(kT), "timestep": float(timestep)}
+        settings: dict = {"kT": float(kT), "timestep": float(timestep)}
         lines = read_lines(input)
         self._check_lines(lines)
-        checked = _checked([*_puts(self.cv), *lines], len(self.cv), self.directory, self._settings)
-        self._lines, self._script, self._written = checked.lines, checked.script, checked.files
-        self._plan = plan(actions_of(checked.log), checked.script)
-        self._unit = np.array(self.cv.plumed_units)
-        self._step, self._restart, self._begun = int(first_step), bool(restart), False
-        self._drivers: list[Driver] = []
-        self._ids: list[int] | None = None
-        for name in self._plan.impure:
-            warnings.warn(f"{name} learns at every evaluation, not only in updates", stacklevel=2)
-        for name, what in self._plan.inexact.items() if restart else ():
-            warnings.warn(f"{name} does not restart exactly ({what})", stacklevel=2)
-        if not restart:
-            folders = [self.directory, *self.directory.glob("walker-*")]
-            for folder in folders if walkers == "independent" else folders[:1]:
-                refuse_existing(folder, self._written)
+        lines = [*_puts(self.cv), *lines]
+        checked = _checked(lines, len(self.cv), directory, settings)
+        self._plan, self._unit = checked.plan, np.array(self.cv.plumed_units)
+        self._instances = Instances(
+            0,
+            checked,
+            self._prepare,
+            source=lines,
+            walkers=walkers,
+            restart=restart,
+            directory=directory,
+            first_step=first_step,
+            settings=settings,
+        )
+        self.walkers, self.directory = walkers, self._instances.directory
 
     def bias(self, s):
         values = self._on_host(s)
         walkers = s.shape[-2] if s.ndim > 1 else 1
-        self._require(walkers)
+        self._instances.require(walkers)
         out = np.full((len(values), 1 + len(self.cv)), np.nan)
         for index in np.flatnonzero(np.isfinite(values).all(-1)).tolist():
             try:
@@ -118,10 +113,9 @@ class PlumedCVPotential(CVBias):
         ------
         ValueError : a step that was completed before, variables that are not finite
         """
-        if step <= self._step:
-            raise ValueError(f"step {step} after step {self._step}: steps are completed once")
+        self._instances.check_next(step)
         if not self._plan.due(step):
-            self._step = step
+            self._instances.step = step
             return False
         values = self._on_host(self.cv(x))
         if not np.isfinite(values).all():
@@ -130,47 +124,23 @@ class PlumedCVPotential(CVBias):
                 f"step {step}: {', '.join(self.cv.names)} of walkers {lost} are not finite; "
                 "nothing was deposited"
             )
-        self._require(len(values))
-        if not self._begun and any(step % pace == 0 for pace in self._plan.paced):
-            # PLUMED swallows the hill of its first update
-            self._prime(values, self._plan.quiet_before(step))
-        self._begun, self._step = True, step
+        self._instances.require(len(values))
+        self._instances.advance(step, lambda walker: self._commit(walker, values[walker]))
         for walker, row in enumerate(values):
-            self._evaluate(walker, row)
-            self._driver(walker).update()
+            self._commit(walker, row)
         return self._plan.changes(step)
 
     def select(self, keep) -> None:
-        if self.walkers == "shared" or self._ids is None:
-            return
-        kept = keep.tolist()
-        for driver, stays in zip(self._drivers, kept, strict=True):
-            if not stays:
-                driver.finalize()
-        self._drivers = [d for d, stays in zip(self._drivers, kept, strict=True) if stays]
-        self._ids = [w for w, stays in zip(self._ids, kept, strict=True) if stays]
+        self._instances.select(keep.tolist())
 
     def checkpoint(self) -> dict:
-        kernels.flush_files()
-        files = {d.directory: lengths(d.directory, self._written) for d in self._drivers}
-        relative = {os.path.relpath(path, self.directory): found for path, found in files.items()}
-        return {"lines": list(self._lines), "ids": self._ids, "files": relative}
+        return self._instances.checkpoint()
 
     def restore(self, saved, x, step) -> None:
-        if not self._restart:
-            raise ValueError("to go on from a checkpoint, make this potential with restart=True")
-        if saved["lines"] != list(self._lines):
-            raise ValueError("the PLUMED input or the variables are not those of the checkpoint")
-        for folder, files in saved["files"].items():
-            cut_back(self.directory / folder, files, self._written)
-        self._open(saved["ids"] or [0])
-        self._ids = saved["ids"]
-        # the last step is repeated: PLUMED swallows it; what it prints is there already
-        self._prime(self._on_host(self.cv(x)), step)
-        kernels.flush_files()
-        for folder, files in saved["files"].items():
-            cut_back(self.directory / folder, files)
-        self._begun = True
+        values = self._on_host(self.cv(x))
+        self._instances.restore(
+            saved, step, len(values), lambda walker: self._commit(walker, values[walker])
+        )
 
     def flush(self) -> None:
         """Files are complete on disk up to the last update."""
@@ -178,70 +148,30 @@ class PlumedCVPotential(CVBias):
 
     def finalize(self) -> None:
         """Close all files; nothing can be evaluated any more."""
-        for driver in self._drivers:
-            driver.finalize()
+        self._instances.finalize()
 
     def _on_host(self, s: Tensor) -> np.ndarray:
         return s.reshape(-1, len(self.cv)).cpu().numpy() * self._unit
 
-    def _driver(self, walker: int) -> Driver:
-        return self._drivers[0 if self.walkers == "shared" else walker]
-
     def _evaluate(self, walker: int, values: np.ndarray) -> list[float]:
         """V in eV and PLUMED's -dV/ds at values in its units."""
-        driver = self._driver(walker)
+        driver = self._instances.of(walker)
         buffers = driver._values.values()  # in the order of the variables
         for (value, _), number in zip(buffers, values.tolist(), strict=True):
             value[0] = number
         try:
-            energy = driver.calculate(_NO_ATOMS, self._step)
+            energy = driver.calculate(_NO_ATOMS, self._instances.step)
         except RuntimeError as error:
             raise RuntimeError(f"walker {walker}: {error}") from error
         return [energy, *(force[0] for _, force in buffers)]
 
-    def _prime(self, values: np.ndarray, step: int) -> None:
-        self._step = step
-        for walker in range(len(self._drivers)):
-            self._evaluate(walker, values[walker])
-            self._driver(walker).update()
+    def _commit(self, walker: int, values: np.ndarray) -> None:
+        self._evaluate(walker, values)
+        self._instances.of(walker).update()
 
-    def _require(self, walkers: int) -> None:
-        if self.walkers == "shared":
-            if walkers > 1 and self._plan.per_walker:
-                name, reason = next(iter(self._plan.per_walker.items()))
-                raise ValueError(
-                    f"{name} keeps {reason}, so one instance cannot serve {walkers} walkers: "
-                    "use walkers='independent'"
-                )
-            if not self._drivers:
-                self._open([0])
-        elif not self._drivers:
-            self._ids = list(range(walkers))
-            self._open(self._ids)
-        elif walkers != len(self._drivers):
-            raise ValueError(
-                f"{walkers} walkers, but there are {len(self._drivers)} independent biases: "
-                "evaluate all of them, or use walkers='shared'"
-            )
-
-    def _open(self, walkers: Sequence[int]) -> None:
-        own = self.walkers == "independent"
-        for folder in [f"walker-{walker}" for walker in walkers] if own else ["."]:
-            path = self.directory / folder
-            path.mkdir(parents=True, exist_ok=True)
-            if self._restart:
-                refuse_empty(path, self._script)
-            driver = Driver(
-                0,
-                self._lines,
-                restart=self._restart,
-                first_step=self._step,
-                directory=path,
-                **self._settings,
-            )
-            for name in self.cv.names:
-                driver.set_value(name, 0.0)
-            self._drivers.append(driver)
+    def _prepare(self, driver: Driver) -> None:
+        for name in self.cv.names:
+            driver.set_value(name, 0.0)
 
     def _check_lines(self, lines: Sequence[str]) -> None:
         for line in parse(lines):
@@ -266,7 +196,7 @@ def _puts(cv: CV) -> list[str]:
     return lines
 
 
-def _checked(lines: list[str], added: int, directory: Path, settings: dict):
+def _checked(lines: list[str], added: int, directory: str | Path, settings: dict):
     """The input as `check_input` understands it; lines are numbered as the user has them."""
     try:
         return check_input(lines, 0, directory=directory, **settings)

@@ -1,6 +1,9 @@
 """What `diffmd_ase` finds of this plugin, through the metadata an installer would write."""
 
 import importlib
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -46,3 +49,21 @@ def test_doctor(installed, monkeypatch):
     assert line[0] == "2" and folder in line and "opes" in line
     monkeypatch.setenv("PLUMED_KERNEL", "/nowhere/kernel.so")
     assert examine()["plumed"].startswith("MISSING: PLUMED kernel '/nowhere/kernel.so'")
+
+
+def test_readme(tmp_path):
+    """Its examples run as printed, and both biases learn."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    code = "".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    code += """
+import torch
+x = torch.tensor(snapshots.positions[0])
+for each in (biased, bias):
+    assert each.update(x, 500) and float(each(x).energy) != 0.0
+bias.flush()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"HILLS", "KERNELS"} <= {path.name for path in tmp_path.iterdir()}

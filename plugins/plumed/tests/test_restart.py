@@ -8,22 +8,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from diffmd_plumed import PlumedPotential
+from four_atoms import KT, SYSTEM, X, check_continued, check_same_files, kernel_of
 
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.sampling.kernels import EulerMaruyama
 from diffmd_ase.sampling.run import run
-from diffmd_ase.system import System
 
-KT, STEPS = 0.0258, 60
-SYSTEM = System([6] * 4, [12.0] * 4)
-X = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1.0]], dtype=torch.float64)
+STEPS = 60
 CV = ["d: DISTANCE ATOMS=1,4", "ec: ECV_LINEAR ARG=d LAMBDA_MAX=100"]
 PRINT = "PRINT ARG=d,b.bias FILE=COLVAR STRIDE=2"
 EXACT = {
@@ -42,56 +38,14 @@ def bias(lines, folder, **options):
     return PlumedPotential(SYSTEM, lines, kT=KT, timestep=1.0, directory=folder, **options)
 
 
-def kernel_of(potential):
-    return EulerMaruyama(Harmonic(1.0, centre=X, system=SYSTEM) + potential, kT=KT, h=1e-3)
-
-
-def check_same_files(folder, reference):
-    """Row by row: headers, which PLUMED repeats at a restart, are left out.
-
-    Numbers to 1e-11: PLUMED writes 16 digits, one too few to read back the same number.
-    """
-
-    def tables(place):
-        return {
-            path.relative_to(place): np.loadtxt(path, ndmin=2)
-            for path in sorted(Path(place).rglob("*"))
-            if path.is_file() and path.name != "plumed.log" and path.name[:4] != "bck."
-        }
-
-    found, expected = tables(folder), tables(reference)
-    assert found.keys() == expected.keys() and expected
-    for name, table in expected.items():
-        np.testing.assert_allclose(found[name], table, rtol=1e-11, atol=1e-11, err_msg=str(name))
-
-
-@pytest.mark.parametrize("cut", [23, 30], ids=["off the pace", "on the pace"])
+# on the pace, where the step that is repeated prints; off it, where the next update is a hill
+@pytest.mark.parametrize("cut, stride", [(30, 2), (23, 25)])
 @pytest.mark.parametrize("walkers", ["shared", "independent"])
 @pytest.mark.parametrize("name", EXACT)
-def test_continued_is_uninterrupted(name, walkers, cut, tmp_path):
-    lines = [*CV, EXACT[name], PRINT]
-    start = X.expand(3, 4, 3).clone()
-    one = bias(lines, tmp_path / "one", walkers=walkers)
-    energies = [s.energy for s, _ in run(kernel_of(one), start, STEPS, noise=Noise(3))]
-    one.finalize()
-
-    first = bias(lines, tmp_path / "two", walkers=walkers)
-    kernel = kernel_of(first)
-    states = run(kernel, start, cut, noise=Noise(3), every=cut)
-    [(state, _)] = list(states)
-    saved = json.loads(json.dumps(first.checkpoint()))
-    # it goes on for a while, and what it writes then must be forgotten
-    list(run(kernel, state, 17, noise=Noise(4)))
-    first.flush()
-    first.finalize()
-
-    second = bias(lines, tmp_path / "two", walkers=walkers, restart=True)
-    second.restore(saved, state.x, state.step)
-    rest = [s.energy for s, _ in run(kernel_of(second), state, STEPS - cut, noise=Noise(3))]
-    second.finalize()
-    torch.testing.assert_close(torch.stack(rest), torch.stack(energies[cut:]), rtol=0, atol=1e-12)
-    assert float((torch.stack(energies) - energies[0]).abs().max()) > 1e-3
-    check_same_files(tmp_path / "two", tmp_path / "one")
+def test_continued_is_uninterrupted(name, walkers, cut, stride, tmp_path):
+    lines = [*CV, EXACT[name], PRINT.replace("STRIDE=2", f"STRIDE={stride}")]
+    make = partial(bias, lines, walkers=walkers)
+    check_continued(make, tmp_path, steps=STEPS, cut=cut)
 
 
 def test_cut_without_checkpoint_would_differ(tmp_path):

@@ -1,23 +1,17 @@
 """PLUMED's bias on variables of torch: equal to PLUMED on atoms, restarts, walkers, bad input."""
 
-import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from diffmd_plumed import Driver, PlumedInputError, PlumedPotential
-from diffmd_plumed.torch_cvs import PlumedCVPotential
+from diffmd_plumed import Driver, PlumedCVPotential, PlumedInputError, PlumedPotential
+from four_atoms import KT, SYSTEM, X, check_continued, check_same_files, kernel_of
 
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.potentials.cvs import Distance, Function, Torsion
-from diffmd_ase.sampling.kernels import EulerMaruyama
 from diffmd_ase.sampling.run import run
-from diffmd_ase.system import System
 
-KT = 0.0258
-SYSTEM = System([6] * 4, [12.0] * 4)
-X = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1.0]], dtype=torch.float64)
 CVS = [Torsion(SYSTEM, [0, 1, 2, 3], name="t"), Distance(SYSTEM, [0, 3], name="d")]
 ON_ATOMS = ["t: TORSION ATOMS=1,2,3,4", "d: DISTANCE ATOMS=1,4"]
 BIASES = {
@@ -33,18 +27,6 @@ PRINT = "PRINT ARG=t,d,b.bias FILE=COLVAR STRIDE=2"
 
 def bias(lines, folder, cvs=CVS, **options):
     return PlumedCVPotential(cvs, lines, kT=KT, timestep=1.0, directory=folder, **options)
-
-
-def kernel_of(potential):
-    return EulerMaruyama(Harmonic(1.0, centre=X, system=SYSTEM) + potential, kT=KT, h=1e-3)
-
-
-def tables(folder):
-    return {
-        path.relative_to(folder): np.loadtxt(path, ndmin=2)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "plumed.log" and path.name[:4] != "bck."
-    }
 
 
 def test_values_are_read_at_every_evaluation(tmp_path):
@@ -80,37 +62,17 @@ def test_equal_to_plumed_on_atoms(name, tmp_path):
     assert largest > 0.01
     for potential in (ours, theirs):
         potential.finalize()
-    mine, expected = tables(tmp_path / "ours"), tables(tmp_path / "theirs")
-    assert mine.keys() == expected.keys() and len(expected) >= 1
-    for path, table in expected.items():
-        np.testing.assert_allclose(mine[path], table, rtol=1e-9, atol=1e-9, err_msg=str(path))
+    check_same_files(tmp_path / "ours", tmp_path / "theirs", rtol=1e-9, atol=1e-9)
 
 
 # on the pace, where the step that is repeated prints; off it, where the next update is a hill
-@pytest.mark.parametrize("cut, printing", [(30, [PRINT]), (23, [])])
+@pytest.mark.parametrize("cut, stride", [(30, 2), (23, 25)])
 @pytest.mark.parametrize("walkers", ["shared", "independent"])
 @pytest.mark.parametrize("name", BIASES)
-def test_continued_is_uninterrupted(name, walkers, cut, printing, tmp_path):
-    lines, start = [BIASES[name], *printing], X.expand(3, 4, 3).clone()
-    one = bias(lines, tmp_path / "one", walkers=walkers)
-    energies = [s.energy for s, _ in run(kernel_of(one), start, 40, noise=Noise(3))]
-    one.finalize()
-    first = bias(lines, tmp_path / "two", walkers=walkers)
-    kernel = kernel_of(first)
-    [(state, _)] = list(run(kernel, start, cut, noise=Noise(3), every=cut))
-    saved = json.loads(json.dumps(first.checkpoint()))
-    list(run(kernel, state, 10, noise=Noise(4)))  # what is written then must be forgotten
-    first.flush()
-    first.finalize()
-    second = bias(lines, tmp_path / "two", walkers=walkers, restart=True)
-    second.restore(saved, state.x, state.step)
-    rest = [s.energy for s, _ in run(kernel_of(second), state, 40 - cut, noise=Noise(3))]
-    second.finalize()
-    torch.testing.assert_close(torch.stack(rest), torch.stack(energies[cut:]), rtol=0, atol=1e-12)
-    mine, expected = tables(tmp_path / "two"), tables(tmp_path / "one")
-    assert mine.keys() == expected.keys()
-    for path, table in expected.items():
-        np.testing.assert_allclose(mine[path], table, rtol=1e-11, atol=1e-11, err_msg=str(path))
+def test_continued_is_uninterrupted(name, walkers, cut, stride, tmp_path):
+    lines = [BIASES[name], PRINT.replace("STRIDE=2", f"STRIDE={stride}")]
+    make = partial(bias, lines, walkers=walkers)
+    check_continued(make, tmp_path, steps=40, cut=cut)
 
 
 def test_evaluations_deposit_nothing(tmp_path):
@@ -135,6 +97,19 @@ def test_forces_of_a_function_by_finite_differences(tmp_path):
     slope = -float((forces * direction).sum())
     assert slope == pytest.approx(float(up - down) / 2e-5, rel=1e-6) and abs(slope) > 1e-3
     assert potential(X.float()).forces.dtype == torch.float32
+    potential.finalize()
+
+
+def test_hills_reach_over_the_period(tmp_path):
+    """Two values 0.2 apart across ±π: almost the whole hill, and a force towards the seam."""
+    cv = Function(SYSTEM, lambda x: x[..., 0, 0], names="t", domains=[(-np.pi, np.pi)])
+    potential = bias(["METAD ARG=t SIGMA=0.4 HEIGHT=5 PACE=1"], tmp_path, cv)
+    there, here = torch.zeros(2, 4, 3, dtype=torch.float64)
+    there[0, 0], here[0, 0] = np.pi - 0.1, 0.1 - np.pi
+    potential.update(there, 1)
+    value = potential(here)
+    assert float(value.energy) == pytest.approx(float(potential(there).energy) * 0.8825, rel=1e-3)
+    assert value.forces[0, 0] > 0.01
     potential.finalize()
 
 
@@ -179,7 +154,7 @@ def test_bad_input(tmp_path):
             bias([line], tmp_path)
     with pytest.raises(ValueError, match="'shared' or 'independent'"):
         bias([BIASES["METAD"]], tmp_path, walkers="all")
-    with pytest.warns(UserWarning, match="ABMD .* learns at every evaluation"):
+    with pytest.warns(UserWarning, match="ABMD .* learn at every evaluation"):
         potential = bias(["ABMD ARG=d TO=1 KAPPA=1"], tmp_path)
     with pytest.raises(ValueError, match="cannot serve 2 walkers"):
         potential(X.expand(2, 4, 3))

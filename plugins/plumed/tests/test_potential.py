@@ -1,4 +1,4 @@
-"""The driver and the potential: exact values, purity, walkers, bad input."""
+"""The potential: exact values, purity, memory, walkers."""
 
 import math
 import os
@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import units
+from ase.calculators.fd import calculate_numerical_forces
+from ase.geometry import find_mic
+from ase.md.langevin import Langevin
+from ase.optimize import BFGS
 from diffmd_plumed import (
     ASE_UNITS,
-    PLUMED_UNITS,
     Driver,
-    PlumedInputError,
     PlumedPotential,
-    check_input,
 )
+from six_atoms import COLVAR, CVS, HILLS, KT, METAD, SYSTEM, hills
 
+from diffmd_ase import ScoreCalculator
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
@@ -24,44 +28,6 @@ from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import advance, run
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
-
-KT = 0.0258
-SYSTEM = System([6] * 6, [12.0] * 6)
-CVS = ["d: DISTANCE ATOMS=1,2", "t: TORSION ATOMS=3,4,5,6"]
-HILLS = "m: METAD ARG=d,t SIGMA=0.05,0.3 HEIGHT=1 PACE=4 BIASFACTOR=8"
-COLVAR = "PRINT ARG=d,t,m.bias FILE=COLVAR STRIDE=2"
-METAD = [*CVS, HILLS, COLVAR]
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20251121)
-
-
-@pytest.fixture
-def x(rng):
-    return torch.tensor(rng.normal(size=(6, 3)) * 1.5)
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Potentials in folders of their own; all files are closed at the end."""
-    made = []
-
-    def build(lines, system=SYSTEM, **options):
-        options = {"kT": KT, "timestep": 1.0, "directory": tmp_path / str(len(made)), **options}
-        made.append(PlumedPotential(system, lines, **options))
-        return made[-1]
-
-    yield build
-    for potential in made:
-        potential.finalize()
-
-
-def hills(potential, name="HILLS"):
-    potential.flush()
-    path = Path(potential.directory, name)
-    return np.loadtxt(path, ndmin=2) if path.stat().st_size else np.zeros((0, 7))
 
 
 class TestPotential:
@@ -83,6 +49,26 @@ class TestPotential:
             factory=lambda strained: make(lines, strained),
             translation_invariant=True,
         )
+        potential, batch = make(lines, system), torch.stack([x, 1.1 * x])
+        stress = potential(batch, stress=True).stress
+        singles = torch.stack([potential(frame, stress=True).stress for frame in batch])
+        assert torch.equal(stress, singles) and stress.abs().min() > 0
+
+    def test_shortest_distance_in_a_cell(self, make):
+        """Rows of the cell are its vectors: they differ from the columns."""
+        cell = np.array([[6.0, 0, 0], [2.5, 7.0, 0], [1.0, -2.0, 8.0]])
+        x = torch.tensor([[0.2, 0.1, 0.3], [4.4, 6.0, 5.0]], dtype=torch.float64)
+        _, exact = find_mic((x[1] - x[0]).numpy(), cell)
+        assert exact < 0.9 * float((x[1] - x[0]).norm())
+        lines = [CVS[0], "RESTRAINT ARG=d AT=0 KAPPA=2"]
+        energy = float(make(lines, System([6, 6], [12.0] * 2, cell, [True] * 3))(x).energy)
+        assert energy * ASE_UNITS.energy == pytest.approx((0.1 * exact) ** 2, rel=1e-10)
+
+    def test_charges(self, make, x):
+        q = np.array([0.5, -0.3, 0.2, 0.1, -0.1, -0.4])
+        lines = ["p: DIPOLE GROUP=1-6", "RESTRAINT ARG=p AT=0 KAPPA=2"]
+        energy = float(make(lines, charges=q)(x).energy) * ASE_UNITS.energy
+        assert energy == pytest.approx(0.01 * np.square(q @ x.numpy()).sum(), rel=1e-10)
 
     @pytest.mark.parametrize("atoms", [9, 132, 1000])
     def test_masses(self, make, rng, atoms):
@@ -198,14 +184,24 @@ class TestMemory:
 
     def test_evaluated_again_only_where_something_happens(self, make, x):
         potential = make([*CVS, HILLS, COLVAR.replace("STRIDE=2", "STRIDE=6")])
-        [driver] = potential._drivers
+        [driver] = potential._instances.drivers
         steps = []
         original = driver.calculate
-        driver.calculate = lambda *a: (steps.append(potential._step), original(*a))[1]
+        driver.calculate = lambda *a: (steps.append(potential._instances.step), original(*a))[1]
         for step in range(1, 13):
             potential.update(x, step)
         assert [s for s in steps if s > 0 and (s % 4 == 0 or s % 6 == 0)] == [4, 6, 8, 12]
         assert len(steps) == 5  # and one quiet step that PLUMED takes for its first
+
+    def test_a_schedule_changes_the_bias_at_every_step(self, make, x):
+        """A chain keeps the energy of its state until it is told that the bias has changed."""
+        moving = "MOVINGRESTRAINT ARG=d STEP0=0 AT0=0 KAPPA0=0 STEP1=10 AT1=0 KAPPA1=20"
+        potential = make([CVS[0], moving, "PRINT ARG=d FILE=COLVAR STRIDE=7"])
+        d = 0.1 * float((x[0] - x[1]).norm())
+        for step in range(1, 13):
+            assert potential.update(x, step)
+            exact = 0.5 * 2 * min(step, 10) * d**2
+            assert float(potential(x).energy) * ASE_UNITS.energy == pytest.approx(exact, rel=1e-10)
 
     @pytest.mark.parametrize("pace", [1, 3])
     def test_no_hill_is_swallowed_or_doubled(self, make, x, pace):
@@ -236,6 +232,24 @@ class TestMemory:
             torch.testing.assert_close(state.energy, exact, rtol=0, atol=1e-12)
         assert 5 < rejected < 55
         assert len(hills(bias)) == 60
+
+    def test_plain_ase_dynamics(self, make, x):
+        """A hill for each step that Langevin completes; none of BFGS, energies, differences."""
+        bias = make([CVS[0], "m: METAD ARG=d SIGMA=0.1 HEIGHT=0.2 PACE=2"])
+        atoms = SYSTEM.to_atoms(x.numpy())
+        atoms.calc = ScoreCalculator(Harmonic(1.0, centre=x, system=SYSTEM), bias=bias)
+        words = {"temperature_K": 300, "friction": 0.1, "fixcm": False}
+        dyn = Langevin(atoms, 1 * units.fs, rng=np.random.RandomState(0), **words)
+        dyn.attach(bias.observer(dyn))
+        seen = []
+        dyn.attach(lambda: seen.append(0.1 * atoms.get_distance(0, 1)))
+        dyn.run(8)
+        assert hills(bias)[:, 1].tolist() == pytest.approx(seen[2::2], rel=1e-12)
+        biased = atoms.get_forces()
+        numerical = calculate_numerical_forces(atoms, eps=1e-5)
+        np.testing.assert_allclose(biased, numerical, atol=1e-6)
+        BFGS(atoms, logfile=None).run(fmax=0.05, steps=20)
+        assert len(hills(bias)) == 4
 
 
 class TestWalkers:
@@ -329,163 +343,6 @@ def gaussians(s, centres, sigma=0.03):
     dp2 = 0.5 * ((s - np.array(centres)) / sigma) ** 2
     edge = math.exp(-6.25)
     return float(np.where(dp2 < 6.25, (np.exp(-dp2) - edge) / (1 - edge), 0.0).sum())
-
-
-class TestDriver:
-    def test_values_without_atoms(self, tmp_path):
-        """PUT: a value in, its bias and force out, in nm/kJ/ps."""
-        lines = ["s: PUT PERIODIC=-pi,pi UNIT=number", "m: METAD ARG=s SIGMA=0.3 HEIGHT=2 PACE=1"]
-        with Driver(0, lines, units=PLUMED_UNITS, timestep=0.1, directory=tmp_path) as driver:
-            driver.watch("m.bias")
-            for step, value in enumerate((0.0, 3.0, -3.0)):
-                driver.set_value("s", value)
-                driver.evaluate(step=step)
-                driver.update()
-            driver.set_value("s", 3.05)
-            here = driver.evaluate().bias
-            force = float(driver.value_force("s")[0])
-            driver.set_value("s", 3.05 + 1e-6)
-            above = driver.evaluate().bias
-            driver.set_value("s", 3.05 - 1e-6)
-            assert force == pytest.approx((driver.evaluate().bias - above) / 2e-6, rel=1e-6)
-            assert here > 2.0 and driver.get_value("m.bias") == pytest.approx(here, rel=1e-4)
-            with pytest.raises(ValueError, match="no PUT action"):
-                driver.set_value("nobody", 1.0)
-            with pytest.raises(ValueError, match="no value 'nobody'"):
-                driver.watch("nobody")
-            with pytest.raises(RuntimeError, match="watch"):
-                driver.get_value("s")
-
-    def test_bad_calls(self, tmp_path):
-        driver = Driver(2, CVS[:1], timestep=1.0, directory=tmp_path)
-        with pytest.raises(ValueError, match=r"shape \(3, 3\), expected \(2, 3\)"):
-            driver.evaluate(np.zeros((3, 3)))
-        with pytest.raises(ValueError, match=r"positions of atoms \[1\] are not finite"):
-            driver.evaluate([[0, 0, 0], [np.nan, 0, 0]])
-        with pytest.raises(RuntimeError, match="nothing was evaluated"):
-            driver.update()
-        driver.evaluate(np.asfortranarray(np.eye(3)[:2]))
-        driver.update()
-        with pytest.raises(RuntimeError, match="nothing was evaluated"):
-            driver.update()
-        driver.finalize()
-        driver.finalize()
-        with pytest.raises(RuntimeError, match="finalized"):
-            driver.evaluate(np.zeros((2, 3)))
-
-    def test_missing_kernel(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("PLUMED_KERNEL", str(tmp_path / "no.so"))
-        with pytest.raises(ImportError, match="PLUMED_KERNEL"):
-            Driver(2, CVS[:1], timestep=1.0, directory=tmp_path)
-        monkeypatch.setitem(__import__("sys").modules, "plumed", None)
-        with pytest.raises(ImportError, match="pip install --no-deps hillclimber"):
-            Driver(2, CVS[:1], timestep=1.0, directory=tmp_path)
-
-
-PDB = "".join(
-    f"ATOM  {n:5d}  C   ALA     1    {n:8.3f}   0.000   0.000  1.00  1.00\n" for n in range(1, 4)
-)
-FISST = "f: FISST MIN_FORCE=1 MAX_FORCE=2 PERIOD=9 NINTERPOLATE=31 ARG=d KBT=1 CENTER=1"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        FISST,
-        "FUNNEL_PS LIGAND=1 REFERENCE=a.pdb POINTS=1,1,1,2,2,2",
-        "p: ADAPTIVE_PATH TYPE=OPTIMAL FIXED=1,1 UPDATE=50 WFILE=o WSTRIDE=50 REFERENCE=a.pdb",
-        "cv: PYCVINTERFACE ATOMS=1,2 IMPORT=nonexistent_module CALCULATE=f",
-    ],
-)
-def test_inputs_that_crash_plumed(line, tmp_path):
-    """An error with the number of the line, and this process lives on."""
-    import plumed
-
-    (tmp_path / "a.pdb").write_text(PDB + "END\n")
-    lines = [CVS[0], line, "PRINT ARG=d"]
-    if "PYCV" in line:
-        lines[0] = f"LOAD FILE={plumed.get_pycv_path()}"
-        lines.pop()
-    with pytest.raises(PlumedInputError, match="line 2 of the input") as caught:
-        check_input(lines, 6, kT=KT, directory=tmp_path)
-    assert caught.value.line == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["a.pdb"]
-
-
-class TestBadInput:
-    @pytest.mark.parametrize(
-        "lines, words",
-        [
-            (["d: DISTANCE ATOMS=1,99"], "line 1"),
-            ([CVS[0], "", "m: METAD ...", "ARG=d HEIGHT=1", "FOO=3", "..."], "line 3.*METAD"),
-            ([CVS[0], "RESTRAINT ARG=dd AT=1 KAPPA=1"], "line 2.*cannot find action named dd"),
-            (["d: DISTANCE ATOMS1=1,2 ATOMS2=3,4", HILLS.replace("d,t", "d")], "line|vector"),
-            ([CVS[0], "m: METAD ARG=d SIGMA=.1 HEIGHT=1 PACE=9 TEMP=310"], "TEMP=310.*299.4"),
-            (["RESTART", CVS[0]], "restart=True"),
-            (["x: PUT PERIODIC=NO UNIT=number"], "Driver.set_value"),
-            (["p: DIPOLE GROUP=1,2"], "charges="),
-            ([CVS[0], "RESTRAINT ARG=d AT=1 KAPPA=1 STRIDE=2"], "STRIDE=2"),
-            ([CVS[0], "UNITS LENGTH=A"], "line 2.*setup action"),
-        ],
-    )
-    def test_input(self, make, lines, words):
-        with pytest.raises(ValueError, match=words):
-            make(lines)
-
-    def test_vectors(self, make):
-        lines = ["d: DISTANCE ATOMS1=1,2 ATOMS2=3,4", "m: METAD ARG=d SIGMA=.1 HEIGHT=1 PACE=9"]
-        with pytest.raises(ValueError, match="METAD.*vector 'd'.*first element only"):
-            make(lines)
-
-    def test_missing_kT(self):
-        with pytest.raises(PlumedInputError, match="line 2.*give kT"):
-            check_input([CVS[0], "m: METAD ARG=d SIGMA=.1 HEIGHT=1 PACE=9 BIASFACTOR=5"], 6)
-
-    @pytest.mark.parametrize("units", ["TIME=0.098", "ENERGY=27.2", "LENGTH=10"])
-    def test_units_that_look_wrong(self, make, units):
-        with pytest.warns(UserWarning, match=f"{units}.*0.010180506"):
-            make([f"UNITS {units}", *METAD])
-
-    @pytest.mark.parametrize(
-        "options, words",
-        [
-            ({"kT": 0.0}, "kT=0.0"),
-            ({"timestep": -1.0}, "timestep=-1.0"),
-            ({"walkers": "all"}, "walkers='all'"),
-            ({"input": "no.dat"}, "no.dat"),
-            ({"system": System([1], [1.0], np.eye(3), [1, 1, 0])}, r"pbc=\[True, True, False\]"),
-        ],
-    )
-    def test_options(self, tmp_path, options, words):
-        given = {"system": SYSTEM, "input": METAD, "kT": KT, "timestep": 1.0, **options}
-        with pytest.raises((ValueError, FileNotFoundError), match=words):
-            PlumedPotential(directory=tmp_path, **given)
-
-    def test_out_of_grid_and_nan_walkers(self, make, x):
-        grid = "m: METAD ARG=d SIGMA=0.1 HEIGHT=1 PACE=4 GRID_MIN=0 GRID_MAX=1"
-        potential = make([CVS[0], grid])
-        for step in range(1, 5):
-            potential.update(x, step)
-        walkers = x.repeat(3, 1, 1)
-        walkers[1, 0] += 100.0
-        walkers[2, 0] = torch.nan
-        with pytest.warns(UserWarning, match="walker 1 left the grid.*UPPER_WALLS"):
-            value = potential(walkers)
-        assert torch.isfinite(value.energy).tolist() == [True, False, False]
-        with pytest.raises(ValueError, match=r"walkers \[2\] are not finite at step 8"):
-            potential.update(walkers, 8)
-        assert len(hills(potential)) == 1
-
-    def test_files_to_read_mean_the_folder_of_the_run(self, tmp_path, x):
-        (tmp_path / "a.pdb").write_text(PDB + "END\n")
-        lines = ["r: RMSD REFERENCE=a.pdb TYPE=OPTIMAL", "RESTRAINT ARG=r AT=0 KAPPA=9"]
-        options = {"kT": KT, "timestep": 1.0, "directory": tmp_path}
-        energies = []
-        for walkers in ("shared", "independent"):
-            potential = PlumedPotential(SYSTEM, lines, walkers=walkers, **options)
-            energies.append(float(potential(x).energy))
-            potential.finalize()
-        assert energies[0] == energies[1] > 0
 
 
 def test_committor_asks_to_stop(make, x):
