@@ -78,7 +78,7 @@ def draws(n, rng, *, width=WIDTH, share=SHARE):
 def made(network, snapshots):
     """A model with this energy; the card describes the snapshots."""
     experts = [ExpertCard(name="exact", sigma=(LOW, HIGH), network=PairConfig())]
-    card = Card.describe(snapshots, experts, seed=0, config={})
+    card = Card.describe((snapshots,), experts, seed=0, config={})
     stiffness = network.scale / (network.width**2 + LOW**2)
     return ScoreModel(card.model_copy(update={"lambda_max": stiffness}), [network])
 
