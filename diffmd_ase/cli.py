@@ -503,6 +503,7 @@ def _facts(model) -> dict[str, Any]:
         "snapshots": card.data["snapshots"],
         "source": card.data["source"],
         "training_seconds": card.training.get("seconds"),
+        "training_memory_MB": card.training.get("peak_memory_MB"),
         "schema_version": card.schema_version,
     }
 

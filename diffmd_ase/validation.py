@@ -18,7 +18,7 @@ from .analysis.comparisons import Torsions
 from .analysis.distance_comparison import distance_lines
 from .analysis.modes import Range, unphysical_frames
 from .analysis.scorecard import Goals, Line, Note, Validation, line
-from .analysis.statistics import mean_estimate
+from .analysis.statistics import mean_estimate, statistical_inefficiency
 from .noise import Noise
 from .potentials.base import Potential, evaluate
 from .potentials.learned import ScorePotential
@@ -233,7 +233,11 @@ class _Bench:
         topology = None if system.periodic else snapshots.topology
         wrong = unphysical_frames(system, snapshots.positions, topology)
         fine = np.setdiff1d(np.arange(len(snapshots)), list(wrong))
-        g = snapshots.correlation if snapshots.correlation > _ORDERED else 1.0
+        g = snapshots.correlation
+        if system.periodic and g > _ORDERED:
+            # atoms that swap or drift with the crystal change nothing that is compared
+            g = statistical_inefficiency(_evaluated(potential, snapshots.positions[fine])[0])
+        g = g if g > _ORDERED else 1.0
         frames = snapshots.take(fine[:: math.ceil(g)])
         if len(frames) < _FEW:
             raise ValueError(
