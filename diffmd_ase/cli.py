@@ -12,6 +12,7 @@ from .cli_analyze import analyze
 from .cli_config import Config, resolved, save_resolved
 from .cli_fes import fes
 from .cli_output import bar, execute, say, show, show_verdicts
+from .cli_validate import validate
 
 __all__ = ["app", "main"]
 
@@ -380,6 +381,7 @@ def report(
 
 app.command()(fes)
 app.command()(analyze)
+app.command()(validate)
 
 
 @app.command()
@@ -501,6 +503,7 @@ def _facts(model) -> dict[str, Any]:
         "snapshots": card.data["snapshots"],
         "source": card.data["source"],
         "training_seconds": card.training.get("seconds"),
+        "training_memory_MB": card.training.get("peak_memory_MB"),
         "schema_version": card.schema_version,
     }
 

@@ -21,10 +21,10 @@ from .score.model import ScoreModel
 from .simulation import Files, read_frames
 from .storage import RunInfo, Trajectory
 
-__all__ = ["make_report", "run_demo"]
+__all__ = ["NAMED_TORSIONS", "make_report", "run_demo"]
 
 # backbone torsions of the shipped set
-_NAMED_TORSIONS = {"alanine-dipeptide": {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}}
+NAMED_TORSIONS = {"alanine-dipeptide": {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}}
 _MAX_STRUCTURES = 400_000  # of the trajectories, that the report looks at
 _MAX_ENERGIES = 5_000  # snapshots, and 200 frames of the walkers: enough for a histogram
 
@@ -83,7 +83,7 @@ def make_report(
         reference=reference.positions,
         temperature_K=card.temperature_K,
         energies=energies,
-        torsions=_NAMED_TORSIONS.get(Path(source).stem),
+        torsions=NAMED_TORSIONS.get(Path(source).stem),
         card=_readable(loaded),
         training=_training_rows(loaded),
         summary=summary,

@@ -55,7 +55,7 @@ def level(name: str) -> str:
         return first
     if first in FOUNDATIONS:
         return "foundations"
-    if first in ADAPTERS or first.startswith("dynamics"):
+    if first in ADAPTERS or first.startswith(("dynamics", "validation")):
         return "adapters"
     if first in SHELL or first.startswith(("cli_", "demo_", "fes_")):
         return "shell"

@@ -30,6 +30,7 @@ _KEYS = {
     "numbers": ("numbers", "atomic_numbers", "z", "Z"),
     "temperature_K": ("temperature_K", "temperature"),
     "energies": ("energies", "energy", "E"),
+    "forces": ("forces", "F"),
     "cell": ("cell",),
     "pbc": ("pbc",),
 }
@@ -47,6 +48,7 @@ class Snapshots:
     energies : (M,) in eV where the source has them, else None
     source : where they came from
     correlation : statistical inefficiency in frames if time-ordered; 1 if not
+    forces : (M, N, 3) in eV/Å where the source has them, else None; to compare with
     """
 
     system: System
@@ -55,6 +57,7 @@ class Snapshots:
     energies: np.ndarray | None = None
     source: str = "memory"
     correlation: float = 1.0
+    forces: np.ndarray | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "positions", np.asarray(self.positions, dtype=np.float64))
@@ -63,6 +66,11 @@ class Snapshots:
             raise ValueError(
                 f"{self.source}: energies have shape {np.shape(self.energies)}, expected "
                 f"({len(self)},)"
+            )
+        if self.forces is not None and np.shape(self.forces) != self.positions.shape:
+            raise ValueError(
+                f"{self.source}: forces have shape {np.shape(self.forces)}, expected "
+                f"{self.positions.shape}"
             )
 
     def __len__(self) -> int:
@@ -133,7 +141,8 @@ class Snapshots:
     def take(self, index) -> Snapshots:
         """The frames at ``index``; structure found in all frames is kept."""
         energies = None if self.energies is None else self.energies[index]
-        part = replace(self, positions=self.positions[index], energies=energies)
+        forces = None if self.forces is None else self.forces[index]
+        part = replace(self, positions=self.positions[index], energies=energies, forces=forces)
         if not self.system.periodic:  # of crystals nobody asks
             part.__dict__["topology"] = self.topology
         return part
@@ -199,6 +208,7 @@ def _read_npz(path: Path) -> dict:
         "system": _system(numbers, found["cell"], found["pbc"], path.name),
         "positions": positions,
         "energies": found["energies"],
+        "forces": found["forces"],
     }
     if found["temperature_K"] is not None:
         fields["temperature_K"] = float(found["temperature_K"])
@@ -241,10 +251,14 @@ def _read_ase(path: Path) -> dict:
     energies = None
     if all(a.calc is not None and "energy" in a.calc.results for a in frames):
         energies = np.array([a.get_potential_energy() for a in frames])
+    forces = None
+    if all(a.calc is not None and "forces" in a.calc.results for a in frames):
+        forces = np.array([a.calc.results["forces"] for a in frames])
     return {
         "system": System.from_atoms(first),
         "positions": np.array([a.positions for a in frames]),
         "energies": energies,
+        "forces": forces,
     }
 
 

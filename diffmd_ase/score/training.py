@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -81,6 +82,9 @@ def train(
     networks = [network for network, _ in results]
     card = Card.describe(sets, cards, seed=seed, config=config.model_dump(mode="json"))
     card.training["seconds"] = round(time.time() - started, 1)
+    peaks = [max(entry.get("peak_memory_MB", 0) for entry in c.history) for c in cards]
+    # those trained side by side hold their memory at the same time
+    card.training["peak_memory_MB"] = sum(sorted(peaks)[-processes:]) if peaks else 0
     card.training["device"] = str(resolve_device(device))
     model = ScoreModel(card, networks)
     model.card.lambda_max = max(largest_curvature(model, part, seed=seed) for part in sets)
@@ -284,6 +288,7 @@ class _Progress:
             for part in chunks
         ]
         entry: dict = {"step": self.step, "seconds": round(self.seconds, 1)}
+        entry["peak_memory_MB"] = _peak_memory_MB()
         entry["training_loss"] = terms["loss"].item() if terms else None
         entry |= {f"validation_{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
         losses = [p["loss"] for p in parts]
@@ -359,6 +364,14 @@ def _network(expert: Expert, training: tuple[Snapshots, ...], folder: Path, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_address(seed, expert.name, -1))
         return build(expert.network, training, sigma=expert.sigma[0])
+
+
+def _peak_memory_MB() -> int:
+    """Of this process so far; of the GPU's tensors as well where there is one."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10  # KiB on Linux
+    if torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated()
+    return round(peak / 1e6)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
