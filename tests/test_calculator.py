@@ -104,7 +104,7 @@ def network(system: System, seed: int = 0, kT: float = 0.025) -> ScoreModel:
         lambda_max=2000.0,
         covariance=np.eye(len(system)).tolist(),
         experts=[ExpertCard(name="fine", sigma=(0.01, 1.0), network=config)],
-        data={},
+        data={"source": "no data", "snapshots": 0, "sha256": ""},
         training={},
         validation={},
         versions={},
