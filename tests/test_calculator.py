@@ -407,7 +407,7 @@ class TestRefusals:
     def test_wrong_atoms(self):
         model = network(System.from_atoms(cluster()))
         atoms = molecule("H2O")
-        with pytest.raises(InputError, match="unknown to this model"):
+        with pytest.raises(InputError, match="knows Ar, not H, O"):
             atoms.calc = ScoreCalculator(model)
         periodic = cluster()
         periodic.cell, periodic.pbc = [20, 20, 20], True

@@ -180,11 +180,11 @@ class TestSameChain:
     def test_model_of_the_package(self):
         """A network in float32: forces of the model, positions in float64."""
         atoms = cluster()
-        model = network(System.from_atoms(atoms))
+        model = network(System.from_atoms(atoms), kT=300 * kB)
         start = atoms.copy()
         atoms.calc = ScoreCalculator(model, device="cpu")
         dyn = ReverseDiffusion(atoms, temperature_K=300, rng=1)
-        assert float(dyn.kernel.h) * 2000 * 0.025 / (300 * kB) == pytest.approx(0.2)
+        assert float(dyn.kernel.h) * 2000 == pytest.approx(0.2)
         assert "model card" in dyn.todict()["step-source"]
         dyn.run(5)
         kernel = EulerMaruyama(model.potential(device="cpu"), kT=300 * kB, h=dyn.kernel.h)
@@ -504,7 +504,10 @@ class TestStep:
         with pytest.raises(ValueError, match=r"unstable: h\*lambda = 2.5 .*spring=5000"):
             ReverseDiffusion(atoms, temperature_K=300, spring=400, rng=1)
         # half the temperature, twice the stiffness
-        with pytest.raises(ValueError, match="unstable"):
+        with (
+            pytest.raises(ValueError, match="unstable"),
+            pytest.warns(UserWarning, match="snapshots of the model of Ar4 are at 300 K"),
+        ):
             ReverseDiffusion(atoms, temperature_K=150, spring=800, rng=1)
         # the habit of 1 fs and 0.01/fs; the remedy it names is accepted
         habit = {"temperature_K": 300, "friction": 0.01 / fs, "rng": 1}

@@ -25,6 +25,9 @@ __all__ = ["Expert", "TrainConfig", "plan"]
 
 # the broad expert begins at this multiple of the smallest noise, still below every bond
 _BROAD = 5.0
+# every second of its noise levels is drawn from here, in units of the largest: noise as large as
+# the molecule leaves its shape open, smaller noise decides it, and samples go wrong there
+_SHAPES = (0.08, 0.6)
 # elements whose bonds have directions, or whose atoms pair up: densities alone do not see that
 _COVALENT = {1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 50, 51, 52, 53, 84, 85}
 _SHELLS = 2.3  # mean distances to the nearest neighbour: four shells of fcc
@@ -68,6 +71,9 @@ class Expert(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     sigma: tuple[float, float]
+    focus: tuple[float, float] | None = Field(
+        None, description="every second noise level is drawn from here"
+    )
     network: NetworkConfig
     denoising: float = 1.0
     torsional: float = 0.0
@@ -121,9 +127,11 @@ def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> lis
         contrastive=config.contrastive_weight,
         clip=1000.0,
     )
+    least = min(_BROAD * low, 0.5 * high)
     broad = Expert(
         name="broad",
-        sigma=(min(_BROAD * low, 0.5 * high), high),
+        sigma=(least, high),
+        focus=(max(least, _SHAPES[0] * high), _SHAPES[1] * high),
         network=PairConfig(),
     )
     return [fine, broad]

@@ -18,16 +18,18 @@ from .topology import Topology, signed_volumes
 __all__ = ["MechanicsPrior", "along", "differences", "parameter_numbers", "term_tables"]
 
 _WALL = 0.05  # Å: width of the wall, which begins at
-_CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it
+_CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it,
+_REACH = 0.3  # Å: but not further below it than this
 _HAND = 0.1  # width of the wall against the other hand, of the smallest volume in the data
 
 
 class MechanicsPrior(nn.Module):
     """``E = f(x)·θ`` in kT for positions as planes (B, 3, N).
 
-    Well below the shortest distance of a pair in the data its features stay constant and a
-    harmonic wall takes over: r⁻¹² is never extrapolated. The terms are blind to mirror images;
-    a wall where the signed volume of a centre leaves the range of the data keeps the hand.
+    Below the shortest distance of a pair in the data its features stay constant and a
+    harmonic wall takes over: r⁻¹² is never extrapolated, and chains do not fold onto
+    themselves where no snapshot says what holds them together. The terms are blind to mirror
+    images; a wall where the signed volume of a centre leaves the range of the data keeps the hand.
     """
 
     def __init__(self, statistics: dict[str, Tensor]):
@@ -207,10 +209,11 @@ def term_tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
     bare = MechanicsPrior(tables)
     planes = positions.transpose(-1, -2)
     q = {k: COORDINATES[k](*bare.vectors(k, planes)) for k in ("bonds", "angles", "free")}
+    shortest = q["free"].amin(0)
     for name, kind, values, reduce in (
         ("bond_mean", "bonds", q["bonds"].mean(0), "mean"),
         ("angle_mean", "angles", q["angles"].mean(0), "mean"),
-        ("shortest", "free", _CLOSE * q["free"].amin(0), "amin"),
+        ("shortest", "free", torch.maximum(_CLOSE * shortest, shortest - _REACH), "amin"),
     ):
         tables[name] = _shared(values, tables[kind], topology.permutations, reduce)
     if len(centres):

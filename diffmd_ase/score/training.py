@@ -226,7 +226,10 @@ class _Loss:
             which = torch.randint(len(self.permutations), (n,), generator=generator)
             order = self.permutations[which.to(x.device)]
             x = x.gather(1, order[:, :, None].expand_as(x))
-        sigma = diffusion.log_uniform(n, *e.sigma, generator).to(x)
+        sigma = diffusion.log_uniform(n, *e.sigma, generator)
+        if e.focus:
+            sigma[::2] = diffusion.log_uniform(len(sigma[::2]), *e.focus, generator)
+        sigma = sigma.to(x)
         epsilon = random(x.shape)
         noisy = x + sigma[:, None, None] * epsilon
         points = [noisy, x - sigma[:, None, None] * epsilon]
