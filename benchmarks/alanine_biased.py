@@ -11,7 +11,8 @@ to the model's energy (and the bias), so that no step size is in the answer:
   second half frames are weighted with exp[(V - c(t))/kT];
 * going on from there with that bias, which no longer grows, and weights exp(V/kT);
 * without bias, rotations by any angle, and replica exchange of such walkers (300 to 756 K);
-* the snapshots with weights exp[(U_amber - E_model)/kT], the model's own populations.
+* the snapshots with weights exp[(U_amber - E_model)/kT], the model's own populations, where the
+  basins of φ have those of a flattened run of amber14, with its error (`alanine_exchange.py`).
 
 A learned energy knows nothing of structures far from all snapshots, and biased walkers find
 those that it takes for good ones. A wall keeps all samplers at distances within 0.3 Å of the
@@ -35,7 +36,17 @@ from typing import NamedTuple
 import ase.units
 import numpy as np
 import torch
-from alanine_exchange import AXES, EVERY, HOT, STATES, Covered, H, positive
+from alanine_exchange import (
+    AXES,
+    EVERY,
+    HOT,
+    STATES,
+    Covered,
+    H,
+    positive,
+    true_basins,
+    with_reference,
+)
 from torch import Tensor
 
 from diffmd_ase.analysis.observables import dihedrals
@@ -136,12 +147,13 @@ def sample(name, kernel, x, steps, covered, *, seed, states=1, skip=BURN_IN, log
 def reweighted(potential, frames: Snapshots, kT: float, groups: int = 40) -> Result:
     begun, x = time.thread_time(), torch.as_tensor(frames.positions)
     model = torch.cat([potential(part).energy.double() for part in x.split(500)])
-    logs = (torch.as_tensor(frames.energies).double() - model) / kT
+    logs = (torch.as_tensor(frames.energies).double() - model) / kT + true_basins(x)
     size = len(x) // groups * groups
     weights = (logs - logs.max()).exp()[:size].reshape(groups, -1)
     parts = zip(x[:size].reshape(groups, -1, *x.shape[1:]), weights, strict=True)
     each = torch.stack([counts(*part).sum(-1) for part in parts], -1)
-    return result("model, snapshots reweighted", each, 0, begun)
+    own = result("model, snapshots reweighted", each, 0, begun)
+    return own._replace(error=with_reference(own.population, own.error))
 
 
 def pulls(a: Result, b: Result) -> np.ndarray:

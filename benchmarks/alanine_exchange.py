@@ -15,9 +15,10 @@ Printed is the population of φ > 0 at 300 K with the error from independent wal
 independent ladders, after a fifth of the steps. To compare: two reference simulations, the one
 that gave the snapshots and a flattened one (``plugins/openmm/flatten_alanine_dipeptide.py``), and
 the model's own population from its energies on the snapshots, with weights
-``exp((U_amber - E_model)/kT)``; a good model has the population of the reference, an exact
-sampler that of its target. The snapshots know nothing of places where they have not been, and
-a sampler that crosses barriers finds those where a model is wrong: structures with a distance
+``exp((U_amber - E_model)/kT)``, in which the basins of φ have the populations of the flattened run
+(it knows them better than the snapshots do); a good model has the population of the reference, an
+exact sampler that of its target. The snapshots know nothing of places where they have not been,
+and a sampler that crosses barriers finds those where a model is wrong: structures with a distance
 beyond the range of all snapshots by 0.3 Å are counted apart, and the populations are those of
 all others. Exit status 1 if the exchange stays in the basin it started in, or is further than
 two standard errors from its target: the flattened reference, or the model's own population.
@@ -123,14 +124,27 @@ def sample(
     return state, (name, mean, error, *everywhere, crossings, 1 - part, seconds)
 
 
+def true_basins(x: Tensor) -> Tensor:
+    """Log weights (M,) that give snapshots' basins of φ the populations of the flattened run."""
+    inside, p = positive(x), FLATTENED[0]
+    share = float(inside.double().mean())
+    return torch.where(inside, np.log(p / share), np.log((1 - p) / (1 - share))).double()
+
+
+def with_reference(mean: float, error: float) -> float:
+    """The error of a population that is relative to that of the flattened run, its own added."""
+    p, reference = FLATTENED
+    return float(np.hypot(error, reference * mean * (1 - mean) / (p * (1 - p))))
+
+
 def reweighted(potential, frames: Snapshots, kT: float) -> tuple:
     """The model's population by its energies on the snapshots; its error; ESS in %."""
     x = torch.as_tensor(frames.positions)
     model = torch.cat([potential(part).energy.double() for part in x.split(500)])
     reference = torch.as_tensor(frames.energies).double()
-    weighted = Weighted(x, (reference - model) / kT, groups=40)
-    mean, error = weighted.mean(positive(x).double())
-    return float(mean), float(error), 100 * weighted.ess
+    weighted = Weighted(x, (reference - model) / kT + true_basins(x), groups=40)
+    mean, error = map(float, weighted.mean(positive(x).double()))
+    return mean, with_reference(mean, error), 100 * weighted.ess
 
 
 def amber14() -> Potential:

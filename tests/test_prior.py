@@ -285,6 +285,20 @@ def test_walls_push_overlapping_atoms_apart(chain):
     assert energies[0] > 1 and energies[1:] == pytest.approx(exact, rel=1e-5)
 
 
+def test_walls_are_close_to_the_snapshots(dipeptide):
+    """0.3 Å below the shortest distance of far atoms, 15 % below that of near ones."""
+    data, statistics = dipeptide
+    i, j = statistics["free"].T
+    x = torch.as_tensor(data.positions)
+    least = (x[:, i] - x[:, j]).norm(dim=-1).amin(0)
+    gap = least - statistics["shortest"]
+    # distances that symmetry exchanges share the wall of the shortest
+    assert gap.min() == pytest.approx(0.15 * float(least.min()), rel=0.1)
+    alone = [tuple(pair) == (0, 18) for pair in statistics["free"].tolist()]
+    assert gap[alone].item() == pytest.approx(0.3, abs=1e-4)
+    assert least[alone].item() > 3.0
+
+
 @pytest.mark.parametrize("name", ["H2", "H2O", "NH3", "C2H2"])
 def test_molecules_without_some_of_the_terms(rng, name):
     atoms = molecule(name)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.training import TrainConfig, fit, plan, train
+from diffmd_ase.score.training import TrainConfig, _Loss, fit, plan, train
 from diffmd_ase.system import System
 
 TINY = {"steps": 12, "batch_size": 16, "width": 8, "evaluations": 4, "processes": 1}
@@ -57,6 +57,27 @@ def same(a, b):
 
 
 # -------------------------------------------------------------------------- works
+
+
+def test_every_second_noise_level_decides_a_shape(peroxide):
+    broad = plan(peroxide, config())[1]
+    low, high = broad.focus
+    assert broad.sigma[0] <= low < high < broad.sigma[1]
+    seen = []
+
+    def network(x, sigma, **_):
+        seen.append(sigma)
+        return x.square().sum((1, 2))
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.as_tensor(peroxide.positions, dtype=torch.float32).repeat(10, 1, 1)
+    _Loss(broad, peroxide, 1.0, "cpu")(network, x, generator)
+    levels = seen[0][: len(x)]
+    inside = (levels >= low) & (levels <= high)
+    assert inside[::2].all()
+    assert levels[::2].log().std() == pytest.approx(np.log(high / low) / 12**0.5, rel=0.1)
+    share = np.log(high / low) / np.log(broad.sigma[1] / broad.sigma[0])
+    assert inside[1::2].float().mean() == pytest.approx(share, abs=0.06)
 
 
 def test_constrained_bonds_are_refused(peroxide):

@@ -36,10 +36,13 @@ __all__ = ["fit_prior"]
 log = logging.getLogger(__name__)
 
 
-def fit_prior(snapshots, *, sigma: float, frames: int = 50_000, seed: int = 0) -> dict[str, Tensor]:
+def fit_prior(
+    snapshots, *, sigma: float, frames: int = 50_000, moves: int = 4, seed: int = 0
+) -> dict[str, Tensor]:
     """Tables and parameters θ of a `MechanicsPrior`, from snapshots.
 
     The ridge that keeps undetermined combinations at zero is chosen on held-out frames.
+    ``moves``: between modes, from each snapshot; 0 leaves θ to score matching.
     """
     topology = snapshots.topology
     positions = torch.as_tensor(snapshots.positions, dtype=torch.float32)
@@ -68,11 +71,11 @@ def fit_prior(snapshots, *, sigma: float, frames: int = 50_000, seed: int = 0) -
     share = held_out / len(order)
     gram, drive = (1 - share) * gram + share * gram_out, (1 - share) * drive + share * drive_out
     theta = _solve(gram, drive, ridge)
-    if len(topology.rotors):
+    if moves and len(topology.rotors):
         x = positions[order]
         noise = _gradient_noise(prior, orbits, unit, theta, x, sigma, generator)
         precision = _precision(gram, ridge, noise, len(order))
-        theta = _weigh_modes(prior, orbits, unit, theta, precision, x, topology, generator)
+        theta = _weigh_modes(prior, orbits, unit, theta, precision, x, topology, generator, moves)
     unit = unit[orbits].float()
     return {**statistics, "unit": unit, "theta": theta[orbits].float()}
 
@@ -112,7 +115,7 @@ def _gradient_noise(prior, orbits, unit, theta, positions, sigma, generator) -> 
 
 
 def _weigh_modes(
-    prior, orbits, unit, start, precision, positions, topology, generator, *, moves: int = 4
+    prior, orbits, unit, start, precision, positions, topology, generator, moves: int
 ) -> Tensor:
     """Newton's method for the convex objective with moves between modes."""
     proposals = TorsionProposals(topology, positions)

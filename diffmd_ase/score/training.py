@@ -34,7 +34,7 @@ from .network import MechanicsConfig, build
 from .sets import as_sets, configurational_temperatures, temperings
 from .snapshots import Snapshots
 
-__all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
+__all__ = ["Expert", "TrainConfig", "fit", "load_best", "plan", "train"]
 
 
 def train(
@@ -77,7 +77,7 @@ def train(
             processes = 1
         with Bars(progress) as report:
             _fit_all(folder, experts, min(processes, len(experts)), report)
-        results = [_load_best(folder, expert) for expert in experts]
+        results = [load_best(folder, expert) for expert in experts]
     cards = [card for _, card in results]
     networks = [network for network, _ in results]
     card = Card.describe(sets, cards, seed=seed, config=config.model_dump(mode="json"))
@@ -340,7 +340,8 @@ def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
         return facts, {name: file.get_tensor(name) for name in file.keys()}
 
 
-def _load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
+def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
+    """The weights that `fit` left, best on held-out snapshots, and their history."""
     facts, tensors = _read_progress(folder / f"{expert.name}.safetensors")
     best, config = _below(tensors, "best."), expert.network
     if isinstance(config, MechanicsConfig) and not facts["best_step"]:
