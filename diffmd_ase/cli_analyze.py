@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .cli_config import Config
+from .cli_options import AsJson
 from .cli_output import say, show, show_table, show_verdicts
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def analyze(
     skip: Annotated[
         float, typer.Option(min=0, max=0.99, help="fraction of the frames left out at first")
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output")] = False,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Convergence of trajectories: R-hat, effective samples, errors, and a verdict in words.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_config import Config, save_resolved
+from .cli_options import AsJson, Progress, check_output
 from .cli_output import bar, say, show, show_verdicts
 
 __all__ = ["fes"]
@@ -67,8 +68,8 @@ def fes(
     blocks: Annotated[
         int | None, typer.Option(min=2, help="for the errors; default: by correlation time")
     ] = None,
-    progress: Annotated[bool, typer.Option(help="show progress")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output")] = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Free energies from biased or plain runs, with error bars and a verdict.
@@ -89,10 +90,7 @@ def fes(
         skip=skip,
         blocks=blocks,
     )
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"{output}: folder {output.absolute().parent} does not exist")
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; give the name of a file")
+    check_output(output)
     with bar("free energy", 1.0, progress and not as_json) as update:
         result = analyse(inputs, request, progress=update)
         update(1.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .cli_config import Config, save_resolved
+from .cli_options import AsJson, Device, Model, Progress, Seed, check_output, json_object
 from .cli_output import bar, say, show, show_table, show_verdicts
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = ["validate"]
 
 def validate(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="model file, or name of a shipped model")],
+    model: Model,
     snapshots: Annotated[
         str, typer.Argument(help="frames: anything ASE reads, .npz, or a shipped set")
     ],
@@ -62,10 +63,10 @@ def validate(
         list[str] | None,
         typer.Option(help="phi=4,6,8,14 (atoms from 0); repeat; default: all of heavy atoms"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="seed of all randomness")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    progress: Annotated[bool, typer.Option(help="show progress")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    progress: Progress = True,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Do snapshots, i.i.d. samples and Metropolis-corrected dynamics of a model agree?
@@ -89,8 +90,7 @@ def validate(
     torch.set_num_threads(1)
     card = output or _beside(model)
     for path in filter(None, (card, plot)):
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: its folder does not exist; make it first")
+        check_output(path)
     if reference is None and reference_options is not None:
         raise ValueError("--reference-options are those of a --reference: name one")
     loaded = ScoreModel.load(model)
@@ -100,7 +100,9 @@ def validate(
         frames = Snapshots.read(snapshots, temperature_K=temperature)
     truth = None
     if reference is not None:
-        named_potential = named_target(reference, frames.system, _options(reference_options))
+        named_potential = named_target(
+            reference, frames.system, json_object("--reference-options", reference_options)
+        )
         if not isinstance(named_potential, Potential):
             raise ValueError(f"--reference {reference}: expected what made the snapshots")
         truth = named_potential
@@ -163,18 +165,6 @@ def _beside(model: str) -> Path:
     """MODEL.validation.json, of a shipped model in this folder."""
     path = Path(model)
     return path.with_name(f"{path.name.removesuffix('.safetensors')}.validation.json")
-
-
-def _options(words: str | None) -> dict:
-    import json
-
-    try:
-        values = {} if words is None else json.loads(words)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--reference-options {words!r} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f'--reference-options {words!r}: expected an object, {{"name": value}}')
-    return values
 
 
 def _torsion(words: str, n_atoms: int) -> tuple[str, tuple[int, int, int, int]]:
