@@ -298,7 +298,7 @@ class TestFactory:
     def test_pdb_and_xml_are_the_same(self, molecule, potential, x, tmp_path):
         path = tmp_path / "system.xml"
         path.write_text(openmm.XmlSerializer.serialize(molecule[1]))
-        for options in ({"pdb": str(PDB)}, {"xml": path}):
+        for options in ({"pdb": str(PDB)}, {"pdb": "alanine-dipeptide"}, {"xml": path}):
             made = load_potential("openmm", potential.system, **options)
             assert torch.equal(made(x).forces, potential(x).forces)
 

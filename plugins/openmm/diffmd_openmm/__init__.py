@@ -32,6 +32,7 @@ __all__ = ["PHI", "PSI", "OpenMMCalculator", "OpenMMPotential", "alanine_dipepti
 
 NM = units.nm
 KJ_PER_MOL = units.kJ / units.mol
+SHIPPED = "alanine-dipeptide"
 
 #: atoms of the backbone torsions of `alanine_dipeptide`
 PHI = (4, 6, 8, 14)
@@ -186,7 +187,7 @@ def from_files(
     xml : an ``openmm.System`` written by ``openmm.XmlSerializer``
     pdb : or topology of the atoms, parametrised with the ``force_field`` files: without
         constraints, all pairs interacting, or PME with a cutoff of 9 Å if periodic (the cell
-        is that of ``system``)
+        is that of ``system``). "alanine-dipeptide" is that of `alanine_dipeptide`
     force_field : files known to OpenMM, or paths
 
     Raises
@@ -200,9 +201,7 @@ def from_files(
     if xml is not None:
         made = openmm.XmlSerializer.deserialize(Path(xml).read_text())
     else:
-        if not Path(pdb).is_file():
-            raise FileNotFoundError(f"no file {str(pdb)!r} to take the topology from")
-        topology = app.PDBFile(str(pdb)).topology
+        topology = _read_pdb(pdb).topology
         if system.periodic:
             topology.setPeriodicBoxVectors([openmm.Vec3(*row) for row in system.cell / NM])
         made = _parametrise(topology, force_field, periodic=system.periodic)
@@ -218,13 +217,22 @@ def alanine_dipeptide() -> tuple[Atoms, openmm.System]:
     (N 16, H 17, C 18, H 19–21); torsions `PHI` and `PSI`.
     """
     _require_openmm()
-    with resources.as_file(resources.files(__name__) / "alanine-dipeptide.pdb") as path:
-        pdb = app.PDBFile(str(path))
+    pdb = _read_pdb(SHIPPED)
     atoms = Atoms(
         numbers=[atom.element.atomic_number for atom in pdb.topology.atoms()],
         positions=pdb.getPositions(asNumpy=True).value_in_unit(openmm.unit.angstrom),
     )
     return atoms, _parametrise(pdb.topology, ("amber14-all.xml",), periodic=False)
+
+
+def _read_pdb(name: str | Path):
+    """A file, or the one that comes with the package."""
+    if str(name) == SHIPPED:
+        with resources.as_file(resources.files(__name__) / f"{SHIPPED}.pdb") as path:
+            return app.PDBFile(str(path))
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"no file {str(name)!r} to take the topology from")
+    return app.PDBFile(str(name))
 
 
 def _parametrise(topology, force_field, *, periodic: bool):
