@@ -40,9 +40,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     atoms = liquid()
-    potential = LennardJones(
-        System.from_atoms(atoms), epsilon=EPSILON, sigma=SIGMA, rc=CUTOFF
-    )
+    potential = LennardJones(System.from_atoms(atoms), epsilon=EPSILON, sigma=SIGMA, rc=CUTOFF)
     kernel = HamiltonianMonteCarlo(
         potential, kT=TEMPERATURE_K * units.kB, timestep=12 * units.fs, n_leapfrog=20
     )

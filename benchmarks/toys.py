@@ -128,6 +128,32 @@ class Levels:
         return cross_entropy(-energies, drawn)
 
 
+@dataclass(frozen=True)
+class FokkerPlanck:
+    """``(σ² [ΔE - |∇E|²] - ∂E/∂log σ)²`` at ``x + σε``: do densities spread as by diffusion?
+
+    Zero where every ``exp(-E)`` is the density of its level, which obeys ∂p/∂(σ²/2) = Δp; levels
+    then share the weights of modes. ScoreMD (arXiv 2506.17139) adds it in a weak form that
+    needs no Laplacian, which in the plane costs two more gradients.
+    """
+
+    sigma: tuple[float, float]
+
+    def __call__(self, energy: Energy, x: Tensor, generator: torch.Generator) -> Tensor:
+        sigma = log_uniform(len(x), *self.sigma, generator).to(x)
+        epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        noisy = (x + sigma[:, None, None] * epsilon).requires_grad_()
+        log_sigma = sigma.log().requires_grad_()
+        value = energy(noisy, log_sigma.exp()).sum()
+        slope, speed = torch.autograd.grad(value, (noisy, log_sigma), create_graph=True)
+        laplacian = sum(
+            torch.autograd.grad(slope[:, 0, n].sum(), noisy, create_graph=True)[0][:, 0, n]
+            for n in range(x.shape[-1])
+        )
+        spread = sigma.square() * (laplacian - slope.square().sum((1, 2)))
+        return (spread - speed).square().mean()
+
+
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Which of two is the snapshot, the other a draw of q? `contrastive_loss` with the
@@ -177,6 +203,7 @@ def contenders(x: Tensor, low: float, seed: int) -> dict[str, list[tuple[float, 
         "plain, all noise": [(1.0, Plain(noise))],
         "antithetic, all noise": [(1.0, Antithetic(noise))],
         "antithetic + levels told apart": [(1.0, Antithetic(noise)), (1.0, levels)],
+        "antithetic + Fokker-Planck": [(1.0, Antithetic(noise)), (1.0, FokkerPlanck(noise))],
         "antithetic, smallest noise": [matching],
         "antithetic + pairs": [matching, (1.0, Pairs(q, low))],
         "antithetic + ranking": [matching, (1.0, Ranking(q, low))],

@@ -90,6 +90,7 @@ CONTENDERS = (
     "plain, all noise",
     "antithetic, all noise",
     "antithetic + levels told apart",
+    "antithetic + Fokker-Planck",
     "antithetic, smallest noise",
     "antithetic + pairs",
     "antithetic + ranking",
