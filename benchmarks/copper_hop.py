@@ -239,9 +239,8 @@ def main() -> int:
     if options.json:
         print(json.dumps({"results": [r._asdict() for r in results], **about}, indent=1))
     else:
-        print(
-            f"{TEMPERATURE_K:g} K{'':8}{'from the start / eV':>22}{'from the other side':>22}{'ESS':>8}"
-        )
+        title = f"{TEMPERATURE_K:g} K"
+        print(f"{title:13}{'from the start / eV':>22}{'from the other side':>22}{'ESS':>8}")
         for r in results:
             left, right = (
                 f"{a:.4f} ± {b:.4f}" for a, b in ((r.left, r.left_error), (r.right, r.right_error))

@@ -394,7 +394,9 @@ def _compared(
     if not system.periodic:
         topology, sigma = bench.frames.topology, bench.potential.sigma
         if len(topology.bonds):
-            found += compare.width_lines(system, topology, frames, walkers.positions, sigma, goals)
+            found += compare.width_lines(
+                system, topology, frames, walkers.positions, sigma, goals, log_weights
+            )
         off = mean_estimate(~Range(frames)(walkers.positions))
         words = "with a distance that no snapshot has, by 0.3 Å"
         name = "corrected MD off all data"

@@ -130,10 +130,8 @@ def test_every_part_of_the_card_is_there(exact):
     assert groups == {
         "torsions", "free energy", "widths", "energies", "labels", "temperature", "stability"
     }  # fmt: skip
-    (torsion,) = {line.name for line in exact.lines if line.name.endswith("reweighted")} - {
-        line.name for line in exact.lines if line.name.startswith("ΔF")
-    }
-    assert torsion.startswith("JS ")
+    reweighted = [line.name for line in exact.lines if line.name.endswith(": reweighted")]
+    assert [name.split()[0] for name in reweighted] == ["JS", "ΔF", "std", "std", "std"]
     assert exact["std of U - E, kT"].value < 1e-3
     assert exact["lost, plain dynamics"].value == 0
     assert any("forces: the snapshots have none" in text for _, text in exact.notes)
@@ -237,6 +235,28 @@ def test_smoothing_is_removed_from_widths(rng):
     )
     assert [line.verdict for line in clean] == ["pass"] * 3
     assert [line.verdict for line in raw] == ["fail"] * 3
+
+
+def test_widths_of_reweighted_frames_are_those_of_the_model(rng):
+    """Weights towards the law smoothed by σ₀: its widths, and those of the data without it."""
+    frames, sigma = draws(40_000, rng), 0.015
+    wide = np.hypot(WIDTH, sigma) / WIDTH
+    x, none = torch.as_tensor(frames), torch.zeros(1)
+    narrow, smooth = (
+        Clouds(conformers(), width)(x, none, numbers=None, cell=None, pbc=None).double().numpy()
+        for width in (WIDTH, wide * WIDTH)
+    )
+    walkers = frames[:4000].reshape(40, 100, 4, 3)
+    for known, expected, verdict in ((sigma, 1.0, "pass"), (0.0, wide, "fail")):
+        found = width_lines(SYSTEM, GRAPH, frames, walkers, known, Goals(), narrow - smooth)
+        lines = {line.name: line for line in found if line.name.endswith(": reweighted")}
+        assert set(lines) == {
+            f"std of {k}: reweighted" for k in ("bonds", "1-3 distances", "torsions")
+        }
+        assert [line.verdict for line in lines.values()] == [verdict] * 3
+        for line in lines.values():
+            for value, error in line.details.values():
+                assert abs(value - expected) < 4 * error and 0 < error < 0.01
 
 
 # ----------------------------------------------------------------------- floors and verdicts

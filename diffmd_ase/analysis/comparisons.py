@@ -183,40 +183,57 @@ def _reweighted_difference(a, b, log_weights) -> tuple[float, float]:
 
 
 def width_lines(
-    system: System, topology: Topology, frames, walkers, sigma: float, goals: Goals
+    system: System,
+    topology: Topology,
+    frames,
+    walkers,
+    sigma: float,
+    goals: Goals,
+    log_weights: np.ndarray | None = None,
 ) -> list[Line]:
     """Ratios of standard deviations, model over data, of bonds, 1-3 distances and torsions.
 
-    ``var - σ₀² ⟨|∇q|²⟩`` of corrected walkers (T, W, N, 3): the model is of p smoothed by σ₀,
-    which widens a coordinate q by that; |∇q|² = 2 of a distance. One torsion for each
-    rotatable bond, within its largest mode in the frames (M, N, 3).
+    ``var - σ₀² ⟨|∇q|²⟩`` of corrected walkers (T, W, N, 3), and of the frames (M, N, 3) with
+    the weights towards the model, where there are any: the model is of p smoothed by σ₀, which
+    widens a coordinate q by that; |∇q|² = 2 of a distance. One torsion for each rotatable bond,
+    within its largest mode in the frames.
     """
     pairs = topology.bonds, ob.angle_triples(topology.bonds)[:, [0, 2]]
-    found = []
+    kinds: list[tuple[str, np.ndarray, list[_Coordinate]]] = []
     for kind, atoms in zip(("bonds", "1-3 distances"), pairs, strict=True):
         ours, data = ob.distances(walkers, atoms), ob.distances(frames, atoms)
-        rows = [_ratio(ours[..., n], data[:, n], 2 * sigma**2) for n in range(len(atoms))]
-        found.append((kind, atoms, rows))
-    rows = []
+        each = [_Coordinate(ours[..., n], data[:, n], 2 * sigma**2) for n in range(len(atoms))]
+        kinds.append((kind, atoms, each))
+    each = []
     for quadruple in topology.torsions:
         ours, data = (ob.dihedrals(x, [quadruple])[..., 0] for x in (walkers, frames))
         mode = torsion_modes(data)[0]
         centre = np.angle(np.exp(1j * data[mode(data)]).mean())
         added = sigma**2 * _square_gradient(frames[:500], quadruple)
         ours, data = (np.where(mode(v), _wrapped(v - centre), np.nan) for v in (ours, data))
-        rows.append(_ratio(ours, data[np.isfinite(data)], added))
-    found.append(("torsions", topology.torsions, rows))
-    return [
-        worst_line(
-            "widths",
-            f"std of {kind}",
-            [atom_names(system, a) for a in atoms],
-            *np.transpose(rows),
-            goal=goals.width,
-        )
-        for kind, atoms, rows in found
-        if len(rows)
-    ]
+        each.append(_Coordinate(ours, data, added))
+    kinds.append(("torsions", topology.torsions, each))
+    found = []
+    for kind, atoms, each in kinds:
+        sets = {"": [_ratio(*one) for one in each]}
+        if log_weights is not None:
+            sets[": reweighted"] = [_reweighted_ratio(*one[1:], log_weights) for one in each]
+        names = [atom_names(system, a) for a in atoms]
+        found += [
+            worst_line("widths", f"std of {kind}{by}", names, *np.transpose(rows), goal=goals.width)
+            for by, rows in sets.items()
+            if len(rows)
+        ]
+    return found
+
+
+class _Coordinate(NamedTuple):
+    """Of walkers (T, W) and of frames (M,), NaN where it does not count; what σ₀ adds to its
+    variance."""
+
+    ours: np.ndarray
+    data: np.ndarray
+    added: float
 
 
 def _ratio(ours, data, added: float) -> tuple[float, float]:
@@ -227,12 +244,28 @@ def _ratio(ours, data, added: float) -> tuple[float, float]:
     square = np.square(ours - ours[inside].mean(), where=inside, out=np.zeros_like(ours))
     variance = square.sum() / inside.sum()
     error = mean_estimate((square - variance * inside) / inside.mean()).error
-    known = std_estimate(data)
+    known = std_estimate(data[np.isfinite(data)])
     clean = variance - added
     if not (clean > 0 and known.value > _RIGID):
         return np.nan, np.nan
     ratio = np.sqrt(clean) / known.value
     return ratio, ratio * np.hypot(error / (2 * clean), known.error / known.value)
+
+
+def _reweighted_ratio(data, added: float, log_weights) -> tuple[float, float]:
+    """Of standard deviations of the same (M,), with the weights and without ``added`` over
+    without weights; error by linearisation; NaN does not count."""
+    inside = np.isfinite(data)
+    x, w = data[inside], np.exp(log_weights[inside] - log_weights[inside].max())
+    w /= w.mean()
+    square, weighted = (x - x.mean()) ** 2, (x - (w * x).mean()) ** 2
+    plain, variance = square.mean(), (w * weighted).mean()
+    clean = variance - added
+    if not (clean > 0 and np.sqrt(plain) > _RIGID):
+        return np.nan, np.nan
+    ratio = np.sqrt(clean / plain)
+    influence = w * (weighted - variance) / clean - square / plain
+    return ratio, 0.5 * ratio * influence.std() / np.sqrt(len(x))
 
 
 def _wrapped(phi):
