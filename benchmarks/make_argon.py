@@ -4,7 +4,7 @@
 triple point. 32 walkers melt from a cubic lattice and move by `HamiltonianMonteCarlo`: there is no
 error of the time step. Two frames of a walker are five trajectories of 20 steps apart.
 
-    python benchmarks/make_argon.py -o argon.npz             # four minutes on one core
+    python benchmarks/make_argon.py -o argon.npz             # four minutes of one core
     diffmd train argon.npz -o argon.safetensors
     diffmd validate argon.safetensors argon.npz --reference lj --reference-options \\
         '{"epsilon": 0.0104, "sigma": 3.4, "rc": 7.2, "smooth": false}'
