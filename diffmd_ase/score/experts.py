@@ -143,7 +143,9 @@ def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple
         # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
         drift = x - x.mean(axis=1, keepdims=True)
         amplitude = float(np.median(drift.std(axis=0)))
-        low, high = (0.05 if fine else 0.2) * min(amplitude, 0.5), 1.0
+        # atoms of a melt wander: what bends the energy is how far they vibrate, 0.15 Å at most
+        low = 0.05 * min(amplitude, 0.15) if fine else 0.2 * min(amplitude, 0.5)
+        high = 1.0
     else:
         i, j = np.triu_indices(x.shape[1], 1)
         std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)
