@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -35,7 +36,16 @@ import numpy as np
 
 from .system import System
 
-__all__ = ["RunInfo", "append_frames", "column", "create_file", "open_file", "replacing", "sync"]
+__all__ = [
+    "RunInfo",
+    "append_frames",
+    "column",
+    "create_file",
+    "open_file",
+    "open_to_append",
+    "replacing",
+    "sync",
+]
 
 SCHEMA_VERSION = 1
 ROOT = "particles/trajectory"
@@ -90,19 +100,41 @@ class RunInfo:
 
 def open_file(path: Path) -> tuple[h5py.File, bool]:
     """The file for reading, and whether its writer closed it."""
-    with path.open("rb") as raw:
-        head = raw.read(36)
-    # superblock of HDF5: signature (8), version, two sizes, flags of a writer that is at
-    # work or was killed, two addresses (8, 8), and the address of the end of the file (8)
-    if len(head) < 36 or head[:8] != b"\x89HDF\r\n\x1a\n":
-        raise ValueError(f"{path} is not an HDF5 file; expected a trajectory of diffmd_ase")
-    being_written = head[8] >= 3 and head[11] != 0
-    try:
-        if being_written:
-            return h5py.File(path, "r", libver="latest", swmr=True), False
-        return h5py.File(path, "r"), True
-    except OSError as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from None
+    for attempt in range(20):  # a run may begin or end a block between a look and opening
+        with path.open("rb") as raw:
+            head = raw.read(36)
+            size = os.fstat(raw.fileno()).st_size
+        if len(head) < 36 or head[:8] != b"\x89HDF\r\n\x1a\n":
+            raise ValueError(f"{path} is not an HDF5 file; expected a trajectory of diffmd_ase")
+        # superblock of HDF5: signature (8), version, two sizes, flags of a writer that is at
+        # work or was killed, two addresses (8, 8), and the address of the end of the file (8)
+        version, flags, end = head[8], head[11], int.from_bytes(head[28:36], "little")
+        if version >= 2 and size < end:  # HDF5 would look for the missing part for hours
+            raise ValueError(f"{path} is damaged or cut off: {size} bytes of {end}")
+        being_written = version >= 3 and flags != 0
+        try:
+            if being_written:
+                return h5py.File(path, "r", libver="latest", swmr=True), False
+            return h5py.File(path, "r"), True
+        except OSError as error:
+            problem = error
+            time.sleep(0.001 * attempt)
+    raise ValueError(f"{path} is damaged, or another program writes to it: {problem}")
+
+
+def open_to_append(path: Path) -> h5py.File:
+    """The file for its one writer, readable by others and after a kill at any moment.
+
+    Opened in single-writer mode at once: ``h5py.File(path, "r+")`` followed by
+    ``swmr_mode = True`` marks the file as "written to, unreadable" in between, and a kill in
+    that moment makes it so for good.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_file_locking(False, True)
+    flags = h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, access))
 
 
 def column(name: str) -> str:

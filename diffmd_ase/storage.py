@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from . import h5md
-from .h5md import RunInfo, append_frames, create_file, open_file, replacing, sync
+from .h5md import RunInfo, append_frames, create_file, open_file, open_to_append, replacing, sync
 from .system import State, System
 
 __all__ = ["Positions", "RunInfo", "Trajectory", "TrajectoryWriter"]
@@ -135,8 +135,7 @@ class TrajectoryWriter:
             np.array(column) for column in zip(*self._pending, strict=True)
         )
         named = dict(zip(self.columns, values.swapaxes(0, 1), strict=True))
-        with h5py.File(self.path, "r+", libver="v110", locking=False) as file:
-            file.swmr_mode = True
+        with open_to_append(self.path) as file:
             append_frames(file, steps, positions, energies, named, self.system, self.info)
         sync(self.path)
         self._pending = []

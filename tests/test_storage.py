@@ -14,6 +14,7 @@ import pytest
 import torch
 from ase.io import read
 
+from diffmd_ase import h5md
 from diffmd_ase.checkpoint import load_checkpoint, previous, save_checkpoint
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Evaluation, Potential
@@ -169,13 +170,15 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from test_storage import simulate
-simulate(pathlib.Path({folder!r}), {n_steps}, pause=1e-3)
+simulate(pathlib.Path({folder!r}), {n_steps}, {more})
 """
 
 
 def kill_and_restart(folder, n_steps, kills, rng):
     """Start, kill -9 at a random moment and restart ``kills`` times; then finish."""
-    code = CHILD.format(tests=os.path.dirname(__file__), folder=str(folder), n_steps=n_steps)
+    code = CHILD.format(
+        tests=os.path.dirname(__file__), folder=str(folder), n_steps=n_steps, more="pause=1e-3"
+    )
     steps_seen = []
     for _ in range(kills):
         child = subprocess.Popen([sys.executable, "-c", code])
@@ -232,6 +235,25 @@ os.kill(os.getpid(), 9)
     assert content(finished) == before
 
 
+def test_readable_at_every_moment_of_writing(tmp_path):
+    """HDF5's flag of the file is never "written to, unreadable": a kill then would lose it."""
+    code = CHILD.format(
+        tests=os.path.dirname(__file__), folder=str(tmp_path), n_steps=1500, more="block=1"
+    )
+    path, flags, frames = tmp_path / "run.h5", set(), [0]
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
+        while child.poll() is None:
+            if not path.exists():
+                continue
+            with path.open("rb") as raw:
+                for _ in range(200):
+                    flags.add(os.pread(raw.fileno(), 1, 11)[0])
+            frames.append(len(Trajectory(path)))
+    assert child.returncode == 0
+    assert flags == {0, 5}  # closed; written to by one and readable by others
+    assert frames == sorted(frames) and len(set(frames)) > 5  # read while it grew
+
+
 def test_reader_may_be_open_while_a_run_writes(finished):
     t = Trajectory(finished)
     writer = TrajectoryWriter.resume(finished, step=300)
@@ -266,6 +288,10 @@ def test_reader_errors(finished, tmp_path):
         Trajectory(tmp_path / "text.h5")
     (tmp_path / "cut.h5").write_bytes(finished.read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged or cut off|not an HDF5"):
+        Trajectory(tmp_path / "cut.h5")
+    with h5md.open_to_append(finished):  # copied while the run writes, not to the end
+        (tmp_path / "cut.h5").write_bytes(finished.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="cut off: .* bytes of"):
         Trajectory(tmp_path / "cut.h5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["x"] = 1
