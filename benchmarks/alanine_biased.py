@@ -53,6 +53,7 @@ from diffmd_ase.analysis.observables import dihedrals
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.cvs import Distance, Torsion
+from diffmd_ase.potentials.frozen import Frozen
 from diffmd_ase.potentials.hills import Grid
 from diffmd_ase.potentials.metadynamics import Metadynamics
 from diffmd_ase.potentials.restraints import LowerWall, UpperWall
@@ -94,16 +95,6 @@ def wall(system, covered: Covered) -> Potential:
     distances = Distance(system, covered.pairs.T.numpy())
     low = LowerWall(distances, at=covered.low, kappa=KAPPA)
     return UpperWall(distances, at=covered.high, kappa=KAPPA) + low
-
-
-class Frozen(Potential):
-    """A bias that does not learn any more."""
-
-    def __init__(self, bias: Metadynamics):
-        self.inner = bias
-
-    def __call__(self, x, *, stress=False):
-        return self.inner(x, stress=stress)
 
 
 def counts(x: Tensor, weights: Tensor) -> Tensor:

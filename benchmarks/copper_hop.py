@@ -43,6 +43,7 @@ from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Evaluation, Potential
 from diffmd_ase.potentials.calculators import AsePotential
 from diffmd_ase.potentials.cvs import Function
+from diffmd_ase.potentials.frozen import Frozen
 from diffmd_ase.potentials.hills import Grid
 from diffmd_ase.potentials.metadynamics import Metadynamics
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
@@ -113,16 +114,6 @@ class Within(Potential):
     def __call__(self, x, *, stress=False):
         barred = torch.where(self.hop.allowed(x), 0.0, torch.inf)
         return Evaluation(barred.to(x), torch.zeros_like(x))
-
-
-class Frozen(Potential):
-    """A bias that does not learn any more."""
-
-    def __init__(self, bias: Metadynamics):
-        self.inner = bias
-
-    def __call__(self, x, *, stress=False):
-        return self.inner(x, stress=stress)
 
 
 def sample(kernel, x, moves, hop, *, seed, every=10):

@@ -36,7 +36,8 @@ def validate(
     effort: Annotated[
         float,
         typer.Option(
-            help="how much is sampled: 0.1 for a quick look, 4 where an error is to be halved"
+            help="how much is sampled: 0.1 for a quick look, 4 where an error is to be halved; "
+            "at 1, a small molecule takes minutes, 64 periodic atoms half an hour"
         ),
     ] = 1.0,
     modes: Annotated[

@@ -11,6 +11,7 @@ from ase import units
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import DoubleWell, Harmonic
 from diffmd_ase.potentials.cvs import Function, Position
+from diffmd_ase.potentials.frozen import Frozen
 from diffmd_ase.potentials.hills import Grid
 from diffmd_ase.potentials.metadynamics import Metadynamics
 from diffmd_ase.potentials.opes import OPES
@@ -101,6 +102,39 @@ def test_metadynamics_of_the_double_well(walkers, steps, tmp_path):
     exact = 8.0 * (CENTRES**2 - 1.0) ** 2
     away = bias.free_energy(torch.tensor(CENTRES)[:, None]).numpy() / KT - exact
     assert away[exact <= 8.0].std() < 0.3
+
+
+def test_frozen_bias_is_an_ordinary_potential(tmp_path):
+    """Learns nothing; sampling of U + V, weighted with exp(V/kT), is exact."""
+    bias = Metadynamics(X, kT=KT, sigma=0.2, height=0.3 * KT, pace=20, grid=Grid([500], [-5], [5]))
+    moves = EulerMaruyama(FREE, kT=KT, h=0.1)
+    grow = Metropolis(moves, target=WELL + bias)
+    *_, (state, _) = run(grow, in_the_left_well(64), 1500, noise=Noise(5))
+    x, frozen = state.x, Frozen(bias)
+    check_potential(frozen, x[0], translation_invariant=False)
+    before = bias(x)
+    table = Recorded(frozen, tmp_path / "COLVAR", every=50)
+    kernel = Metropolis(moves, target=WELL + table)
+    frames = [s.x for s, _ in run(kernel, x, 4000, noise=Noise(6), every=50)][10:]
+    assert torch.equal(before.energy, bias(x).energy)  # a bias that learns fails here
+    written = np.loadtxt(tmp_path / "COLVAR")
+    last = frozen(frames[-1]).energy.numpy()
+    assert written[-64:, 3] == pytest.approx(last * KJ, abs=1e-5)
+    s = torch.stack(frames)[:, :, 0, 0]
+    weights = (frozen(torch.stack(frames)).energy / KT).exp()
+    crossed = ((s[1:] > 0) != (s[:-1] > 0)).sum()
+    assert crossed > 500  # 8 kT high: without the bias there are hardly any
+    near = (s.abs() < 1.0).double()  # exact by quadrature, each walker an estimate
+    grid = torch.linspace(-2, 2, 4001)
+    p = (-8 * (grid**2 - 1) ** 2).exp()
+    for found, exact in (
+        ((weights * near).sum(0) / weights.sum(0), p[grid.abs() < 1].sum() / p.sum()),
+        ((weights * (s > 0)).sum(0) / weights.sum(0), 0.5),
+    ):
+        z = (found.mean() - exact) / (found.std() / math.sqrt(len(found)))
+        assert abs(z) < 4, f"{found.mean():.3f}, exact {exact:.3f}"
+    unweighted = near.mean(0)  # negative control
+    assert abs(unweighted.mean() - p[grid.abs() < 1].sum() / p.sum()) > 0.05
 
 
 @pytest.mark.slow
