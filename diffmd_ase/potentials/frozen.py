@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .base import Potential
 
 __all__ = ["Frozen"]
@@ -21,7 +23,8 @@ class Frozen(Potential):
     """
 
     def __init__(self, bias: Potential):
-        self.bias, self.system = bias, bias.system
+        self.bias: Any = bias
+        self.system = bias.system
         self.conservative, self.needs_base = bias.conservative, bias.needs_base
         self.per_walker = bias.per_walker
 
