@@ -88,11 +88,14 @@ def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None =
 def show_table(title: str, names: list[str], rows: list[list[str]]) -> None:
     """Rows of cells under the names of the columns: words first, then numbers."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    for place, name in enumerate(names):  # where there is no room, words wrap and numbers do not
+        table.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
     for row in rows:
         table.add_row(*map(Text, row))
-    _results.print(table)
+    if not _results.is_terminal:  # a file or a pipe is as wide as it takes
+        table.width = sum(widths) + 3 * len(widths)
+    _results.print(table, crop=False)
 
 
 def show_verdicts(verdicts: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: files, options, mistakes."""
 
+import io
 import json
 import os
 import re
@@ -14,8 +15,10 @@ import pytest
 import torch
 import yaml
 from ase.build import bulk
+from rich.console import Console
 
 import diffmd_ase.cli
+from diffmd_ase import cli_output
 from diffmd_ase.checkpoint import load_checkpoint
 from diffmd_ase.cli import app, main
 from diffmd_ase.score.model import ScoreModel
@@ -114,6 +117,18 @@ def test_every_option_has_a_help_text():
     for name, command in get_command(app).commands.items():
         silent = [p.name for p in command.params if p.name != "help" and not p.help]
         assert not silent, f"{name}: {silent}"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_number_of_a_table_is_cut(monkeypatch, terminal):
+    words = io.StringIO()
+    console = Console(file=words, width=60, force_terminal=terminal, color_system=None)
+    monkeypatch.setattr(cli_output, "_results", console)
+    row = ["divergence of torsions by reweighting", "0.0110", "+0.0009±0.0002", "cannot be told"]
+    cli_output.show_table("title", ["", "value", "off by", "verdict"], [row])
+    text = words.getvalue()
+    assert all(cell in text for cell in row[1:]) and "…" not in text
+    assert (row[0] in text) is not terminal  # a terminal has an end, a file has none
 
 
 def test_no_arguments_is_help(diffmd):
