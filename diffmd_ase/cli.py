@@ -288,7 +288,8 @@ def _facts(model) -> dict[str, Any]:
         "trained_on": "; ".join(_words(system) for system in card.systems),
         "noise_levels_A": f"{card.sigma_min:g} to {card.sigma_max:g}",
         "networks": ", ".join(f"{e.name} ({e.network.kind})" for e in card.experts),
-        "parameters": sum(p.numel() for n in model.networks for p in n.parameters()),
+        # fitted in closed form or by gradients
+        "parameters": sum(v.numel() for n in model.networks for v in n.state_dict().values()),
         "lambda_max_1/A2": None if card.lambda_max is None else round(card.lambda_max, 1),
         "default_step_A2": None if not card.lambda_max else round(0.2 / card.lambda_max, 8),
         "snapshots": card.data["snapshots"],

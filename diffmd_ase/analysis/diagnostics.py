@@ -119,10 +119,15 @@ def verdict(rows: Mapping[str, Diagnosis] | list[Diagnosis]) -> tuple[bool | Non
 def _checked(name: str, series: np.ndarray) -> np.ndarray:
     a = np.asarray(series, dtype=float)
     a = a[:, None] if a.ndim == 1 else a
-    if a.ndim != 2 or len(a) < _SHORTEST or not a.shape[1]:
+    if a.ndim != 2 or not a.shape[1]:
         raise ValueError(
             f"{name}: a series of shape {np.shape(series)}; expected (T,) or (T, W) with at least "
-            f"{_SHORTEST} frames of at least one walker"
+            "one walker"
+        )
+    if len(a) < _SHORTEST:
+        raise ValueError(
+            f"{name}: {len(a)} frames are too few to judge, expected at least {_SHORTEST}: run "
+            "longer, write frames more often, or leave fewer out"
         )
     if not np.isfinite(a).all():
         lost = np.flatnonzero(~np.isfinite(a).all(0)).tolist()

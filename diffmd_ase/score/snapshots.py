@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -128,10 +129,13 @@ class Snapshots:
         block, since neighbours of training frames would hide overfitting.
         """
         count = round(len(self) * fraction)
+        if not 0 < fraction < 1:
+            raise ValueError(f"{fraction=} must lie between 0 and 1")
         if not 0 < count < len(self):
             raise ValueError(
-                f"cannot hold out {fraction=} of {len(self)} snapshots: need at least one "
-                "frame on either side"
+                f"cannot hold out {fraction=} of {len(self)} snapshots: expected at least one on "
+                f"either side, so {math.ceil(1 / min(fraction, 1 - fraction))} or more snapshots "
+                "(a molecule takes thousands)"
             )
         order = np.arange(len(self))
         if self.correlation <= 2:
@@ -237,11 +241,15 @@ def _read_ase(path: Path) -> dict:
         raise ValueError(f"{path.name} holds no frames")
     first = frames[0]
     for n, atoms in enumerate(frames):
-        if len(atoms) != len(first) or (atoms.numbers != first.numbers).any():
+        if sorted(atoms.numbers) != sorted(first.numbers):
             raise ValueError(
                 f"{path.name}: frame {n} is {atoms.get_chemical_formula()} but frame 0 is "
-                f"{first.get_chemical_formula()} (or the atoms are in another order); "
-                "give each composition a file of its own"
+                f"{first.get_chemical_formula()}; give each composition a file of its own"
+            )
+        if (atoms.numbers != first.numbers).any():
+            raise ValueError(
+                f"{path.name}: frame {n} has its atoms in another order than frame 0 "
+                f"({atoms.symbols} and {first.symbols}); expected one order in all frames"
             )
         if (atoms.pbc != first.pbc).any() or not np.allclose(atoms.cell, first.cell, atol=1e-6):
             raise ValueError(
