@@ -250,6 +250,13 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
         self.chain.sync(self.nsteps)
         self.chain.advance()
 
+    def irun(self, steps: int = 50) -> Iterator[bool]:
+        """Run, yielding before the first step and after each; True after the last."""
+        try:
+            yield from super().irun(steps)
+        finally:  # COLVAR and HILLS are there for who reads them next
+            self.kernel.potential.flush()
+
     def _refresh_properties(self) -> None:
         # ASE would evaluate here; the chain already has
         self.chain.sync(self.nsteps)
@@ -300,14 +307,17 @@ class _Batch(_Adapter, BaseDynamics):
             self._refresh_properties()
             self.log()
             self.call_observers()
-        yield self.converged()
-        while not self.converged():
-            self.step()
-            self.nsteps += 1
-            self._refresh_properties()
-            self.log()
-            self.call_observers()
+        try:
             yield self.converged()
+            while not self.converged():
+                self.step()
+                self.nsteps += 1
+                self._refresh_properties()
+                self.log()
+                self.call_observers()
+                yield self.converged()
+        finally:
+            self.kernel.potential.flush()
 
     def run(self, steps: int = 50) -> bool:
         """Run ``steps`` steps; True."""

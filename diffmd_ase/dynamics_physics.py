@@ -388,6 +388,9 @@ class _Remembered(Potential):
     def select(self, keep) -> None:
         self.term.select(keep)
 
+    def flush(self) -> None:
+        self.term.flush()
+
     def checkpoint(self) -> dict:
         return self.term.checkpoint()
 

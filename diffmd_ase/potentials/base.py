@@ -67,6 +67,9 @@ class Potential(ABC):
         this once, when walkers of a batch diverge and the others go on.
         """
 
+    def flush(self) -> None:  # noqa: B027
+        """Files are complete on disk up to the last `update`; dynamics call it after a run."""
+
     def checkpoint(self) -> dict:
         """What a restart needs, JSON values only; files written so far are safe on disk.
 
@@ -163,6 +166,10 @@ class Sum(Potential):
     def select(self, keep) -> None:
         for term in self.terms:
             term.select(keep)
+
+    def flush(self) -> None:
+        for term in self.terms:
+            term.flush()
 
     def checkpoint(self) -> dict:
         saved = {str(i): term.checkpoint() for i, term in enumerate(self.terms)}

@@ -45,6 +45,9 @@ class Frozen(Potential):
     def select(self, keep) -> None:
         self.bias.select(keep)
 
+    def flush(self) -> None:
+        self.bias.flush()
+
     def checkpoint(self) -> dict:
         return self.bias.checkpoint()
 

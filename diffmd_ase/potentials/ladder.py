@@ -59,6 +59,10 @@ class Ladder(Potential):
         # a list, not a generator: every state must learn
         return any([p.update(x[..., k::K, :, :], step) for k, p in enumerate(self.potentials)])
 
+    def flush(self) -> None:
+        for p in self.potentials:
+            p.flush()
+
     def checkpoint(self) -> dict:
         saved = {str(k): p.checkpoint() for k, p in enumerate(self.potentials)}
         return {state: value for state, value in saved.items() if value}

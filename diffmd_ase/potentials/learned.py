@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from ase.symbols import Symbols
 from torch import Tensor
 
 from ..score.model import ScoreModel, resolve_device
@@ -125,9 +126,9 @@ def _check(model: ScoreModel, system: System) -> None:
     if not model.transferable:
         if not np.array_equal(known.numbers, system.numbers):
             raise ValueError(
-                f"this model knows {known.formula} ({len(known)} atoms in the order of its "
-                f"snapshots), not {system.formula} ({len(system)} atoms); use the same atoms "
-                "in the same order, or train an equivariant model"
+                f"this model knows {known.formula} in the order {_ordered(known)}, not "
+                f"{system.formula} in the order {_ordered(system)}; use the same atoms in the "
+                "order of its snapshots, or train an equivariant model"
             )
     else:
         _check_elements([set(part.numbers) for part in model.card.systems], system)
@@ -135,6 +136,10 @@ def _check(model: ScoreModel, system: System) -> None:
         raise ValueError(
             f"pbc={system.pbc.tolist()} but this model was trained with pbc={known.pbc.tolist()}"
         )
+
+
+def _ordered(system: System) -> str:
+    return str(Symbols(system.numbers)) if len(system) <= 30 else f"of {len(system)} atoms"
 
 
 def _check_elements(known: list[set[int]], system: System) -> None:

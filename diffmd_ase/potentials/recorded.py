@@ -70,6 +70,9 @@ class Recorded(Potential):
         self._ids = [w for w, kept in zip(ids, keep.tolist(), strict=True) if kept]
         self.bias.select(keep)
 
+    def flush(self) -> None:
+        self.bias.flush()
+
     def checkpoint(self) -> dict:
         return {"length": self._file.length, "ids": self._ids, "bias": self.bias.checkpoint()}
 

@@ -20,9 +20,10 @@ from diffmd_plumed import (
 )
 from six_atoms import COLVAR, CVS, HILLS, KT, METAD, SYSTEM, hills
 
-from diffmd_ase import ScoreCalculator
+from diffmd_ase import BatchReverseDiffusion, ReverseDiffusion, ScoreCalculator
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
+from diffmd_ase.potentials.frozen import Frozen
 from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import advance, run
@@ -250,6 +251,25 @@ class TestMemory:
         np.testing.assert_allclose(biased, numerical, atol=1e-6)
         BFGS(atoms, logfile=None).run(fmax=0.05, steps=20)
         assert len(hills(bias)) == 4
+
+    @pytest.mark.parametrize("target", [None, "model"])
+    @pytest.mark.parametrize("walkers", [1, 3])
+    def test_files_are_there_after_a_run(self, make, x, walkers, target):
+        """Who reads COLVAR next finds it whole, and a frozen bias adds nothing to it."""
+        lines = [CVS[0], "m: METAD ARG=d SIGMA=0.1 HEIGHT=0.2 PACE=2"]
+        bias = make([*lines, "PRINT ARG=d,m.bias FILE=COLVAR"])
+        images = [SYSTEM.to_atoms(x.numpy()) for _ in range(walkers)]
+        images[0].calc = ScoreCalculator(Harmonic(1.0, centre=x, system=SYSTEM))
+        kind = BatchReverseDiffusion if walkers > 1 else ReverseDiffusion
+        system = images if walkers > 1 else images[0]
+        words = {"temperature_K": 300, "mobility": 1.0, "timestep": 0.01, "target": target}
+        kind(system, bias=bias, rng=1, **words).run(6)
+        grown = np.loadtxt(bias.directory / "COLVAR")
+        assert len(grown) == 6 * walkers  # not flushed, they are in a buffer
+        before = bias(x).energy
+        kind(system, bias=Frozen(bias), rng=1, **words).run(6)
+        assert len(np.loadtxt(bias.directory / "COLVAR")) == len(grown)
+        assert torch.equal(bias(x).energy, before) and before > 0
 
 
 class TestWalkers:
