@@ -63,25 +63,25 @@ class MechanicsPrior(nn.Module):
 
     def terms(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """All features (B, F), and the energy of the walls (B,)."""
-        v, at = along(planes, self.arms), self.columns
-        n_bonds, n_torsions = len(self.bonds), len(self.torsions)
-        lengths = _length(v[..., : at["free"][0].stop])
-        cosines = _cosine(
-            *(
-                v[..., t.start : i.stop]
-                for t, i in zip(at["torsions"], at["impropers"], strict=True)
-            )
-        )
+        counts = {kind: len(getattr(self, kind)) for kind in (*COORDINATES, "centres")}
+        pairs = [counts["bonds"], counts["free"]]
+        dihedrals = [counts["torsions"], counts["impropers"]]
+        # split, not slices: the gradient of each slice is as large as what it was cut from
+        sizes = [sum(pairs), *[counts["angles"]] * 2, *[sum(dihedrals)] * 3]
+        arms = along(planes, self.arms).split([*sizes, *[counts["centres"]] * 3], dim=-1)
+        bonds, free = _length(arms[0]).split(pairs, dim=-1)
+        torsions, impropers = _cosine(*arms[3:6]).split(dihedrals, dim=-1)
+        angles, centres = _angle(*arms[1:3]), arms[6:]
         q = {
-            "bonds": lengths[:, :n_bonds],
-            "angles": _angle(*(v[..., c] for c in at["angles"])),
-            "torsions": cosines[:, :n_torsions],
-            "impropers": cosines[:, n_torsions:],
-            "free": lengths[:, n_bonds:],
+            "bonds": bonds,
+            "angles": angles,
+            "torsions": torsions,
+            "impropers": impropers,
+            "free": free,
         }
         wall = 0.5 * (torch.relu(self.shortest - q["free"]) / _WALL).square().sum(-1)
         if len(self.centres):
-            volume = _volume(*(v[..., c] for c in at["centres"]))
+            volume = _volume(*centres)
             excess = torch.relu(1 - volume / self.least_volume)
             wall = wall + 0.5 * (excess / _HAND).square().sum(-1)
         return torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1), wall
