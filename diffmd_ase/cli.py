@@ -227,7 +227,7 @@ def demo(
     ] = "alanine-dipeptide",
     minutes: Annotated[float, typer.Option(help="wall clock of training at most, min")] = 5.0,
     walkers: Annotated[int, typer.Option(min=1, help="walkers of the trajectories")] = 64,
-    d_t: Annotated[float, typer.Option(min=0, help="D·t of each walker, Å²")] = 10.0,
+    d_t: Annotated[float, typer.Option(min=0, help="D·t of each walker, Å²")] = 8.0,
     samples: Annotated[int, typer.Option(min=1, help="i.i.d. samples")] = 4000,
     seed: Seed = 0,
     device: Device = "auto",

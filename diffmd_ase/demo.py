@@ -98,7 +98,7 @@ def run_demo(
     snapshots: str = "alanine-dipeptide",
     minutes: float = 5.0,
     walkers: int = 64,
-    d_t: float = 10.0,
+    d_t: float = 8.0,
     samples: int = 4000,
     seed: int = 0,
     device: str = "auto",
