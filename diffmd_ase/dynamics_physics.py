@@ -27,7 +27,7 @@ from .dynamics_step import (
     choose_step,
     measured_stiffness,
 )
-from .potentials.base import Evaluation, Potential, Sum, add_term
+from .potentials.base import Evaluation, Potential, Sum, Wrapped, add_term
 from .potentials.calculators import AsePotential
 from .sampling.kernels import EulerMaruyama, Kernel
 from .sampling.metropolis import Metropolis
@@ -344,22 +344,17 @@ class OfCalculator(Physics):
             self.kernel = Metropolis(proposal, self._accepts, self._proposal_steps)
 
 
-class _Remembered(Potential):
+class _Remembered(Wrapped):
     """A term that keeps its value at the state of each walker, whatever is proposed."""
 
     def __init__(self, term: Potential):
-        self.term, self.system = term, term.system
-        self.conservative, self.has_memory = term.conservative, term.has_memory
-        self.needs_base = term.needs_base
+        super().__init__(term)
         self._last: tuple[Tensor, Evaluation] | None = None
         self._kept: tuple[Tensor, Evaluation] | None = None
         self._complete = False
 
-    def __call__(self, x, *, stress=False, base=None) -> Evaluation:
-        options: dict = {"stress": True} if stress else {}
-        if self.needs_base:
-            options["base"] = base
-        value = Evaluation(*self.term(x, **options))
+    def __call__(self, x, **options) -> Evaluation:
+        value = Evaluation(*self.inner(x, **options))
         self._last = x, value
         return value
 
@@ -379,24 +374,6 @@ class _Remembered(Potential):
         """The value at the state, if it has been evaluated there."""
         return self._kept[1] if self._complete else None
 
-    def update(self, x, step) -> bool:
-        return self.term.update(x, step)
-
-    def describe(self, x) -> dict[str, Tensor]:
-        return self.term.describe(x)
-
-    def select(self, keep) -> None:
-        self.term.select(keep)
-
-    def flush(self) -> None:
-        self.term.flush()
-
-    def checkpoint(self) -> dict:
-        return self.term.checkpoint()
-
-    def restore(self, saved, x, step) -> None:
-        self.term.restore(saved, x, step)
-
 
 def _rows(mask: Tensor, new, old):
     """``new`` where ``mask`` (*batch), else ``old``, of tensors and evaluations."""
@@ -415,7 +392,7 @@ def _total(terms, x: Tensor) -> Evaluation:
 
 
 def _inner(term: Potential) -> Potential:
-    return term.term if isinstance(term, _Remembered) else term
+    return term.inner if isinstance(term, _Remembered) else term
 
 
 def _values(value: Tensor) -> list[float]:

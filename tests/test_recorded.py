@@ -42,7 +42,7 @@ def test_colvar(tmp_path):
     bias = recorded(tmp_path / "COLVAR")
     model = Sum(bias)  # as a term of a sum
     learn(model, 6)
-    before = bias.bias.describe(positions(8, 3))
+    before = bias.inner.describe(positions(8, 3))
     assert not model.update(positions(7, 3), 7)
     assert model.update(positions(8, 3), 8)
     lines = (tmp_path / "COLVAR").read_text().splitlines()
@@ -57,7 +57,7 @@ def test_colvar(tmp_path):
         np.testing.assert_allclose(rows[-3:, column], before[name] * unit, rtol=1e-14)
     x = positions(9, 3)
     assert model.describe(x).keys() == {"t", "d", "bias", "rbias", "rct"}
-    assert torch.equal(bias(x).energy, bias.bias(x).energy) and bias.bias.hills[1].numel() == 12
+    assert torch.equal(bias(x).energy, bias.inner(x).energy) and bias.inner.hills[1].numel() == 12
 
 
 def test_restart_is_uninterrupted(tmp_path):
@@ -84,7 +84,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(FileExistsError, match="restart=True"):
         recorded(tmp_path / "COLVAR")
     with pytest.raises(ValueError, match="every=0"):
-        Recorded(bias.bias, tmp_path / "other", every=0)
+        Recorded(bias.inner, tmp_path / "other", every=0)
     with pytest.raises(ValueError, match="expected \\['time', 'a'\\]"):
         PlumedFile(tmp_path / "COLVAR", ["time", "a"], {}, restart=True)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..system import System
 
-__all__ = ["Evaluation", "Potential", "Sum"]
+__all__ = ["Evaluation", "Potential", "Sum", "Wrapped"]
 
 
 class Evaluation(NamedTuple):
@@ -178,6 +178,37 @@ class Sum(Potential):
     def restore(self, saved, x, step) -> None:
         for i, term in enumerate(self.terms):
             term.restore(saved.get(str(i), {}), x, step)
+
+
+class Wrapped(Potential):
+    """A potential around another, ``inner``, which it is in all that it does not define."""
+
+    def __init__(self, inner: Potential):
+        self.inner: Any = inner
+        self.system, self.conservative = inner.system, inner.conservative
+        self.has_memory, self.needs_base = inner.has_memory, inner.needs_base
+        self.per_walker = inner.per_walker
+
+    def __call__(self, x, **options) -> Evaluation:
+        return self.inner(x, **options)
+
+    def update(self, x, step) -> bool:
+        return self.inner.update(x, step)
+
+    def describe(self, x) -> dict[str, Tensor]:
+        return self.inner.describe(x)
+
+    def select(self, keep) -> None:
+        self.inner.select(keep)
+
+    def flush(self) -> None:
+        self.inner.flush()
+
+    def checkpoint(self) -> dict:
+        return self.inner.checkpoint()
+
+    def restore(self, saved, x, step) -> None:
+        self.inner.restore(saved, x, step)
 
 
 def evaluate(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .base import Potential
+from .base import Potential, Wrapped
 
 __all__ = ["Frozen"]
 
 
-class Frozen(Potential):
+class Frozen(Wrapped):
     """``V(x)`` of a bias that learns no more: for equilibrium sampling of U + V.
 
     The second half of a biased run in two: metadynamics or OPES grow a bias, then
@@ -23,33 +21,16 @@ class Frozen(Potential):
     """
 
     def __init__(self, bias: Potential):
-        self.bias: Any = bias
-        self.system = bias.system
-        self.conservative, self.needs_base = bias.conservative, bias.needs_base
-        self.per_walker = bias.per_walker
+        super().__init__(bias)
+        self.has_memory = False
 
     @property
     def cv(self):
-        return self.bias.cv
+        return self.inner.cv
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.bias.columns
+        return self.inner.columns
 
-    def __call__(self, x, **options):
-        return self.bias(x, **options)
-
-    def describe(self, x) -> dict:
-        return self.bias.describe(x)
-
-    def select(self, keep) -> None:
-        self.bias.select(keep)
-
-    def flush(self) -> None:
-        self.bias.flush()
-
-    def checkpoint(self) -> dict:
-        return self.bias.checkpoint()
-
-    def restore(self, saved, x, step) -> None:
-        self.bias.restore(saved, x, step)
+    def update(self, x, step) -> bool:
+        return False

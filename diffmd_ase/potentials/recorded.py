@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .base import Potential
+from .base import Wrapped
 from .cvbias import CVBias
 from .plumed_writer import KJ_PER_MOL, PlumedFile, domain_constants
 
@@ -15,7 +15,7 @@ __all__ = ["Recorded"]
 _ENERGIES = ("bias", "rbias", "rct", "work")
 
 
-class Recorded(Potential):
+class Recorded(Wrapped):
     """A bias whose variables and values are written to a COLVAR file as the run goes on.
 
     One line for each walker after every ``every`` steps, in PLUMED's units (nm, kJ/mol, ps):
@@ -34,14 +34,13 @@ class Recorded(Potential):
     Raises ``FileExistsError`` if ``file`` exists without ``restart``.
     """
 
-    has_memory = True
-
     def __init__(
         self, bias: CVBias, file, *, every: int, timestep_ps: float = 1.0, restart: bool = False
     ):
         if every < 1:
             raise ValueError(f"{every=} must be at least 1 step")
-        self.bias, self.system = bias, bias.system
+        super().__init__(bias)
+        self.has_memory = True  # of where the file ends
         self.every, self.timestep_ps = every, timestep_ps
         names = ["time", "walker", *bias.columns]
         self._file = PlumedFile(file, names, domain_constants(bias.cv), restart=restart)
@@ -50,33 +49,24 @@ class Recorded(Potential):
         self._units = np.array(energies)
         self._ids: list[int] | None = None
 
-    def __call__(self, x, *, stress=False):
-        return self.bias(x, stress=stress)
-
     def update(self, x, step) -> bool:
         if step % self.every == 0:
-            said = torch.stack(list(self.bias.describe(x).values()), -1)
+            said = torch.stack(list(self.inner.describe(x).values()), -1)
             said = said.reshape(-1, said.shape[-1]).cpu().numpy() * self._units
             ids = range(len(said)) if self._ids is None else self._ids
             time = np.full(len(said), step * self.timestep_ps)
             self._file.append(np.column_stack((time, list(ids), said)))
-        return self.bias.update(x, step)
-
-    def describe(self, x):
-        return self.bias.describe(x)
+        return self.inner.update(x, step)
 
     def select(self, keep) -> None:
         ids = range(len(keep)) if self._ids is None else self._ids
         self._ids = [w for w, kept in zip(ids, keep.tolist(), strict=True) if kept]
-        self.bias.select(keep)
-
-    def flush(self) -> None:
-        self.bias.flush()
+        self.inner.select(keep)
 
     def checkpoint(self) -> dict:
-        return {"length": self._file.length, "ids": self._ids, "bias": self.bias.checkpoint()}
+        return {"length": self._file.length, "ids": self._ids, "bias": self.inner.checkpoint()}
 
     def restore(self, saved, x, step) -> None:
         self._file.truncate(saved["length"])
         self._ids = saved["ids"]
-        self.bias.restore(saved["bias"], x, step)
+        self.inner.restore(saved["bias"], x, step)
