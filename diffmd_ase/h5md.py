@@ -25,11 +25,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -41,11 +41,13 @@ __all__ = [
     "append_frames",
     "column",
     "create_file",
-    "open_file",
     "open_to_append",
+    "read_file",
     "replacing",
     "sync",
 ]
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 ROOT = "particles/trajectory"
@@ -98,9 +100,14 @@ class RunInfo:
         return cls(**{f.name: data[f.name] for f in fields(cls)})
 
 
-def open_file(path: Path) -> tuple[h5py.File, bool]:
-    """The file for reading, and whether its writer closed it."""
-    for attempt in range(20):  # a run may begin or end a block between a look and opening
+def read_file(path: Path, read: Callable[[h5py.File], T]) -> tuple[T, bool]:
+    """``read(file)``, and whether the writer of the file had closed it.
+
+    A run may begin or end a block at any moment, which HDF5 takes for damage: then again.
+
+    Raises ``ValueError`` for what is damaged or no HDF5, ``KeyError`` for what is not in it.
+    """
+    for attempt in range(20):
         with path.open("rb") as raw:
             head = raw.read(36)
             size = os.fstat(raw.fileno()).st_size
@@ -111,14 +118,17 @@ def open_file(path: Path) -> tuple[h5py.File, bool]:
         version, flags, end = head[8], head[11], int.from_bytes(head[28:36], "little")
         if version >= 2 and size < end:  # HDF5 would look for the missing part for hours
             raise ValueError(f"{path} is damaged or cut off: {size} bytes of {end}")
-        being_written = version >= 3 and flags != 0
+        closed = version < 3 or flags == 0
+        # not for a closed file: where one is damaged, HDF5 would wait for a writer to mend it
+        concurrent: dict[str, Any] = {} if closed else {"libver": "latest", "swmr": True}
         try:
-            if being_written:
-                return h5py.File(path, "r", libver="latest", swmr=True), False
-            return h5py.File(path, "r"), True
-        except OSError as error:
+            with h5py.File(path, "r", **concurrent) as file:
+                return read(file), closed
+        except (OSError, KeyError, RuntimeError) as error:  # h5py's words for one and the same
             problem = error
             time.sleep(0.001 * attempt)
+    if isinstance(problem, KeyError):
+        raise problem
     raise ValueError(f"{path} is damaged, or another program writes to it: {problem}")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from . import h5md
-from .h5md import RunInfo, append_frames, create_file, open_file, open_to_append, replacing, sync
+from .h5md import RunInfo, append_frames, create_file, open_to_append, read_file, replacing, sync
 from .system import State, System
 
 __all__ = ["Positions", "RunInfo", "Trajectory", "TrajectoryWriter"]
@@ -183,8 +183,8 @@ class Positions:
             walker = range(walkers)[int(rest.pop(0))]
             shape, atoms = (n_atoms, 3), slice(walker * n_atoms, (walker + 1) * n_atoms)
         # opened for each read: a reader is never in the way of a run
-        with open_file(self._path)[0] as file:
-            values = file[h5md.POSITION][first, atoms].reshape(*np.shape(chosen), *shape)
+        values, _ = read_file(self._path, lambda file: file[h5md.POSITION][first, atoms])
+        values = values.reshape(*np.shape(chosen), *shape)
         lead = (slice(None),) * np.ndim(chosen)
         return values[order][(*lead, *rest)]
 
@@ -210,14 +210,12 @@ class Trajectory:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such trajectory")
-        file, self.closed_cleanly = open_file(self.path)
-        with file:
-            try:
-                self._read(file)
-            except KeyError as error:
-                raise ValueError(
-                    f"{self.path} is an HDF5 file but not a trajectory of diffmd_ase ({error})"
-                ) from None
+        try:
+            _, self.closed_cleanly = read_file(self.path, self._read)
+        except KeyError as error:
+            raise ValueError(
+                f"{self.path} is an HDF5 file but not a trajectory of diffmd_ase ({error})"
+            ) from None
 
     def _read(self, file: h5py.File) -> None:
         self.info = RunInfo.from_json(file["diffmd_ase"].attrs["metadata"], self.path)
