@@ -38,6 +38,7 @@ def chain():
         torsions=np.array([[0, 1, 2, 3]]),
         centres=np.zeros((0, 4), int),
         permutations=np.arange(4)[None],
+        swaps=np.zeros((0, 4), int),
         chiral=False,
     )
 

@@ -1,5 +1,7 @@
 """Bonds, rotors, centres and symmetries, as seen in frames."""
 
+from itertools import combinations
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.topology import Topology, signed_volumes
+from diffmd_ase.score.topology import Topology, orbits, signed_volumes
 
 
 def rattled(atoms, rng, count=30, amplitude=0.03):
@@ -124,11 +126,73 @@ def test_no_rotor_inside_a_ring(rng):
 
 
 def test_cluster_without_bonds(rng):
+    """No snapshot of a solid cluster has its atoms in another order: only parameters are shared."""
     x = 3.8 * np.array([[0, 0, 0], [1, 0, 0], [0.5, 0.87, 0], [0.5, 0.29, 0.82]])
     t = Topology.from_positions(np.full(4, 18), x + 0.1 * rng.normal(size=(50, 4, 3)))
     assert t.bonds.shape == (0, 2) and t.rotors.shape == (0, 2) and t.moved.shape == (0, 4)
     assert t.torsions.shape == (0, 4) and t.centres.shape == (0, 4)
-    assert len(t.permutations) == 24 and not t.chiral
+    assert t.permutations.tolist() == [[0, 1, 2, 3]] and not t.chiral
+    assert t.swaps.tolist() == [[1, 0, 2, 3], [2, 1, 0, 3], [3, 1, 2, 0]]
+    pairs = np.array(list(combinations(range(4), 2)))
+    symmetries = np.concatenate([t.permutations, t.swaps])
+    assert len(set(orbits(pairs, symmetries))) == 1
+    assert len(set(orbits(pairs, t.permutations))) == 6
+
+
+def test_two_waters_and_an_ion(rng):
+    """Hydrogens change places in their molecule; molecules do where parameters are concerned."""
+    water = molecule("H2O")
+    other = water.copy()
+    other.rotate(70, "x")
+    other.translate([3, 0, 0])
+    cluster = water + other + Atoms("Na", [[1.5, 3, 0]])
+    t = Topology.from_positions(cluster.numbers, rattled(cluster, rng))
+    moved = [np.flatnonzero(p != np.arange(7)).tolist() for p in t.permutations]
+    assert moved == [[], [4, 5], [1, 2], [1, 2, 4, 5]]
+    assert len(t.swaps) == 1
+    (swap,) = t.swaps
+    assert {swap[0], swap[3]} == {0, 3} and swap[6] == 6
+    assert np.array_equal(cluster.numbers[swap], cluster.numbers)
+    assert np.array_equal(swap[swap], np.arange(7))
+    pairs = np.array(list(combinations(range(7), 2)))
+    number = orbits(pairs, np.concatenate([t.permutations, t.swaps]))
+    kinds = [{tuple(p) for p in pairs[number == k].tolist()} for k in range(number.max() + 1)]
+    assert {(0, 1), (0, 2), (3, 4), (3, 5)} in kinds  # O-H
+    assert {(1, 2), (4, 5)} in kinds and {(0, 3)} in kinds and {(0, 6), (3, 6)} in kinds
+    assert {(1, 4), (1, 5), (2, 4), (2, 5)} in kinds and len(kinds) == 7
+
+
+def test_molecules_of_opposite_hand_do_not_change_places(rng):
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    lengths = np.array([1.09, 1.35, 1.76, 1.94])
+    one = Atoms("CHFClBr", np.concatenate([np.zeros((1, 3)), corners * lengths[:, None]]))
+
+    def swaps(flip):
+        pair = one + Atoms(one.numbers, one.positions * flip + [0, 0, 6])
+        return Topology.from_positions(pair.numbers, rattled(pair, rng, amplitude=0.02)).swaps
+
+    assert len(swaps([1, 1, 1])) == 1 and len(swaps([1, 1, -1])) == 0
+
+
+def test_too_many_exchanges_are_drawn_at_random(rng):
+    waters = Atoms()
+    for n in range(16):
+        one = molecule("H2O")
+        one.translate([4 * (n % 4), 4 * (n // 4), 0])
+        waters += one
+    t = Topology.from_positions(waters.numbers, rattled(waters, rng, count=3))
+    assert len(t.permutations) == 10_000 and np.array_equal(t.permutations[0], np.arange(48))
+    assert np.array_equal(np.sort(t.permutations), np.tile(np.arange(48), (10_000, 1)))
+    turned = (t.permutations[:, 1::3] != np.arange(1, 48, 3)).mean(0)
+    assert np.abs(turned - 0.5).max() < 0.03  # every molecule, in half of the draws
+    assert len(t.swaps) == 15
+
+
+def test_a_coordinate_is_its_reverse():
+    rows = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3]])
+    assert orbits(rows, np.arange(4)[None]).tolist() == [0, 0, 1]
+    assert orbits(rows, np.array([[0, 2, 1, 3]])).tolist() == [0, 0, 0]
+    assert orbits(rows[:0], np.arange(4)[None]).tolist() == []
 
 
 def test_signed_volume_of_a_known_corner():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .topology import Topology, signed_volumes
+from .topology import Topology, orbits, signed_volumes
 
 __all__ = ["MechanicsPrior", "along", "differences", "parameter_numbers", "term_tables"]
 
@@ -215,7 +215,7 @@ def term_tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
         ("angle_mean", "angles", q["angles"].mean(0), "mean"),
         ("shortest", "free", torch.maximum(_CLOSE * shortest, shortest - _REACH), "amin"),
     ):
-        tables[name] = _shared(values, tables[kind], topology.permutations, reduce)
+        tables[name] = _shared(values, tables[kind], topology, reduce)
     if len(centres):
         volume = torch.as_tensor(signed_volumes(positions.numpy(), centres))
         smallest = volume.abs().amin(0) * volume[0].sign()
@@ -223,12 +223,10 @@ def term_tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
     return tables
 
 
-def _shared(values: Tensor, rows: Tensor, perms: np.ndarray, reduce: str) -> Tensor:
+def _shared(values: Tensor, rows: Tensor, topology: Topology, reduce: str) -> Tensor:
     """Values (K,) of coordinates, made one where symmetry exchanges the coordinates."""
-    names = [_orbit(row, perms) for row in rows.tolist()]
-    number = {name: n for n, name in enumerate(dict.fromkeys(names))}
-    index = torch.tensor([number[name] for name in names], dtype=torch.long)
-    one = values.new_zeros(len(number)).scatter_reduce(0, index, values, reduce, include_self=False)
+    index = _orbits(rows, topology)
+    one = values.new_zeros(len(index)).scatter_reduce(0, index, values, reduce, include_self=False)
     return one[index]
 
 
@@ -237,13 +235,13 @@ def parameter_numbers(prior: MechanicsPrior, topology: Topology) -> Tensor:
     labels: list = []
     for kind in COORDINATES:
         table = getattr(prior, kind)
-        orbit = [_orbit(row, topology.permutations) for row in table.tolist()]
+        orbit = _orbits(table, topology).tolist()
         repeats = len(prior.features(kind, prior.unit.new_ones(1, len(table))))
         labels += [(kind, n, o) for n in range(repeats) for o in orbit]
     number = {label: n for n, label in enumerate(dict.fromkeys(labels))}
     return torch.tensor([number[label] for label in labels])
 
 
-def _orbit(row: list[int], perms: np.ndarray) -> tuple[int, ...]:
-    images = perms[:, row].tolist()
-    return min(min(tuple(image), tuple(image[::-1])) for image in images)
+def _orbits(rows: Tensor, topology: Topology) -> Tensor:
+    symmetries = np.concatenate([topology.permutations, topology.swaps])
+    return torch.as_tensor(orbits(rows.numpy(), symmetries), dtype=torch.long)

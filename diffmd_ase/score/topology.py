@@ -1,8 +1,8 @@
 """What the snapshots of a molecule say about its structure.
 
 Bonds come from mean distances and covalent radii; from the bond graph follow the
-rotatable bonds (the soft modes), the tetrahedral centres (handedness) and the
-automorphisms (exchanges of like atoms that leave the molecule as it is).
+rotatable bonds (the soft modes), the tetrahedral centres (handedness), the automorphisms
+(exchanges of like atoms that leave the molecule as it is), and the like fragments of a cluster.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from itertools import combinations, islice
 import networkx as nx
 import numpy as np
 from ase.data import covalent_radii
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Topology", "signed_volumes"]
+__all__ = ["Topology", "orbits", "signed_volumes"]
 
 _BOND_TOLERANCE = 1.25  # times the sum of covalent radii
 _MAX_AUTOMORPHISMS = 10_000
@@ -33,7 +35,10 @@ class Topology:
     centres : (C, 4) a centre atom and three of its neighbours, with a signed volume
         ``(i-c)·((j-c)×(l-c))`` that keeps its sign in the snapshots
     permutations : (S, N) exchanges of like atoms that keep the graph and the signs of
-        all centres; the first is the identity
+        all centres, each atom in its fragment (what bonds connect); the first is the identity.
+        Snapshots hold all of them: methyl groups turn
+    swaps : (F, N) exchanges of like fragments, as of two molecules of a cluster: symmetries of
+        the energy as well, but snapshots of a solid cluster have its fragments in one order
     chiral : one hand only: some centre has four different neighbours and one sign
     """
 
@@ -43,6 +48,7 @@ class Topology:
     torsions: np.ndarray
     centres: np.ndarray
     permutations: np.ndarray
+    swaps: np.ndarray
     chiral: bool
 
     @classmethod
@@ -53,8 +59,8 @@ class Topology:
         bonds = np.array(sorted(tuple(sorted(b)) for b in graph.edges), int).reshape(-1, 2)
         rotors, moved, torsions = _rotors(graph, len(numbers))
         centres, stereo = _centres(graph, positions)
-        permutations = _automorphisms(graph, positions, centres)
-        return cls(bonds, rotors, moved, torsions, centres, permutations, stereo)
+        permutations, swaps = _automorphisms(graph, positions[0], centres)
+        return cls(bonds, rotors, moved, torsions, centres, permutations, swaps, stereo)
 
     def exchanges(self, numbers: np.ndarray) -> list[tuple[int, int]]:
         """Two like atoms at the end of bonds to one centre, for each centre that has them.
@@ -137,15 +143,58 @@ def _centres(graph, positions):
     return np.array(centres, int).reshape(-1, 4), stereo
 
 
-def _automorphisms(graph, positions, centres) -> np.ndarray:
-    same = nx.algorithms.isomorphism.categorical_node_match("Z", 0)
-    matcher = nx.algorithms.isomorphism.GraphMatcher(graph, graph, node_match=same)
+def _automorphisms(graph, x, centres) -> tuple[np.ndarray, np.ndarray]:
+    """`Topology.permutations` and `Topology.swaps`, by one snapshot (N, 3)."""
     identity = np.arange(len(graph))
-    found = [identity]
-    sign = np.sign(signed_volumes(positions[0], centres))
-    for mapping in islice(matcher.isomorphisms_iter(), _MAX_AUTOMORPHISMS):
-        order = np.array([mapping[n] for n in range(len(graph))])
-        keeps_hands = np.sign(signed_volumes(positions[0][order], centres)) == sign
-        if np.all(keeps_hands) and not np.array_equal(order, identity):
-            found.append(order)
-    return np.array(found)
+    sign = np.sign(signed_volumes(x, centres))
+    like = nx.algorithms.isomorphism.categorical_node_match("Z", 0)
+
+    def exchanges(one, other):
+        """Orders of all atoms, those of a fragment where their likes are in the other."""
+        matcher = nx.algorithms.isomorphism.GraphMatcher(one, other, node_match=like)
+        for mapping in islice(matcher.isomorphisms_iter(), _MAX_AUTOMORPHISMS):
+            order = identity.copy()
+            order[list(mapping.values())] = list(mapping)
+            order[list(mapping)] = list(mapping.values())
+            if np.array_equal(np.sign(signed_volumes(x[order], centres)), sign):
+                yield order
+
+    permutations, swaps, kinds = identity[None], [], []
+    for part in nx.connected_components(graph):
+        fragment = graph.subgraph(part)
+        own = [o for o in exchanges(fragment, fragment) if not np.array_equal(o, identity)]
+        permutations = _products(permutations, np.array([identity, *own]))
+        swap = next((o for kind in kinds for o in exchanges(kind, fragment)), None)
+        if swap is None:
+            kinds.append(fragment)
+        else:
+            swaps.append(swap)
+    return permutations, np.array(swaps, int).reshape(-1, len(graph))
+
+
+def _products(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """All ``some[s][others[t]]``; the first and random ones where they are too many."""
+    s, t = np.divmod(np.arange(n := len(some) * len(others)), len(others))
+    if n > _MAX_AUTOMORPHISMS:
+        few = np.random.default_rng(0).integers(n, size=_MAX_AUTOMORPHISMS)
+        few[0] = 0
+        s, t = s[few], t[few]
+    return np.take_along_axis(some[s], others[t], axis=1)
+
+
+def orbits(rows: np.ndarray, generators: np.ndarray) -> np.ndarray:
+    """Numbers (K,), equal for rows (K, n) of atoms that the group of ``generators`` exchanges.
+
+    A row and its reverse are one coordinate. ``generators`` (S, N) need not be the whole group.
+    """
+    images = np.concatenate([rows[None], generators[:, rows]])
+    places = generators.shape[1] ** np.arange(rows.shape[1])
+    # one integer for each coordinate
+    _, node = np.unique(
+        np.minimum(images @ places, images[..., ::-1] @ places), return_inverse=True
+    )
+    node = node.reshape(images.shape[:2])
+    size = node.max(initial=-1) + 1
+    ends = np.broadcast_to(node[0], node.shape).ravel(), node.ravel()
+    links = coo_matrix((np.ones(node.size), ends), shape=(size, size))
+    return connected_components(links, directed=False)[1][node[0]] if size else node[0]
