@@ -127,7 +127,9 @@ def run(
         "spring": spring,
         "h": step_size,
         "proposal_steps": proposal_steps,
+        "moving": loaded.card.moving(system),
     }
+    held = int((~words["moving"]).sum())
     drift = loaded.potential(system, device=device)
     kernel, step = coupled_kernel(drift, target=reference, **words)
     if plumed is not None and not dry_run:
@@ -155,6 +157,7 @@ def run(
         "timestep_fs": timestep_fs,
         "target": target,
         "walkers": walkers,
+        "held_atoms": held,
         "steps": steps,
         "D_t_per_walker_A2": h * steps,
         "trajectory": str(files.trajectory),
@@ -196,7 +199,7 @@ def run(
         )
     if restart:  # now known to fit; there may be more steps
         save_resolved(context, Path(prefix))
-    show({**summary, "trajectory": str(files.trajectory)}, as_json)
+    show({**summary, "held_atoms": held, "trajectory": str(files.trajectory)}, as_json)
 
 
 def _sha256(model: str) -> str | None:

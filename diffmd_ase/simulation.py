@@ -101,12 +101,14 @@ def coupled_kernel(
     h: float | None = None,
     target: str | Potential | None = None,
     proposal_steps: int = 1,
+    moving: np.ndarray | None = None,
 ) -> tuple[EulerMaruyama | Metropolis, Step]:
     """The harmonic-coupled step in a user's words, judged by the stiffness on the card.
 
     Isolated molecules lose no mean: drift and noise are projected. With a ``target`` ("model"
     or as in `targets.find_target`) ``proposal_steps`` steps are accepted or rejected, and a
-    step that is too large is rejected instead of refused.
+    step that is too large is rejected instead of refused. Atoms outside of ``moving`` (N,) are
+    held: their h is 0.
 
     Raises
     ------
@@ -123,6 +125,7 @@ def coupled_kernel(
     if h is not None and not h > 0:
         raise ValueError(f"step size {h} Å² must be positive")
     kT = kT_from_temperature(temperature_K)
+    moving = np.ones(len(potential.system), bool) if moving is None else moving
     stiffness = card_stiffness(potential, kT)
     if target in (None, "model"):  # another reference has the last word
         check_temperature(potential, temperature_K)
@@ -144,9 +147,9 @@ def coupled_kernel(
     if stiffness is not None and target is None:
         # its words are those of this call: fs
         in_fs = replace(step, timestep=step.timestep / ase_units.fs)
-        check_step(in_fs, stiffness, np.ones(len(potential.system), bool))
+        check_step(in_fs, stiffness, moving)
     mean_free = not potential.system.periodic
-    size = torch.as_tensor(step.h)
+    size = torch.as_tensor(step.h if moving.all() else step.h * moving)
     proposal = EulerMaruyama(potential, kT=kT, h=size, mean_free=mean_free)
     if target is None:
         if proposal_steps != 1:

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .analysis import comparisons as compare
 from .analysis import label_comparison as labels
@@ -21,6 +22,7 @@ from .analysis.scorecard import Goals, Line, Note, Validation, line
 from .analysis.statistics import mean_estimate, statistical_inefficiency
 from .noise import Noise
 from .potentials.base import Potential, evaluate
+from .potentials.held import Held
 from .potentials.learned import ScorePotential
 from .sampling.iid import sample
 from .score.model import ScoreModel, largest_curvature
@@ -152,6 +154,7 @@ def validate(
     walkers = corrected_walkers(
         **bench.dynamics(starts, _CORRECTED), moves=bench.effort.moves, progress=tell.part
     )
+    walkers = walkers._replace(positions=bench.whole(walkers.positions))
     lines += _compared(bench, samples, walkers, starts, log_weights, energies)
     tell("plain dynamics")
     lines.append(_plain(bench, tell.part))
@@ -263,11 +266,28 @@ class _Bench:
         order = np.random.default_rng(self.noise.seed).permutation(len(self.frames))
         return order[: max(8, min(count, len(order) // 2))]
 
+    def free(self, potential: Potential, rows: np.ndarray) -> tuple[Potential, Tensor]:
+        """The potential of the atoms that move, and their positions in these frames."""
+        x = torch.as_tensor(self.frames.positions[rows], device=self.potential.device)
+        moving = self.frames.moving
+        if moving.all():
+            return potential, x
+        return Held(potential, self.frames.positions[0], moving), x[:, moving]
+
+    def whole(self, x: np.ndarray) -> np.ndarray:
+        """Positions (*batch, N, 3) of all atoms, for those that move."""
+        moving = self.frames.moving
+        if moving.all():
+            return x
+        every = np.broadcast_to(self.frames.positions[0], (*x.shape[:-2], len(moving), 3)).copy()
+        every[..., moving, :] = x
+        return every
+
     def dynamics(self, rows: np.ndarray, child: int) -> dict:
         """What all walkers need that start from these frames."""
-        x = torch.as_tensor(self.frames.positions[rows], device=self.potential.device)
+        potential, x = self.free(self.potential, rows)
         return {
-            "potential": self.potential,
+            "potential": potential,
             "x": x,
             "kT": self.kT,
             "stiffness": self.stiffness,
@@ -282,11 +302,11 @@ class _Bench:
         """Of the frames, smoothed by σ₀, which is what the model knows, in its forces."""
         device = str(self.potential.device)
         potential = self.model.potential(self.frames.system, device=device, dtype=torch.float64)
-        y = torch.as_tensor(self.frames.positions[self.some(count)], device=device)
+        free, y = self.free(potential, self.some(count))
         noise, ids = self.noise.child(_SMOOTHED), torch.arange(len(y))
         y = y + potential.sigma * noise.normal(0, y, walkers=ids)
         probes = self.noise.child(_PROBES)
-        square, divergence = forces_and_divergence(potential, y, noise=probes)
+        square, divergence = forces_and_divergence(free, y, noise=probes)
         return labels.temperature_line(square / self.kT, divergence, self.goals)
 
     def another_temperature(self) -> str:
@@ -341,11 +361,13 @@ def _labels(
     if forces is None:
         notes.append((None, "no forces: the snapshots have none, and no reference was named"))
         return log_weights, own, lines, notes
-    mine = _evaluated(bench.potential, x[chosen])[1]
+    moving = frames.moving
+    forces, mine = forces[:, moving], _evaluated(bench.potential, x[chosen])[1][:, moving]
     lines += labels.force_lines(forces, mine, goals)
     if committee:
         others = [m.potential(frames.system, device=str(bench.potential.device)) for m in committee]
-        members = np.stack([mine, *(_evaluated(p, x[chosen])[1] for p in others)])
+        spread = (_evaluated(p, x[chosen])[1][:, moving] for p in others)
+        members = np.stack([mine, *spread])
         lines.append(labels.calibration_line(members, forces, goals))
     else:
         notes.append((None, "no calibration of an uncertainty: one model, no committee"))
@@ -410,7 +432,7 @@ def _plain(bench: _Bench, progress) -> Line:
     starts = bench.starts(bench.effort.walkers // 4)
     steps = bench.effort.plain_steps
     found = plain_walkers(**bench.dynamics(starts, _PLAIN), steps=steps, progress=progress)
-    collapsed = unphysical_frames(bench.frames.system, found.positions)
+    collapsed = unphysical_frames(bench.frames.system, bench.whole(found.positions))
     lost = found.lost + len(collapsed)
     words = f"{lost} of {len(starts)} in {steps} steps, D·t = {found.diffused:.2g} Å² each"
     for walker, why in list(collapsed.items())[:1]:

@@ -247,6 +247,7 @@ class _Part:
     numbers: Tensor
     cell: Tensor | None
     pbc: tuple[bool, bool, bool]
+    moving: Tensor  # (N, 3) bool
     tempering: float
 
     @classmethod
@@ -254,7 +255,9 @@ class _Part:
         system = part.system
         cell = None if system.cell is None else torch.as_tensor(system.cell)
         x = torch.as_tensor(part.positions, dtype=torch.float64)
-        return cls(x, torch.as_tensor(system.numbers), cell, tuple(system.pbc.tolist()), tempering)
+        numbers, pbc = torch.as_tensor(system.numbers), tuple(system.pbc.tolist())
+        moving = torch.as_tensor(part.moving)[:, None].expand(-1, 3)
+        return cls(x, numbers, cell, pbc, moving, tempering)
 
     def take(self, index) -> _Part:
         return replace(self, x=self.x[index])
@@ -310,8 +313,10 @@ def _moments(energy, parts: list[_Part], sigma: float, generator) -> tuple[Tenso
     for part in parts:
         where = part.numbers, part.cell, part.pbc
         for x in part.x.split(_FRAMES):
-            epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype) * part.moving
             plus, minus = (energy.jacobian(x + s * sigma * epsilon, *where) for s in (1, -1))
+            if not part.moving.all():  # scores of the others are not asked for
+                plus, minus = (j * part.moving.flatten() for j in (plus, minus))
             drive += ((plus - minus) * epsilon.flatten(1)).sum((1, 2)) / sigma
             for j in (plus, minus):
                 flat = j.flatten(1)

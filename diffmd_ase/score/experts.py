@@ -141,8 +141,10 @@ def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple
     x = snapshots.positions[:: max(1, len(snapshots) // 2000)]
     if snapshots.system.periodic:
         # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
-        drift = x - x.mean(axis=1, keepdims=True)
-        amplitude = float(np.median(drift.std(axis=0)))
+        if not snapshots.moving.any():
+            raise ValueError(f"{snapshots.source}: no atom moves, all frames are the same")
+        drift = x if not snapshots.moving.all() else x - x.mean(axis=1, keepdims=True)
+        amplitude = float(np.median(drift.std(axis=0)[snapshots.moving]))
         # atoms of a melt wander: what bends the energy is how far they vibrate, 0.15 Å at most
         low = 0.05 * min(amplitude, 0.15) if fine else 0.2 * min(amplitude, 0.5)
         high = 1.0

@@ -38,7 +38,7 @@ __all__ = [
     "resolve_device",
 ]
 
-SCHEMA_VERSION = 2  # since 2: `systems`
+SCHEMA_VERSION = 3  # since 2: `systems`; since 3: atoms of them that were held
 
 
 class ExpertCard(BaseModel):
@@ -65,6 +65,9 @@ class SystemCard(BaseModel):
     snapshots: int
     sha256: str
     correlation: float = 1.0
+    held: list[int] = Field(
+        default_factory=list, description="atoms that have one place in all snapshots"
+    )
     configurational_temperature_K: float | None = Field(
         None, description="that of the snapshots, by the forces of the model"
     )
@@ -83,6 +86,7 @@ class SystemCard(BaseModel):
             snapshots=len(part),
             sha256=part.sha256,
             correlation=round(part.correlation, 2),
+            held=np.flatnonzero(~part.moving).tolist(),
         )
 
 
@@ -133,6 +137,15 @@ class Card(BaseModel):
             known = {k: v for k, v in self.data.items() if k in SystemCard.model_fields}
             self.systems = [SystemCard(**known, **{name: getattr(self, name) for name in shared})]
         return self
+
+    def moving(self, system: System) -> np.ndarray:
+        """(N,) bool: False for atoms that snapshots of these atoms had in one place."""
+        moving = np.ones(len(system), bool)
+        for part in self.systems:
+            if part.numbers == system.numbers.tolist():
+                moving[part.held] = False
+                break
+        return moving
 
     @property
     def temperatures(self) -> tuple[float, float]:

@@ -106,15 +106,16 @@ def _virial(network, sigma, part, index, tempering, generator) -> tuple[Tensor, 
     system = part.system
     numbers = torch.as_tensor(system.numbers)
     cell = None if system.cell is None else torch.as_tensor(system.cell).float()
+    moving = torch.as_tensor(part.moving)[:, None]
     squares, slopes = [], []
     for x in torch.as_tensor(part.positions[index], dtype=torch.float32).split(16):
-        epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype) * moving
         level = x.new_full((len(x),), sigma)
         scores = []
         for sign in (1, -1):
             y = (x + sign * sigma * epsilon).requires_grad_()
             energy = network(y, level, numbers=numbers, cell=cell, pbc=tuple(system.pbc.tolist()))
-            scores.append(-tempering * torch.autograd.grad(energy.sum(), y)[0])
+            scores.append(-tempering * torch.autograd.grad(energy.sum(), y)[0] * moving)
         plus, minus = scores
         squares.append(0.5 * (plus.square() + minus.square()).sum((1, 2)))
         slopes.append((epsilon * (minus - plus)).sum((1, 2)) / (2 * sigma))

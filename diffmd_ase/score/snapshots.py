@@ -25,6 +25,7 @@ from .topology import Topology
 
 __all__ = ["Snapshots"]
 
+_STILL = 1e-6  # Å; what text formats round to
 _CLOSEST = 0.4  # Å; no two nuclei of an equilibrium frame come nearer
 _KEYS = {
     "positions": ("positions", "x", "R", "coords"),
@@ -88,6 +89,17 @@ class Snapshots:
         return Topology.from_positions(self.system.numbers, self.positions)
 
     @cached_property
+    def moving(self) -> np.ndarray:
+        """(N,) bool: False for atoms of a periodic system that have one place in all frames.
+
+        So `ase.constraints.FixAtoms` leaves them, as the lower layers of a slab. Noise moves the
+        others only: the density that is learned is theirs, given the places of those.
+        """
+        if not self.system.periodic or len(self) < 2:
+            return np.ones(len(self.system), bool)
+        return np.ptp(self.positions, axis=0).max(axis=-1) > _STILL
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of numbers, positions (as float32) and temperature."""
         digest = hashlib.sha256(self.system.numbers.tobytes())
@@ -149,6 +161,7 @@ class Snapshots:
         part = replace(self, positions=self.positions[index], energies=energies, forces=forces)
         if not self.system.periodic:  # of crystals nobody asks
             part.__dict__["topology"] = self.topology
+        part.__dict__["moving"] = self.moving
         return part
 
     def _with_warnings(self) -> Snapshots:

@@ -159,7 +159,8 @@ def _automorphisms(graph, x, centres) -> tuple[np.ndarray, np.ndarray]:
             if np.array_equal(np.sign(signed_volumes(x[order], centres)), sign):
                 yield order
 
-    permutations, swaps, kinds = identity[None], [], []
+    permutations, swaps = identity[None], []
+    kinds: list[nx.Graph] = []
     for part in nx.connected_components(graph):
         fragment = graph.subgraph(part)
         own = [o for o in exchanges(fragment, fragment) if not np.array_equal(o, identity)]

@@ -205,6 +205,7 @@ class _Loss:
         self.cell = None if system.cell is None else torch.as_tensor(system.cell).float().to(device)
         self.numbers = torch.as_tensor(system.numbers, device=device)
         self.pbc = tuple(bool(p) for p in system.pbc)
+        self.moving = torch.as_tensor(snapshots.moving, device=device)[:, None]
         self.moves = self.permutations = None
         if not system.periodic:
             self.permutations = torch.as_tensor(snapshots.topology.permutations, device=device)
@@ -230,7 +231,7 @@ class _Loss:
         if e.focus:
             sigma[::2] = diffusion.log_uniform(len(sigma[::2]), *e.focus, generator)
         sigma = sigma.to(x)
-        epsilon = random(x.shape)
+        epsilon = random(x.shape) * self.moving
         noisy = x + sigma[:, None, None] * epsilon
         points = [noisy, x - sigma[:, None, None] * epsilon]
         torsional = e.torsional > 0 and self.moves is not None
@@ -239,7 +240,7 @@ class _Loss:
             points += [self.moves.rotate(x, rotor, sign * self.DELTA * xi) for sign in (1, -1)]
         levels = sigma.repeat(len(points))
         _, scores = diffusion.score(energy, torch.cat(points), levels, create_graph=True)
-        plus, minus, *turned = scores.chunk(len(points))
+        plus, minus, *turned = (scores * self.moving).chunk(len(points))
         terms = {"denoising": diffusion.denoising_loss(plus, minus, epsilon, sigma).mean()}
         loss = e.denoising / self.tempering * terms["denoising"]
         if torsional:
