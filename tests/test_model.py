@@ -80,7 +80,7 @@ def test_the_card_is_readable_by_anyone(molecular, snapshots, tmp_path):
     path = molecular.save(tmp_path / "m.safetensors")
     with safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["diffmd_card"])
-    assert card["schema_version"] == 2 and card["formula"] == "H2O2"
+    assert card["schema_version"] == 3 and card["formula"] == "H2O2"
     assert card["numbers"] == [8, 8, 1, 1] and card["cell"] is None
     assert card["temperature_K"] == 300.0 and card["kT"] == pytest.approx(snapshots.kT)
     assert card["units"] == {"length": "Å", "energy": "eV", "network": "kT_train"}
