@@ -139,8 +139,26 @@ def rewritten(path, change, tensors=None):
 
 def test_newer_schema(path):
     rewritten(path, lambda card: card.update(schema_version=99, something="new"))
-    with pytest.raises(ValueError, match=r"schema version 99, this program reads up to 2; upgrade"):
+    with pytest.raises(ValueError, match=r"schema version 99, this program reads up to 3; upgrade"):
         ScoreModel.load(path)
+
+
+def test_schema_1_is_of_one_system(path):
+    """Before cards listed their systems; data stood for the only one."""
+    now = ScoreModel.load(path).card
+
+    def before(card):
+        (system,) = card.pop("systems")
+        known = ("source", "snapshots", "sha256", "correlation")
+        card.update(schema_version=1, data={name: system[name] for name in known})
+
+    rewritten(path, before)
+    then = ScoreModel.load(path).card
+    assert then.schema_version == 1 and then.systems[0].held == []
+    left_out = {"configurational_temperature_K"}
+    assert [s.model_dump(exclude=left_out) for s in then.systems] == [
+        s.model_dump(exclude=left_out) for s in now.systems
+    ]
 
 
 def test_damaged_card(path):

@@ -268,15 +268,6 @@ def test_the_card_lists_all_systems(model, sets, tmp_path):
         assert torch.equal(one.energy, two.energy)
 
 
-def test_files_of_schema_1_are_of_one_system(tmp_path):
-    shipped = ScoreModel.load("copper-vacancy")
-    assert shipped.card.schema_version == 1 and shipped.card.temperatures == (900, 900)
-    (only,) = shipped.card.systems
-    assert (only.formula, only.snapshots) == ("Cu31", shipped.card.data["snapshots"])
-    again = ScoreModel.load(shipped.save(tmp_path / "m.safetensors"))
-    assert again.card == shipped.card
-
-
 def test_networks_train_on_sizes_and_go_on(tmp_path):
     """Message passing on cells of 4 and 8 atoms; a second call finds the first one's result."""
     both = [crystal(300, frames=20)[0], crystal(900, frames=60, size=2)[0]]

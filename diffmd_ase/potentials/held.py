@@ -47,6 +47,6 @@ class Held(Potential):
         every = self.places.to(x).expand(*x.shape[:-2], -1, -1)
         return every.index_copy(-2, self.moving.to(x.device), x)
 
-    def __call__(self, x):
+    def __call__(self, x, *, stress=False) -> Evaluation:
         value = self.inner(self.whole(x))
         return Evaluation(value.energy, value.forces[..., self.moving.to(x.device), :])
