@@ -130,6 +130,7 @@ def run(
         "moving": loaded.card.moving(system),
     }
     held = int((~words["moving"]).sum())
+    said = {"held_atoms": held} if held else {}
     drift = loaded.potential(system, device=device)
     kernel, step = coupled_kernel(drift, target=reference, **words)
     if plumed is not None and not dry_run:
@@ -157,7 +158,7 @@ def run(
         "timestep_fs": timestep_fs,
         "target": target,
         "walkers": walkers,
-        "held_atoms": held,
+        **said,
         "steps": steps,
         "D_t_per_walker_A2": h * steps,
         "trajectory": str(files.trajectory),
@@ -199,7 +200,7 @@ def run(
         )
     if restart:  # now known to fit; there may be more steps
         save_resolved(context, Path(prefix))
-    show({**summary, "held_atoms": held, "trajectory": str(files.trajectory)}, as_json)
+    show({**summary, **said, "trajectory": str(files.trajectory)}, as_json)
 
 
 def _sha256(model: str) -> str | None:
