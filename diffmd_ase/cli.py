@@ -68,6 +68,10 @@ def train(
     validation_fraction: Annotated[
         float | None, typer.Option(help="fraction of the snapshots held out")
     ] = None,
+    force_weight: Annotated[
+        float | None,
+        typer.Option(help="of forces that the snapshots carry, over score matching's (default: 0)"),
+    ] = None,
     processes: Annotated[int | None, typer.Option(help="networks trained at a time")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="keeps checkpoints; run again to go on")

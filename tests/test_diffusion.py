@@ -12,6 +12,7 @@ from diffmd_ase.score.diffusion import (
     TorsionProposals,
     contrastive_loss,
     denoising_loss,
+    force_loss,
     log_uniform,
     score,
     torsional_loss,
@@ -78,6 +79,25 @@ def test_denoising_loss_is_least_at_the_true_score(generator):
         (slope,) = torch.autograd.grad(value.sum(), factor)
         with pytest.raises(AssertionError, match="z = "):
             assert_zscore(slope.numpy(), 0.0)
+
+
+def test_force_loss_is_least_at_the_score_of_noised_data(generator):
+    """∇ log p_σ(y) = E[f(x) | y], at noise as wide as the data; with wrong labels it is not."""
+    x = WIDTH * torch.randn(N, 2, 3, generator=generator)
+    epsilon, level = torch.randn(x.shape, generator=generator), torch.full((N,), WIDTH)
+
+    def slopes(wrong, labels):
+        factor = torch.full((N,), wrong, requires_grad=True)
+        s = [
+            -factor[:, None, None] * y / (2 * WIDTH**2)
+            for y in (x + WIDTH * epsilon, x - WIDTH * epsilon)
+        ]
+        return torch.autograd.grad(force_loss(*s, labels, level).sum(), factor)[0].numpy()
+
+    assert_zscore(slopes(1.0, -x / WIDTH**2), 0.0)
+    for wrong, labels in ((1.1, -x / WIDTH**2), (1.0, -1.1 * x / WIDTH**2), (1.0, x / WIDTH**2)):
+        with pytest.raises(AssertionError, match="z = "):
+            assert_zscore(slopes(wrong, labels), 0.0)
 
 
 def test_exact_value_of_the_denoising_loss(generator):

@@ -1,8 +1,11 @@
 """The fitted force field: exact where the energy is in its basis, and safe outside the data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from ase import units
 from ase.build import molecule
 
 from diffmd_ase.score.mechanics import MechanicsPrior, parameter_numbers
@@ -104,6 +107,21 @@ def test_an_energy_in_the_basis_is_recovered(chain, rng):
     assert relative_error(of(statistics), x) < 2e-3
     # the check sees a mistake of ten per cent
     assert relative_error(of({**statistics, "theta": 1.1 * statistics["theta"]}), x) > 2e-3
+
+
+def test_forces_of_the_snapshots_fix_the_parameters(rng):
+    """From a hundredth of the snapshots, and better than without; wrong ones do harm."""
+    x, test = chains(rng, 120), torch.as_tensor(chains(rng, 2000))
+    labels = 300 * units.kB * minus_gradient(chain_energy, torch.as_tensor(x)).numpy()
+
+    def error(forces, weight):
+        data = replace(snapshots(x, [6] * 4), forces=forces)
+        return relative_error(of(fit_prior(data, sigma=0.002, force_weight=weight)), test)
+
+    blind, seeing = error(None, 0.0), error(labels, 100.0)
+    assert seeing < 1e-3 < 0.1 * blind
+    assert error(labels, 0.0) == blind
+    assert error(-labels, 100.0) > 1
 
 
 def test_soft_modes_are_recovered(chain, rng):

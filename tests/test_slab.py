@@ -115,6 +115,17 @@ def test_pair_energies_are_smooth(snapshots, monkeypatch):
     assert rough > 1.5 * smooth and pair[0, 0] >= pair[0, 2]
 
 
+def test_forces_of_the_frames_may_help(snapshots, monkeypatch):
+    few = snapshots.take(slice(0, 320, 8))
+    known = train(few, config=TrainConfig(processes=1, force_weight=100), device="cpu")
+    assert error(known, snapshots) < 0.04
+    wrong = replace(few, forces=-few.forces)
+    misled = train(wrong, config=TrainConfig(processes=1, force_weight=100), device="cpu")
+    assert error(misled, snapshots) > 1
+    with pytest.raises(ValueError, match="force_weight=100, but slab.traj holds no forces: give"):
+        train(replace(few, forces=None), config=TrainConfig(force_weight=100), device="cpu")
+
+
 def test_the_card(model, tmp_path):
     again = ScoreModel.load(model.save(tmp_path / "slab.safetensors"))
     assert again.card.systems[0].held == HELD

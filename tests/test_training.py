@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.training import TrainConfig, _Loss, fit, plan, train
+from diffmd_ase.score.training import TrainConfig, _frames, _Loss, fit, plan, train
 from diffmd_ase.system import System
 
 TINY = {"steps": 12, "batch_size": 16, "width": 8, "evaluations": 4, "processes": 1}
@@ -44,6 +45,41 @@ def finished(peroxide, tmp_path_factory):
     """A model and the folder of its training."""
     folder = tmp_path_factory.mktemp("finished")
     return train(peroxide, config=config(), seed=3, device="cpu", directory=folder), folder
+
+
+def test_forces_are_learned_by_networks(peroxide):
+    """Harmonic data with their forces: those of the networks are right in a few steps; the labels
+    turn with their atoms where like atoms are exchanged."""
+    u = peroxide.positions - molecule("H2O2").positions
+    labelled = replace(peroxide, forces=-peroxide.kT * u / 0.03**2)
+    some = labelled.topology.permutations[1]
+    turned = replace(
+        peroxide, positions=peroxide.positions[:, some], forces=labelled.forces[:, some]
+    )
+    for part in (labelled, turned):
+        expert = plan(part, config(force_weight=50))[0]
+        loss = _Loss(expert, part, 1.0, "cpu")
+        x = _frames(part, True, "cpu")
+        assert x.shape == (200, 4, 6)
+
+        def exact(y, level, **_):
+            # of each structure, in the order in which its atoms are: the nearer of two
+            at = torch.as_tensor(molecule("H2O2").positions).float()
+            squares = torch.stack(
+                [(y - at).square().sum((1, 2)), (y - at[some]).square().sum((1, 2))]
+            )
+            return 0.5 * squares.min(0).values / 0.03**2
+
+        terms = loss(exact, x, torch.Generator().manual_seed(0))
+        terms = {name: float(value.detach()) for name, value in terms.items()}
+        sigma = expert.sigma[0]
+        # what is left is the noise: 12 components move by σ, forces by σ/0.03²
+        assert terms["forces"] == pytest.approx(12 * sigma**4 / 0.03**4, rel=0.2)
+        both = (terms["denoising"] + 50 * terms["forces"]) / 51
+        rest = sum(getattr(expert, k) * terms.get(k, 0.0) for k in ("torsional", "contrastive"))
+        assert terms["loss"] == pytest.approx(expert.denoising * both + rest, rel=1e-5)
+    model = train(labelled, config=config(force_weight=50, steps=3), seed=3, device="cpu")
+    assert all("validation_forces" in e.history[0] for e in model.card.experts)
 
 
 def weights(model):

@@ -7,6 +7,9 @@ energy; none needs a partition function.
 denoising   ``½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ`` at ``x ± σε``: denoising score matching
             with its constant removed; the antithetic pair cancels the variance d/σ²
             that swamps it at small noise
+forces      ``½(|s₊ - f|² + |s₋ - f|²)`` with f = F(x)/kT where snapshots carry forces: the
+            score of noised data is their mean, ∇ log p_σ(y) = E[f(x) | y] (De Bortoli et al.,
+            Target Score Matching, arXiv 2402.08667, eq. 7)
 torsional   the same for the projected score of a rotation about a bond, a volume-preserving
             group: soft modes are not drowned by stiff bonds
 contrastive ``softplus(E(x) - E(y))`` for a symmetric volume-preserving move x → y:
@@ -32,6 +35,7 @@ __all__ = [
     "TorsionProposals",
     "contrastive_loss",
     "denoising_loss",
+    "force_loss",
     "log_uniform",
     "score",
     "torsional_loss",
@@ -63,6 +67,15 @@ def denoising_loss(plus: Tensor, minus: Tensor, epsilon: Tensor, sigma: Tensor) 
     s = sigma[:, None, None]
     terms = 0.5 * s**2 * (plus.square() + minus.square()) + s * epsilon * (plus - minus)
     return terms.sum((1, 2))
+
+
+def force_loss(plus: Tensor, minus: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
+    """Squared error (B,) of the scores at x ± σε from F(x)/kT, in units of 1/σ².
+
+    ``½σ²(|s₊ - f|² + |s₋ - f|²)``
+    """
+    square = (plus - labels).square() + (minus - labels).square()
+    return 0.5 * sigma**2 * square.sum((1, 2))
 
 
 def torsional_loss(plus: Tensor, minus: Tensor, xi: Tensor, delta: float) -> Tensor:

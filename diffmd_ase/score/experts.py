@@ -54,6 +54,9 @@ class TrainConfig(BaseModel):
     width: int = Field(96, ge=1, description="hidden units of the fine network")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights")
     torsion_weight: float = Field(10.0, ge=0, description="angular score matching")
+    force_weight: float = Field(
+        0.0, ge=0, description="of forces that snapshots carry, over score matching's; 0 needs none"
+    )
     contrastive_weight: float = Field(1000.0, ge=0, description="torsion moves against data")
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="snapshots held out")
     evaluations: int = Field(20, ge=1, description="validations during training")
@@ -78,6 +81,7 @@ class Expert(BaseModel):
     denoising: float = 1.0
     torsional: float = 0.0
     contrastive: float = 0.0
+    force_weight: float = 0.0
     mirror: float = 0.0
     clip: float = 50.0
 
@@ -96,6 +100,18 @@ def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> lis
         raise ValueError(
             "network='pair' is for one isolated molecule at one temperature; use 'equivariant'"
         )
+    unlabelled = [part.source for part in sets if part.forces is None]
+    if config.force_weight and unlabelled:
+        raise ValueError(
+            f"force_weight={config.force_weight:g}, but {', '.join(unlabelled)} holds no forces: "
+            "give frames with forces, or force_weight=0"
+        )
+    experts = _experts(sets, config, kind, elements)
+    return [e.model_copy(update={"force_weight": config.force_weight}) for e in experts]
+
+
+def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[Expert]:
+    system = sets[0].system
     tempered = len({part.temperature_K for part in sets}) > 1
     ranges = [_noise_range(part, config, fine=kind != "equivariant" or tempered) for part in sets]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)

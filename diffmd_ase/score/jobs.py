@@ -50,6 +50,8 @@ def write_job(folder: Path, sets: tuple[Snapshots, ...], config: TrainConfig, se
         system = part.system
         arrays |= {f"{n}.{key}": getattr(system, key) for key in ("numbers", "masses", "pbc")}
         arrays[f"{n}.positions"] = part.positions
+        if config.force_weight:
+            arrays[f"{n}.forces"] = part.forces
         if system.cell is not None:
             arrays[f"{n}.cell"] = system.cell
     np.savez(folder / "job.npz", **arrays)
@@ -65,7 +67,8 @@ def read_job(folder: Path) -> tuple[tuple[Snapshots, ...], TrainConfig, dict]:
             cell = raw[f"{n}.cell"] if f"{n}.cell" in raw.files else None
             numbers, masses, pbc = (raw[f"{n}.{key}"] for key in ("numbers", "masses", "pbc"))
             system = System(numbers, masses, cell, pbc)
-            sets.append(Snapshots(system, raw[f"{n}.positions"], **facts))
+            forces = raw[f"{n}.forces"] if f"{n}.forces" in raw.files else None
+            sets.append(Snapshots(system, raw[f"{n}.positions"], forces=forces, **facts))
     return tuple(sets), TrainConfig(**job["config"]), job
 
 

@@ -97,19 +97,20 @@ AnyConfig = MechanicsConfig | PairConfig | EmbeddedConfig | EquivariantConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
-def build(config: AnyConfig, source, *, sigma: float = 0.0) -> nn.Module:
+def build(config: AnyConfig, source, *, sigma: float = 0.0, force_weight: float = 0.0) -> nn.Module:
     """The network of a configuration, in float32.
 
     ``source``: the `Snapshots` whose statistics enter the network (a `MechanicsNetwork` fits
-    its prior to them at noise level ``sigma``), for networks of any composition one set or
-    several; or the state dictionary of a trained one, whose weights are about to be loaded.
+    its prior to them at noise level ``sigma``, and to their forces), for networks of any
+    composition one set or several; or the state dictionary of a trained one, whose weights are
+    about to be loaded.
     """
     # most networks are built to be loaded: the caller's random state is left alone
     with torch.random.fork_rng(devices=[]):
-        return _build(config, source, sigma).float()
+        return _build(config, source, {"sigma": sigma, "force_weight": force_weight}).float()
 
 
-def _build(config: AnyConfig, source, sigma: float) -> nn.Module:
+def _build(config: AnyConfig, source, options: dict[str, float]) -> nn.Module:
     if isinstance(config, EquivariantConfig):
         return EquivariantNetwork(config)
     known = isinstance(source, dict)
@@ -118,7 +119,7 @@ def _build(config: AnyConfig, source, sigma: float) -> nn.Module:
             tables = _below(source, "energy.")
         else:
             tables = fit_embedded(
-                source, cutoff=config.cutoff, functions=config.functions, sigma=sigma
+                source, cutoff=config.cutoff, functions=config.functions, **options
             )
         return EmbeddedNetwork(config, tables)
     if not known:
@@ -129,7 +130,7 @@ def _build(config: AnyConfig, source, sigma: float) -> nn.Module:
         internal = _below(source, "internal.") if known else internal_statistics(source)
     if isinstance(config, PairConfig):
         return PairNetwork(config, internal)
-    prior = _below(source, "prior.") if known else fit_prior(source, sigma=sigma)
+    prior = _below(source, "prior.") if known else fit_prior(source, **options)
     return MechanicsNetwork(config, internal, prior)
 
 

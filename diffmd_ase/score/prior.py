@@ -10,8 +10,10 @@ least-squares problem (Hyvärinen, JMLR 6, 695 (2005), section 3): with J = ∂f
     G θ = b        G = ⟨J₊J₊ᵀ + J₋J₋ᵀ⟩        b = ⟨(J₊ - J₋) ε⟩/σ
 
 the minimum of the antithetic denoising loss, with covariance V = G⁻¹ΣG⁻¹/M, Σ the
-covariance of one frame's ``JJᵀθ``-and-``b`` terms. Score matching hardly sees the relative
-weight of separated modes; moves between them do, and their likelihood is convex in θ as well:
+covariance of one frame's ``JJᵀθ``-and-``b`` terms. Where snapshots carry forces F, b may be the
+mean with what they say, ``[b - w⟨(J₊ + J₋) F/kT⟩]/(1 + w)``. Score matching hardly sees the
+relative weight of separated modes; moves between them do, and their likelihood is convex in θ
+as well:
 
     θ = argmin ½(θ - θ_SM)ᵀ V⁻¹ (θ - θ_SM) + Σ softplus(E(x) - E(y) - log q(y)/q(x))
 
@@ -23,6 +25,8 @@ is left to the network.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,23 +41,34 @@ log = logging.getLogger(__name__)
 
 
 def fit_prior(
-    snapshots, *, sigma: float, frames: int = 50_000, moves: int = 4, seed: int = 0
+    snapshots,
+    *,
+    sigma: float,
+    frames: int = 50_000,
+    moves: int = 4,
+    seed: int = 0,
+    force_weight: float = 0.0,
 ) -> dict[str, Tensor]:
     """Tables and parameters θ of a `MechanicsPrior`, from snapshots.
 
     The ridge that keeps undetermined combinations at zero is chosen on held-out frames.
     ``moves``: between modes, from each snapshot; 0 leaves θ to score matching.
+    ``force_weight``: w of forces that the snapshots carry.
     """
     topology = snapshots.topology
     positions = torch.as_tensor(snapshots.positions, dtype=torch.float32)
+    labels = None
+    if force_weight:
+        labels = torch.as_tensor(snapshots.forces / snapshots.kT, dtype=torch.float32)
     statistics = term_tables(topology, positions)
     prior = MechanicsPrior(statistics)
     orbits = parameter_numbers(prior, topology)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(positions), generator=generator)[:frames]
     held_out = max(1, len(order) // 5)
-    gram_out, drive_out = _moments(prior, orbits, positions[order[:held_out]], sigma, generator)
-    gram, drive = _moments(prior, orbits, positions[order[held_out:]], sigma, generator)
+    known = _Frames(positions, labels, force_weight)
+    gram_out, drive_out = _moments(prior, orbits, known.take(order[:held_out]), sigma, generator)
+    gram, drive = _moments(prior, orbits, known.take(order[held_out:]), sigma, generator)
     # features in their own units: the ridge must not see Å or radians
     unit = gram.diagonal().clamp_min(1e-20).rsqrt()
     gram, drive, gram_out, drive_out = (
@@ -73,11 +88,31 @@ def fit_prior(
     theta = _solve(gram, drive, ridge)
     if moves and len(topology.rotors):
         x = positions[order]
-        noise = _gradient_noise(prior, orbits, unit, theta, x, sigma, generator)
+        noise = _gradient_noise(prior, orbits, unit, theta, known.take(order), sigma, generator)
         precision = _precision(gram, ridge, noise, len(order))
         theta = _weigh_modes(prior, orbits, unit, theta, precision, x, topology, generator, moves)
     unit = unit[orbits].float()
     return {**statistics, "unit": unit, "theta": theta[orbits].float()}
+
+
+class _Frames(NamedTuple):
+    """Positions (M, N, 3), F/kT likewise or None, and the weight of these."""
+
+    positions: Tensor
+    labels: Tensor | None
+    weight: float
+
+    def take(self, index) -> _Frames:
+        labels = None if self.labels is None else self.labels[index]
+        return self._replace(positions=self.positions[index], labels=labels)
+
+    def planes(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Positions (B, 3, N) and F/kT (B, 3N), some frames at a time."""
+        for first in range(0, len(self.positions), size):
+            part = self.take(slice(first, first + size))
+            turned = [None if p is None else p.transpose(-1, -2) for p in part[:2]]
+            labels = None if turned[1] is None else turned[1].flatten(1)
+            yield turned[0], labels
 
 
 def _solve(gram: Tensor, drive: Tensor, ridge: float) -> Tensor:
@@ -92,24 +127,28 @@ def _precision(gram: Tensor, ridge: float, noise: Tensor, frames: int) -> Tensor
     return frames * regular @ torch.linalg.solve(noise + floor * eye, regular)
 
 
-def _gradient_noise(prior, orbits, unit, theta, positions, sigma, generator) -> Tensor:
+def _gradient_noise(prior, orbits, unit, theta, known: _Frames, sigma, generator) -> Tensor:
     """Σ: covariance over frames of the gradient ``(J₊J₊ᵀ + J₋J₋ᵀ)θ - (J₊ - J₋)ε/σ``."""
     size = len(unit)
     total = torch.zeros(size, size, dtype=torch.float64)
     mean = torch.zeros(size, dtype=torch.float64)
     scale, weights = unit.float()[:, None], (unit * theta).float()
-    for x in positions[:: max(1, len(positions) // 10_000)].split(64):
-        planes = x.transpose(-1, -2)
+    some = known.take(slice(None, None, max(1, len(known.positions) // 10_000)))
+    share = 1 / (1 + known.weight)
+    for planes, labels in some.planes(64):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
-        gradient = planes.new_zeros(size, len(x))
+        gradient = planes.new_zeros(size, len(planes))
         for sign in (1, -1):
             j = _jacobian(prior, planes + sign * sigma * epsilon, orbits, size)
             force = torch.einsum("fbd,f->bd", j, weights)
-            gradient += torch.einsum("fbd,bd->fb", j, force - sign * epsilon.flatten(1) / sigma)
+            drive = sign * share * epsilon.flatten(1) / sigma
+            if labels is not None:
+                drive = drive - (1 - share) * labels
+            gradient += torch.einsum("fbd,bd->fb", j, force - drive)
         gradient = (scale * gradient).double()
         total += gradient @ gradient.T
         mean += gradient.sum(1)
-    count = len(positions[:: max(1, len(positions) // 10_000)])
+    count = len(some.positions)
     mean = mean / count
     return total / count - torch.outer(mean, mean)
 
@@ -163,23 +202,25 @@ def _tied_features(prior, orbits, size: int, planes: Tensor) -> tuple[Tensor, Te
     return planes.new_zeros(len(planes), size).index_add(1, orbits, features), wall
 
 
-def _moments(prior, orbits, positions, sigma, generator) -> tuple[Tensor, Tensor]:
+def _moments(prior, orbits, known: _Frames, sigma, generator) -> tuple[Tensor, Tensor]:
     """G and b over some frames, accumulated in float64."""
     size = int(orbits.max()) + 1
     gram = torch.zeros(size, size, dtype=torch.float64)
     drive = torch.zeros(size, dtype=torch.float64)
-    for x in positions.split(64):
-        planes = x.transpose(-1, -2)
+    share = 1 / (1 + known.weight)
+    for planes, labels in known.planes(64):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
         plus, minus = (
             _jacobian(prior, planes + sign * sigma * epsilon, orbits, size) for sign in (1, -1)
         )
-        change = (plus - minus) * epsilon.flatten(1)
-        drive += change.sum((1, 2), dtype=torch.float64) / sigma
+        change = share / sigma * (plus - minus) * epsilon.flatten(1)
+        if labels is not None:
+            change = change - (1 - share) * (plus + minus) * labels
+        drive += change.sum((1, 2), dtype=torch.float64)
         for j in (plus, minus):
             flat = j.flatten(1)
             gram += (flat @ flat.T).double()
-    return gram / len(positions), drive / len(positions)
+    return gram / len(known.positions), drive / len(known.positions)
 
 
 def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:

@@ -120,7 +120,7 @@ def fit(
     run = _Progress.load(folder, expert, network, average, optimiser)
     objective = _Objective(expert, sets, device)
     x_train, x_valid = (
-        [torch.as_tensor(p.positions, dtype=torch.float32, device=device) for p in parts]
+        [_frames(p, expert.force_weight > 0, device) for p in parts]
         for parts in (training, [part.take(slice(0, 2048)) for part in held_out])
     )
     counts = [max(1, round(config.batch_size * share)) for share in objective.shares]
@@ -170,6 +170,12 @@ def fit(
     report({"expert": expert.name, "fraction": 1.0, **run.history[-1]})
 
 
+def _frames(part: Snapshots, labelled: bool, device) -> Tensor:
+    """Positions (M, N, 3) in float32, or beside them F/kT (M, N, 6) where forces are learned."""
+    columns = [part.positions, part.forces / part.kT] if labelled else [part.positions]
+    return torch.as_tensor(np.concatenate(columns, -1), dtype=torch.float32, device=device)
+
+
 class _Objective:
     """The loss of one expert: the mean over the frames of all sets."""
 
@@ -206,6 +212,9 @@ class _Loss:
         self.numbers = torch.as_tensor(system.numbers, device=device)
         self.pbc = tuple(bool(p) for p in system.pbc)
         self.moving = torch.as_tensor(snapshots.moving, device=device)[:, None]
+        self.force2 = 0.0  # mean square of a component of F/kT
+        if expert.force_weight:
+            self.force2 = float(np.mean((snapshots.forces[:1000] / snapshots.kT) ** 2))
         self.moves = self.permutations = None
         if not system.periodic:
             self.permutations = torch.as_tensor(snapshots.topology.permutations, device=device)
@@ -227,6 +236,7 @@ class _Loss:
             which = torch.randint(len(self.permutations), (n,), generator=generator)
             order = self.permutations[which.to(x.device)]
             x = x.gather(1, order[:, :, None].expand_as(x))
+        x, labels = x[..., :3], x[..., 3:]
         sigma = diffusion.log_uniform(n, *e.sigma, generator)
         if e.focus:
             sigma[::2] = diffusion.log_uniform(len(sigma[::2]), *e.focus, generator)
@@ -242,7 +252,13 @@ class _Loss:
         _, scores = diffusion.score(energy, torch.cat(points), levels, create_graph=True)
         plus, minus, *turned = (scores * self.moving).chunk(len(points))
         terms = {"denoising": diffusion.denoising_loss(plus, minus, epsilon, sigma).mean()}
-        loss = e.denoising / self.tempering * terms["denoising"]
+        matched = terms["denoising"]
+        if e.force_weight:
+            wrong = diffusion.force_loss(plus, minus, labels * self.moving, sigma)
+            # where noise hides the forces they say less than the noise itself
+            terms["forces"] = (wrong / (1 + sigma**2 * self.force2)).mean()
+            matched = (matched + e.force_weight * terms["forces"]) / (1 + e.force_weight)
+        loss = e.denoising / self.tempering * matched
         if torsional:
             g_plus, g_minus = (
                 self.moves.angular_score(p, s, rotor)
@@ -368,7 +384,8 @@ def _network(expert: Expert, training: tuple[Snapshots, ...], folder: Path, seed
         return build(expert.network, _below(_read_progress(path)[1], "network."))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_address(seed, expert.name, -1))
-        return build(expert.network, training, sigma=expert.sigma[0])
+        weight = expert.force_weight
+        return build(expert.network, training, sigma=expert.sigma[0], force_weight=weight)
 
 
 def _peak_memory_MB() -> int:
