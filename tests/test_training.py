@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ase import units
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.cluster import Icosahedron, Octahedron
 from ase.md.langevin import Langevin
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from diffmd_ase.noise import Noise
+from diffmd_ase.sampling.iid import sample
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import TrainConfig, _frames, _Loss, fit, plan, train
 from diffmd_ase.system import System
@@ -45,6 +48,27 @@ def finished(peroxide, tmp_path_factory):
     """A model and the folder of its training."""
     folder = tmp_path_factory.mktemp("finished")
     return train(peroxide, config=config(), seed=3, device="cpu", directory=folder), folder
+
+
+def test_clusters_of_metals(tmp_path):
+    """One energy of neighbours for dynamics, at any size; pair distances for i.i.d. samples."""
+    atoms = Icosahedron("Cu", 2)
+    rng = np.random.default_rng(0)
+    x = atoms.positions + 0.08 * rng.normal(size=(300, 13, 3))
+    system = System.from_atoms(Atoms(atoms.numbers))
+    model = train(Snapshots(system, x, 300), config=config(steps=4), device="cpu")
+    kinds = [(e.name, e.network.kind) for e in model.card.experts]
+    assert kinds == [("fine", "embedded"), ("broad", "pair")]
+    drawn = sample(model, 3, noise=Noise(0), levels=20, relax_steps=5, device="cpu")
+    assert drawn.shape == (3, 13, 3) and torch.isfinite(drawn).all()
+    larger = System.from_atoms(Atoms("Cu14"))
+    assert len(model.potential(larger, device="cpu").system) == 14
+    with pytest.raises(ValueError, match="this model knows Cu13"):
+        model.potential(larger, sigma=1.0, device="cpu")
+    atoms = Octahedron("Cu", 5, 1)
+    x = atoms.positions + 0.08 * rng.normal(size=(30, len(atoms), 3))
+    many = Snapshots(System.from_atoms(Atoms(atoms.numbers)), x, 300)
+    assert [e.name for e in plan(many, config(cutoff=5.0))] == ["fine"]
 
 
 def test_forces_are_learned_by_networks(peroxide):

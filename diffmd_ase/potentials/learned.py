@@ -54,8 +54,10 @@ class ScorePotential(Potential):
     ):
         self.model = model
         self.system = system or model.system
-        _check(model, self.system)
         self.sigma = model.card.sigma_min if sigma is None else float(sigma)
+        # networks of neighbours know any number of atoms, those of one molecule its own
+        self._cutoff = model.cutoff(self.sigma)
+        _check(model, self.system, transferable=self._cutoff is not None)
         self.kT_train = model.card.kT
         self.device, self.dtype = resolve_device(device), dtype or torch.float32
         self._level = model.level(self.sigma)
@@ -75,7 +77,7 @@ class ScorePotential(Potential):
             )
         stress = stress and self._cell is not None
         flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
-        size = max(1, _CHUNK // len(self.system)) if self.model.transferable else len(flat)
+        size = len(flat) if self._cutoff is None else max(1, _CHUNK // len(self.system))
         parts = [self._evaluate(part, stress, n) for n, part in enumerate(flat.split(max(1, size)))]
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
@@ -88,11 +90,10 @@ class ScorePotential(Potential):
 
     def _pairs(self, x: Tensor, chunk: int):
         """Keyword arguments of the network: neighbours, of networks that have them."""
-        if not self.model.transferable:
+        if self._cutoff is None:
             return {}
         if chunk == len(self._lists):
-            cutoff = self._network.config.cutoff  # type: ignore[union-attr]
-            self._lists.append(VerletList(cutoff))  # type: ignore[arg-type]
+            self._lists.append(VerletList(self._cutoff))
         return {"pairs": self._lists[chunk](x, self._cell, self._pbc)}
 
     def _evaluate(self, x: Tensor, stress: bool, chunk: int):
@@ -121,9 +122,9 @@ class ScorePotential(Potential):
         return self.kT_train * energy.detach(), -self.kT_train * gradients[0], virial
 
 
-def _check(model: ScoreModel, system: System) -> None:
+def _check(model: ScoreModel, system: System, *, transferable: bool) -> None:
     known = model.system
-    if not model.transferable:
+    if not transferable:
         if not np.array_equal(known.numbers, system.numbers):
             raise ValueError(
                 f"this model knows {known.formula} in the order {_ordered(known)}, not "

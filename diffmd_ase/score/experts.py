@@ -2,8 +2,8 @@
 
 An expert is an energy network for a range of noise levels. A molecule gets two: `fine`, at
 the smallest noise, whose energy drives molecular dynamics, and `broad`, over all noise
-levels, for i.i.d. reverse diffusion. Periodic metals get one for dynamics, at the
-smallest noise, in closed form. Anything else, and several sets of snapshots, get one
+levels, for i.i.d. reverse diffusion. Metals and noble gases have a `fine` one in closed form, and
+small clusters of them a `broad` one. Anything else, and several sets of snapshots, get one
 equivariant network; of several temperatures it learns the smallest noise only, since
 there alone the density of noised snapshots is that of one energy.
 """
@@ -30,6 +30,7 @@ _BROAD = 5.0
 _SHAPES = (0.08, 0.6)
 # elements whose bonds have directions, or whose atoms pair up: densities alone do not see that
 _COVALENT = {1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 50, 51, 52, 53, 84, 85}
+_SMALL = 60  # atoms, of what may be drawn i.i.d. from pair distances
 _SHELLS = 2.3  # mean distances to the nearest neighbour: four shells of fcc
 _RIGID = 2e-3  # Å: bonds at room temperature vary ten times as much
 
@@ -92,9 +93,9 @@ def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> lis
     system, kind = sets[0].system, config.network
     elements = {int(z) for part in sets for z in part.system.numbers}
     if kind == "auto":
-        large = system.periodic or len(system) > 60 or len(sets) > 1
+        large = system.periodic or len(system) > _SMALL or len(sets) > 1
         kind = "equivariant" if large else "pair"
-        if system.periodic and not _COVALENT & elements:
+        if not _COVALENT & elements:
             kind = "embedded"
     if kind == "pair" and (system.periodic or len(sets) > 1):
         raise ValueError(
@@ -118,7 +119,9 @@ def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[E
     if kind == "embedded":
         nearest = [nearest_neighbours(part) for part in sets] if config.cutoff is None else []
         metal = EmbeddedConfig(cutoff=config.cutoff or round(_SHELLS * max(nearest), 2))
-        return [Expert(name="fine", sigma=(low, low), network=metal)]
+        fine = Expert(name="fine", sigma=(low, low), network=metal)
+        cluster = len(sets) == 1 and len(system) <= _SMALL and not system.periodic
+        return [fine, _broad(low, high)] if cluster else [fine]
     if kind == "equivariant":
         cutoff = config.cutoff or 4.5
         chiral = not system.periodic and any(part.topology.chiral for part in sets)
@@ -143,14 +146,14 @@ def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[E
         contrastive=config.contrastive_weight,
         clip=1000.0,
     )
+    return [fine, _broad(low, high)]
+
+
+def _broad(low: float, high: float) -> Expert:
+    """For i.i.d. samples of one molecule or cluster."""
     least = min(_BROAD * low, 0.5 * high)
-    broad = Expert(
-        name="broad",
-        sigma=(least, high),
-        focus=(max(least, _SHAPES[0] * high), _SHAPES[1] * high),
-        network=PairConfig(),
-    )
-    return [fine, broad]
+    focus = max(least, _SHAPES[0] * high), _SHAPES[1] * high
+    return Expert(name="broad", sigma=(least, high), focus=focus, network=PairConfig())
 
 
 def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple[float, float]:

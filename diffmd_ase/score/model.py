@@ -22,7 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..system import System
-from .network import EmbeddedNetwork, EquivariantNetwork, NetworkConfig, build
+from .network import (
+    EmbeddedConfig,
+    EmbeddedNetwork,
+    EquivariantConfig,
+    EquivariantNetwork,
+    NetworkConfig,
+    build,
+)
 from .sets import joint_hash
 
 if TYPE_CHECKING:
@@ -232,11 +239,19 @@ class ScoreModel:
     @property
     def transferable(self) -> bool:
         """Whether other compositions of the same elements may be asked for."""
-        return isinstance(self.networks[0], EmbeddedNetwork | EquivariantNetwork)
+        return self.cutoff(self.card.sigma_min) is not None
 
     def expert(self, sigma: float) -> nn.Module:
         """The energy network for noise level ``sigma`` (Å)."""
         return self._nearest(sigma)[0]
+
+    def cutoff(self, sigma: float) -> float | None:
+        """Radius of neighbours (Å) at this noise level; None of networks of one molecule."""
+        network = self.expert(sigma)
+        if not isinstance(network, EmbeddedNetwork | EquivariantNetwork):
+            return None
+        config: EmbeddedConfig | EquivariantConfig = network.config
+        return config.cutoff
 
     def level(self, sigma: float) -> float:
         """The noise level nearest to ``sigma`` that its network was trained for (Å).
