@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.cluster import Icosahedron
 
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.topology import Topology, orbits, signed_volumes
@@ -186,6 +187,13 @@ def test_too_many_exchanges_are_drawn_at_random(rng):
     turned = (t.permutations[:, 1::3] != np.arange(1, 48, 3)).mean(0)
     assert np.abs(turned - 0.5).max() < 0.03  # every molecule, in half of the draws
     assert len(t.swaps) == 15
+
+
+def test_large_clusters_take_no_time(rng):
+    """Their symmetries would be searched for minutes, and nothing asks for them."""
+    atoms = Icosahedron("Cu", 4)
+    t = Topology.from_positions(atoms.numbers, rattled(atoms, rng, count=3))
+    assert len(t.permutations) == 1 and len(t.swaps) == 0 and len(t.bonds) == 696
 
 
 def test_a_coordinate_is_its_reverse():

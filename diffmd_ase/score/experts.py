@@ -169,6 +169,7 @@ def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple
         high = 1.0
     else:
         i, j = np.triu_indices(x.shape[1], 1)
+        x = x[:: 1 + len(x) * len(i) // 20_000_000]
         std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)
         size = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean())
         low, high = 0.05 * float(std.min()), max(4.0, 2.5 * float(size))

@@ -20,6 +20,7 @@ __all__ = ["Topology", "orbits", "signed_volumes"]
 
 _BOND_TOLERANCE = 1.25  # times the sum of covalent radii
 _MAX_AUTOMORPHISMS = 10_000
+_LARGE = 60  # atoms: networks of more do not know one like atom from another in any case
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,8 @@ class Topology:
     centres : (C, 4) a centre atom and three of its neighbours, with a signed volume
         ``(i-c)·((j-c)×(l-c))`` that keeps its sign in the snapshots
     permutations : (S, N) exchanges of like atoms that keep the graph and the signs of
-        all centres, each atom in its fragment (what bonds connect); the first is the identity.
-        Snapshots hold all of them: methyl groups turn
+        all centres, each atom in its fragment (what bonds connect), in fragments of 60 atoms at
+        most; the first is the identity. Snapshots hold all of them: methyl groups turn
     swaps : (F, N) exchanges of like fragments, as of two molecules of a cluster: symmetries of
         the energy as well, but snapshots of a solid cluster have its fragments in one order
     chiral : one hand only: some centre has four different neighbours and one sign
@@ -162,6 +163,8 @@ def _automorphisms(graph, x, centres) -> tuple[np.ndarray, np.ndarray]:
     permutations, swaps = identity[None], []
     kinds: list[nx.Graph] = []
     for part in nx.connected_components(graph):
+        if len(part) > _LARGE:
+            continue
         fragment = graph.subgraph(part)
         own = [o for o in exchanges(fragment, fragment) if not np.array_equal(o, identity)]
         permutations = _products(permutations, np.array([identity, *own]))
