@@ -52,17 +52,18 @@ from torch import Tensor
 from diffmd_ase.analysis.observables import dihedrals
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
-from diffmd_ase.potentials.cvs import Distance, Torsion
-from diffmd_ase.potentials.frozen import Frozen
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
-from diffmd_ase.potentials.restraints import LowerWall, UpperWall
+from diffmd_ase.potentials.biases.cvs import Distance, Torsion
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.recorded import Frozen
+from diffmd_ase.potentials.biases.restraints import LowerWall, UpperWall
 from diffmd_ase.sampling.combine import Mixture
-from diffmd_ase.sampling.exchange import ReplicaExchange, geometric_kT
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import TorsionRotation
 from diffmd_ase.sampling.run import run
+from diffmd_ase.sampling.temperature_ladder import geometric_kT
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.topology import Topology

@@ -38,15 +38,16 @@ import torch
 from torch import Tensor
 
 from diffmd_ase.analysis.observables import correct_hand, dihedrals
+from diffmd_ase.independent.weights import Weighted
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.combine import Mixture
-from diffmd_ase.sampling.exchange import ReplicaExchange, geometric_kT
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import TorsionRotation
 from diffmd_ase.sampling.run import run
-from diffmd_ase.sampling.weights import Weighted
+from diffmd_ase.sampling.temperature_ladder import geometric_kT
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.topology import Topology

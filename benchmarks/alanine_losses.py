@@ -29,12 +29,14 @@ import numpy as np
 import torch
 from alanine_exchange import amber14, positive, reweighted
 
-from diffmd_ase.score.experts import Expert, TrainConfig, plan
-from diffmd_ase.score.model import Card, ExpertCard, ScoreModel
-from diffmd_ase.score.network import MechanicsConfig, MechanicsNetwork, PairConfig
-from diffmd_ase.score.prior import fit_prior
+from diffmd_ase.score.card import Card, ExpertCard
+from diffmd_ase.score.force_field_fit import fit_prior
+from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork, PairConfig
+from diffmd_ase.score.plan import Expert, TrainConfig, plan
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.training import fit, load_best
+from diffmd_ase.score.training import fit
+from diffmd_ase.score.training_state import load_best
 
 FRAMES = 400  # for forces
 

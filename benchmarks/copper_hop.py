@@ -36,19 +36,20 @@ from ase.calculators.emt import EMT
 from make_copper import LATTICE, TEMPERATURE_K, TIMESTEP, crystal
 from torch import Tensor
 
-from diffmd_ase.analysis.barrier import barrier
-from diffmd_ase.analysis.free_energy import Axis, Basin, free_energy_surface
-from diffmd_ase.analysis.reweighting import Samples
+from diffmd_ase.analysis.free_energy.barrier import barrier
+from diffmd_ase.analysis.free_energy.reweighting import Samples
+from diffmd_ase.analysis.free_energy.surface import Axis, Basin, free_energy_surface
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.potentials.calculators import AsePotential
-from diffmd_ase.potentials.cvs import Function
-from diffmd_ase.potentials.frozen import Frozen
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
+from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.biases.cvs import Function
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.recorded import Frozen
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
 from diffmd_ase.sampling.run import run
 from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 JUMP = LATTICE / np.sqrt(2)

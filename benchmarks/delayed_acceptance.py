@@ -36,8 +36,9 @@ from diffmd_ase.analysis.observables import angle_triples, angles, dihedrals, di
 from diffmd_ase.analysis.statistics import jensen_shannon
 from diffmd_ase.noise import Noise
 from diffmd_ase.sampling.delayed import DelayedAcceptance
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import MALT
-from diffmd_ase.sampling.kernels import EulerMaruyama, Kernel
+from diffmd_ase.sampling.kernels import Kernel
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
 from diffmd_ase.score.model import ScoreModel

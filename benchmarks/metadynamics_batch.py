@@ -23,9 +23,9 @@ from diffmd_plumed.torch_cvs import PlumedCVPotential
 from plumed_walkers import ATOMS, INPUT, KT, one_each
 
 from diffmd_ase.potentials.base import Potential
-from diffmd_ase.potentials.cvs import Torsion
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.cvs import Torsion
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.system import System
 
 PHI_PSI = Torsion(

@@ -31,7 +31,7 @@ from toys import Config, Learned, contenders, fit
 
 from diffmd_ase.analysis.statistics import jensen_shannon
 from diffmd_ase.noise import Noise
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
 from diffmd_ase.testing.targets import mueller_brown

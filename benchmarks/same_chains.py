@@ -138,7 +138,16 @@ def command(name: str, positions: np.ndarray, system: System, words) -> tuple[np
         ase.io.write(start, [system.to_atoms(p) for p in positions])
         prefix = str(Path(folder) / "md")
         arguments = ["run", name, "--start", str(start), "--walkers", str(WALKERS)]
-        arguments += ["--steps", str(STEPS), "--every", "10", "--seed", str(SEED), "--device", "cpu"]
+        arguments += [
+            "--steps",
+            str(STEPS),
+            "--every",
+            "10",
+            "--seed",
+            str(SEED),
+            "--device",
+            "cpu",
+        ]
         arguments += ["--prefix", prefix, "--no-progress", *words]
         subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "diffmd_ase", *arguments],

@@ -25,12 +25,13 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
 
-from diffmd_ase.calculator import ScoreCalculator
-from diffmd_ase.dynamics import ReverseDiffusion
+from diffmd_ase.adapters.calculator import ScoreCalculator
+from diffmd_ase.adapters.dynamics import ReverseDiffusion
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation
 
 TEMPERATURE_K = 300.0
 

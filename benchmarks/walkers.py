@@ -28,8 +28,9 @@ from ase import Atoms, units
 from ase.cluster import Icosahedron
 from ase.md.langevin import Langevin
 
-from diffmd_ase.calculator import ScoreCalculator
-from diffmd_ase.dynamics import BatchReverseDiffusion, ReverseDiffusion
+from diffmd_ase.adapters.batch import BatchReverseDiffusion
+from diffmd_ase.adapters.calculator import ScoreCalculator
+from diffmd_ase.adapters.dynamics import ReverseDiffusion
 from diffmd_ase.potentials.analytic import LennardJones
 from diffmd_ase.score.model import ScoreModel
 

@@ -5,30 +5,34 @@ Public names are imported on first use, so that ``import diffmd_ase`` is quick.
 
 from importlib import import_module
 
+from . import _moved
+
 _PUBLIC = {
-    "BatchReverseDiffusion": "dynamics",
+    "BatchReverseDiffusion": "adapters.batch",
     "DivergedError": "sampling.kernels",
-    "EulerMaruyama": "sampling.kernels",
-    "Evaluation": "potentials.base",
+    "EulerMaruyama": "sampling.euler",
+    "Evaluation": "state",
     "Metropolis": "sampling.metropolis",
-    "MonteCarlo": "dynamics",
+    "MonteCarlo": "adapters.batch",
     "Noise": "noise",
     "Potential": "potentials.base",
-    "ReverseDiffusion": "dynamics",
-    "ScoreCalculator": "calculator",
+    "ReverseDiffusion": "adapters.dynamics",
+    "ScoreCalculator": "adapters.calculator",
     "ScoreModel": "score.model",
     "ScorePotential": "potentials.learned",
     "Snapshots": "score.snapshots",
-    "State": "system",
+    "State": "state",
     "System": "system",
-    "TrainConfig": "score.training",
+    "TrainConfig": "score.plan",
     "load_potential": "plugins",
-    "register": "calculator",
+    "register": "adapters.calculator",
     "run": "sampling.run",
     "train": "score.training",
 }
 __version__ = "0.1.0"
 __all__ = sorted(_PUBLIC)
+
+_moved.install()
 
 
 def __getattr__(name: str):

@@ -1,5 +1,5 @@
 """``python -m diffmd_ase``, the same as ``diffmd``."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["System", "State"]
+from ._moved import forward
+
+__all__ = ["System"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,23 +91,4 @@ class System:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class State:
-    """One point of one chain, or of a batch of chains.
-
-    Parameters
-    ----------
-    x : (*batch, N, 3) positions in Å
-    energy : (*batch) in eV, of the target; None where the field is not a gradient
-    forces : (*batch, N, 3) in eV/Å, of the drift
-    step : completed steps
-    walkers : (B,) global ids of the last batch axis, which address the noise
-    extra : what one kernel alone needs
-    """
-
-    x: Tensor
-    energy: Tensor | None
-    forces: Tensor
-    step: int = 0
-    walkers: Tensor | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+__getattr__ = forward(__name__, "state")

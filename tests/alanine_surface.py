@@ -7,7 +7,8 @@ The coefficients are those of the regression case ves/rt-md_le-2d-fourier-aladip
 import numpy as np
 import torch
 
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.state import Evaluation
 
 COEFFICIENTS = -0.400906 * np.array(  # rows: 1, cos φ, sin φ, cos 2φ, …; columns: of ψ
     [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmd_ase.analysis.hills import plumed_command
+from diffmd_ase.analysis.free_energy.hills_files import plumed_command
 
 PI = 3.141592653589793
 

@@ -14,9 +14,9 @@ import torch
 
 from diffmd_ase.analysis.observables import dihedrals, distances
 from diffmd_ase.analysis.statistics import torsion_divergence
+from diffmd_ase.independent.draws import sample
 from diffmd_ase.noise import Noise
-from diffmd_ase.sampling.iid import sample
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.run import run
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.snapshots import Snapshots

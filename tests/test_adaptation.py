@@ -10,11 +10,12 @@ import torch
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
+from diffmd_ase.sampling.acceptance import Tally, acceptance_probability
 from diffmd_ase.sampling.adaptation import Adaptation, DualAveraging, adapt
-from diffmd_ase.sampling.kernels import EulerMaruyama, Info
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.kernels import Info
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
-from diffmd_ase.sampling.tally import Tally, acceptance_probability
 
 KT = 1.0
 

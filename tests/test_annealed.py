@@ -5,17 +5,18 @@ import math
 import pytest
 import torch
 
-from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.annealed import (
+from diffmd_ase.independent.reverse import (
     geometric_sigmas,
     initial_noise,
     karras_sigmas,
     reverse_diffusion,
     reverse_levels,
 )
+from diffmd_ase.noise import Noise
+from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.kernels import DivergedError
+from diffmd_ase.state import Evaluation
 
 KT = 0.3
 SIGMA_MIN = 0.05

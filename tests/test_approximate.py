@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.approximate import ApproximateMetropolis, non_conservativeness
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.curvature import non_conservativeness
+from diffmd_ase.sampling.approximate import ApproximateMetropolis
 from diffmd_ase.sampling.delayed import DelayedAcceptance
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import (
     assert_zscore,
     check_antisymmetric,

@@ -19,10 +19,10 @@ from ase.data import s22
 from ase.md.logger import MDLogger
 from ase.units import fs
 
-from diffmd_ase.calculator import ScoreCalculator
-from diffmd_ase.dynamics import ReverseDiffusion
+from diffmd_ase.adapters.calculator import ScoreCalculator
+from diffmd_ase.adapters.dynamics import ReverseDiffusion
 from diffmd_ase.potentials.analytic import LennardJones
-from diffmd_ase.potentials.calculators import AsePotential
+from diffmd_ase.potentials.ase_calculator import AsePotential
 
 matplotlib.use("Agg")
 

@@ -10,14 +10,13 @@ from ase import units
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import DoubleWell, Harmonic
-from diffmd_ase.potentials.cvs import Function, Position
-from diffmd_ase.potentials.frozen import Frozen
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
-from diffmd_ase.potentials.opes import OPES
-from diffmd_ase.potentials.recorded import Recorded
-from diffmd_ase.potentials.restraints import Restraint
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.potentials.biases.cvs import Function, Position
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.opes import OPES
+from diffmd_ase.potentials.biases.recorded import Frozen, Recorded
+from diffmd_ase.potentials.biases.restraints import Restraint
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
 from diffmd_ase.system import System

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffmd_ase.potentials.cvs import (
+from diffmd_ase.potentials.biases.cvs import (
     RMSD,
     Angle,
     Coordination,
@@ -17,11 +17,11 @@ from diffmd_ase.potentials.cvs import (
     Torsion,
     join,
 )
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
-from diffmd_ase.potentials.opes import OPES, OPESExplore
-from diffmd_ase.potentials.recorded import Recorded
-from diffmd_ase.potentials.restraints import LowerWall, MovingRestraint, Restraint, UpperWall
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.opes import OPES, OPESExplore
+from diffmd_ase.potentials.biases.recorded import Recorded
+from diffmd_ase.potentials.biases.restraints import LowerWall, MovingRestraint, Restraint, UpperWall
 from diffmd_ase.system import System
 
 pytestmark = pytest.mark.gpu

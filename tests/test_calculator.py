@@ -26,11 +26,15 @@ from ase.io.jsonio import encode
 from ase.mep.neb import NEB
 from ase.outputs import Properties
 
-from diffmd_ase.calculator import Mean, ScoreCalculator, register
+from diffmd_ase.adapters.calculator import ScoreCalculator, register
 from diffmd_ase.potentials.analytic import Harmonic, LennardJones
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.score.model import Card, ExpertCard, ScoreModel
-from diffmd_ase.score.network import EquivariantConfig, build
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.committee import Mean
+from diffmd_ase.score.card import Card, ExpertCard
+from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.networks.build import build
+from diffmd_ase.score.networks.equivariant import EquivariantConfig
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 ARGON = {"epsilon": 0.0104, "sigma": 3.4}

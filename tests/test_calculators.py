@@ -9,7 +9,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones as AseLennardJones
 
 from diffmd_ase.potentials.analytic import LennardJones
-from diffmd_ase.potentials.calculators import AsePotential
+from diffmd_ase.potentials.ase_calculator import AsePotential
 from diffmd_ase.system import System
 
 

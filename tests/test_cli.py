@@ -17,12 +17,12 @@ import yaml
 from ase.build import bulk
 from rich.console import Console
 
-import diffmd_ase.cli
-from diffmd_ase import cli_output
-from diffmd_ase.checkpoint import load_checkpoint
-from diffmd_ase.cli import app, main
+import diffmd_ase.cli.info
+from diffmd_ase.cli import output as cli_output
+from diffmd_ase.cli.main import app, main
+from diffmd_ase.io.checkpoint import load_checkpoint
+from diffmd_ase.io.trajectory import Trajectory
 from diffmd_ase.score.model import ScoreModel
-from diffmd_ase.storage import Trajectory
 
 COMMANDS = [c.callback.__name__ for c in app.registered_commands]
 TINY = ["--steps", "20", "--batch-size", "32", "--width", "8", "--processes", "1"]
@@ -396,7 +396,7 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch, diffmd):
     def broken(*_, **__):
         raise KeyError("x")
 
-    monkeypatch.setattr(diffmd_ase.cli, "show", broken)
+    monkeypatch.setattr(diffmd_ase.cli.info, "show", broken)
     with pytest.raises(KeyError):
         diffmd("doctor")
 

@@ -10,9 +10,10 @@ from ase.io import write
 from ase.io.trajectory import Trajectory as AseTrajectory
 from test_cli import diffmd, peroxide  # noqa: F401  # a fixture
 
-from diffmd_ase.series import read_series
-from diffmd_ase.storage import RunInfo, TrajectoryWriter
-from diffmd_ase.system import State, System
+from diffmd_ase.io.read_trajectories import read_series
+from diffmd_ase.io.trajectory import RunInfo, TrajectoryWriter
+from diffmd_ase.state import State
+from diffmd_ase.system import System
 
 HOOH = System(np.array([1, 8, 8, 1]), np.array([1.0, 16.0, 16.0, 1.0]))
 INFO = RunInfo(seed=1, kT=0.025, h=1e-3, kinetics_valid=True)

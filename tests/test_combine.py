@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from diffmd_ase.checkpoint import load_checkpoint, save_checkpoint
+from diffmd_ase.io.checkpoint import load_checkpoint, save_checkpoint
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.approximate import ApproximateMetropolis
 from diffmd_ase.sampling.combine import Mixture, Sequence
 from diffmd_ase.sampling.delayed import DelayedAcceptance
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import GeneralizedHMC, HamiltonianMonteCarlo
-from diffmd_ase.sampling.kernels import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import check_kernel, check_kernel_exact, mutants, targets, zscores
 
 KINDS = {"mixture": Mixture, "sequence": Sequence}

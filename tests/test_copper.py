@@ -9,7 +9,7 @@ from ase.calculators.emt import EMT
 from ase.md.langevin import Langevin
 
 from diffmd_ase.noise import Noise
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.run import run
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import TrainConfig, train

@@ -7,7 +7,7 @@ import pytest
 import torch
 from plumed_oracle import Oracle
 
-from diffmd_ase.potentials.cvs import (
+from diffmd_ase.potentials.biases.cvs import (
     RMSD,
     Angle,
     Coordination,
@@ -18,7 +18,7 @@ from diffmd_ase.potentials.cvs import (
     Torsion,
     join,
 )
-from diffmd_ase.potentials.restraints import Restraint
+from diffmd_ase.potentials.biases.restraints import Restraint
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
 

@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from diffmd_ase import demo
+from diffmd_ase.cli import demo_parts as demo
+from diffmd_ase.io.trajectory import RunInfo, Trajectory, TrajectoryWriter
+from diffmd_ase.report import make
 from diffmd_ase.score.model import ScoreModel
-from diffmd_ase.storage import RunInfo, Trajectory, TrajectoryWriter
-from diffmd_ase.system import State, System
+from diffmd_ase.state import State
+from diffmd_ase.system import System
 
 SYSTEM = System(np.array([1, 8, 1]), np.array([1.0, 16.0, 1.0]))
 
@@ -47,7 +49,7 @@ def test_shares(walkers, processes, shares):
 
 def test_side_by_side(trajectory):
     one, two = trajectory("a.h5", [0, 1]), trajectory("b.h5", [2], frames=7)
-    x, steps, energies, info = demo._side_by_side([one, two], 0.2)
+    x, steps, energies, info = make._side_by_side([one, two], 0.2)
     assert x.shape == (4, 3, 3, 3) and steps.tolist() == [10, 20, 30, 40] and info.h == 0.01
     # the longer share is cut at the end, not at the beginning
     assert np.array_equal(x[:, 2], Trajectory(two).positions[1:5, 0])
@@ -58,13 +60,13 @@ def test_side_by_side(trajectory):
 def test_side_by_side_refuses_other_runs(trajectory, changes):
     paths = [trajectory("a.h5", [0]), trajectory("b.h5", [1], **changes)]
     with pytest.raises(ValueError, match=r"b\.h5 and .*a\.h5 differ"):
-        demo._side_by_side(paths, 0.0)
+        make._side_by_side(paths, 0.0)
 
 
 def test_a_long_trajectory_is_thinned(trajectory, monkeypatch):
     path = trajectory("a.h5", [0, 1], frames=40)
-    monkeypatch.setattr(demo, "_MAX_STRUCTURES", 20)
-    x, steps, _, _ = demo._side_by_side([path], 0.5)
+    monkeypatch.setattr(make, "_MAX_STRUCTURES", 20)
+    x, steps, _, _ = make._side_by_side([path], 0.5)
     assert steps.tolist() == [200, 240, 280, 320, 360] and len(x) == 5
 
 
@@ -81,7 +83,7 @@ def test_training_rows_are_uniform():
         class card:
             experts = (Expert("fine", [0, 2, 4]), Expert("broad", [0, 4, 8]))
 
-    rows = demo._training_rows(Model)
+    rows = make._training_rows(Model)
     names = {f"{e}: {k} loss" for e in ("fine", "broad") for k in ("training", "validation")}
     assert [row["step"] for row in rows] == [0, 2, 4, 8]
     assert all(set(row) == {"step", *names} for row in rows)

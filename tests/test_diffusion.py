@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from diffmd_ase.score.diffusion import (
-    Moves,
-    TorsionProposals,
+from diffmd_ase.score.losses import (
     contrastive_loss,
     denoising_loss,
     force_loss,
@@ -19,6 +17,7 @@ from diffmd_ase.score.diffusion import (
 )
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.topology import Topology
+from diffmd_ase.score.torsion_moves import Moves, TorsionProposals
 from diffmd_ase.testing import assert_zscore
 
 WIDTH, LEVEL = 0.5, 0.2  # Å, of the data and of the noise

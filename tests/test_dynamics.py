@@ -17,16 +17,19 @@ from ase.io import Trajectory, read
 from ase.units import fs, kB
 from test_calculator import Boost, Counted, Swirl, cluster, crystal, network
 
-from diffmd_ase.calculator import ScoreCalculator
-from diffmd_ase.dynamics import BatchReverseDiffusion, ReverseDiffusion
-from diffmd_ase.dynamics_log import ConfigurationalTemperature
-from diffmd_ase.dynamics_step import measured_stiffness
+from diffmd_ase.adapters.batch import BatchReverseDiffusion
+from diffmd_ase.adapters.calculator import ScoreCalculator
+from diffmd_ase.adapters.dynamics import ReverseDiffusion
+from diffmd_ase.adapters.log import ConfigurationalTemperature
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic, LennardJones
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.potentials.calculators import AsePotential
-from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
+from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.curvature import measured_stiffness
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.sampling.run import advance, run
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 ARGON = {"epsilon": 0.0104, "sigma": 3.4}

@@ -22,13 +22,14 @@ from test_calculator import Counted, Swirl, cluster
 from test_dynamics import STEP, Count, argon, attached
 
 from diffmd_ase import MonteCarlo
-from diffmd_ase.calculator import ScoreCalculator
-from diffmd_ase.dynamics import BatchReverseDiffusion, ReverseDiffusion
+from diffmd_ase.adapters.batch import BatchReverseDiffusion
+from diffmd_ase.adapters.calculator import ScoreCalculator
+from diffmd_ase.adapters.dynamics import ReverseDiffusion
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
+from diffmd_ase.potentials.ase_calculator import AsePotential
 from diffmd_ase.potentials.base import Potential
-from diffmd_ase.potentials.calculators import AsePotential
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
 from diffmd_ase.system import System

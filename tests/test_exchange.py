@@ -8,21 +8,18 @@ import torch
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import DoubleWell, Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.ladder import Blend, Ladder
 from diffmd_ase.sampling.combine import Sequence
-from diffmd_ase.sampling.exchange import (
-    ReplicaExchange,
-    by_replica,
-    equalised_kT,
-    geometric_kT,
-    tuned_kT,
-)
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.exchange import ReplicaExchange
+from diffmd_ase.sampling.field import reduced
 from diffmd_ase.sampling.hamiltonian import GeneralizedHMC
-from diffmd_ase.sampling.kernels import EulerMaruyama
-from diffmd_ase.sampling.metropolis import Metropolis, reduced
+from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import Displacement
-from diffmd_ase.sampling.run import run, select
+from diffmd_ase.sampling.run import run
+from diffmd_ase.sampling.temperature_ladder import by_replica, equalised_kT, geometric_kT, tuned_kT
+from diffmd_ase.state import Evaluation, select
 from diffmd_ase.testing import assert_zscore, check_kernel
 
 DT = torch.float64

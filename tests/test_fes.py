@@ -12,11 +12,11 @@ import yaml
 from ase import units
 from pesmd import double_well, pesmd
 
-from diffmd_ase.cli import main
-from diffmd_ase.fes import Request, analyse
-from diffmd_ase.h5md import RunInfo
+from diffmd_ase.analysis.free_energy.from_files import Request, analyse
+from diffmd_ase.cli.main import main
+from diffmd_ase.io.run_info import RunInfo
+from diffmd_ase.io.trajectory import TrajectoryWriter
 from diffmd_ase.sampling.kernels import State
-from diffmd_ase.storage import TrajectoryWriter
 from diffmd_ase.system import System
 
 BASINS = ["--basin", "x:-2:0", "--basin", "x:0:2"]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.field import Field
+from diffmd_ase.state import Evaluation
 
 X = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0)).double()
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from diffmd_ase.analysis.barrier import barrier
-from diffmd_ase.analysis.free_energy import (
+from diffmd_ase.analysis.free_energy.barrier import barrier
+from diffmd_ase.analysis.free_energy.reweighting import Samples
+from diffmd_ase.analysis.free_energy.surface import (
     Axis,
     Basin,
     Surface,
@@ -17,7 +18,6 @@ from diffmd_ase.analysis.free_energy import (
     convergence,
     free_energy_surface,
 )
-from diffmd_ase.analysis.reweighting import Samples
 
 KT = 2.5
 REPEATS = 80

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pesmd import PI, double_well, pesmd
 
-from diffmd_ase.analysis.hills import (
+from diffmd_ase.analysis.free_energy.hills_files import (
     Hills,
     bias_at,
     free_energy_of_kernels,
@@ -15,7 +15,7 @@ from diffmd_ase.analysis.hills import (
     reweighting_factor,
     sum_hills,
 )
-from diffmd_ase.analysis.plumed_files import read_plumed
+from diffmd_ase.io.plumed_tables import read_plumed
 
 TORUS = """
 d: DISTANCE ATOMS=1,2 COMPONENTS
@@ -136,7 +136,7 @@ def test_reweighting_factor_of_one_hill():
 def test_long_files_are_interpolated(monkeypatch, well):
     hills = Hills.read(well / "HILLS")
     every = reweighting_factor(hills, 1.0)
-    monkeypatch.setattr("diffmd_ase.analysis.hills._MAX_EVALUATIONS", 100)
+    monkeypatch.setattr("diffmd_ase.analysis.free_energy.hills_files._MAX_EVALUATIONS", 100)
     np.testing.assert_allclose(reweighting_factor(hills, 1.0), every, atol=0.08)
 
 

@@ -6,10 +6,11 @@ import torch
 from ase.build import bulk, molecule
 from torch import nn
 
+from diffmd_ase.independent.draws import gaussian_start, sample
 from diffmd_ase.noise import Noise
-from diffmd_ase.sampling.iid import gaussian_start, sample
-from diffmd_ase.score.model import ExpertCard, ScoreModel
-from diffmd_ase.score.network import PairConfig
+from diffmd_ase.score.card import ExpertCard
+from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.networks.molecule import PairConfig
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import TrainConfig, train
 from diffmd_ase.system import System

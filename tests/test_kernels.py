@@ -7,9 +7,11 @@ import torch
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic, MuellerBrown
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.kernels import EulerMaruyama, Info
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.kernels import Info
 from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 KT = 0.025

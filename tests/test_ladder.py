@@ -5,8 +5,9 @@ import torch
 from ase import Atoms
 
 from diffmd_ase.potentials.analytic import Harmonic, LennardJones
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.ladder import Blend, Ladder
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
 

@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 
 from diffmd_ase.potentials import learned
 from diffmd_ase.potentials.learned import ScorePotential
-from diffmd_ase.score.diffusion import score
+from diffmd_ase.score.losses import score
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import TrainConfig, train
 from diffmd_ase.system import System

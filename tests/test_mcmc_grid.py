@@ -12,19 +12,21 @@ import pytest
 import torch
 from physical_validation import ensemble
 
+from diffmd_ase.independent.paths import PathIndependence, ReversePaths
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.ladder import Ladder
 from diffmd_ase.sampling.combine import Mixture, Sequence
 from diffmd_ase.sampling.delayed import DelayedAcceptance
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.sampling.hamiltonian import MALT, GeneralizedHMC, HamiltonianMonteCarlo
-from diffmd_ase.sampling.kernels import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import Displacement, SingleDisplacement, VacancyHop
-from diffmd_ase.sampling.path import PathIndependence, ReversePaths
 from diffmd_ase.sampling.run import advance
+from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import Prescribed, check_kernel, check_kernel_exact, zscores
+from diffmd_ase.testing.fields import Scaled
 from diffmd_ase.testing.mutants import (
     MUTANTS,
     KeptMomenta,
@@ -34,7 +36,7 @@ from diffmd_ase.testing.mutants import (
     StaleEnergy,
     forward_drift,
 )
-from diffmd_ase.testing.targets import CASES, Case, Scaled
+from diffmd_ase.testing.targets import CASES, Case
 
 WARMER = 1.25  # of the second temperature
 

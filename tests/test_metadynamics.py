@@ -10,9 +10,9 @@ import torch
 from ase import units
 from plumed_oracle import Oracle
 
-from diffmd_ase.potentials.cvs import Distance, Function, Torsion, join
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.cvs import Distance, Function, Torsion, join
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
 

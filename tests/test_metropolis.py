@@ -7,11 +7,11 @@ import torch
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis, accept
 from diffmd_ase.sampling.run import run
-from diffmd_ase.system import State
+from diffmd_ase.state import Evaluation, State
 
 KT, H = 0.5, 0.2
 QUARTIC_STEPS = 20

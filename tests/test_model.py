@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffmd_ase.score.diffusion import score
-from diffmd_ase.score.model import Card, ScoreModel, largest_curvature, resolve_device
+from diffmd_ase.score.card import Card
+from diffmd_ase.score.curvature import largest_curvature
+from diffmd_ase.score.losses import score
+from diffmd_ase.score.model import ScoreModel, resolve_device
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import TrainConfig, train
 from diffmd_ase.system import System

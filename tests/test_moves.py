@@ -14,10 +14,10 @@ from ase.calculators.emt import EMT
 from diffmd_ase.analysis.observables import dihedrals
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.potentials.calculators import AsePotential
+from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.combine import Sequence
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import (
     AtomSwap,
@@ -27,6 +27,7 @@ from diffmd_ase.sampling.moves import (
     VacancyHop,
 )
 from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 from diffmd_ase.testing import (
     assert_zscore,

@@ -11,12 +11,9 @@ from ase.neighborlist import neighbor_list
 from pydantic import ValidationError
 
 from diffmd_ase.score.neighbours import edges, envelope, mean_neighbours
-from diffmd_ase.score.network import (
-    EquivariantConfig,
-    MechanicsConfig,
-    PairConfig,
-    build,
-)
+from diffmd_ase.score.networks.build import build
+from diffmd_ase.score.networks.equivariant import EquivariantConfig
+from diffmd_ase.score.networks.molecule import MechanicsConfig, PairConfig
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
 

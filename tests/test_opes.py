@@ -8,10 +8,10 @@ import torch
 from ase import units
 from plumed_oracle import Oracle
 
-from diffmd_ase.potentials.cvs import Distance, Function, join
-from diffmd_ase.potentials.kernel_density import Kernels
+from diffmd_ase.potentials.biases.cvs import Distance, Function, join
+from diffmd_ase.potentials.biases.kernel_density import Kernels
+from diffmd_ase.potentials.biases.opes import OPES, OPESExplore
 from diffmd_ase.potentials.ladder import Ladder
-from diffmd_ase.potentials.opes import OPES, OPESExplore
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
 

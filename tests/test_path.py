@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from diffmd_ase.independent.paths import PathIndependence, ReversePaths, path_samples
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.combine import Sequence
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.path import PathIndependence, ReversePaths, path_samples
 from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import (
     assert_zscore,
     check_kernel,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase import units
 
-from diffmd_ase.analysis.plumed_files import kind, read_plumed, thermal_energy
+from diffmd_ase.io.plumed_tables import kind, read_plumed, thermal_energy
 
 HEAD = "#! FIELDS time phi m.bias\n#! SET min_phi -pi\n#! SET max_phi pi\n"
 

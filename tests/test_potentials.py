@@ -18,7 +18,8 @@ from diffmd_ase.potentials.analytic import (
     MuellerBrown,
     PeriodicWell,
 )
-from diffmd_ase.potentials.base import Evaluation, Potential, Sum
+from diffmd_ase.potentials.base import Potential, Sum
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 

@@ -8,8 +8,8 @@ import torch
 from ase import units
 from ase.build import molecule
 
-from diffmd_ase.score.mechanics import MechanicsPrior, parameter_numbers
-from diffmd_ase.score.prior import _jacobian, fit_prior
+from diffmd_ase.score.force_field import MechanicsPrior, parameter_numbers
+from diffmd_ase.score.force_field_fit import _jacobian, fit_prior
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
 from diffmd_ase.testing import assert_zscore
@@ -126,7 +126,7 @@ def test_forces_of_the_snapshots_fix_the_parameters(rng):
 
 def test_soft_modes_are_recovered(chain, rng):
     """The angular score of the torsion, which stiff bonds would drown."""
-    from diffmd_ase.score.diffusion import Moves
+    from diffmd_ase.score.torsion_moves import Moves
 
     data, statistics = chain
     x = torch.as_tensor(chains(rng, 2000))
@@ -203,7 +203,7 @@ def test_jacobian_is_the_derivative_of_the_features(which, request):
     jacobian = _jacobian(prior, planes, orbits, size)
 
     def features(p):
-        from diffmd_ase.score.mechanics import COORDINATES
+        from diffmd_ase.score.force_field import COORDINATES
 
         q = {k: COORDINATES[k](*prior.vectors(k, p)) for k in COORDINATES}
         every = torch.cat([f for k in q for f in prior.features(k, q[k])], dim=-1)

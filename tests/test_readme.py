@@ -74,7 +74,7 @@ COMMANDS = [
 def test_every_command_is_shown():
     from typer.main import get_command
 
-    from diffmd_ase.cli import app
+    from diffmd_ase.cli.main import app
 
     assert {shlex.split(c)[1] for c in COMMANDS} == set(get_command(app).commands)
 
@@ -84,7 +84,7 @@ def test_command_parses(line):
     """Name, arguments and options of every ``diffmd …`` in the README; nothing is run."""
     from typer.main import get_command
 
-    from diffmd_ase.cli import app
+    from diffmd_ase.cli.main import app
 
     _, name, *arguments = shlex.split(line)
     command = get_command(app).commands[name]
@@ -95,7 +95,7 @@ def test_command_parses(line):
 def test_a_wrong_option_is_seen():
     from typer.main import get_command
 
-    from diffmd_ase.cli import app
+    from diffmd_ase.cli.main import app
 
     with pytest.raises(Exception, match="(?i)no such option"):
         get_command(app).commands["train"].make_context("train", ["x.xyz", "--temprature", "300"])

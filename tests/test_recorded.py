@@ -7,12 +7,12 @@ import pytest
 import torch
 from ase import units
 
+from diffmd_ase.io.plumed_writer import PlumedFile
 from diffmd_ase.potentials.base import Sum
-from diffmd_ase.potentials.cvs import Distance, Torsion
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
-from diffmd_ase.potentials.plumed_writer import PlumedFile
-from diffmd_ase.potentials.recorded import Recorded
+from diffmd_ase.potentials.biases.cvs import Distance, Torsion
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.recorded import Recorded
 from diffmd_ase.system import System
 
 KJ = units.mol / units.kJ

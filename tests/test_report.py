@@ -9,7 +9,7 @@ import pytest
 from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 
-from diffmd_ase.analysis.report import write_report
+from diffmd_ase.report.report import write_report
 from diffmd_ase.score.topology import Topology
 from diffmd_ase.system import System
 

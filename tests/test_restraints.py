@@ -8,8 +8,8 @@ import torch
 from ase import units
 from plumed_oracle import Oracle
 
-from diffmd_ase.potentials.cvs import Function, Position, join
-from diffmd_ase.potentials.restraints import LowerWall, MovingRestraint, Restraint, UpperWall
+from diffmd_ase.potentials.biases.cvs import Function, Position, join
+from diffmd_ase.potentials.biases.restraints import LowerWall, MovingRestraint, Restraint, UpperWall
 from diffmd_ase.system import System
 from diffmd_ase.testing import check_potential
 

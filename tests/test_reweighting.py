@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from pesmd import double_well, pesmd
 
-from diffmd_ase.analysis.hills import Hills, bias_at
-from diffmd_ase.analysis.plumed_files import read_plumed
-from diffmd_ase.analysis.reweighting import (
+from diffmd_ase.analysis.free_energy.hills_files import Hills, bias_at
+from diffmd_ase.analysis.free_energy.reweighting import (
     Samples,
     bias_columns,
     choose_method,
@@ -19,6 +18,7 @@ from diffmd_ase.analysis.reweighting import (
     variable_names,
     weighted_mean,
 )
+from diffmd_ase.io.plumed_tables import read_plumed
 
 METAD = """m: METAD ARG=x SIGMA=0.1 HEIGHT=0.3 PACE=20 BIASFACTOR=8 TEMP=1 {more}
 wall: UPPER_WALLS ARG=x AT=1.2 KAPPA=20

@@ -5,9 +5,11 @@ import torch
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic, MuellerBrown, PeriodicWell
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
-from diffmd_ase.sampling.run import run, select
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.kernels import DivergedError
+from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation, select
 
 KT = 0.025
 

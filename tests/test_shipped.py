@@ -7,7 +7,8 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from diffmd_ase import EulerMaruyama, Noise, ScoreCalculator, ScoreModel, Snapshots, System, run
-from diffmd_ase.score.embedded import EmbeddedEnergy, fit_embedded
+from diffmd_ase.score.embedded_fit import fit_embedded
+from diffmd_ase.score.networks.embedded import EmbeddedEnergy
 from diffmd_ase.testing import check_stress
 
 F64 = {"device": "cpu", "dtype": torch.float64}

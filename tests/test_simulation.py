@@ -13,18 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffmd_ase.checkpoint import load_checkpoint
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
-from diffmd_ase.signals import Deferred
-from diffmd_ase.simulation import (
-    Files,
-    coupled_kernel,
-    frame_writer,
-    simulate,
-    states_temperature,
-)
-from diffmd_ase.storage import RunInfo, Trajectory
+from diffmd_ase.io.checkpoint import load_checkpoint
+from diffmd_ase.io.trajectory import RunInfo, Trajectory
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.kernels import DivergedError
+from diffmd_ase.simulation.frames import frame_writer, states_temperature
+from diffmd_ase.simulation.settings import Files, coupled_kernel
+from diffmd_ase.simulation.signals import Deferred
+from diffmd_ase.simulation.simulate import simulate
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 SYSTEM = System(np.array([1, 8, 1]), np.array([1.0, 16.0, 1.0]))
@@ -208,7 +206,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_default_dtype(torch.float64)
-import diffmd_ase.simulation as simulation
+import diffmd_ase.simulation.simulate as simulation
 import test_simulation as t
 simulation._CHECKPOINT_SECONDS = 0.05
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it

@@ -8,13 +8,15 @@ import torch
 from test_cli import diffmd, folder, model, start  # noqa: F401  # fixtures
 from test_simulation import KT, SYSTEM, H, Quartic, info, same
 
-from diffmd_ase.checkpoint import load_checkpoint
+from diffmd_ase.io.checkpoint import load_checkpoint
+from diffmd_ase.io.trajectory import Trajectory, TrajectoryWriter
 from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.simulation import Files, coupled_kernel, simulate
-from diffmd_ase.storage import Trajectory, TrajectoryWriter
+from diffmd_ase.simulation.settings import Files, coupled_kernel
+from diffmd_ase.simulation.simulate import simulate
+from diffmd_ase.state import Evaluation
 
 
 class Hills(Potential):

@@ -13,17 +13,19 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
 
-from diffmd_ase.cli import main
+from diffmd_ase.cli.main import main
+from diffmd_ase.io.trajectory import Trajectory
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.potentials.held import Held
-from diffmd_ase.score import embedded
-from diffmd_ase.score.embedded import EmbeddedEnergy, fit_embedded
+from diffmd_ase.score import embedded_fit as embedded
+from diffmd_ase.score.embedded_fit import fit_embedded
 from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.networks.embedded import EmbeddedEnergy
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import TrainConfig, train
-from diffmd_ase.storage import Trajectory
 from diffmd_ase.testing import check_potential
-from diffmd_ase.validation import Effort, validate
+from diffmd_ase.validation.bench import Effort
+from diffmd_ase.validation.validate import validate
 
 HELD = [0, 1, 2, 3]
 

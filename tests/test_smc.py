@@ -9,15 +9,16 @@ import pymbar
 import pytest
 import torch
 
+from diffmd_ase.independent.smc import _resample, smc, smc_levels
+from diffmd_ase.independent.weights import Weighted
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.ladder import Blend
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
-from diffmd_ase.sampling.kernels import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.smc import _resample, smc, smc_levels
-from diffmd_ase.sampling.weights import Weighted
+from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import assert_zscore, targets
 
 DT = torch.float64

@@ -14,14 +14,15 @@ import pytest
 import torch
 from ase.io import read
 
-from diffmd_ase import h5md
-from diffmd_ase.checkpoint import load_checkpoint, previous, save_checkpoint
+from diffmd_ase.io import h5md
+from diffmd_ase.io.checkpoint import load_checkpoint, previous, save_checkpoint
+from diffmd_ase.io.trajectory import RunInfo, Trajectory, TrajectoryWriter
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.sampling.kernels import EulerMaruyama
-from diffmd_ase.sampling.run import run, select
-from diffmd_ase.storage import RunInfo, Trajectory, TrajectoryWriter
-from diffmd_ase.system import State, System
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.run import run
+from diffmd_ase.state import Evaluation, State, select
+from diffmd_ase.system import System
 
 
 class Harmonic(Potential):
@@ -361,7 +362,7 @@ def test_checkpoint_is_never_missing_nor_partial(tmp_path, monkeypatch):
         return replace_file(source, target)
 
     replace_file = os.replace
-    monkeypatch.setattr("diffmd_ase.h5md.os.replace", stop)
+    monkeypatch.setattr("diffmd_ase.io.atomic.os.replace", stop)
     x = torch.zeros(2, 3)
     save_checkpoint(path, State(x, None, x, 3), seed=0)
     assert moves == [previous(path), path]
@@ -399,7 +400,7 @@ def test_foreign_and_newer_checkpoints(tmp_path, monkeypatch):
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="not a checkpoint"):
         load_checkpoint(tmp_path / "model.safetensors")
-    monkeypatch.setattr("diffmd_ase.checkpoint.SCHEMA_VERSION", 9)
+    monkeypatch.setattr("diffmd_ase.io.checkpoint.SCHEMA_VERSION", 9)
     save_checkpoint(tmp_path / "c", State(torch.zeros(1, 3), None, torch.zeros(1, 3)), seed=0)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="schema 9"):

@@ -6,7 +6,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from diffmd_ase.system import State, System
+from diffmd_ase.state import State
+from diffmd_ase.system import System
 
 
 @pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), bulk("Cu", cubic=True) * (2, 1, 1)])

@@ -7,8 +7,9 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from diffmd_ase.potentials.analytic import DoubleWell, GaussianMixture, Harmonic
-from diffmd_ase.potentials.base import Evaluation, Potential
-from diffmd_ase.potentials.calculators import AsePotential
+from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 from diffmd_ase.testing import assert_zscore, check_equivariant, check_potential, check_stress
 

@@ -15,10 +15,11 @@ from ase.md.langevin import Langevin
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from diffmd_ase.independent.draws import sample
 from diffmd_ase.noise import Noise
-from diffmd_ase.sampling.iid import sample
+from diffmd_ase.score.objective import _Loss
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.training import TrainConfig, _frames, _Loss, fit, plan, train
+from diffmd_ase.score.training import TrainConfig, _frames, fit, plan, train
 from diffmd_ase.system import System
 
 TINY = {"steps": 12, "batch_size": 16, "width": 8, "evaluations": 4, "processes": 1}

@@ -11,15 +11,19 @@ from safetensors import safe_open
 from torch import nn
 
 from diffmd_ase import ReverseDiffusion, ScoreCalculator
-from diffmd_ase.cli import main
-from diffmd_ase.score.embedded import EmbeddedEnergy, fit_embedded
-from diffmd_ase.score.experts import Expert, TrainConfig, plan
+from diffmd_ase.cli.main import main
+from diffmd_ase.score.curvature import configurational_temperatures
+from diffmd_ase.score.embedded_fit import fit_embedded
 from diffmd_ase.score.model import ScoreModel
-from diffmd_ase.score.network import EmbeddedConfig, MechanicsConfig
-from diffmd_ase.score.sets import as_sets, configurational_temperatures
+from diffmd_ase.score.networks.embedded import EmbeddedConfig, EmbeddedEnergy
+from diffmd_ase.score.networks.molecule import MechanicsConfig
+from diffmd_ase.score.objective import _Objective
+from diffmd_ase.score.plan import Expert, TrainConfig, plan
+from diffmd_ase.score.sets import as_sets
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.training import _Objective, train
-from diffmd_ase.simulation import coupled_kernel, read_sets
+from diffmd_ase.score.training import train
+from diffmd_ase.simulation.frames import read_sets
+from diffmd_ase.simulation.settings import coupled_kernel
 from diffmd_ase.system import System
 from diffmd_ase.units import kT_from_temperature
 

@@ -16,7 +16,7 @@ from scipy.linalg import solve_discrete_lyapunov
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.run import run
 
 WALKERS = 20000

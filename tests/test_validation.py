@@ -15,21 +15,23 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from diffmd_ase import Noise, ScoreModel, Snapshots, System
-from diffmd_ase.analysis.comparisons import width_lines
 from diffmd_ase.analysis.divergence import (
     cell_rows,
     excess_divergence,
     excess_reweighted,
     torsion_rows,
 )
-from diffmd_ase.analysis.label_comparison import calibration_line
 from diffmd_ase.analysis.modes import torsion_modes, unphysical_frames
-from diffmd_ase.analysis.scorecard import Goals, judged
-from diffmd_ase.score.model import Card, ExpertCard
-from diffmd_ase.score.network import PairConfig
+from diffmd_ase.potentials.curvature import forces_and_divergence
+from diffmd_ase.score.card import Card, ExpertCard
+from diffmd_ase.score.networks.molecule import PairConfig
 from diffmd_ase.score.topology import Topology
-from diffmd_ase.validation import Effort, validate
-from diffmd_ase.validation_walkers import forces_and_divergence, plain_walkers
+from diffmd_ase.validation.bench import Effort
+from diffmd_ase.validation.comparisons import width_lines
+from diffmd_ase.validation.labels import calibration_line
+from diffmd_ase.validation.scorecard import Goals, judged
+from diffmd_ase.validation.validate import validate
+from diffmd_ase.validation.walkers import plain_walkers
 
 WIDTH, LOW, HIGH = 0.04, 0.002, 4.0  # Å
 SHARE = 0.3  # of the second conformer

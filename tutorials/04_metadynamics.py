@@ -16,15 +16,15 @@ from ase import units
 from diffmd_plumed import PlumedPotential
 
 from diffmd_ase import ReverseDiffusion, ScoreCalculator, ScoreModel, Snapshots
-from diffmd_ase.fes import Request, analyse
+from diffmd_ase.analysis.free_energy.from_files import Request, analyse
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.cvs import Distance, Torsion
-from diffmd_ase.potentials.hills import Grid
-from diffmd_ase.potentials.metadynamics import Metadynamics
-from diffmd_ase.potentials.recorded import Recorded
-from diffmd_ase.potentials.restraints import LowerWall, UpperWall
+from diffmd_ase.potentials.biases.cvs import Distance, Torsion
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.recorded import Recorded
+from diffmd_ase.potentials.biases.restraints import LowerWall, UpperWall
 from diffmd_ase.sampling.combine import Mixture
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import TorsionRotation
 from diffmd_ase.sampling.run import run

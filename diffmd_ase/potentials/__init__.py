@@ -1,5 +1,6 @@
 """x → energy and forces: learned, analytic, from calculators, biases, and their sums."""
 
-from .base import Evaluation, Potential, Sum
+from ..state import Evaluation
+from .base import Potential, Sum
 
 __all__ = ["Evaluation", "Potential", "Sum"]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..state import Evaluation
 from ..system import System
-from .base import Evaluation, Potential
+from .base import Potential
 
 __all__ = [
     "DoubleWell",

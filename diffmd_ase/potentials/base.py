@@ -9,24 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..state import Evaluation
 from ..system import System
 
-__all__ = ["Evaluation", "Potential", "Sum", "Wrapped"]
-
-
-class Evaluation(NamedTuple):
-    """Energy (*batch) in eV or None if the field is not a gradient; forces
-    (*batch, N, 3) in eV/Å; stress (*batch, 6) in eV/Å³ (xx yy zz yz xz xy, tension
-    positive) where it was asked for."""
-
-    energy: Tensor | None
-    forces: Tensor
-    stress: Tensor | None = None
+__all__ = ["Potential", "Sum", "Wrapped"]
 
 
 class Potential(ABC):

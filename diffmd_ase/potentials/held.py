@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..state import Evaluation
 from ..system import System
-from .base import Evaluation, Potential
+from .base import Potential
 
 __all__ = ["Held"]
 

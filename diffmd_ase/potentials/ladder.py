@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Evaluation, Potential
+from ..state import Evaluation
+from .base import Potential
 
 __all__ = ["Blend", "Ladder"]
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import VerletList
+from ..state import Evaluation
 from ..system import System
-from .base import Evaluation, Potential
+from .base import Potential
 
 __all__ = ["ScorePotential"]
 

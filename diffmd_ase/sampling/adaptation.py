@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 
 from ..noise import Noise
-from ..system import State
+from ..state import State
+from .acceptance import acceptance_probability
 from .kernels import Kernel
 from .run import advance
-from .tally import acceptance_probability
 
 __all__ = ["MALA_ACCEPTANCE", "Adaptation", "DualAveraging", "adapt"]
 

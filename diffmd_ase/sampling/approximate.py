@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..noise import Noise
 from ..potentials.base import Potential, evaluate
-from ..system import State
-from .kernels import EulerMaruyama, Kernel
-from .metropolis import decide, finite
+from ..state import State
+from .euler import EulerMaruyama
+from .field import finite
+from .kernels import Kernel
+from .metropolis import decide
 
-__all__ = ["ApproximateMetropolis", "non_conservativeness"]
-
-_PROBES = 2  # stream of the probes of `non_conservativeness`
+__all__ = ["ApproximateMetropolis"]
 
 
 @dataclass(frozen=True)
@@ -77,46 +74,3 @@ class ApproximateMetropolis(Kernel):
 
     def refresh(self, state) -> State:
         return finite(self.proposal.refresh(state))
-
-
-def non_conservativeness(
-    potential: Potential, x: Tensor, *, n_probes: int = 8, step: float = 1e-3, noise: Any = None
-) -> float:
-    """How far the field is from a gradient: 0 for a gradient, ∞ for a pure rotation.
-
-        c = ‖J − Jᵀ‖ / ‖J + Jᵀ‖        J = ∂F/∂x, Frobenius norms, root mean square over x
-
-    which is ``(E|(J − Jᵀ)v|² / E|(J + Jᵀ)v|²)^½`` for random v. With two random directions
-    ``u·(J ∓ Jᵀ)v = u·Jv ∓ v·Ju``, and Jv is a central difference of forces, so that any
-    potential will do. Relative standard error about ``1/sqrt(2 n_probes B)`` or less.
-
-    Parameters
-    ----------
-    x : (N, 3) or (B, N, 3) in Å, where the field is used
-    n_probes : pairs of directions for each structure; four evaluations each
-    step : length of the differences in Å, for one coordinate; float32 fields: 1e-2
-    noise : a `Noise`, default ``Noise(0)``
-
-    Raises
-    ------
-    ValueError : ``n_probes`` below 1, or a field that does not change with x at all
-    """
-    if n_probes < 1:
-        raise ValueError(f"{n_probes=} must be at least 1")
-    noise = Noise(0) if noise is None else noise
-    x = x.double()
-    rotation, stretch = 0.0, 0.0
-    for probe in range(n_probes):
-        u, v = (noise.normal(2 * probe + side, x, stream=_PROBES) for side in (0, 1))
-        j_u, j_v = (_derivative(potential, x, direction, step) for direction in (u, v))
-        uv, vu = ((a * b).sum((-2, -1)) for a, b in ((u, j_v), (v, j_u)))
-        rotation += float((uv - vu).square().mean())
-        stretch += float((uv + vu).square().mean())
-    if not rotation + stretch > 0:
-        raise ValueError("the forces do not change near these positions: nothing to compare")
-    return (rotation / stretch) ** 0.5 if stretch > 0 else float("inf")
-
-
-def _derivative(potential: Potential, x: Tensor, direction: Tensor, step: float) -> Tensor:
-    ahead, behind = (evaluate(potential.terms, x + s * direction).forces for s in (step, -step))
-    return (ahead.double() - behind.double()) / (2.0 * step)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..potentials.base import Potential
-from ..system import State
+from ..state import State
 from .kernels import Info, Kernel
 
 __all__ = ["Mixture", "Sequence"]

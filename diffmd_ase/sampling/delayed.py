@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..potentials.base import Potential, evaluate
-from ..system import State
-from .field import Field
+from ..state import State
+from .field import Field, checked_start, field_state, finite, reduced, target_of
 from .kernels import Kernel
-from .metropolis import accept, checked_start, field_state, finite, reduced, target_of
+from .metropolis import accept
 
 __all__ = ["DelayedAcceptance"]
 

@@ -8,30 +8,21 @@ ensemble of state k; and which replica is where is a label that travels with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
+from .._moved import forward
 from ..noise import Noise
-from ..potentials.base import Evaluation, Potential, evaluate
-from ..system import State
+from ..potentials.base import Potential, evaluate
+from ..state import State, _permuted, where_accepted
+from .field import reduced
 from .kernels import Info, Kernel
-from .metropolis import reduced, where_accepted
-from .run import run
 
-__all__ = [
-    "ExchangeSummary",
-    "ReplicaExchange",
-    "by_replica",
-    "equalised_kT",
-    "geometric_kT",
-    "tuned_kT",
-]
+__all__ = ["ExchangeSummary", "ReplicaExchange"]
 
 _STREAM = 0x20  # of the uniform numbers of the exchanges
 _TRAVEL = ("replica", "heading", "round_trips")  # with the positions
@@ -259,102 +250,6 @@ def potentials_of(kernel: Kernel) -> Iterator[Potential]:
                 yield from potentials_of(part)
 
 
-def by_replica(values: Tensor, replica: Tensor, n_states: int) -> Tensor:
-    """A trajectory by states, turned into one by replicas.
-
-    Parameters
-    ----------
-    values : (T, B, …), rows are states
-    replica : (T, B), the labels ``state.extra["replica"]`` of the same frames
-    n_states : K
-
-    Returns
-    -------
-    (T, B, …) : row ``m·K + r`` follows replica r of ladder m through the states
-    """
-    if values.shape[:2] != replica.shape or replica.shape[1] % n_states:
-        raise ValueError(
-            f"values {tuple(values.shape)} and labels {tuple(replica.shape)} must both begin with "
-            f"(T, M·{n_states})"
-        )
-    ladder = torch.arange(replica.shape[1], device=replica.device) // n_states
-    row = torch.argsort(replica + n_states * ladder, dim=1)
-    return values[torch.arange(len(row), device=row.device)[:, None], row]
-
-
-def geometric_kT(kT_min: float, kT_max: float, n_states: int) -> Tensor:
-    """(K,) thermal energies of constant ratio, equal acceptance if the heat capacity is
-    constant."""
-    if not (0 < kT_min < kT_max < np.inf and n_states >= 2):
-        raise ValueError(f"{kT_min=} < {kT_max=} must be positive, and {n_states=} at least 2")
-    return torch.as_tensor(np.geomspace(kT_min, kT_max, n_states))
-
-
-def equalised_kT(kT: Tensor, acceptance: Sequence[float] | Tensor) -> Tensor:
-    """(K,) thermal energies with the same ends, at equal rejection between neighbours.
-
-    The sum of the rejection rates ``1 - α`` up to a state is the communication barrier
-    Λ(kT), which does not depend on the ladder to leading order; log kT is interpolated
-    monotonically in it and put on K equal parts (Syed et al. 2022, algorithm 2).
-
-    Parameters
-    ----------
-    kT : (K,), increasing or decreasing
-    acceptance : (K-1,), of a run with this ladder
-    """
-    kT = torch.as_tensor(kT, dtype=torch.float64)
-    alpha = torch.as_tensor(acceptance, dtype=torch.float64)
-    fine = torch.isfinite(alpha) & (alpha >= 0) & (alpha <= 1)
-    if kT.ndim != 1 or alpha.shape != (len(kT) - 1,) or not fine.all():
-        raise ValueError(
-            f"kT {tuple(kT.shape)} and acceptance {acceptance}: expected (K,) and K-1 numbers in "
-            "[0, 1]; NaN means that a pair never tried to swap: run longer"
-        )
-    # a pair that always swaps still has its length
-    barrier = np.concatenate(([0.0], np.cumsum((1.0 - alpha).clamp(min=1e-3).cpu().numpy())))
-    even = np.linspace(0.0, barrier[-1], len(kT))
-    new = np.exp(PchipInterpolator(barrier, np.log(kT.cpu().numpy()))(even))
-    new[[0, -1]] = kT[[0, -1]].cpu().numpy()
-    return torch.as_tensor(new)
-
-
-def tuned_kT(
-    make: Callable[[Tensor], ReplicaExchange],
-    kT: Tensor,
-    x: Tensor,
-    *,
-    n_steps: int,
-    rounds: int = 3,
-    noise: Noise,
-) -> tuple[Tensor, State]:
-    """A ladder of equal acceptance, from ``rounds`` short runs of ``n_steps`` each.
-
-    Production starts from what is returned, with ``make(kT)`` frozen: the short runs are warm-up
-    and belong to no ensemble.
-
-    Parameters
-    ----------
-    make : thermal energies (K,) → the kernel of these states
-    kT : (K,), where to start, as from `geometric_kT`
-    x : (M·K, N, 3); acceptance is averaged over the ladders
-
-    Returns
-    -------
-    kT : (K,)
-    state : the last one, of the ladder before the last change; its positions are a start
-    """
-    state = None
-    for _ in range(rounds):
-        exchange = make(kT)
-        start = exchange.init(x)
-        if state is not None:
-            start = replace(start, step=state.step, walkers=state.walkers)
-        [(state, _)] = run(exchange, start, n_steps, noise=noise, every=n_steps)
-        x = state.x
-        kT = equalised_kT(kT, exchange.summary(state).acceptance.mean(0))
-    return kT, state
-
-
 def _arrivals(travel: dict[str, Tensor], level: Tensor, n_states: int) -> dict[str, Tensor]:
     """Headings and round trips of replicas that have come to an end of the ladder."""
     heading, first, last = travel["heading"], level == 0, level == n_states - 1
@@ -371,12 +266,4 @@ def _without(state: State, names) -> tuple[State, dict[str, Tensor]]:
     return replace(state, extra=rest), taken
 
 
-def _permuted(value, rows: Tensor):
-    """Rows of every tensor that has them, through dicts and evaluations."""
-    if isinstance(value, Tensor) and value.shape[:1] == rows.shape:
-        return value[rows]
-    if isinstance(value, Evaluation):
-        return Evaluation(*(_permuted(part, rows) for part in value))
-    if isinstance(value, dict):
-        return {name: _permuted(part, rows) for name, part in value.items()}
-    return value
+__getattr__ = forward(__name__, "sampling.temperature_ladder")

@@ -1,31 +1,20 @@
-"""Markov kernels: state and noise to state; hyper-parameters frozen.
-
-`EulerMaruyama` is the harmonic-coupled reverse step. With ``s = F/kT`` at the
-simulation temperature and the metric ``M`` (``h``, ``diag(h_i)``, or
-``P diag(h) P`` where ``P`` removes the mean),
-
-    x' = x + M s(x) + sqrt(2M) ξ        x' ~ N(x + M s, 2M)
-       ∝ exp[-(k/2) |x' - x - h s(x)|²]    with k = 1/(2h)
-"""
+"""Markov kernels: state and noise to state; hyper-parameters frozen."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from .. import units
+from .._moved import forward
 from ..noise import Noise
-from ..potentials.base import Evaluation, Potential
-from ..system import State
-from .field import Field
+from ..potentials.base import Potential
+from ..state import State
 
-__all__ = ["DivergedError", "EulerMaruyama", "Info", "Kernel"]
+__all__ = ["DivergedError", "Info", "Kernel"]
 
 
 class DivergedError(RuntimeError):
@@ -67,9 +56,6 @@ class Info(NamedTuple):
     divergent: Tensor | None = None
     drift_evaluations: int | Tensor = 1
     target_evaluations: int | Tensor = 0
-
-
-_NO_INFO = Info()
 
 
 class Kernel(ABC):
@@ -118,177 +104,4 @@ class Kernel(ABC):
         raise TypeError(f"{type(self).__name__} has no step size to scale")
 
 
-@dataclass(frozen=True)
-class EulerMaruyama(Kernel):
-    """One harmonic-coupled reverse step, ``x' = x + (h/kT) F + sqrt(2h) ξ``.
-
-    Exactly the Euler–Maruyama step of overdamped Langevin dynamics
-    (Diamond & Lill, arXiv 2511.17741).
-
-    Parameters
-    ----------
-    potential : gives F in eV/Å
-    kT : thermal energy in eV; scalar or (B,)
-    h : step size D·Δt in Å²; scalar, (N,) or (B, N); 0 holds an atom fixed
-    mean_free : remove the mean from drift and noise (isolated molecules)
-
-    Raises
-    ------
-    ValueError : h negative, kT not positive, shapes that do not fit
-    """
-
-    potential: Potential
-    kT: float | Tensor
-    h: float | Tensor
-    mean_free: bool = False
-
-    def __post_init__(self):
-        h, kT = torch.as_tensor(self.h).double(), torch.as_tensor(self.kT).double()
-        if not (torch.isfinite(h).all() and (h >= 0).all() and (h > 0).any()):
-            raise ValueError(
-                f"h={self.h} must be finite, not negative, and positive for some atom (Å²)"
-            )
-        if not (torch.isfinite(kT).all() and (kT > 0).all()):
-            raise ValueError(f"kT={self.kT} must be positive (eV)")
-        if h.ndim > 2 or kT.ndim > 1:
-            raise ValueError(
-                f"h {tuple(h.shape)} and kT {tuple(kT.shape)}: expected h as scalar, (N,) "
-                "or (B, N) and kT as scalar or (B,)"
-            )
-        if self.mean_free and (h == 0).any():
-            raise ValueError(
-                "mean_free=True with fixed atoms (h = 0): a fixed atom already removes "
-                "the translation; use one of the two"
-            )
-
-    @classmethod
-    def from_timestep(
-        cls, potential, *, kT, timestep, friction=None, masses=None, mobility=None, **options
-    ) -> EulerMaruyama:
-        """From Δt (ASE time) and friction γ (1/ASE time) with masses (u), or mobility μ.
-
-        ``h = kT Δt/(m γ)`` or ``h = μ kT Δt``; exactly one of ``friction`` and
-        ``mobility`` is given.
-        """
-        if (friction is None) == (mobility is None):
-            raise ValueError(
-                f"{friction=} and {mobility=}: give exactly one of them, it sets the clock"
-            )
-        if friction is not None:
-            if masses is None:
-                system = potential.system
-                if system is None:
-                    raise ValueError("friction needs masses: pass masses=, or mobility=")
-                masses = system.masses
-            mobility = 1.0 / (torch.as_tensor(masses) * friction)
-        h = units.h_from_mobility(kT=kT, timestep=timestep, mobility=mobility)
-        return cls(potential, kT=kT, h=h, **options)
-
-    @classmethod
-    def from_spring(cls, potential, *, kT, k, **options) -> EulerMaruyama:
-        """From the total stiffness k (1/Å²) of the coupling, ``h = 1/(2k)``."""
-        return cls(potential, kT=kT, h=units.h_from_spring(k), **options)
-
-    @classmethod
-    def from_schedule(cls, potential, *, kT, eta, kappa, **options) -> EulerMaruyama:
-        """From a denoising move η (Å²) and spring κ (1/Å²), ``h = η/(1 + 2κη)``."""
-        h = units.h_from_schedule(eta=eta, kappa=kappa)
-        return cls(potential, kT=kT, h=h, **options)
-
-    def init(self, x, *, walkers=None) -> State:
-        return self._state(x, 0, walkers)
-
-    def step(self, state, noise) -> tuple[State, Info]:
-        moved = self.propose(state.x, state.forces, state.step, state.walkers, noise)
-        return self._state(moved, state.step + 1, state.walkers), _NO_INFO
-
-    def propose(
-        self, x: Tensor, forces: Tensor, step: int, walkers: Tensor | None, noise: Noise, stream=0
-    ) -> Tensor:
-        """The next positions, with the noise of ``step``; nothing is evaluated."""
-        drift, sigma = self._coefficients(x)
-        kick = sigma * noise.normal(step, x, walkers=walkers, stream=stream)
-        if self.mean_free:
-            kick = without_mean(kick)
-        return x + self._drift(drift, forces) + kick
-
-    def mean(self, x: Tensor, forces: Tensor) -> Tensor:
-        """Mean of the next positions, ``x + M F/kT``."""
-        drift, _ = self._coefficients(x)
-        return x + self._drift(drift, forces)
-
-    def log_proposal_ratio(
-        self, x: Tensor, forces_x: Tensor, y: Tensor, forces_y: Tensor
-    ) -> Tensor:
-        """``log q(x|y) - log q(y|x)``, float64 (*batch), for drift forces at both points.
-
-            -½ (y-x)·(s_x + s_y) - ¼ (s_yᵀ M s_y - s_xᵀ M s_x)        s = F/kT
-
-        needs no inverse of the metric M, so that fixed atoms and a fixed mean cost nothing
-        (Roberts & Tweedie, Bernoulli 2, 341 (1996), written for any drift).
-        """
-        h, kT = (
-            torch.as_tensor(v, dtype=torch.float64, device=x.device) for v in (self.h, self.kT)
-        )
-        h = h[..., None] if h.ndim else h
-        kT = kT[:, None, None] if kT.ndim else kT
-        sx, sy = forces_x.double() / kT, forces_y.double() / kT
-        if self.mean_free:
-            sx, sy = without_mean(sx), without_mean(sy)
-        along = (y.double() - x.double()) * (sx + sy)
-        return -(0.5 * along + 0.25 * h * (sy.square() - sx.square())).sum((-2, -1))
-
-    def scaled(self, factor: float) -> EulerMaruyama:
-        return replace(self, h=self.h * factor)
-
-    def _drift(self, drift: Tensor, forces: Tensor) -> Tensor:
-        if not self.mean_free:
-            return drift * forces
-        # P diag(h) P: the forces of an isolated molecule have no mean, but those of a
-        # general field may
-        return without_mean(drift * without_mean(forces))
-
-    @property
-    def drift(self) -> Potential:  # type: ignore[override]
-        return self.potential
-
-    def refresh(self, state) -> State:
-        return self._state(state.x, state.step, state.walkers, state.extra.get("fixed"))
-
-    def _state(self, x, step, walkers, fixed: dict[int, Evaluation] | None = None) -> State:
-        value = self._field(x, fixed=fixed)
-        extra = {"fixed": value.fixed} if value.fixed else {}
-        return State(x, value.target.energy, value.drift.forces, step, walkers, extra)
-
-    @cached_property
-    def _field(self) -> Field:
-        return Field(self.potential)
-
-    @cached_property
-    def _cast(self) -> dict:
-        return {}
-
-    def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """h/kT and sqrt(2h), broadcastable with (*batch, N, 3); cast once."""
-        place = (x.dtype, x.device, x.shape)
-        if place not in self._cast:
-            h = torch.as_tensor(self.h, dtype=torch.float64, device=x.device)
-            kT = torch.as_tensor(self.kT, dtype=torch.float64, device=x.device)
-            if (
-                h.shape != x.shape[x.ndim - 1 - h.ndim : -1]
-                or kT.shape != x.shape[:-2][-1:] * kT.ndim
-            ):
-                raise ValueError(
-                    f"h {tuple(h.shape)} and kT {tuple(kT.shape)} do not fit positions "
-                    f"{tuple(x.shape)}: expected h as scalar, (N,) or (B, N) and kT as scalar "
-                    "or (B,) for positions (N, 3) or (B, N, 3)"
-                )
-            h = h[..., None] if h.ndim else h
-            kT = kT[:, None, None] if kT.ndim else kT
-            self._cast[place] = (h / kT).to(x.dtype), (2.0 * h).sqrt().to(x.dtype)
-        return self._cast[place]
-
-
-def without_mean(x: Tensor) -> Tensor:
-    """``P x``: positions, forces or noise with the mean over atoms removed."""
-    return x - x.mean(-2, keepdim=True)
+__getattr__ = forward(__name__, "sampling.euler")

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..potentials.base import Potential
-from ..system import State
-from .field import Field
+from ..state import State
+from .field import Field, adopted, checked_start, field_state, finite, target_of
 from .kernels import Info, Kernel
-from .metropolis import accept, adopted, checked_start, field_state, finite, target_of
+from .metropolis import accept
 
 __all__ = [
     "AtomSwap",

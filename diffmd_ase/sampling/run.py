@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .._moved import forward
 from ..noise import Noise
-from ..potentials.base import Evaluation, Potential
-from ..system import State
+from ..potentials.base import Potential
+from ..state import State, select
 from .kernels import DivergedError, Info, Kernel
 
-__all__ = ["advance", "run", "select"]
+__all__ = ["advance", "run"]
 
 
 def run(
@@ -51,31 +51,6 @@ def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
     return new, info
 
 
-def select(state: State, keep: Tensor) -> State:
-    """The state of the walkers in the boolean mask ``keep`` (B,), with their ids."""
-    ids = state.walkers
-    if ids is None:
-        ids = torch.arange(state.x.shape[0], device=state.x.device)
-
-    def pick(value):
-        if isinstance(value, Tensor) and value.shape[:1] == keep.shape:
-            return value[keep]
-        if isinstance(value, Evaluation):
-            return Evaluation(*map(pick, value))
-        if isinstance(value, dict):
-            return {name: pick(entry) for name, entry in value.items()}
-        return value
-
-    return replace(
-        state,
-        x=state.x[keep],
-        energy=None if state.energy is None else state.energy[keep],
-        forces=state.forces[keep],
-        walkers=ids[keep],
-        extra=pick(state.extra),
-    )
-
-
 def _check(new: State, old: State, potential: Potential) -> None:
     # one number to look at: NaN and inf survive the products and the sums
     total = (new.x * new.forces).sum()
@@ -95,3 +70,6 @@ def _check(new: State, old: State, potential: Potential) -> None:
         survivors = select(old, fine)
         potential.select(fine)
     raise DivergedError(new.step, sorted(set(ids.tolist())), survivors)
+
+
+__getattr__ = forward(__name__, "state")

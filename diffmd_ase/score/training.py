@@ -8,33 +8,34 @@ step draws its randomness from (seed, expert, step), so there is no generator st
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import diffusion
-from .experts import Expert, TrainConfig, plan
-from .jobs import Bars, read_job, run_side_by_side, write_job
-from .model import Card, ExpertCard, ScoreModel, largest_curvature, resolve_device
-from .network import MechanicsConfig, build
-from .sets import as_sets, configurational_temperatures, temperings
+from .._moved import forward
+from ..processes import run_side_by_side
+from ..progress import Bars
+from .card import Card
+from .curvature import configurational_temperatures, largest_curvature
+from .job import read_job, write_job
+from .model import ScoreModel, resolve_device
+from .networks.build import build
+from .objective import _Objective
+from .plan import Expert, TrainConfig, plan
+from .sets import as_sets
 from .snapshots import Snapshots
+from .training_state import _address, _below, _generator, _Progress, _read_progress, load_best
 
-__all__ = ["Expert", "TrainConfig", "fit", "load_best", "plan", "train"]
+__all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
 
 
 def train(
@@ -176,207 +177,6 @@ def _frames(part: Snapshots, labelled: bool, device) -> Tensor:
     return torch.as_tensor(np.concatenate(columns, -1), dtype=torch.float32, device=device)
 
 
-class _Objective:
-    """The loss of one expert: the mean over the frames of all sets."""
-
-    def __init__(self, expert: Expert, sets: tuple[Snapshots, ...], device):
-        total = sum(len(part) for part in sets)
-        self.shares = [len(part) / total for part in sets]
-        self.losses = [
-            _Loss(expert, part, tempering, device)
-            for part, tempering in zip(sets, temperings(sets), strict=True)
-        ]
-
-    def __call__(self, network: nn.Module, batches: list[Tensor], generator) -> dict:
-        """Mean losses by name of one batch of each set; ``loss`` is their weighted sum."""
-        together: dict[str, Tensor] = {}
-        for loss, share, x in zip(self.losses, self.shares, batches, strict=True):
-            for name, value in loss(network, x, generator).items():
-                together[name] = together.get(name, 0.0) + share * value
-        return together
-
-
-class _Loss:
-    """The loss of one expert on a batch of snapshots of one set, ``E_n = (T_1/T_n) E``.
-
-    Terms with squared scores are weighted by T_n/T_1 (see `sets`).
-    """
-
-    DELTA = 0.02  # rad, angular noise: far below the width of a torsional well
-    MOVES = 3  # bonds turned at most in a contrastive move
-
-    def __init__(self, expert: Expert, snapshots: Snapshots, tempering: float, device):
-        self.expert, self.tempering = expert, tempering
-        system = snapshots.system
-        self.cell = None if system.cell is None else torch.as_tensor(system.cell).float().to(device)
-        self.numbers = torch.as_tensor(system.numbers, device=device)
-        self.pbc = tuple(bool(p) for p in system.pbc)
-        self.moving = torch.as_tensor(snapshots.moving, device=device)[:, None]
-        self.force2 = 0.0  # mean square of a component of F/kT
-        if expert.force_weight:
-            self.force2 = float(np.mean((snapshots.forces[:1000] / snapshots.kT) ** 2))
-        self.moves = self.permutations = None
-        if not system.periodic:
-            self.permutations = torch.as_tensor(snapshots.topology.permutations, device=device)
-            if len(snapshots.topology.rotors):
-                self.moves = diffusion.Moves(snapshots.topology, device)
-
-    def __call__(self, network: nn.Module, x: Tensor, generator: torch.Generator) -> dict:
-        """Mean losses by name; ``loss`` is their weighted sum."""
-        e, n = self.expert, len(x)
-
-        def energy(positions, level):
-            value = network(positions, level, numbers=self.numbers, cell=self.cell, pbc=self.pbc)
-            return self.tempering * value
-
-        def random(shape):
-            return torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
-
-        if self.permutations is not None:
-            which = torch.randint(len(self.permutations), (n,), generator=generator)
-            order = self.permutations[which.to(x.device)]
-            x = x.gather(1, order[:, :, None].expand_as(x))
-        x, labels = x[..., :3], x[..., 3:]
-        sigma = diffusion.log_uniform(n, *e.sigma, generator)
-        if e.focus:
-            sigma[::2] = diffusion.log_uniform(len(sigma[::2]), *e.focus, generator)
-        sigma = sigma.to(x)
-        epsilon = random(x.shape) * self.moving
-        noisy = x + sigma[:, None, None] * epsilon
-        points = [noisy, x - sigma[:, None, None] * epsilon]
-        torsional = e.torsional > 0 and self.moves is not None
-        if torsional:
-            rotor, xi = self.moves.choose(n, generator), random((n,))
-            points += [self.moves.rotate(x, rotor, sign * self.DELTA * xi) for sign in (1, -1)]
-        levels = sigma.repeat(len(points))
-        _, scores = diffusion.score(energy, torch.cat(points), levels, create_graph=True)
-        plus, minus, *turned = (scores * self.moving).chunk(len(points))
-        terms = {"denoising": diffusion.denoising_loss(plus, minus, epsilon, sigma).mean()}
-        matched = terms["denoising"]
-        if e.force_weight:
-            wrong = diffusion.force_loss(plus, minus, labels * self.moving, sigma)
-            # where noise hides the forces they say less than the noise itself
-            terms["forces"] = (wrong / (1 + sigma**2 * self.force2)).mean()
-            matched = (matched + e.force_weight * terms["forces"]) / (1 + e.force_weight)
-        loss = e.denoising / self.tempering * matched
-        if torsional:
-            g_plus, g_minus = (
-                self.moves.angular_score(p, s, rotor)
-                for p, s in zip(points[2:], turned, strict=True)
-            )
-            terms["torsional"] = diffusion.torsional_loss(g_plus, g_minus, xi, self.DELTA).mean()
-            loss = loss + e.torsional / self.tempering * terms["torsional"]
-        negatives = {}
-        # noise is added before the move, which is symmetric at every noise level
-        if e.contrastive > 0 and self.moves is not None:
-            negatives["contrastive"] = self.moves.scramble(noisy, self.MOVES, generator)
-        if e.mirror > 0:
-            negatives["mirror"] = -noisy
-        if negatives:
-            together = torch.cat([noisy, *negatives.values()])
-            first, *moved = energy(together, sigma.repeat(1 + len(negatives))).chunk(
-                1 + len(negatives)
-            )
-            for name, other in zip(negatives, moved, strict=True):
-                terms[name] = diffusion.contrastive_loss(first, other).mean()
-                loss = loss + getattr(e, name) * terms[name]
-        return {**terms, "loss": loss}
-
-
-@dataclass
-class _Progress:
-    """Where a training run stands, on disk after every validation."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    best_losses: list[float] = None  # type: ignore[assignment]
-    history: list[dict] = None  # type: ignore[assignment]
-    best: dict[str, Tensor] = None  # type: ignore[assignment]
-
-    def validate(self, objective, network, x, terms, seed) -> None:
-        """Losses on held-out snapshots, always with the same noise; keep the best weights.
-
-        Later weights must be better by more than twice the standard error of the paired
-        difference: a fitted prior is not given up for luck.
-        """
-        generator = _generator(seed, "validation", 0)
-        # each part holds some frames of each set; what is left over is left out
-        chunks = zip(*(p.split(max(1, min(128, len(p) // 8))) for p in x), strict=False)
-        parts = [
-            {name: value.item() for name, value in objective(network, part, generator).items()}
-            for part in chunks
-        ]
-        entry: dict = {"step": self.step, "seconds": round(self.seconds, 1)}
-        entry["peak_memory_MB"] = _peak_memory_MB()
-        entry["training_loss"] = terms["loss"].item() if terms else None
-        entry |= {f"validation_{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
-        losses = [p["loss"] for p in parts]
-        gain = np.subtract(self.best_losses, losses) if self.best_losses else np.array([np.inf])
-        error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        self.history.append(entry)
-        if gain.mean() > 2 * error:
-            self.best_losses, self.best_step = losses, self.step
-            self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
-
-    def save(self, folder: Path, expert: Expert, network, average, optimiser) -> None:
-        tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
-        tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        for n, slot in optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{n}.{k}": torch.as_tensor(v) for k, v in slot.items()}
-        facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_losses")}
-        facts |= {"history": self.history, "expert": expert.model_dump(mode="json")}
-        path = folder / f"{expert.name}.safetensors"
-        part = path.with_suffix(".part")
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(tensors, part, metadata={"progress": json.dumps(facts)})
-        os.replace(part, path)
-
-    @classmethod
-    def load(cls, folder: Path, expert: Expert, network, average, optimiser) -> _Progress:
-        path = folder / f"{expert.name}.safetensors"
-        if not path.exists():
-            return cls(history=[])
-        facts, tensors = _read_progress(path)
-
-        network.load_state_dict(_below(tensors, "network."))
-        average.module.load_state_dict(_below(tensors, "average."))
-        state: dict = {}
-        for name, value in _below(tensors, "adam.").items():
-            n, key = name.split(".")
-            state.setdefault(int(n), {})[key] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        facts.pop("expert")
-        return cls(**facts, best=_below(tensors, "best."))
-
-
-def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["progress"])
-        return facts, {name: file.get_tensor(name) for name in file.keys()}
-
-
-def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
-    """The weights that `fit` left, best on held-out snapshots, and their history."""
-    facts, tensors = _read_progress(folder / f"{expert.name}.safetensors")
-    best, config = _below(tensors, "best."), expert.network
-    if isinstance(config, MechanicsConfig) and not facts["best_step"]:
-        # the perceptron did not improve on the prior: leave it out
-        config = config.model_copy(update={"depth": 0})
-        best = {k: v for k, v in best.items() if k.startswith("prior.")}
-    network = build(config, best)
-    network.load_state_dict(best)
-    card = ExpertCard(
-        name=expert.name,
-        sigma=expert.sigma,
-        network=config,
-        best_step=facts["best_step"],
-        history=facts["history"],
-    )
-    return network.eval(), card
-
-
 def _network(expert: Expert, training: tuple[Snapshots, ...], folder: Path, seed: int) -> nn.Module:
     """As it stands in ``folder``, or a new one: a fitted prior is not fitted again."""
     path = folder / f"{expert.name}.safetensors"
@@ -386,27 +186,6 @@ def _network(expert: Expert, training: tuple[Snapshots, ...], folder: Path, seed
         torch.manual_seed(_address(seed, expert.name, -1))
         weight = expert.force_weight
         return build(expert.network, training, sigma=expert.sigma[0], force_weight=weight)
-
-
-def _peak_memory_MB() -> int:
-    """Of this process so far; of the GPU's tensors as well where there is one."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10  # KiB on Linux
-    if torch.cuda.is_available():
-        peak += torch.cuda.max_memory_allocated()
-    return round(peak / 1e6)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _generator(seed: int, name: str, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_address(seed, name, step))
-
-
-def _address(seed: int, name: str, step: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _fit_in_folder(folder: Path, name: str, report) -> None:
@@ -444,3 +223,6 @@ def _main(folder: str, name: str) -> None:
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
+
+
+__getattr__ = forward(__name__, "score.plan score.training_state")

@@ -16,11 +16,10 @@ from scipy import stats
 from torch import Tensor
 
 from ..noise import Noise
-from ..potentials.base import Evaluation
 from ..sampling.kernels import Info, Kernel
 from ..sampling.metropolis import Metropolis
-from ..sampling.run import advance, select
-from ..system import State
+from ..sampling.run import advance
+from ..state import Evaluation, State, select
 from .potentials import assert_zscore
 from .targets import Case
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..sampling.kernels import EulerMaruyama, Info, Kernel
-from ..sampling.metropolis import Metropolis, where_accepted
-from ..system import State
+from ..sampling.euler import EulerMaruyama
+from ..sampling.kernels import Info, Kernel
+from ..sampling.metropolis import Metropolis
+from ..state import State, where_accepted
 from .kernels import ACCEPTANCE, Prescribed
 
 __all__ = [

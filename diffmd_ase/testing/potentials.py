@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..potentials.base import Evaluation, Potential
+from ..potentials.base import Potential
+from ..state import Evaluation
 from ..system import System
 
 __all__ = ["assert_zscore", "check_equivariant", "check_potential", "check_stress"]

@@ -19,7 +19,8 @@ from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 from torch import Tensor
 
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 try:

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from torch import Tensor
 
-from diffmd_ase.potentials.base import Evaluation
+from diffmd_ase.state import Evaluation
 
 __all__ = ["Bases", "frames_of"]
 

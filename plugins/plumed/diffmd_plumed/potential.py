@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from diffmd_ase.potentials.base import Evaluation, Potential
+from diffmd_ase.potentials.base import Potential
+from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
 from . import kernel as kernels

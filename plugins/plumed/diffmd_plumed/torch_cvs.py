@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmd_ase.potentials.cvbias import CVBias
-from diffmd_ase.potentials.cvs import CV
+from diffmd_ase.potentials.biases.base import CVBias
+from diffmd_ase.potentials.biases.cvs import CV
 
 from . import kernel as kernels
 from .check import PlumedInputError, check_input

@@ -8,7 +8,7 @@ import torch
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.sampling.kernels import EulerMaruyama
+from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.run import run
 from diffmd_ase.system import System
 

@@ -5,8 +5,8 @@ import shlex
 import numpy as np
 import pytest
 
-from diffmd_ase.cli import main
-from diffmd_ase.storage import Trajectory
+from diffmd_ase.cli.main import main
+from diffmd_ase.io.trajectory import Trajectory
 
 INPUT = """phi: TORSION ATOMS=5,7,9,15
 m: METAD ARG=phi SIGMA=0.35 HEIGHT=1.2 PACE=5 BIASFACTOR=8 GRID_MIN=-pi GRID_MAX=pi FILE=HILLS

@@ -12,7 +12,7 @@ import torch
 from diffmd_plumed import PlumedPotential
 
 from diffmd_ase import System, load_potential
-from diffmd_ase.doctor import examine
+from diffmd_ase.cli.doctor import examine
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from six_atoms import COLVAR, CVS, HILLS, KT, METAD, SYSTEM, hills
 from diffmd_ase import BatchReverseDiffusion, ReverseDiffusion, ScoreCalculator
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
-from diffmd_ase.potentials.frozen import Frozen
-from diffmd_ase.sampling.kernels import DivergedError, EulerMaruyama
+from diffmd_ase.potentials.biases.recorded import Frozen
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import advance, run
 from diffmd_ase.system import System

@@ -9,7 +9,7 @@ from diffmd_plumed import Driver, PlumedCVPotential, PlumedInputError, PlumedPot
 from four_atoms import KT, SYSTEM, X, check_continued, check_same_files, kernel_of
 
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.cvs import Distance, Function, Torsion
+from diffmd_ase.potentials.biases.cvs import Distance, Function, Torsion
 from diffmd_ase.sampling.run import run
 
 CVS = [Torsion(SYSTEM, [0, 1, 2, 3], name="t"), Distance(SYSTEM, [0, 3], name="d")]

@@ -1,0 +1,1 @@
+"""ASE: calculators and dynamics; no physics of their own."""

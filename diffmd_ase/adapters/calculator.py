@@ -1,0 +1,423 @@
+"""`ScoreCalculator`: a potential of this package as an ASE calculator.
+
+A thin shell around the stateless potentials: it binds a model to the atoms it is
+given, turns arrays into tensors and back, and keeps ASE's cache honest. There is no
+physics here; in particular a score without an energy gets no invented one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators import calculator as ase_calculator
+from ase.calculators.calculator import (
+    CalculationFailed,
+    CalculatorSetupError,
+    InputError,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from torch import Tensor
+
+from ..potentials.ase_calculator import PotentialCalculator
+from ..potentials.base import Potential, evaluate
+from ..potentials.committee import Mean, _mean
+from ..state import Evaluation
+from ..system import System
+
+if TYPE_CHECKING:
+    from ..score.model import ScoreModel
+
+__all__ = ["ScoreCalculator", "register"]
+
+_SETTABLE = ("device", "dtype", "sigma")
+_KEPT = 16  # bound potentials: atoms of several systems may share a calculator
+
+
+class ScoreCalculator(PotentialCalculator):
+    """Energy, forces and stress of a learned score, or of any potential, in ASE.
+
+    Parameters
+    ----------
+    model : path or shipped name of a model, a `ScoreModel`, a `Potential`, a function
+        ``System -> Potential`` (called again when elements, cell or pbc change), or a
+        list of these: a committee, whose mean is used
+    device : "auto" (CUDA where there is one), "cpu", "cuda", …
+    dtype : precision of the network, "float32", "float64" or a torch.dtype;
+        None: that of the model. Results are float64 always
+    sigma : noise level in Å; None: the smallest the model was trained for
+    bias : a `Potential` added to the model. A calculator only evaluates: a bias with
+        memory learns in `sampling.run`, `ReverseDiffusion`, or through its observer
+
+    Attributes
+    ----------
+    details : what ASE has no place for, of the last calculation: ``bias_energy`` (eV),
+        and for a committee ``energy_std`` (eV) and ``forces_std`` (N, 3) in eV/Å
+
+    Raises
+    ------
+    InputError : atoms that the model does not know (elements, number, pbc)
+    CalculationFailed : energy or forces that are not finite
+
+    Notes
+    -----
+    ``copy.deepcopy`` shares model and bias; a pickle of a calculator made from a path
+    or name holds only that, and loads the model when it is first used.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
+    discard_results_on_any_change = True
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | Path | ScoreModel | Potential | Callable | Sequence,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        sigma: float | None = None,
+        bias: Potential | None = None,
+    ):
+        if bias is not None and not isinstance(bias, Potential):
+            raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
+        models = list(model) if isinstance(model, list | tuple) else [model]
+        if not models:
+            raise ValueError("an empty list of models: a committee has at least 2 members")
+        self._models = [_checked(m) for m in models]
+        # absolute: a pickle may be read in another directory
+        self._sources = [_source(m) for m in models]
+        self._bias = bias
+        self._bound: dict[tuple, tuple] = {}
+        self._shadow: tuple = (None, None)
+        # (model, positions, stress, value, details) without the bias, which may learn
+        self._known: tuple | None = None
+        self.details: dict = {}
+        super().__init__()
+        self.set(
+            model=[_label(m) for m in models] if len(models) > 1 else _label(models[0]),
+            device=device,
+            dtype=dtype,
+            sigma=sigma,
+            bias=None if bias is None else type(bias).__name__,
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls, path, *, device="auto", dtype=None, sigma=None, bias=None
+    ) -> ScoreCalculator:
+        """The calculator of a model file; the same as ``ScoreCalculator(path, ...)``."""
+        return cls(path, device=device, dtype=dtype, sigma=sigma, bias=bias)
+
+    def _get_name(self) -> str:
+        return "diffmd"
+
+    @property
+    def bias(self) -> Potential | None:
+        """The potential added to the model."""
+        return self._bias
+
+    def set(self, **changes):
+        """Change ``sigma`` (Å), ``device`` or ``dtype``; results are discarded."""
+        known = _SETTABLE if self.parameters else ("model", "bias", *_SETTABLE)
+        for name in changes:
+            if name not in known:
+                raise InputError(f"{name!r} cannot be set, only {', '.join(known)} can")
+        # parameters are written into every trajectory: plain JSON values only
+        if changes.get("device") is not None:
+            changes["device"] = str(changes["device"])
+        if changes.get("dtype") is not None:
+            changes["dtype"] = _dtype_name(changes["dtype"])
+        if changes.get("sigma") is not None:
+            changes["sigma"] = float(changes["sigma"])
+            if not changes["sigma"] > 0:
+                raise ValueError(f"sigma={changes['sigma']} must be positive (Å)")
+        changed = super().set(**changes)
+        if changed:
+            self._bound = {}
+        return changed
+
+    def set_atoms(self, atoms: Atoms) -> None:
+        """ASE's hook of ``atoms.calc = calc``: refuse what the model does not know."""
+        self.potential(atoms)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation; ASE's answer at a tenth of its cost."""
+        if self.atoms is None or _key(self.atoms) != _key(atoms):
+            return super().check_state(atoms, tol)
+        near = np.abs(self.atoms.positions - atoms.positions).max(initial=0.0) <= tol
+        return [] if near else ["positions"]
+
+    def potential(self, atoms: Atoms) -> Potential:
+        """Model plus bias, bound to the elements, cell and pbc of ``atoms``."""
+        return self._bind(atoms)[0]
+
+    def device(self, atoms: Atoms) -> torch.device:
+        """Where the model of these atoms computes."""
+        return self._bind(atoms)[2]
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """ASE's entry point: one evaluation, all results that it gives."""
+        super().calculate(atoms, list(properties), system_changes)
+        if self.atoms is None:
+            raise CalculatorSetupError("no atoms: calculate(atoms) or attach the calculator")
+        stress = "stress" in properties
+        potential, model, device = self._bind(self.atoms)
+        if stress:
+            _check_stress(potential, self.atoms)
+        x = torch.tensor(self.atoms.positions, device=device)
+        value, details = self._evaluate(model, x, stress=stress)
+        results = _results(value, stress=stress)
+        if "energy" in properties and "energy" not in results:
+            raise PropertyNotImplementedError(
+                f"{type(model).__name__} is not conservative: its forces are not the gradient of "
+                "an energy, so there is none to give"
+            )
+        self.results, self.details = results, details
+
+    def adopt(self, atoms: Atoms, value: Evaluation) -> None:
+        """Take ``value``, evaluated elsewhere at ``atoms``, as if it had been calculated.
+
+        Dynamics seed the cache with the forces of their own state this way.
+        """
+        key = _key(atoms)
+        if self.atoms is not None and self._shadow[0] is self.atoms and self._shadow[1] == key:
+            # a copy of Atoms costs more than a small network
+            self.atoms.positions[...] = atoms.positions
+        else:
+            self.atoms = atoms.copy()
+            self._shadow = self.atoms, key
+        self.results, self.details = _results(value, stress=False), {}
+
+    def predict_batch(self, images: Sequence[Atoms], *, stress: bool = False) -> list[dict]:
+        """Results of many structures; those of one system are evaluated in one batch.
+
+        Returns
+        -------
+        one dict per image: ``energy``, ``free_energy`` (eV), ``forces`` (N, 3) in eV/Å
+        and, where asked for, ``stress`` (6,) in eV/Å³
+        """
+        groups: dict[tuple, list[int]] = {}
+        for i, atoms in enumerate(images):
+            groups.setdefault(_key(atoms), []).append(i)
+        out: list[dict] = [{} for _ in images]
+        for members in groups.values():
+            first = images[members[0]]
+            potential, model, device = self._bind(first)
+            if stress:
+                _check_stress(potential, first)
+            x = torch.tensor(np.stack([images[i].positions for i in members]), device=device)
+            value, _ = self._evaluate(model, x, stress=stress)
+            for n, i in enumerate(members):
+                one = Evaluation(*(None if part is None else part[n] for part in value))
+                out[i] = _results(one, stress=stress)
+        return out
+
+    def _evaluate(self, model: Potential, x: Tensor, *, stress: bool):
+        base, details = self._evaluate_model(model, x, stress)
+        if self._bias is None:
+            return base, details
+        total = evaluate(self._bias.terms, x, stress=stress, base=base)
+        if total.energy is not None and x.ndim == 2:
+            details = {**details, "bias_energy": float(total.energy - base.energy)}
+        return total, details
+
+    def _evaluate_model(self, model: Potential, x: Tensor, stress: bool):
+        learns = self._bias is not None and self._bias.has_memory and not model.has_memory
+        if learns and self._known is not None:
+            known, positions, had_stress, base, details = self._known
+            if known is model and had_stress == stress and torch.equal(positions, x):
+                return base, details  # only the bias has changed
+        details = {}
+        if isinstance(model, Mean):
+            members = model.members(x, stress=stress)
+            base = _mean(members)
+            details["forces_std"] = _numpy(torch.stack([m.forces for m in members]).std(0))
+            if base.energy is not None and x.ndim == 2:
+                details["energy_std"] = float(torch.stack([m.energy for m in members]).std(0))
+        else:
+            base = evaluate(model.terms, x, stress=stress)
+        if learns:
+            self._known = model, x, stress, base, details
+        return base, details
+
+    def _bind(self, atoms: Atoms) -> tuple[Potential, Potential, torch.device]:
+        """The total, the model without the bias, and where it computes."""
+        key = _key(atoms)
+        if key not in self._bound:
+            system = System.from_atoms(atoms)
+            try:
+                members = [self._potential(i, system) for i in range(len(self._models))]
+                model = members[0] if len(members) == 1 else Mean(*members)
+                total = model if self._bias is None else model + self._bias
+            except ValueError as error:
+                raise InputError(str(error)) from error
+            if len(self._bound) >= _KEPT:
+                del self._bound[next(iter(self._bound))]
+            self._bound[key] = total, model, self._device_of(members)
+        return self._bound[key]
+
+    def _potential(self, index: int, system: System) -> Potential:
+        from ..score.model import ScoreModel
+
+        model = self._models[index]
+        device, dtype, sigma = (self.parameters[name] for name in _SETTABLE)
+        if isinstance(model, str | Path):
+            model = self._models[index] = ScoreModel.load(model)
+        if isinstance(model, ScoreModel):
+            dtype = None if dtype is None else getattr(torch, dtype)
+            return model.potential(system, sigma=sigma, device=device, dtype=dtype)
+        for name, value in (("sigma", sigma), ("dtype", dtype)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value!r} is a setting of a ScoreModel; a {_label(model)} has none: "
+                    "choose it where the potential is made"
+                )
+        if not isinstance(model, Potential):
+            return model(system)
+        known = model.system
+        if known is not None and not _same(known, system):
+            raise ValueError(
+                f"{type(model).__name__} is bound to {_describe(known)}, the atoms are "
+                f"{_describe(system)}: give a function System -> Potential to follow such changes"
+            )
+        return model
+
+    def _device_of(self, members: list[Potential]) -> torch.device:
+        from ..potentials.learned import ScorePotential
+
+        for member in members:
+            for term in member.terms:
+                if isinstance(term, ScorePotential):
+                    return torch.device(term.device)
+        device = self.parameters["device"]
+        # analytic potentials and other programs live where their user put them: the CPU
+        return torch.device("cpu" if device == "auto" else device)
+
+    def __deepcopy__(self, memo) -> ScoreCalculator:
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(self.__getstate__())
+        # weights are shared, not loaded again
+        new._models = list(self._models)
+        new._bound = dict(self._bound)
+        new.parameters = type(self.parameters)(self.parameters)
+        new.results = dict(self.results)  # replaced, never changed in place
+        new.atoms = None if self.atoms is None else self.atoms.copy()
+        return new
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        state["_models"] = [
+            model if source is None else source
+            for model, source in zip(self._models, self._sources, strict=True)
+        ]
+        state["_bound"], state["_shadow"], state["_known"] = {}, (None, None), None
+        # a method that ASE sets on the instance
+        state.pop("get_spin_polarized", None)
+        return state
+
+
+def _checked(model):
+    """The model if it is of a kind that `ScoreCalculator` takes."""
+    if isinstance(model, str | Path) or callable(model):
+        return model
+    from ..score.model import ScoreModel
+
+    if isinstance(model, ScoreModel):
+        return model
+    raise TypeError(
+        f"model is a {type(model).__name__}; expected a path or shipped name, a ScoreModel, a "
+        "Potential, a function System -> Potential, or a list of these"
+    )
+
+
+def _source(model) -> str | None:
+    """Where to load the model again: absolute path or shipped name; None: nowhere."""
+    if not isinstance(model, str | Path):
+        return None
+    return str(Path(model).resolve()) if Path(model).exists() else str(model)
+
+
+def _label(model) -> str:
+    """What trajectories and messages call the model."""
+    if isinstance(model, str | Path):
+        return str(model)
+    if inspect.isfunction(model):
+        return model.__qualname__
+    return type(model).__name__
+
+
+def _dtype_name(dtype: str | torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise ValueError(f"{dtype=}: expected float32 or float64")
+    return name
+
+
+def _key(atoms: Atoms) -> tuple:
+    """What a potential is bound to; cheap, since it is looked up at every call."""
+    return atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
+
+
+def _same(a: System, b: System) -> bool:
+    """Equal for a potential: elements, pbc and, where periodic, cell; masses are free."""
+    return (
+        np.array_equal(a.numbers, b.numbers)
+        and np.array_equal(a.pbc, b.pbc)
+        and (not b.periodic or np.allclose(a.cell, b.cell, rtol=0, atol=1e-10))
+    )
+
+
+def _describe(system: System) -> str:
+    cell = "" if system.cell is None else f", cell {np.round(system.cell, 4).tolist()}"
+    return f"{system.formula} ({len(system)} atoms, pbc={system.pbc.tolist()}{cell})"
+
+
+def _check_stress(potential: Potential, atoms: Atoms) -> None:
+    if atoms.cell.rank < 3:
+        raise PropertyNotImplementedError(
+            f"stress needs a cell of three vectors, this one has rank {atoms.cell.rank}"
+        )
+    for term in potential.terms:
+        # a potential in a user's script is __call__(self, x) alone
+        if "stress" not in inspect.signature(term).parameters:
+            raise PropertyNotImplementedError(f"{type(term).__name__} has no stress")
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    """A float64 copy on the host: float32 arrays upset ASE and PLUMED."""
+    return np.array(value.detach().cpu().numpy(), dtype=np.float64)
+
+
+def _results(value: Evaluation, *, stress: bool) -> dict:
+    """ASE's results; raises CalculationFailed for numbers that are not finite."""
+    results: dict = {}
+    if value.energy is not None:
+        results["energy"] = results["free_energy"] = float(value.energy)
+    results["forces"] = _numpy(value.forces)
+    if stress:
+        if value.stress is None:
+            raise PropertyNotImplementedError("the potential gives no stress for this system")
+        results["stress"] = _numpy(value.stress)
+    for name, part in results.items():
+        if not np.isfinite(part).all():
+            raise CalculationFailed(
+                f"{name} is not finite: look for overlapping atoms or positions that are NaN"
+            )
+    return results
+
+
+def register(name: str = "diffmd") -> None:
+    """Make ``get_calculator_class(name)`` of ASE know `ScoreCalculator`; again is fine."""
+    known = ase_calculator.external_calculators.get(name)
+    if known is ScoreCalculator:
+        return
+    if known is not None or name in ase_calculator.names:
+        raise ValueError(f"{name!r} is already the name of another ASE calculator")
+    ase_calculator.register_calculator_class(name, ScoreCalculator)

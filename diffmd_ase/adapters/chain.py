@@ -1,0 +1,233 @@
+"""Book-keeping between `Atoms` and one chain or a batch of chains.
+
+The chain is advanced by `sampling.run.advance`; here the atoms are followed (moved by the
+user, another calculator, another cell), and told where the chain has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.parallel import world
+
+from ..noise import Noise
+from ..sampling.acceptance import Tally
+from ..sampling.adaptation import Adaptation, DualAveraging, adapt
+from ..sampling.kernels import DivergedError
+from ..sampling.run import advance
+from ..state import State
+from .physics import Physics
+
+__all__ = ["Chain", "check_images", "seed_of"]
+
+log = logging.getLogger(__name__)
+
+
+class Chain:
+    """One chain, or a batch of chains, between `Atoms` and the kernel.
+
+    Parameters
+    ----------
+    images : the atoms of each walker
+    physics : kernel and energies
+    batched : positions of the state are (B, N, 3); False: of one walker, (N, 3)
+    seed : of the noise
+    """
+
+    def __init__(self, images: list[Atoms], physics: Physics, *, batched: bool, seed: int):
+        self.images, self.physics, self._batched = images, physics, batched
+        self.live = list(range(len(images)))
+        self.lost: dict[int, int] = {}
+        self.noise = Noise(seed)
+        self.state: State | None = None
+        self.before: State | None = None
+        self.tally = Tally.empty(len(images))
+        self.adaptation: Adaptation | None = None
+        self._written: np.ndarray | None = None
+
+    @property
+    def kernel(self):
+        return self.physics.kernel
+
+    def sync(self, step: int) -> None:
+        """Make the state that of the atoms as they are now, at step count ``step``.
+
+        Costs an evaluation only if positions, cell, elements or calculator have changed
+        since the last step.
+        """
+        if self.physics.follow():
+            self.state = None
+        if self.state is None or not np.array_equal(self.positions(), self._written):
+            self._start(step)
+        elif self.state.step != step:
+            self.state, self.before = replace(self.state, step=step), None
+
+    def advance(self) -> None:
+        """One step; diverged walkers of a batch are put aside and the others go on."""
+        while True:
+            try:
+                new, info = advance(self.kernel, self.state, self.noise)
+                break
+            except DivergedError as error:
+                if error.survivors is None:
+                    raise
+                self.state = error.survivors
+                self.live = error.survivors.walkers.tolist()
+                self.lost |= dict.fromkeys(error.walkers, error.step)
+                warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+        self.before, self.state = self.state, new
+        self.tally = self._tally().add(info, self._columns())
+        self.physics.keep(new)
+        self._write()
+
+    def adapt(self, n_steps: int, settings: DualAveraging | None) -> Adaptation:
+        """Tune the step size in ``n_steps`` steps, which are not written or counted."""
+        _, state, record = adapt(
+            self.kernel, self.state, n_steps, noise=self.noise, settings=settings
+        )
+        self.physics.scale(record.factor)
+        self.adaptation = record
+        rows = state.x.double().cpu().numpy().reshape(len(self.live), -1, 3)
+        for i, row in zip(self.live, rows, strict=True):
+            self.images[i].set_positions(row)
+        self._start(state.step)
+        log.info("step adapted by %.4g: %.3g accepted", record.factor, record.reached)
+        return record
+
+    def restore(self, state: State) -> None:
+        """Move the atoms to ``state``, which is evaluated when it is needed."""
+        rows = state.x.double().cpu().numpy().reshape(-1, len(self.images[0]), 3)
+        ids = range(len(rows)) if state.walkers is None else state.walkers.tolist()
+        if not set(ids) <= set(range(len(self.images))):
+            raise ValueError(f"walkers {list(ids)} for {len(self.images)} images")
+        self.live = list(ids)
+        for i, row in zip(ids, rows, strict=True):
+            self.images[i].set_positions(row, apply_constraint=False)
+        self.state = None
+
+    def positions(self) -> np.ndarray:
+        """Positions of the live walkers as the atoms have them, (B, N, 3)."""
+        if len(self.live) == 1:
+            return self.images[self.live[0]].positions[None]
+        return np.stack([self.images[i].positions for i in self.live])
+
+    def tensor(self) -> torch.Tensor:
+        """The same, on the device of the chain: (B, N, 3), or (N, 3) of one walker."""
+        x = torch.tensor(self.positions(), device=self.physics.device)
+        return x if self._batched else x[0]
+
+    def _start(self, step: int) -> None:
+        x, ids = self.tensor(), None
+        if len(self.live) < len(self.images):
+            ids = torch.tensor(self.live, device=x.device)
+        try:
+            state = self.kernel.init(x, walkers=ids)
+        except ValueError as error:
+            count, words = self.physics.failed
+            if not count:
+                raise
+            raise ValueError(f"{error}; {words}") from error
+        self.physics.keep(state, first=True)
+        if not torch.isfinite(state.x.sum() + state.forces.sum()):
+            raise ValueError(
+                "the forces at the initial positions are not finite: look for overlapping atoms "
+                "or positions that are NaN"
+            )
+        if self.physics.com:
+            for forces in self.physics.felt(state):
+                _check_com(self.images[0].get_masses(), forces)
+        self.state, self.before = replace(state, step=step), None
+        self._written = self.positions().copy()
+
+    def _write(self) -> None:
+        rows = self.state.x.detach().cpu().numpy()
+        rows = rows if rows.ndim == 3 else rows[None]
+        for i, row in zip(self.live, rows, strict=True):
+            self.images[i].set_positions(row)
+        self._written = rows
+        if self.physics.com:
+            # ASE's FixCom shifts all atoms alike: a choice of origin, which no force feels
+            self._written = self.positions().copy()
+            self.state = replace(self.state, x=self.tensor())
+        elif self._held() and not np.array_equal(self.positions(), rows):
+            raise ValueError(
+                "a constraint moved the atoms away from the state: constraints are read at "
+                "construction, make a new dynamics after changing them; a kernel holds an atom "
+                "by h = 0"
+            )
+
+    def _held(self) -> bool:
+        return any(self.images[i].constraints for i in self.live)
+
+    def _tally(self) -> Tally:
+        device = self.state.x.device
+        if self.tally.steps.device != device:  # the calculator of the atoms has moved
+            self.tally = Tally.from_dict(self.tally.to_dict(), device)
+        return self.tally
+
+    def _columns(self) -> torch.Tensor | None:
+        if len(self.live) == len(self.images):
+            return None
+        return torch.tensor(self.live, device=self.state.x.device)
+
+
+def check_images(images: list[Atoms]) -> None:
+    """Raise ``ValueError`` unless the images can be walkers of one batch."""
+    if not images:
+        raise ValueError("no images: expected a list of Atoms, one for each walker")
+    first = images[0]
+    if len({id(image) for image in images}) < len(images):
+        raise ValueError("the same Atoms object appears twice: use atoms.copy() for each walker")
+    for i, image in enumerate(images[1:], start=1):
+        if not (
+            np.array_equal(image.numbers, first.numbers)
+            and np.array_equal(image.get_masses(), first.get_masses())
+            and np.array_equal(image.cell.array, first.cell.array)
+            and np.array_equal(image.pbc, first.pbc)
+        ):
+            raise ValueError(
+                f"image {i} ({image.get_chemical_formula()}) differs from image 0 "
+                f"({first.get_chemical_formula()}) in elements, masses, cell or pbc; a batch is "
+                "of one system"
+            )
+        if [c.todict() for c in image.constraints] != [c.todict() for c in first.constraints]:
+            raise ValueError(f"image {i} and image 0 have different constraints")
+        if image.calc is not None and image.calc is not first.calc:
+            raise ValueError(
+                f"image {i} has a calculator of its own; the one of image 0 serves the batch: "
+                "attach that one, or none, to the others"
+            )
+
+
+def _check_com(masses: np.ndarray, forces: torch.Tensor) -> None:
+    """Fixing the mean and shifting to the centre of mass is exact if no force feels a shift."""
+    net = forces.sum(-2).norm(dim=-1)
+    if np.ptp(masses) > 0 and (net > 1e-3 * forces.norm(dim=-1).sum(-1)).any():
+        raise ValueError(
+            f"FixCom with a net force of {float(net.max()):.3g} eV/Å: something outside holds the "
+            "atoms, and a shift to the centre of mass would change their energy; drop FixCom"
+        )
+
+
+def seed_of(rng) -> int:
+    """Seed from what ASE users pass as ``rng``; None draws one, the same on all ranks."""
+    if rng is None:
+        drawn = np.array([secrets.randbits(63)])
+        world.broadcast(drawn, 0)
+        log.info("rng=None: drew the seed %d", drawn[0])
+        return int(drawn[0])
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**63 - 1))
+    if isinstance(rng, np.random.RandomState):
+        return int(rng.randint(2**31 - 1))
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
+        return int(rng)
+    raise TypeError(
+        f"rng is a {type(rng).__name__}; expected an int, a numpy Generator or RandomState, or None"
+    )

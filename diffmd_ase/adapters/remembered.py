@@ -1,0 +1,62 @@
+"""Terms that keep their value at the state of each walker, whatever is proposed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..potentials.base import Potential, Wrapped, add_term
+from ..state import Evaluation
+
+__all__ = []
+
+
+class _Remembered(Wrapped):
+    """A term that keeps its value at the state of each walker, whatever is proposed."""
+
+    def __init__(self, term: Potential):
+        super().__init__(term)
+        self._last: tuple[Tensor, Evaluation] | None = None
+        self._kept: tuple[Tensor, Evaluation] | None = None
+        self._complete = False
+
+    def __call__(self, x, **options) -> Evaluation:
+        value = Evaluation(*self.inner(x, **options))
+        self._last = x, value
+        return value
+
+    def keep(self, x: Tensor, *, first: bool) -> None:
+        """Positions of the walkers are ``x`` now."""
+        seen, value = self._last
+        known = None if first else self._kept
+        if seen is x or known is None or known[0].shape != x.shape or seen.shape != x.shape:
+            self._kept = self._last
+        else:
+            here = (seen == x).flatten(-2).all(-1)
+            before, old = known
+            self._kept = _rows(here, seen, before), _rows(here, value, old)
+        self._complete = self._kept[0] is x or torch.equal(self._kept[0], x)
+
+    def known(self) -> Evaluation | None:
+        """The value at the state, if it has been evaluated there."""
+        return self._kept[1] if self._complete else None
+
+
+def _rows(mask: Tensor, new, old):
+    """``new`` where ``mask`` (*batch), else ``old``, of tensors and evaluations."""
+    if isinstance(new, Evaluation):
+        return Evaluation(*(_rows(mask, a, b) for a, b in zip(new, old, strict=True)))
+    if new is None or old is None:
+        return None
+    return torch.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
+
+
+def _total(terms, x: Tensor) -> Evaluation:
+    total = None
+    for term in terms:
+        total, _ = add_term(total, term, x, value=term.known())
+    return total
+
+
+def _inner(term: Potential) -> Potential:
+    return term.inner if isinstance(term, _Remembered) else term

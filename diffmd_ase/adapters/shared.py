@@ -1,0 +1,131 @@
+"""What all dynamics classes show of their chain."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from ase import units as ase_units
+
+from .. import units
+from ..noise import Noise
+from ..sampling.adaptation import Adaptation, DualAveraging
+from ..sampling.kernels import Kernel
+from ..sampling.step_size import Step
+from ..state import State
+from .chain import Chain, check_images, seed_of
+from .physics import OfCalculator
+
+__all__ = []
+
+
+class _Adapter:
+    """What all classes show of their chain."""
+
+    chain: Chain
+    nsteps: int
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel; frozen."""
+        return self.chain.kernel
+
+    @property
+    def noise(self) -> Noise:
+        """The noise; ``noise.seed`` and the step count are all that a restart needs."""
+        return self.chain.noise
+
+    @property
+    def acceptance(self) -> float:
+        """Fraction of the proposals accepted so far, all walkers; NaN for plain dynamics."""
+        return self.chain.tally.acceptance
+
+    @property
+    def state(self) -> State:
+        """Positions, forces and step count, evaluated if they are not yet known.
+
+        Setting it moves the atoms there and sets the step count: a restart.
+        """
+        self.chain.sync(self.nsteps)
+        return self.chain.state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.chain.restore(state)
+        self.nsteps = state.step
+
+    def adapt(self, steps: int, *, settings: DualAveraging | None = None) -> Adaptation:
+        """Tune the step size in ``steps`` steps to the acceptance wanted, then freeze it.
+
+        Call it before `run`. The steps count, so that noise goes on, but no observer is
+        called: warm-up is in no trajectory and no log, and is no sample. See
+        `sampling.adaptation.adapt`; the record is in ``todict``. A restart does not repeat
+        it: give the step that was found (``dyn.step_size``).
+
+        Raises
+        ------
+        TypeError : plain dynamics, which has no acceptance
+        """
+        self.chain.sync(self.nsteps)
+        record = self.chain.adapt(steps, settings)
+        self.nsteps = record.end
+        return record
+
+    def todict(self) -> dict:
+        """Settings that say how to repeat the run; JSON values only."""
+        adaptation = self.chain.adaptation
+        return {
+            "type": "molecular-dynamics",
+            "md-type": type(self).__name__,
+            **self.chain.physics.todict(),
+            "seed": self.noise.seed,
+            "adaptation": None if adaptation is None else asdict(adaptation),
+        }
+
+
+class _Reverse(_Adapter):
+    """What one walker and a batch of harmonic-coupled steps have in common."""
+
+    dt: float
+
+    def _start(
+        self, images, batched, temperature_K, words, bias, target, proposal_steps, rng
+    ) -> None:
+        check_images(images)
+        kelvin = float(temperature_K)
+        kT = units.kT_from_temperature(kelvin)
+        physics = OfCalculator(
+            images,
+            temperature_K=kelvin,
+            kT=kT,
+            bias=bias,
+            target=target,
+            proposal_steps=proposal_steps,
+        )
+        self.chain = Chain(images, physics, batched=batched, seed=seed_of(rng))
+        timestep, friction, mobility, spring = words
+        physics.choose(
+            self.chain.tensor(),
+            timestep=timestep,
+            friction=friction,
+            mobility=mobility,
+            spring=spring,
+        )
+        self._physics = physics
+
+    @property
+    def step_size(self) -> Step:
+        """The resolved step: ``h`` (Å²), ``timestep``, and where they come from."""
+        return self._physics.step_size
+
+    def adapt(self, steps: int, *, settings: DualAveraging | None = None) -> Adaptation:
+        record = super().adapt(steps, settings=settings)
+        self.dt = self.step_size.timestep
+        return record
+
+    def clock(self) -> list[tuple[str, float, str]]:
+        """Name, value and format of the time in a log."""
+        time = self.nsteps * self.dt
+        if self.step_size.physical:
+            return [("Time[ps]", time / (1000 * ase_units.fs), "14.6f")]
+        # with unit mobility the clock is D·t = kT·t
+        return [("D*t[A^2]", time * self._physics.kT, "14.6e")]

@@ -1,0 +1,363 @@
+"""Free-energy surfaces, differences and barriers from weighted samples, with error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.special import logsumexp
+
+from ..statistics import Estimate, mean_estimate, statistical_inefficiency
+from .reweighting import Samples, coordinates
+
+__all__ = [
+    "Axis",
+    "Basin",
+    "BlockScan",
+    "Convergence",
+    "Surface",
+    "basin_difference",
+    "basin_difference_on_grid",
+    "block_scan",
+    "convergence",
+    "free_energy_surface",
+]
+
+_MIN_BLOCKS, _MAX_BLOCKS = 8, 64
+_MANY_WALKERS = 8
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Equal bins of one variable, on a circle where ``periodic``."""
+
+    name: str
+    low: float
+    high: float
+    bins: int
+    periodic: bool = False
+
+    def __post_init__(self):
+        if not (self.high > self.low and self.bins >= 2):
+            raise ValueError(
+                f"axis {self.name}: [{self.low}, {self.high}] in {self.bins} bins; expected "
+                "a positive length and two bins at least"
+            )
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / self.bins
+
+    @property
+    def centres(self) -> np.ndarray:
+        return self.low + self.width * (np.arange(self.bins) + 0.5)
+
+    def index(self, s: np.ndarray) -> np.ndarray:
+        """Bin of each value, -1 outside."""
+        n = np.floor((s - self.low) / self.width).astype(int)
+        if self.periodic:
+            return n % self.bins
+        n = np.where(s == self.high, self.bins - 1, n)
+        return np.where((n >= 0) & (n < self.bins), n, -1)
+
+
+@dataclass(frozen=True)
+class Basin:
+    """A range of each of some variables; with ``low > high`` through a periodic boundary."""
+
+    ranges: dict[str, tuple[float, float]]
+
+    def contains(self, samples: Samples) -> np.ndarray:
+        """(n,) bool. Raises ``ValueError`` for a variable that the samples lack."""
+        inside = np.ones(len(samples), bool)
+        for name in self.ranges:
+            if name not in samples.names:
+                raise ValueError(f"basin on {name}: there is only {', '.join(samples.names)}")
+            n = samples.names.index(name)
+            inside &= self.along(name, samples.s[:, n], samples.periods[n])
+        return inside
+
+    def along(self, name: str, s: np.ndarray, period: float = 0.0) -> np.ndarray:
+        """Whether values of one variable are inside its range."""
+        low, high = self.ranges[name]
+        if period:
+            return (s - low) % period <= (high - low) % period
+        if low >= high:
+            raise ValueError(f"basin {name}: {low} to {high}: expected low < high")
+        return (s >= low) & (s <= high)
+
+    def on_grid(self, axes: Sequence[Axis]) -> np.ndarray:
+        """Bool on the grid: bins whose centre is inside."""
+        inside = np.ones([a.bins for a in axes], bool)
+        known = [a.name for a in axes]
+        for name in self.ranges:
+            if name not in known:
+                raise ValueError(f"basin on {name}: the surface is that of {', '.join(known)}")
+            n = known.index(name)
+            axis = axes[n]
+            period = axis.high - axis.low if axis.periodic else 0.0
+            shape = [1] * len(axes)
+            shape[n] = axis.bins
+            inside &= self.along(name, axis.centres, period).reshape(shape)
+        return inside
+
+
+@dataclass(frozen=True)
+class Surface:
+    """``F(s) = -kT ln p(s)`` on a grid, lowest bin 0, in the unit of kT.
+
+    Attributes
+    ----------
+    free_energy : (*shape), infinite where no sample fell
+    deviations : (B, *shape) relative weight of each of B blocks in a bin, minus that of
+        the block in all: what -ln p owes to the block
+    error : standard error of -kT ln p(s), p normalised; nan where no sample fell
+    """
+
+    axes: tuple[Axis, ...]
+    kT: float
+    free_energy: np.ndarray
+    deviations: np.ndarray
+
+    @property
+    def error(self) -> np.ndarray:
+        return np.where(np.isfinite(self.free_energy), self._spread(self.deviations), np.nan)
+
+    def difference(self, at: tuple[int, ...], reference: tuple[int, ...]) -> Estimate:
+        """``F(at) - F(reference)`` of two bins; correlations between them are in the error."""
+        value = self.free_energy[at] - self.free_energy[reference]
+        by_bin = np.moveaxis(self.deviations, 0, -1)
+        delta = by_bin[at] - by_bin[reference]
+        error = float(self._spread(delta)) if np.isfinite(value) else np.nan
+        return Estimate(float(value), error, float(len(self.deviations)))
+
+    def _spread(self, deviations: np.ndarray) -> np.ndarray:
+        blocks = len(deviations)
+        return self.kT * np.sqrt(blocks / (blocks - 1) * (deviations**2).sum(0))
+
+
+def free_energy_surface(
+    samples: Samples,
+    axes: Sequence[Axis],
+    *,
+    kT: float,
+    bandwidth: Sequence[float] | None = None,
+    blocks: int | None = None,
+) -> Surface:
+    """Weighted histogram, or kernel density with Gaussians of ``bandwidth``, and its error.
+
+    ``F = -kT ln Σ_n w_n 1(s_n in bin)``; the kernels are applied to the binned weights,
+    around the circle for periodic axes, and lower barriers by widening them. The error is
+    that of a ratio from blocks: with A_b(s) the weight that block b has in a bin and W_b
+    its weight in all, ``δ_b = A_b/ΣA - W_b/ΣW`` and ``error² = kT² B/(B-1) Σ δ_b²``. Blocks
+    are pieces of time of each walker and, with 8 walkers or more, also whole walkers:
+    the larger error holds.
+
+    ``blocks`` : how many; default, pieces ten times as long as the statistical
+    inefficiency, between 8 and 64 of them.
+
+    Raises
+    ------
+    ValueError : axes that do not fit, a bandwidth narrower than half a bin, no sample inside
+    """
+    axes = tuple(axes)
+    if tuple(a.name for a in axes) != samples.names:
+        raise ValueError(f"axes {[a.name for a in axes]} for the variables {samples.names}")
+    if bandwidth is not None:
+        _check_bandwidth(bandwidth, axes)
+    shape = tuple(a.bins for a in axes)
+    index = np.stack([a.index(samples.s[:, n]) for n, a in enumerate(axes)])
+    inside = (index >= 0).all(0)
+    if not inside.any():
+        raise ValueError("no sample is inside the axes: widen their ranges")
+    flat = np.ravel_multi_index(tuple(index[:, inside]), shape)
+    w = samples.weights
+    best = None
+    for label in _block_labels(samples, blocks):
+        count = label.max() + 1
+        size = int(np.prod(shape))
+        cells = np.bincount(label[inside] * size + flat, w[inside], count * size)
+        cells = cells.reshape(count, *shape)
+        if bandwidth is not None:
+            cells = _smooth(cells, axes, bandwidth)
+        total = cells.sum(0)
+        share = np.bincount(label, w, count) / w.sum()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            deviation = cells / total - share.reshape(-1, *[1] * len(shape))
+        deviation = np.where(total > 0, deviation, np.nan)
+        spread = count / (count - 1) * np.nansum(deviation**2 * total) / total.sum()
+        if best is None or spread > best[0]:
+            best = spread, deviation, total
+    _, deviation, total = best
+    with np.errstate(divide="ignore"):
+        energy = -kT * np.log(total)
+    return Surface(axes, kT, energy - energy.min(), deviation)
+
+
+def _smooth(cells: np.ndarray, axes: Sequence[Axis], bandwidth: Sequence[float]) -> np.ndarray:
+    for n, axis in enumerate(axes):
+        mode = "wrap" if axis.periodic else "reflect"  # the weight stays inside
+        cells = gaussian_filter1d(
+            cells, bandwidth[n] / axis.width, axis=n + 1, mode=mode, truncate=5.0
+        )
+    return cells
+
+
+def _check_bandwidth(bandwidth, axes) -> None:
+    if len(bandwidth) != len(axes):
+        raise ValueError(f"{len(bandwidth)} bandwidths for {len(axes)} variables: give one each")
+    for width, axis in zip(bandwidth, axes, strict=True):
+        if not width >= axis.width / 2:
+            raise ValueError(
+                f"bandwidth {width} of {axis.name} is below half a bin of {axis.width:.3g}: "
+                "take more bins or a wider kernel"
+            )
+
+
+def _block_labels(samples: Samples, blocks: int | None) -> list[np.ndarray]:
+    """Pieces of time of each walker and, of many walkers, the walkers themselves."""
+    walkers, own = np.unique(samples.walker, return_inverse=True)
+    if blocks is None:
+        g = statistical_inefficiency(samples.series(_slowest(samples)))
+        blocks = int(np.clip(len(samples) / (10 * g), _MIN_BLOCKS, _MAX_BLOCKS))
+    if blocks < 2:
+        raise ValueError(f"{blocks=}: an error needs two at least")
+    pieces = max(1, round(blocks / len(walkers)))
+    if pieces * len(walkers) < 2 or len(samples) < 2 * pieces * len(walkers):
+        raise ValueError(
+            f"{len(samples)} samples of {len(walkers)} walkers cannot make {blocks} blocks"
+        )
+    piece = np.minimum((samples.progress() * pieces - 1e-9).astype(int), pieces - 1)
+    found = [own * pieces + piece]
+    if len(walkers) >= _MANY_WALKERS and pieces > 1:
+        found.append(own)
+    return found
+
+
+def _slowest(samples: Samples) -> np.ndarray:
+    w = samples.weights
+    series = [w * (v - np.mean(w * v)) for v in coordinates(samples)]
+    return max(series, key=lambda z: statistical_inefficiency(samples.series(z)))
+
+
+# ------------------------------------------------------------------------ two basins
+
+
+def basin_difference(samples: Samples, a: Basin, b: Basin, *, kT: float) -> Estimate:
+    """``ΔF = F_b - F_a = -kT ln(Σ_b w/Σ_a w)``, with weights and time in its error.
+
+    The error is that of the mean of ``w (1_b/p_b - 1_a/p_a)``, a correlated series.
+
+    Raises ``ValueError`` where a basin holds no sample.
+    """
+    p_a, p_b, z = _influence(samples, a, b)
+    found = mean_estimate(samples.series(z))
+    variance = 1 / p_a + 1 / p_b
+    n_effective = variance / found.error**2 if found.error > 0 else 0.0
+    return Estimate(float(-kT * np.log(p_b / p_a)), kT * found.error, float(n_effective))
+
+
+def _influence(samples: Samples, a: Basin, b: Basin):
+    w = samples.weights
+    in_a, in_b = a.contains(samples), b.contains(samples)
+    p_a, p_b = np.mean(w * in_a), np.mean(w * in_b)
+    for basin, inside in ((a, in_a), (b, in_b)):
+        if not inside.any():
+            words = ", ".join(
+                f"{name} in [{low:g}, {high:g}]" for name, (low, high) in basin.ranges.items()
+            )
+            seen = ", ".join(
+                f"{name} in [{samples.s[:, n].min():.4g}, {samples.s[:, n].max():.4g}]"
+                for n, name in enumerate(samples.names)
+            )
+            raise ValueError(
+                f"no sample in the basin {words}: the run saw {seen}; ΔF is unknown, run "
+                "longer or give other ranges"
+            )
+    return p_a, p_b, w * (in_b / p_b - in_a / p_a)
+
+
+def basin_difference_on_grid(
+    free_energy: np.ndarray, axes: Sequence[Axis], a: Basin, b: Basin, *, kT: float
+) -> float:
+    """``-kT ln(Σ_b e^(-F/kT)/Σ_a e^(-F/kT))`` of a surface (*shape)."""
+    log_p = -free_energy / kT
+    sums = [logsumexp(log_p[basin.on_grid(axes)]) for basin in (a, b)]
+    return float(-kT * (sums[1] - sums[0]))
+
+
+class BlockScan(NamedTuple):
+    """Error of ΔF against the length of blocks in rows: (K,) each; it should level off.
+
+    ``uncertainty`` of an error from B blocks is error/sqrt(2(B-1)).
+    """
+
+    lengths: np.ndarray
+    errors: np.ndarray
+    uncertainty: np.ndarray
+    plateau: bool
+
+
+def block_scan(samples: Samples, a: Basin, b: Basin, *, kT: float) -> BlockScan:
+    """Flyvbjerg & Petersen, J. Chem. Phys. 91, 461 (1989), of the weighted series of ΔF.
+
+    Blocks double from one row to a sixth of a walker. A plateau: the errors of the last
+    lengths with 8 blocks at least agree within their uncertainties.
+    """
+    z = samples.series(_influence(samples, a, b)[2])
+    z = z[:, None] if z.ndim == 1 else z
+    lengths, errors, uncertainty, counts = [], [], [], []
+    length = 1
+    while len(z) // length >= 6:
+        pieces = len(z) // length
+        means = z[: pieces * length].reshape(pieces, length, -1).mean(1)
+        error = kT * means.std(ddof=1) / np.sqrt(means.size)
+        lengths.append(length)
+        errors.append(error)
+        uncertainty.append(error / np.sqrt(2 * (means.size - 1)))
+        counts.append(means.size)
+        length *= 2
+    e, u = np.array(errors), np.array(uncertainty)
+    last = [n for n, count in enumerate(counts) if count >= 8][-3:]
+    level = len(last) == 3 and all(
+        e[last[-1]] - e[n] <= 2 * np.hypot(u[last[-1]], u[n]) for n in last[:-1]
+    )
+    # the first of the three must already be out of the correlated part
+    level = level and bool(e[last[-1]] - e[last[0]] <= 0.3 * e[last[-1]])
+    return BlockScan(np.array(lengths), e, u, bool(level))
+
+
+class Convergence(NamedTuple):
+    """ΔF from the first and from the last fraction of every walker, and from its halves.
+
+    ``z``: difference of the halves over the error of that difference.
+    """
+
+    fractions: np.ndarray
+    forward: list[Estimate]
+    backward: list[Estimate]
+    halves: tuple[Estimate, Estimate]
+    z: float
+
+
+def convergence(samples: Samples, a: Basin, b: Basin, *, kT: float, points=10) -> Convergence:
+    """How ΔF settles with time; nan where a part of the run saw only one basin."""
+    done = samples.progress()
+    fractions = np.arange(1, points + 1) / points
+
+    def part(rows) -> Estimate:
+        try:
+            return basin_difference(samples.take(rows), a, b, kT=kT)
+        except ValueError:
+            return Estimate(np.nan, np.nan, 0.0)
+
+    forward = [part(done <= f + 1e-12) for f in fractions]
+    backward = [part(done > 1 - f - 1e-12) for f in fractions]
+    halves = part(done <= 0.5), part(done > 0.5)
+    error = np.hypot(halves[0].error, halves[1].error)
+    gap = halves[1].value - halves[0].value
+    z = gap / error if error > 0 else (np.nan if np.isnan(gap) else np.inf * np.sign(gap))
+    return Convergence(fractions, forward, backward, halves, float(z))

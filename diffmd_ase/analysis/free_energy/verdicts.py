@@ -1,0 +1,259 @@
+"""A free energy with its doubts: numbers, and verdicts in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...io.plumed_tables import ENERGY_UNITS, thermal_energy
+from ..statistics import Estimate
+from .barrier import Barrier, barrier
+from .hills_files import Hills, height_law
+from .reweighting import Samples, effective_samples
+from .surface import (
+    Axis,
+    Basin,
+    BlockScan,
+    Convergence,
+    Surface,
+    basin_difference,
+    block_scan,
+    convergence,
+    free_energy_surface,
+)
+
+__all__ = [
+    "FreeEnergyReport",
+    "basin_changes",
+    "judge_bias",
+    "judge_hills",
+    "report_samples",
+]
+
+_ENOUGH, _FEW = 100, 20
+_CHANGES = 10
+_Z = 2.5
+_PLAUSIBLE = (1.0, 120.0)  # kT that a useful bias spans
+_TOLERANCE = 0.05
+
+
+@dataclass
+class FreeEnergyReport:
+    """What `report_samples` found; ``numbers`` are ready for JSON."""
+
+    surface: Surface
+    scan: BlockScan | None = None
+    settling: Convergence | None = None
+    difference: Estimate | None = None
+    barrier: Barrier | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+
+    def judge(self, good: bool | None, text: str) -> None:
+        """One finding: good, bad, or to be known (None)."""
+        self.verdicts.append({"good": good, "text": text})
+
+
+def report_samples(
+    samples: Samples,
+    axes: tuple[Axis, ...],
+    *,
+    kT: float,
+    unit: str,
+    basins: tuple[Basin, Basin] | None = None,
+    bandwidth: tuple[float, ...] | None = None,
+    blocks: int | None = None,
+) -> FreeEnergyReport:
+    """Surface, effective samples and, of two basins, ΔF, barrier and convergence.
+
+    Energies are in ``unit``, that of kT; ``*_kT`` in the numbers are over kT.
+    """
+    surface = free_energy_surface(samples, axes, kT=kT, bandwidth=bandwidth, blocks=blocks)
+    found = FreeEnergyReport(surface)
+    counted = effective_samples(samples)
+    visited = float(np.isfinite(surface.free_energy).mean())
+    populated = surface.free_energy < 5 * kT
+    found.numbers.update(
+        rows=len(samples),
+        walkers=len(np.unique(samples.walker)),
+        kish_samples=counted.kish,
+        statistical_inefficiency=counted.inefficiency,
+        independent_samples=counted.independent,
+        blocks=len(surface.deviations),
+        kT=kT,
+        unit=unit,
+        visited_bins=visited,
+        typical_error_below_5kT=float(np.median(surface.error[populated])),
+    )
+    _judge_samples(found, samples, counted)
+    if basins is not None:
+        _two_basins(found, samples, basins, kT, unit)
+    else:
+        found.judge(
+            None,
+            "Convergence was not judged: give two basins, for instance --basin 'phi:-3:0' "
+            "--basin 'phi:0:2.2'.",
+        )
+    return found
+
+
+def _judge_samples(found: FreeEnergyReport, samples: Samples, counted) -> None:
+    n = len(samples)
+    words = (
+        f"{n:,} rows are worth {counted.independent:,.0f} independent samples: the weights leave "
+        f"{counted.kish:,.0f}, of which one in {counted.inefficiency:,.1f} is new."
+    )
+    if counted.independent >= _ENOUGH:
+        found.judge(True, words)
+        return
+    spread = counted.kish < 0.02 * n
+    remedy = (
+        "few rows carry all the weight: leave out more of the start, check the kind of "
+        "reweighting and the unit of energy"
+        if spread
+        else "the run is short against its memory: run longer, or with more walkers"
+    )
+    few = " Too few for any error bar to hold:" if counted.independent < _FEW else " Few:"
+    found.judge(False, f"{words}{few} {remedy}.")
+
+
+def _two_basins(found, samples, basins, kT, unit) -> None:
+    a, b = basins
+    found.difference = basin_difference(samples, a, b, kT=kT)
+    found.scan = block_scan(samples, a, b, kT=kT)
+    found.settling = convergence(samples, a, b, kT=kT)
+    changes = basin_changes(samples, a, b)
+    f = found.difference
+    # of correlated series the plateau of the blocks may lie above; the larger error holds
+    error = max(f.error, _plateau(found.scan))
+    found.difference = f = Estimate(f.value, error, f.n_effective)
+    found.numbers.update(
+        delta_F=[f.value, f.error],
+        delta_F_kT=[f.value / kT, f.error / kT],
+        basin_changes=changes,
+        halves=[[e.value, e.error] for e in found.settling.halves],
+        halves_z=found.settling.z,
+        block_plateau=found.scan.plateau,
+    )
+    found.judge(None, f"ΔF = F(second) − F(first) = {f} {unit} ({f.value / kT:.3g} kT).")
+    found.judge(
+        changes >= _CHANGES,
+        f"The basins were exchanged {changes} times"
+        + ("." if changes >= _CHANGES else f": below {_CHANGES}, ΔF rests on luck; run longer."),
+    )
+    _judge_halves(found, unit)
+    found.judge(
+        True if found.scan.plateau else None,
+        "The error levels off with the length of blocks."
+        if found.scan.plateau
+        else "The error does not level off with the length of blocks: it may still be too small.",
+    )
+    try:
+        found.barrier = barrier(found.surface, a, b)
+    except ValueError:
+        return  # a basin on a variable that the surface lacks
+    if found.barrier is None:
+        found.judge(None, "No path of visited bins joins the basins: wider bins show the pass.")
+        return
+    top = found.barrier
+    found.numbers["barrier"] = {
+        "at": list(top.at),
+        "from_first": [top.from_a.value, top.from_a.error],
+        "from_second": [top.from_b.value, top.from_b.error],
+    }
+    found.judge(
+        None,
+        f"Barrier at {', '.join(f'{v:.3g}' for v in top.at)}: {top.from_a} {unit} from the "
+        f"first basin, {top.from_b} from the second.",
+    )
+
+
+def _plateau(scan: BlockScan) -> float:
+    """The median error of the longest blocks that still make 8 or more of them."""
+    fine = scan.uncertainty / np.maximum(scan.errors, 1e-300) <= 1 / np.sqrt(2 * 7)
+    errors = scan.errors[fine]
+    return float(np.median(errors[-3:])) if len(errors) else 0.0
+
+
+def _judge_halves(found: FreeEnergyReport, unit: str) -> None:
+    first, second = found.settling.halves
+    z = found.settling.z
+    if np.isnan(z):
+        found.judge(False, "Not converged: one half of the run saw only one of the basins.")
+    elif abs(z) < _Z:
+        found.judge(
+            True, f"Both halves agree: {first} and {second} {unit}, {abs(z):.1f} errors apart."
+        )
+    else:
+        found.judge(
+            False,
+            f"Not converged: the halves give {first} and {second} {unit}, {abs(z):.1f} errors "
+            "apart; leave out more of the start, or run longer.",
+        )
+
+
+def basin_changes(samples: Samples, a: Basin, b: Basin) -> int:
+    """How often a walker that was in one basin is next seen in the other."""
+    label = np.where(a.contains(samples), 1, 0) - np.where(b.contains(samples), 1, 0)
+    total = 0
+    for w in np.unique(samples.walker):
+        seen = label[samples.walker == w]
+        seen = seen[seen != 0]
+        total += int((np.diff(seen) != 0).sum())
+    return total
+
+
+# ------------------------------------------------------------------------ units
+
+
+def judge_hills(hills: Hills, kT: float, unit: str) -> dict[str, Any] | None:
+    """Whether the heights decay as this kT says: a wrong unit or temperature shows.
+
+    None where they cannot tell.
+    """
+    law = height_law(hills)
+    if law is None or law.correlation > -0.9:
+        return None
+    if abs(law.kT / kT - 1) <= _TOLERANCE:
+        return {"good": True, "text": f"The hills decay as kT = {law.kT:.4g} {unit} says."}
+    return {
+        "good": False,
+        "text": f"The hills decay as for kT = {law.kT:.4g} in the unit of the file, but "
+        f"{kT:.4g} {unit} was given: a wrong --temperature or --energy-unit"
+        f"{_hint(law.kT, kT, unit)}.",
+    }
+
+
+def judge_bias(log_weights: np.ndarray, temperature_K: float, unit: str) -> dict[str, Any] | None:
+    """A warning where the bias spans so little or so much of kT that its unit is doubtful."""
+    low, high = np.percentile(log_weights, (0.5, 99.5))
+    span = float(high - low)
+    if span == 0.0 or 0.3 <= span <= 200.0:
+        return None
+    kT = thermal_energy(temperature_K, unit)
+    others = [
+        name
+        for name in ENERGY_UNITS
+        if name != unit
+        and _PLAUSIBLE[0] <= span * kT / thermal_energy(temperature_K, name) <= _PLAUSIBLE[1]
+    ]
+    if not others:
+        return None
+    return {
+        "good": False,
+        "text": f"The bias spans {span:.3g} kT if its unit is {unit}: is it {' or '.join(others)} "
+        "(--energy-unit)? PLUMED writes kJ/mol unless a line UNITS says otherwise.",
+    }
+
+
+def _hint(found: float, kT: float, unit: str) -> str:
+    fits = [
+        name
+        for name, size in ENERGY_UNITS.items()
+        if name != unit
+        and unit in ENERGY_UNITS
+        and abs(found * size / (kT * ENERGY_UNITS[unit]) - 1) <= _TOLERANCE
+    ]
+    return f" (it fits {' or '.join(fits)})" if fits else ""

@@ -1,0 +1,156 @@
+"""``diffmd analyze``: are the chains in these files long enough, and what do they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .config import Config
+from .options import AsJson
+from .output import say, show, show_table, show_verdicts
+
+if TYPE_CHECKING:
+    from ..analysis.diagnostics import Diagnosis
+    from ..io.read_trajectories import Series
+
+__all__ = ["analyze", "diagnose_series"]
+
+_ATOMS = {"distance": 2, "angle": 3, "torsion": 4}
+
+
+def analyze(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help=".h5 of `diffmd run`, or any trajectory of ASE; their walkers side by side"
+        ),
+    ],
+    observe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="energy, acceptance or another column, torsions, bonds, or phi=torsion:4,6,8,14, "
+            "d=distance:0,5, a=angle:0,1,2 (atoms from 0); repeat; default: all but the last three"
+        ),
+    ] = None,
+    skip: Annotated[
+        float, typer.Option(min=0, max=0.99, help="fraction of the frames left out at first")
+    ] = 0.0,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Convergence of trajectories: R-hat, effective samples, errors, and a verdict in words.
+
+    Lengths are in Å, angles in degrees, energies in eV.
+    """
+    from ..analysis.diagnostics import verdict
+    from ..io.read_trajectories import read_series
+
+    series = read_series(files, skip=skip)
+    rows = diagnose_series(series, observe or [])
+    good, words = verdict(rows)
+    if as_json:
+        facts = {"files": [str(f) for f in files], "left_out": series.left_out}
+        show(facts | {"good": good, "verdict": words, "rows": [asdict(r) for r in rows]}, True)
+        return
+    if series.left_out:
+        say(f"{series.left_out} lost walkers are left out")
+    frames, walkers = series.positions.shape[:2]
+    names = ["", "mean", "error", "std", "R-hat", "ESS bulk", "tail", "g"]
+    nested = any(row.rhat_nested is not None for row in rows)
+    if nested:
+        names.insert(5, "nested")
+    show_table(f"{frames} frames of {walkers} walkers", names, [_cells(r, nested) for r in rows])
+    show_verdicts([{"good": r.good, "text": f"{r.name}: {r.words}"} for r in rows if not r.good])
+    show_verdicts([{"good": good, "text": words}])
+
+
+def diagnose_series(series: Series, observe: list[str]) -> list[Diagnosis]:
+    """The diagnoses of these observables (see `analyze`), default all that are known.
+
+    Raises ``ValueError`` for a name that is not known, and where there is nothing to observe.
+    """
+    from ..analysis.diagnostics import diagnose
+
+    rows: list[Diagnosis] = []
+    for words in observe or [*series.columns, "torsions", "bonds"]:
+        if words in series.columns:
+            values = series.columns[words]
+            if words == "acceptance":  # none before the first step
+                values = values[1:] if not _finite(values[:1]) else values
+            if not _finite(values):
+                if observe:
+                    raise ValueError(f"{words} was not written for all frames of these files")
+                continue
+            rows.append(diagnose(words, values, groups=series.groups))
+        elif words in ("torsions", "bonds"):
+            rows += _of_graph(words, series)
+        else:
+            rows.append(_geometric(words, series))
+    if not rows:
+        raise ValueError("nothing to observe in these files: give --observe d=distance:0,1")
+    return rows
+
+
+def _of_graph(kind: str, series: Series) -> list[Diagnosis]:
+    """All rotatable torsions or bonds of an isolated molecule."""
+    from ..score.topology import Topology
+
+    if series.system.periodic or len(series.system) < 2:
+        return []
+    x = series.positions.reshape(-1, len(series.system), 3)
+    graph = Topology.from_positions(series.system.numbers, x[:: max(1, len(x) // 1000)])
+    rows = graph.torsions if kind == "torsions" else graph.bonds
+    form = "torsion" if kind == "torsions" else "distance"
+    return [_geometric(f"{form}:{','.join(map(str, row))}", series) for row in rows.tolist()]
+
+
+def _geometric(words: str, series: Series) -> Diagnosis:
+    import numpy as np
+
+    from ..analysis.diagnostics import diagnose, diagnose_angle
+    from ..analysis.observables import angles, dihedrals, distances
+
+    name, _, definition = words.rpartition("=")
+    kind, _, listed = definition.partition(":")
+    try:
+        atoms = [int(part) for part in listed.split(",")]
+    except ValueError:
+        atoms = []
+    if len(atoms) != _ATOMS.get(kind, -1):
+        raise ValueError(
+            f"--observe {words!r}: expected {', '.join(series.columns)}, torsions, bonds, or "
+            "phi=torsion:4,6,8,14, d=distance:0,5, a=angle:0,1,2"
+        )
+    if not all(0 <= i < len(series.system) for i in atoms) or len(set(atoms)) < len(atoms):
+        raise ValueError(
+            f"--observe {words!r}: atoms must differ and lie in 0…{len(series.system) - 1}"
+        )
+    x, label = series.positions, name or definition
+    if kind == "distance":
+        d = distances(x, [atoms], system=series.system)[..., 0]
+        return diagnose(label, d, groups=series.groups)
+    if series.system.periodic:
+        raise ValueError(f"--observe {words!r}: angles across periodic images are not known here")
+    measure: Callable = angles if kind == "angle" else dihedrals
+    values = measure(x, [atoms])[..., 0]
+    if kind == "angle":
+        return diagnose(label, np.degrees(values), groups=series.groups)
+    return diagnose_angle(label, values, groups=series.groups)
+
+
+def _cells(row: Diagnosis, nested: bool) -> list[str]:
+    numbers = [f"{row.mean:.6g}", f"{row.error:.2g}", f"{row.std:.3g}", f"{row.rhat:.3f}"]
+    if nested:
+        numbers.append("" if row.rhat_nested is None else f"{row.rhat_nested:.3f}")
+    numbers += [f"{row.ess_bulk:.0f}", f"{row.ess_tail:.0f}", f"{row.inefficiency:.3g}"]
+    return [row.name, *numbers]
+
+
+def _finite(values) -> bool:
+    import numpy as np
+
+    return bool(np.isfinite(values).all())

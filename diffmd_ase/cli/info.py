@@ -1,0 +1,54 @@
+"""``diffmd info`` and ``diffmd doctor``: what a model holds, and what this machine offers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .options import AsJson, Model
+from .output import show
+
+__all__ = ["doctor", "info", "model_facts"]
+
+
+def info(model: Model, as_json: AsJson = False) -> None:
+    """What a model file holds (--json: its whole card)."""
+    from ..score.model import ScoreModel
+
+    loaded = ScoreModel.load(model)
+    show(model_facts(loaded), as_json, full=loaded.card.model_dump(mode="json"))
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Device, versions, plugins, and whether a PLUMED kernel is found."""
+    from .doctor import examine
+
+    show(examine(), as_json)
+
+
+def model_facts(model) -> dict[str, Any]:
+    """What a person wants to know of a model, by name."""
+    card = model.card
+    return {
+        "formula": card.formula,
+        "temperature_K": card.temperature_K,
+        "trained_on": "; ".join(_of_set(system) for system in card.systems),
+        "noise_levels_A": f"{card.sigma_min:g} to {card.sigma_max:g}",
+        "networks": ", ".join(f"{e.name} ({e.network.kind})" for e in card.experts),
+        # fitted in closed form or by gradients
+        "parameters": sum(v.numel() for n in model.networks for v in n.state_dict().values()),
+        "lambda_max_1/A2": None if card.lambda_max is None else round(card.lambda_max, 1),
+        "default_step_A2": None if not card.lambda_max else round(0.2 / card.lambda_max, 8),
+        "snapshots": card.data["snapshots"],
+        "source": card.data["source"],
+        "training_seconds": card.training.get("seconds"),
+        "training_memory_MB": card.training.get("peak_memory_MB"),
+        "schema_version": card.schema_version,
+    }
+
+
+def _of_set(system) -> str:
+    """One set of snapshots, and what the forces of the model say of its temperature."""
+    found = system.configurational_temperature_K
+    by_forces = "" if found is None else f" (by forces {found:.0f} K)"
+    held = f", {len(system.held)} atoms of it held" if system.held else ""
+    return f"{system.snapshots} of {system.formula} at {system.temperature_K:g} K{by_forces}{held}"

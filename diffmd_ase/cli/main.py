@@ -1,0 +1,34 @@
+"""``diffmd``: the commands, thin shells over the package. Units are in the help of every option."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .analyze import analyze
+from .demo import demo
+from .fes import fes
+from .info import doctor, info
+from .output import execute
+from .report import report
+from .run import run
+from .sample import sample
+from .train import train
+from .validate import validate
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="diffmd",
+    help="Dynamics from equilibrium snapshots: train a score, sample, run, report.",
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+for command in (train, sample, run, report, fes, analyze, validate, info, doctor, demo):
+    app.command()(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: a user's mistake is one line, not a traceback."""
+    sys.exit(execute(app, sys.argv[1:] if arguments is None else arguments))

@@ -1,0 +1,187 @@
+"""``diffmd validate``: do data, independent samples and dynamics of a model agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .config import Config, save_resolved
+from .options import (
+    AsJson,
+    Device,
+    Model,
+    Progress,
+    Seed,
+    check_output,
+    json_object,
+    one_thread,
+)
+from .output import bar, say, show, show_table, show_verdicts
+
+if TYPE_CHECKING:
+    from ..validation.scorecard import Line, Validation
+
+__all__ = ["validate"]
+
+
+def validate(
+    context: typer.Context,
+    model: Model,
+    snapshots: Annotated[
+        str, typer.Argument(help="frames: anything ASE reads, .npz, or a shipped set")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="the card (default: MODEL.validation.json)"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="a picture of all deviations and goals (.png, .pdf, .svg)")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="of the snapshots, K (default: as stated, or the model's)")
+    ] = None,
+    effort: Annotated[
+        float,
+        typer.Option(
+            help="how much is sampled: 0.1 for a quick look, 4 where an error is to be halved; "
+            "at 1, a small molecule takes minutes, 64 periodic atoms half an hour"
+        ),
+    ] = 1.0,
+    modes: Annotated[
+        bool,
+        typer.Option(
+            "--modes", help="populations of the model's modes by exchange from one of them"
+        ),
+    ] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="what made the snapshots, to compare forces with: an installed potential "
+            "(openmm) or a calculator of ASE (emt)"
+        ),
+    ] = None,
+    reference_options: Annotated[
+        str | None, typer.Option(help="of that potential or calculator, as JSON")
+    ] = None,
+    committee: Annotated[
+        list[str] | None,
+        typer.Option(help="further models of the same data: is their spread the error? repeat"),
+    ] = None,
+    torsion: Annotated[
+        list[str] | None,
+        typer.Option(help="phi=4,6,8,14 (atoms from 0); repeat; default: all of heavy atoms"),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    progress: Progress = True,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Do snapshots, i.i.d. samples and Metropolis-corrected dynamics of a model agree?
+
+    Takes some minutes. Prints numbers beside their goals, each with its standard error and a
+    verdict: pass, fail, or cannot be told where frames are too few. Divergences stand beside
+    their sampling floor, what exact draws would have. Writes the card as JSON, and the options
+    used to CARD.yml.
+    """
+
+    from ..potentials.base import Potential
+    from ..potentials.named import named_target
+    from ..report.make import NAMED_TORSIONS
+    from ..score.model import ScoreModel
+    from ..score.snapshots import Snapshots
+    from ..simulation.frames import read_frames
+    from ..validation.bench import Effort
+    from ..validation.validate import validate as judge
+
+    one_thread()
+    card = output or _beside(model)
+    for path in filter(None, (card, plot)):
+        check_output(path)
+    if reference is None and reference_options is not None:
+        raise ValueError("--reference-options are those of a --reference: name one")
+    loaded = ScoreModel.load(model)
+    if temperature is None:
+        frames = read_frames(snapshots, loaded)
+    else:
+        frames = Snapshots.read(snapshots, temperature_K=temperature)
+    truth = None
+    if reference is not None:
+        named_potential = named_target(
+            reference, frames.system, json_object("--reference-options", reference_options)
+        )
+        if not isinstance(named_potential, Potential):
+            raise ValueError(f"--reference {reference}: expected what made the snapshots")
+        truth = named_potential
+    named = dict(_torsion(words, len(frames.system)) for words in torsion or [])
+    with bar("validate", 1.0, progress) as update:
+        found = judge(
+            loaded,
+            frames,
+            effort=Effort().scaled(effort),
+            reference=truth,
+            committee=[ScoreModel.load(m) for m in committee or []],
+            torsions=named or NAMED_TORSIONS.get(Path(snapshots).stem),
+            modes=modes,
+            seed=seed,
+            device=device,
+            progress=update,
+        )
+        update(1.0)
+    found.save(card)
+    save_resolved(context, card)
+    if plot is not None:
+        from ..validation.plots import deviations
+
+        deviations(found).savefig(plot, dpi=150)
+    if as_json:
+        show(found.to_dict(), True)
+        return
+    _print(found)
+    say(f"wrote {card}" + (f" and {plot}" if plot is not None else ""))
+
+
+def _print(found: Validation) -> None:
+    names = ["", "value", "off by", "goal", "verdict"]
+    kelvin, group, rows = found.facts["temperature_K"], "", []
+    for one in found.lines:
+        if one.group != group:
+            group = one.group
+            rows.append([group.upper(), *[""] * 4])
+        rows.append(_cells(one))
+    show_table(f"{found.facts['formula']} at {kelvin:g} K", names, rows)
+    bad = [one for one in found.lines if one.good is not True and one.words]
+    show_verdicts([{"good": one.good, "text": f"{one.name}: {one.words}"} for one in bad])
+    show_verdicts([{"good": good, "text": text} for good, text in found.notes])
+    show_verdicts([{"good": found.good, "text": found.words}])
+
+
+def _cells(one: Line) -> list[str]:
+    digits = 4 if abs(one.error) < 0.01 else 3
+    off = f"{one.deviation:+.{digits}f}±{one.error:.{digits}f}"
+    return [
+        one.name,
+        f"{one.value:.{digits}f}",
+        off,
+        "" if one.goal is None else f"{one.goal:g}",
+        one.verdict or "",
+    ]
+
+
+def _beside(model: str) -> Path:
+    """MODEL.validation.json, of a shipped model in this folder."""
+    path = Path(model)
+    return path.with_name(f"{path.name.removesuffix('.safetensors')}.validation.json")
+
+
+def _torsion(words: str, n_atoms: int) -> tuple[str, tuple[int, int, int, int]]:
+    name, _, listed = words.partition("=")
+    try:
+        i, j, k, m = (int(part) for part in listed.split(","))
+    except ValueError as error:
+        raise ValueError(f"--torsion {words!r}: expected phi=4,6,8,14") from error
+    if len({i, j, k, m}) < 4 or not all(0 <= a < n_atoms for a in (i, j, k, m)):
+        raise ValueError(f"--torsion {words!r}: atoms must differ and lie in 0…{n_atoms - 1}")
+    return name, (i, j, k, m)

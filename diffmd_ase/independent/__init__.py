@@ -1,0 +1,1 @@
+"""Noise → samples without a chain: reverse diffusion, weighted paths, annealing."""

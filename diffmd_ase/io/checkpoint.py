@@ -1,0 +1,150 @@
+"""Checkpoints: a `State` in one safetensors file with a JSON header.
+
+A checkpoint is written beside its place and moved there in one step, and the one before
+is kept as ``NAME.prev``: at any moment a whole checkpoint exists. No generator state is
+needed, for noise is addressed by (seed, walker, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from ..state import State
+from .atomic import replacing
+
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+
+SCHEMA_VERSION = 1
+_FORMAT = "diffmd_ase checkpoint"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a run needs to go on: the state, the seed of its noise, and its parameters."""
+
+    state: State
+    seed: int
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = None) -> None:
+    """Write ``state``, ``seed`` and ``parameters`` (JSON) to ``path``; keep the one before.
+
+    Tensors in ``state.extra`` are kept (momenta); its other entries are caches of the
+    kernel, which computes them again. Flush the trajectory before.
+    """
+    path = Path(path)
+    tensors = {"x": state.x, "forces": state.forces}
+    if state.energy is not None:
+        tensors["energy"] = state.energy
+    if state.walkers is not None:
+        tensors["walkers"] = state.walkers
+    for name, value in state.extra.items():
+        if isinstance(value, torch.Tensor):
+            tensors[f"extra.{name}"] = value
+    # clones: safetensors refuses tensors that share memory
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    header = {
+        "format": _FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "step": int(state.step),
+        "seed": int(seed),
+        "sha256": _digest(tensors),
+        "parameters": {} if parameters is None else parameters,
+    }
+    content = to_bytes(tensors, metadata={"diffmd_ase": json.dumps(header)})
+    if path.exists():  # a copy, so that a kill never finds ``path`` missing
+        with replacing(previous(path)) as temporary:
+            shutil.copyfile(path, temporary)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def load_checkpoint(path, *, device="cpu") -> Checkpoint:
+    """The checkpoint at ``path``, or with a warning the one before if it is not whole.
+
+    Raises
+    ------
+    FileNotFoundError : neither exists
+    ValueError : no whole checkpoint: truncated, altered, foreign, or of a newer schema
+    """
+    path = Path(path)
+    older = previous(path)
+    if not path.exists() and not older.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        if not path.exists():
+            raise ValueError(f"{path} is missing")
+        return _load(path, device)
+    except ValueError as error:
+        if not older.exists():
+            raise
+        try:
+            checkpoint = _load(older, device)
+        except ValueError:
+            raise error from None
+        warnings.warn(f"{error}; using the one before, {older}", stacklevel=2)
+        return checkpoint
+
+
+def previous(path) -> Path:
+    """Where :func:`save_checkpoint` keeps the checkpoint before ``path``."""
+    path = Path(path)
+    return path.with_name(path.name + ".prev")
+
+
+def _load(path: Path, device) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); expected a checkpoint "
+            "of diffmd_ase"
+        ) from None
+    try:
+        header = json.loads(metadata.get("diffmd_ase", "{}"))
+    except json.JSONDecodeError:
+        header = {}
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is a safetensors file but not a checkpoint (format "
+            f"{header.get('format')!r}, expected {_FORMAT!r}); a model file goes to --model"
+        )
+    if header["schema_version"] > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: written with schema {header['schema_version']}, this version reads up "
+            f"to {SCHEMA_VERSION}; update diffmd_ase"
+        )
+    if _digest(tensors) != header["sha256"]:
+        raise ValueError(f"{path} was altered or damaged: its checksum does not match")
+    extra = {n.removeprefix("extra."): t for n, t in tensors.items() if n.startswith("extra.")}
+    state = State(
+        x=tensors["x"],
+        energy=tensors.get("energy"),
+        forces=tensors["forces"],
+        step=header["step"],
+        walkers=tensors.get("walkers"),
+        extra=extra,
+    )
+    return Checkpoint(state, header["seed"], header["parameters"])
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].cpu().contiguous()
+        total.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
+        total.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,180 @@
+"""Trajectories of a batch of walkers on disk: H5MD files that survive a kill.
+
+Layout (H5MD 1.1, https://nongnu.org/h5md): the walkers are copies that do not interact, so
+that a batch of W walkers of N atoms is one H5MD particles group of W·N particles, walker by
+walker. Any H5MD reader opens it; particle ``w·N + i`` is atom i of walker w.
+
+    /particles/trajectory/position/value  (frames, W·N, 3) float32, Å;  step (frames,)
+    /particles/trajectory/position/time   fs where a clock is known; else D·t in Å², and no
+                                          unit (MDAnalysis: convert_units=False)
+    /particles/trajectory/box             boundary; edges/value (frames, 3, 3) if periodic
+    /particles/trajectory/{species,mass,id}  (W·N,), id = global number of the walker
+    /observables/potential_energy/value   (frames, W) float64, eV; NaN where there is none
+    /observables/NAME/value               (frames, W) float64: ``acceptance`` since the frame
+                                          before, and what a bias says of itself
+    /diffmd_ase                           attribute ``metadata``: JSON; ``columns``: the NAMEs
+
+A lost walker is NaN from the frame in which it was missing. The file is opened in HDF5's
+single-writer mode for each block and closed again: a kill at any moment leaves it readable
+up to the last block, and other programs can read while the run goes on. ``step`` is
+written last, so a frame exists once its step does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from ..system import System
+from .run_info import RunInfo
+
+__all__ = ["append_frames", "column", "create_file", "open_to_append", "read_file"]
+
+T = TypeVar("T")
+
+ROOT = "particles/trajectory"
+STEP = f"{ROOT}/position/step"
+POSITION = f"{ROOT}/position/value"
+TIME = f"{ROOT}/position/time"
+EDGES = f"{ROOT}/box/edges/value"
+ENERGY = "observables/potential_energy/value"
+_CHUNK_BYTES = 1 << 18
+
+
+def read_file(path: Path, read: Callable[[h5py.File], T]) -> tuple[T, bool]:
+    """``read(file)``, and whether the writer of the file had closed it.
+
+    A run may begin or end a block at any moment, which HDF5 takes for damage: then again.
+
+    Raises ``ValueError`` for what is damaged or no HDF5, ``KeyError`` for what is not in it.
+    """
+    for attempt in range(20):
+        with path.open("rb") as raw:
+            head = raw.read(36)
+            size = os.fstat(raw.fileno()).st_size
+        if len(head) < 36 or head[:8] != b"\x89HDF\r\n\x1a\n":
+            raise ValueError(f"{path} is not an HDF5 file; expected a trajectory of diffmd_ase")
+        # superblock of HDF5: signature (8), version, two sizes, flags of a writer that is at
+        # work or was killed, two addresses (8, 8), and the address of the end of the file (8)
+        version, flags, end = head[8], head[11], int.from_bytes(head[28:36], "little")
+        if version >= 2 and size < end:  # HDF5 would look for the missing part for hours
+            raise ValueError(f"{path} is damaged or cut off: {size} bytes of {end}")
+        closed = version < 3 or flags == 0
+        # not for a closed file: where one is damaged, HDF5 would wait for a writer to mend it
+        concurrent: dict[str, Any] = {} if closed else {"libver": "latest", "swmr": True}
+        try:
+            with h5py.File(path, "r", **concurrent) as file:
+                return read(file), closed
+        except (OSError, KeyError, RuntimeError) as error:  # h5py's words for one and the same
+            problem = error
+            time.sleep(0.001 * attempt)
+    if isinstance(problem, KeyError):
+        raise problem
+    raise ValueError(f"{path} is damaged, or another program writes to it: {problem}")
+
+
+def open_to_append(path: Path) -> h5py.File:
+    """The file for its one writer, readable by others and after a kill at any moment.
+
+    Opened in single-writer mode at once: ``h5py.File(path, "r+")`` followed by
+    ``swmr_mode = True`` marks the file as "written to, unreadable" in between, and a kill in
+    that moment makes it so for good.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_file_locking(False, True)
+    flags = h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, access))
+
+
+def column(name: str) -> str:
+    """Where the values of a named column are."""
+    return f"observables/{name}/value"
+
+
+def create_file(
+    path: Path, system: System, walkers: np.ndarray, info: RunInfo, columns: Sequence[str] = ()
+) -> None:
+    """An H5MD file without frames.
+
+    Raises ``ValueError`` unless the ids of walkers differ, and for names of columns that
+    HDF5 reads as paths.
+    """
+    count, n_atoms = len(walkers), len(system)
+    if not count or len(set(walkers.tolist())) != count:
+        raise ValueError(f"walkers {walkers.tolist()}: expected different ids, at least one")
+    with h5py.File(path, "w", libver="v110") as file:
+        header = file.create_group("h5md")
+        header.attrs["version"] = np.array([1, 1])
+        header.create_group("author").attrs["name"] = info.extra.get("author", "unknown")
+        header.create_group("creator").attrs.update(name="diffmd_ase", version=info.package_version)
+        root = file.create_group(ROOT)
+        root["species"] = np.tile(system.numbers, count)
+        root["mass"] = np.tile(system.masses, count)
+        root["id"] = np.repeat(walkers, n_atoms)
+        box = root.create_group("box")
+        box.attrs["dimension"] = 3
+        boundary = ["periodic" if p else "none" for p in system.pbc]
+        box.attrs["boundary"] = np.array(boundary, dtype="S8")
+        rows = max(1, _CHUNK_BYTES // (12 * count * n_atoms))
+        _grow(file, POSITION, (count * n_atoms, 3), np.float32, rows)
+        file[POSITION].attrs["unit"] = "Angstrom"
+        _grow(file, STEP, (), np.int64, 1024)
+        _grow(file, ENERGY, (count,), np.float64, max(1, 8192 // count))
+        file[ENERGY].attrs["unit"] = "eV"
+        file["observables/potential_energy/step"] = file[STEP]  # one dataset, two names
+        for name in columns:
+            if name != name.strip("./ ") or "/" in name or column(name) == ENERGY:
+                raise ValueError(f"{name!r} cannot be the name of a column: it is a path in HDF5")
+            _grow(file, column(name), (count,), np.float64, max(1, 8192 // count))
+            file[f"observables/{name}/step"] = file[STEP]
+        _grow(file, TIME, (), np.float64, 1024)
+        if info.timestep_fs is not None:
+            file[TIME].attrs["unit"] = "fs"
+        if system.periodic:
+            _grow(file, EDGES, (3, 3), np.float64, 128)
+            file[EDGES].attrs["unit"] = "Angstrom"
+            file[f"{ROOT}/box/edges/step"] = file[STEP]
+        own = file.create_group("diffmd_ase")
+        own.attrs["metadata"] = info.to_json()
+        own["walkers"] = walkers
+        own.attrs["columns"] = json.dumps(list(columns))
+        if system.cell is not None:
+            own.attrs["cell"] = system.cell
+
+
+def _grow(file, name, shape, dtype, rows) -> None:
+    file.create_dataset(
+        name, (0, *shape), dtype=dtype, maxshape=(None, *shape), chunks=(rows, *shape)
+    )
+
+
+def append_frames(
+    file, steps, positions, energies, named: dict[str, np.ndarray], system: System, info: RunInfo
+) -> None:
+    """Add frames: steps (n,), positions (n, W, N, 3), energies and named columns (n, W)."""
+    # again after an interrupt in the middle: the same frames in the same place
+    start, count = int(np.searchsorted(file[STEP][:], steps[0])), len(steps)
+    clock = info.h if info.timestep_fs is None else info.timestep_fs
+    columns = [
+        (POSITION, positions.reshape(count, -1, 3)),
+        (ENERGY, energies),
+        (TIME, steps * clock),
+        *((column(name), values) for name, values in named.items()),
+    ]
+    if system.periodic:
+        columns.append((EDGES, np.broadcast_to(system.cell, (count, 3, 3))))
+    columns.append((STEP, steps))  # last: from here on the frames exist
+    for name, values in columns:
+        dataset = file[name]
+        dataset.resize(start + count, axis=0)
+        dataset[start:] = values
+        dataset.flush()

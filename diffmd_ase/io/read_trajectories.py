@@ -1,0 +1,120 @@
+"""Trajectory files as series: time first, walkers second, from H5MD or anything ASE reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+
+from ..system import System
+from .trajectory import Trajectory
+
+__all__ = ["Series", "read_series"]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Frames of one system.
+
+    Parameters
+    ----------
+    positions : (T, W, N, 3) Å
+    columns : {name: (T, W)} of what was written with every frame: ``energy`` (eV),
+        ``acceptance``, variables of a bias, numbers in ``atoms.info``
+    groups : (W,) which walkers had one start, or None if all starts differ
+    left_out : walkers that were lost
+    """
+
+    system: System
+    positions: np.ndarray
+    columns: dict[str, np.ndarray]
+    groups: np.ndarray | None
+    left_out: int
+
+
+def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
+    """The walkers of all files side by side, cut to the shortest, without lost walkers.
+
+    Parameters
+    ----------
+    skip : fraction of the frames left out at first
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : files of different systems, no frames, only lost walkers
+    """
+    if not paths:
+        raise ValueError("no files: give at least one trajectory")
+    parts = [_read_h5(Path(p)) if Path(p).suffix == ".h5" else _read_ase(Path(p)) for p in paths]
+    system = parts[0][0]
+    for path, part in zip(paths, parts, strict=True):
+        if part[0] != system:
+            raise ValueError(
+                f"{path} has {part[0].formula}, {paths[0]} has {system.formula}: elements, masses "
+                "or cell differ; analyse them one by one"
+            )
+    count = min(len(positions) for _, positions, _ in parts)
+    first = int(skip * count)
+    positions = np.concatenate([x[:count] for _, x, _ in parts], axis=1)
+    names = [n for n in parts[0][2] if all(n in columns for _, _, columns in parts)]
+    columns = {n: np.concatenate([c[n][:count] for _, _, c in parts], axis=1) for n in names}
+    kept = np.isfinite(positions).all((0, 2, 3))
+    if not kept.any():
+        raise ValueError(f"{paths[0]}: all walkers were lost, there is nothing to analyse")
+    starts = positions[0, kept].reshape(int(kept.sum()), -1)
+    _, groups, sizes = np.unique(starts, axis=0, return_inverse=True, return_counts=True)
+    same = len(sizes) > 1 and sizes[0] > 1 and len(set(sizes.tolist())) == 1
+    return Series(
+        system,
+        positions[first:, kept],
+        {name: values[first:, kept] for name, values in columns.items()},
+        groups.reshape(-1) if same else None,
+        int((~kept).sum()),
+    )
+
+
+def _read_h5(path: Path):
+    trajectory = Trajectory(path)
+    if not len(trajectory):
+        raise ValueError(f"{path} has no frames")
+    columns = {"energy": trajectory.energies, **trajectory.columns}
+    return trajectory.system, trajectory.positions[:], columns
+
+
+def _read_ase(path: Path):
+    """Frames of one walker, or of a batch, where ``atoms.info["walker"]`` says whose."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such trajectory")
+    frames: Any = ase.io.read(path, index=":")
+    if not frames:
+        raise ValueError(f"{path} has no frames")
+    system = System.from_atoms(frames[0])
+    if any(not np.array_equal(f.numbers, frames[0].numbers) for f in frames):
+        raise ValueError(f"{path}: frames of different elements; expected a trajectory")
+    walkers: dict[int, list] = {}
+    for frame in frames:
+        walkers.setdefault(int(frame.info.get("walker", 0)), []).append(frame)
+    longest = max(map(len, walkers.values()))
+    shape = longest, len(walkers)
+    positions = np.full((*shape, len(system), 3), np.nan)
+    shown = [n for n, v in frames[0].info.items() if _number(v) and n not in ("walker", "step")]
+    columns = {name: np.full(shape, np.nan) for name in ("energy", *shown)}
+    for column, own in enumerate(walkers.values()):
+        for time, frame in enumerate(own):
+            positions[time, column] = frame.positions
+            if frame.calc is not None and frame.calc.results.get("energy") is not None:
+                columns["energy"][time, column] = frame.calc.results["energy"]
+            for name in shown:
+                value = frame.info.get(name)
+                if _number(value):
+                    columns[name][time, column] = value
+    return system, positions, columns
+
+
+def _number(value) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -1,0 +1,292 @@
+"""Trajectories of a batch of walkers on disk, in H5MD files that survive a kill.
+
+The layout of the file is described in `io.h5md`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from torch import Tensor
+
+from ..state import State
+from ..system import System
+from . import h5md
+from .atomic import replacing, sync
+from .h5md import append_frames, create_file, open_to_append, read_file
+from .run_info import RunInfo
+
+__all__ = ["Positions", "RunInfo", "Trajectory", "TrajectoryWriter"]
+
+
+class TrajectoryWriter:
+    """Appends states to an H5MD file; made by :meth:`create` or :meth:`resume`.
+
+    Frames are kept until ``block`` of them are there, or until :meth:`flush` or
+    :meth:`close`. Flush before a checkpoint is saved, so that the file is never behind it.
+    """
+
+    def __init__(
+        self, path, system: System, walkers, info: RunInfo, block: int, columns: Sequence[str] = ()
+    ):
+        self.path, self.system, self.info = Path(path), system, info
+        self.columns = tuple(columns)
+        self.walkers = np.asarray(walkers)
+        self._column = {int(w): n for n, w in enumerate(self.walkers)}
+        self._block = block
+        # (step, positions, energies, named columns) of each frame
+        self._pending: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._last_step = -1
+        self.frames = 0
+
+    @classmethod
+    def create(
+        cls,
+        path,
+        system: System,
+        walkers,
+        info: RunInfo,
+        *,
+        columns: Sequence[str] = (),
+        block: int = 64,
+    ) -> TrajectoryWriter:
+        """A new file for the walkers with the global ids ``walkers`` (W,).
+
+        ``columns`` are names of further numbers of each walker and frame.
+
+        Raises ``FileExistsError`` rather than overwrite a trajectory.
+        """
+        path = Path(path)
+        if path.exists():
+            raise FileExistsError(
+                f"{path} exists: choose another name, remove it, or restart from a checkpoint"
+            )
+        writer = cls(path, system, walkers, info, block, columns)
+        with replacing(path) as temporary:
+            create_file(temporary, system, writer.walkers, info, writer.columns)
+        return writer
+
+    @classmethod
+    def resume(cls, path, *, step: int, block: int = 64) -> TrajectoryWriter:
+        """Continue a file from a checkpoint at ``step``: later frames are removed.
+
+        The frames kept are copied to a new file that then replaces the old one, so that a
+        kill in between costs nothing. Walkers lost before are still named in the file.
+        """
+        old = Trajectory(path)
+        keep = int(np.searchsorted(old.steps, step, side="right"))
+        writer = cls(path, old.system, old.walkers, old.info, block, tuple(old.columns))
+        writer.frames = keep
+        writer._last_step = int(old.steps[keep - 1]) if keep else -1
+        if keep < len(old) or not old.closed_cleanly:
+            with replacing(writer.path) as temporary:
+                create_file(temporary, old.system, old.walkers, old.info, writer.columns)
+                _copy(old, temporary, keep)
+        return writer
+
+    def append(self, state: State, named: Mapping[str, Tensor] | None = None) -> None:
+        """Keep positions (B, N, 3) or (N, 3), energy and step of ``state`` as one frame.
+
+        ``named`` are the numbers of the columns, (B,) each; NaN where there are none.
+        """
+        x = state.x.detach().cpu().numpy().astype(np.float32)
+        x = x[None] if x.ndim == 2 else x
+        n_atoms = len(self.system)
+        if x.ndim != 3 or x.shape[1:] != (n_atoms, 3):
+            raise ValueError(
+                f"positions {tuple(state.x.shape)}, expected ({n_atoms}, 3) or "
+                f"(B, {n_atoms}, 3) for {self.system.formula}"
+            )
+        if state.step <= self._last_step:
+            raise ValueError(
+                f"step {state.step} after step {self._last_step}: frames must come in order; "
+                "use resume(path, step=...) to go back"
+            )
+        ids = range(len(x)) if state.walkers is None else state.walkers.tolist()
+        unknown = sorted(set(ids) - set(self._column))
+        if unknown or len(x) != len(ids):
+            raise ValueError(
+                f"{len(x)} structures with walkers {list(ids)}: the file holds the walkers "
+                f"{self.walkers.tolist()}"
+            )
+        columns = [self._column[w] for w in ids]
+        frame = np.full((len(self.walkers), n_atoms, 3), np.nan, np.float32)
+        frame[columns] = x
+        energy = np.full(len(self.walkers), np.nan)
+        if state.energy is not None:
+            energy[columns] = state.energy.detach().cpu().double().numpy().reshape(-1)
+        values = np.full((len(self.columns), len(self.walkers)), np.nan)
+        for row, name in zip(values, self.columns, strict=True):
+            if named is not None and name in named:
+                row[columns] = named[name].detach().cpu().double().numpy().reshape(-1)
+        self._pending.append((int(state.step), frame, energy, values))
+        self._last_step = int(state.step)
+        self.frames += 1
+        if len(self._pending) >= self._block:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the frames kept so far; they survive a kill from here on."""
+        if not self._pending:
+            return
+        steps, positions, energies, values = (
+            np.array(column) for column in zip(*self._pending, strict=True)
+        )
+        named = dict(zip(self.columns, values.swapaxes(0, 1), strict=True))
+        with open_to_append(self.path) as file:
+            append_frames(file, steps, positions, energies, named, self.system, self.info)
+        sync(self.path)
+        self._pending = []
+
+    def close(self) -> None:
+        self.flush()
+
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        # also after an error: what was computed is kept
+        self.close()
+
+
+class Positions:
+    """Positions (frames, W, N, 3) float32 in Å, read from disk when indexed."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
+        self._path, self.shape = path, shape
+        self.dtype, self.ndim = np.dtype(np.float32), 4
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        frames, walkers, n_atoms, _ = self.shape
+        chosen = np.arange(frames)[first]
+        order: Any = slice(None)
+        if isinstance(first, slice):
+            step = 1 if first.step is None else first.step
+            if step < 0:  # HDF5 reads upwards only
+                first = slice(int(chosen[-1]), int(chosen[0]) + 1, -step) if len(chosen) else []
+                order = slice(None, None, -1)
+            else:
+                first = slice(*first.indices(frames))
+        elif np.ndim(chosen) == 1:
+            first, order = np.unique(chosen, return_inverse=True)
+        else:
+            first, order = int(chosen), ...
+        shape: tuple[int, ...] = (walkers, n_atoms, 3)
+        atoms = slice(None)
+        if rest and isinstance(rest[0], (int, np.integer)):  # one walker: read no other
+            walker = range(walkers)[int(rest.pop(0))]
+            shape, atoms = (n_atoms, 3), slice(walker * n_atoms, (walker + 1) * n_atoms)
+        # opened for each read: a reader is never in the way of a run
+        values, _ = read_file(self._path, lambda file: file[h5md.POSITION][first, atoms])
+        values = values.reshape(*np.shape(chosen), *shape)
+        lead = (slice(None),) * np.ndim(chosen)
+        return values[order][(*lead, *rest)]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+
+class Trajectory:
+    """Reads a file of :class:`TrajectoryWriter`, finished, running or cut by a kill.
+
+    Attributes
+    ----------
+    positions : `Positions` (frames, W, N, 3), lazy
+    steps : (frames,) completed steps
+    Dt : (frames,) clock D·t in Å², from step 0
+    energies : (frames, W) eV
+    columns : {name: (frames, W)} of further numbers
+    walkers : (W,) global ids
+    system, info, closed_cleanly
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such trajectory")
+        try:
+            _, self.closed_cleanly = read_file(self.path, self._read)
+        except KeyError as error:
+            raise ValueError(
+                f"{self.path} is an HDF5 file but not a trajectory of diffmd_ase ({error})"
+            ) from None
+
+    def _read(self, file: h5py.File) -> None:
+        self.info = RunInfo.from_json(file["diffmd_ase"].attrs["metadata"], self.path)
+        self.walkers = file["diffmd_ase/walkers"][:]
+        count = len(self.walkers)
+        box = file[f"{h5md.ROOT}/box"]
+        n_atoms = file[f"{h5md.ROOT}/species"].shape[0] // count
+        pbc = box.attrs["boundary"].astype(str) == "periodic"
+        cell = file["diffmd_ase"].attrs.get("cell")
+        self.system = System(
+            file[f"{h5md.ROOT}/species"][:n_atoms], file[f"{h5md.ROOT}/mass"][:n_atoms], cell, pbc
+        )
+        # a kill can leave other columns longer than the steps, never shorter
+        self.steps = file[h5md.STEP][:]
+        frames = len(self.steps)
+        self.Dt = self.steps * self.info.h
+        self.energies = file[h5md.ENERGY][:frames]
+        names = json.loads(file["diffmd_ase"].attrs.get("columns", "[]"))
+        self.columns = {name: file[h5md.column(name)][:frames] for name in names}
+        self.positions = Positions(self.path, (frames, count, n_atoms, 3))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def lost(self) -> np.ndarray:
+        """Global ids of the walkers that are missing in the last frame."""
+        if not len(self):
+            return self.walkers[:0]
+        return self.walkers[np.isnan(self.positions[-1]).any(axis=(1, 2))]
+
+    def to_atoms(self, frame: int, walker: int):
+        """``ase.Atoms`` of one frame; ``walker`` is a global id."""
+        column = self._column(walker)
+        return self._atoms(frame, column, self.positions[frame, column])
+
+    def _atoms(self, frame: int, column: int, x: np.ndarray):
+        atoms = self.system.to_atoms(x)
+        energy = self.energies[frame, column]
+        if np.isfinite(energy):
+            from ase.calculators.singlepoint import SinglePointCalculator
+
+            atoms.calc = SinglePointCalculator(atoms, energy=float(energy))
+        atoms.info.update(step=int(self.steps[frame]), Dt=float(self.Dt[frame]))
+        atoms.info["walker"] = int(self.walkers[column])
+        return atoms
+
+    def write(self, path, walker: int, *, every: int = 1) -> None:
+        """One walker in any format of ASE (``.extxyz``, ``.traj``, …), up to its loss."""
+        from ase.io import write
+
+        column = self._column(walker)
+        positions = self.positions[::every, column]
+        kept = np.flatnonzero(np.isfinite(positions).all(axis=(1, 2)))
+        write(path, [self._atoms(n * every, column, positions[n]) for n in kept.tolist()])
+
+    def _column(self, walker: int) -> int:
+        found = np.flatnonzero(self.walkers == walker)
+        if not len(found):
+            raise LookupError(f"no walker {walker}: the file holds {self.walkers.tolist()}")
+        return int(found[0])
+
+
+def _copy(old: Trajectory, path: Path, frames: int) -> None:
+    rows = max(1, (1 << 26) // (12 * int(np.prod(old.positions.shape[1:]))))
+    with h5py.File(path, "r+", libver="v110") as file:
+        for start in range(0, frames, rows):
+            part = slice(start, min(start + rows, frames))
+            positions, energies = old.positions[part], old.energies[part]
+            named = {name: values[part] for name, values in old.columns.items()}
+            append_frames(file, old.steps[part], positions, energies, named, old.system, old.info)

@@ -1,0 +1,194 @@
+"""Any ASE calculator as a potential: MACE, EMT, xTB, DFT, OpenMM through its bridge."""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from torch import Tensor
+
+from ..state import Evaluation
+from ..system import System
+from .base import Potential
+
+__all__ = ["AsePotential", "PotentialCalculator"]
+
+
+class PotentialCalculator(Calculator, ABC):
+    """An ASE calculator with a potential inside, which is asked instead of the calculator."""
+
+    @abstractmethod
+    def potential(self, atoms: Atoms) -> Potential:
+        """The potential, bound to the elements, cell and pbc of ``atoms``."""
+
+
+class AsePotential(Potential):
+    """Energies, forces and stress of an ASE calculator, one structure after the other.
+
+    The energy is ``free_energy`` where the calculator has it, since that is the one whose
+    gradient the forces are; without any energy the field counts as not conservative and
+    the energy is None.
+
+    Parameters
+    ----------
+    calculator : an ASE calculator that implements forces; it is used, not copied
+    system : atoms, cell and pbc of every structure
+    processes : batches are spread over this many processes, each with its own copy of
+        the calculator, which must pickle. They start with the first batch and, in a
+        script, need the usual ``if __name__ == "__main__":``; `close` ends them.
+    failures : "raise", or "reject": a structure for which the calculator fails (an SCF
+        that does not converge) gets NaN for energy and forces, which a Metropolis step
+        rejects, and is counted
+
+    Attributes
+    ----------
+    failed : structures that failed so far (``failures="reject"``)
+    last_failure : what the calculator said of the last of them
+
+    Raises
+    ------
+    ValueError : the calculator has no forces, or positions do not fit the system
+    TypeError : processes > 1 with a calculator that does not pickle
+    RuntimeError : the calculator failed; the message names it and the structure
+    """
+
+    def __init__(
+        self,
+        calculator,
+        system: System,
+        *,
+        processes: int = 1,
+        failures: Literal["raise", "reject"] = "raise",
+    ):
+        if processes < 1:
+            raise ValueError(f"{processes=} must be at least 1")
+        if failures not in ("raise", "reject"):
+            raise ValueError(f"{failures=}: expected 'raise' or 'reject'")
+        known = list(calculator.implemented_properties)
+        if "forces" not in known:
+            raise ValueError(
+                f"{type(calculator).__name__} implements {known}, but a potential needs forces"
+            )
+        self.calculator, self.system, self.processes = calculator, system, processes
+        self.conservative = "energy" in known or "free_energy" in known
+        self._has_stress = "stress" in known and system.cell is not None
+        self._pickled = _pickle(calculator) if processes > 1 else b""
+        self._pool: ProcessPoolExecutor | None = None
+        self.failures, self.failed, self.last_failure = failures, 0, ""
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        if x.shape[-2:] != (len(self.system), 3):
+            raise ValueError(
+                f"positions {tuple(x.shape)} do not fit the {len(self.system)} atoms of "
+                f"{self.system.formula}: expected (*batch, {len(self.system)}, 3)"
+            )
+        batch = x.shape[:-2]
+        frames = x.detach().reshape(-1, *x.shape[-2:]).double().cpu().numpy()
+        wanted = (self.conservative, stress and self._has_stress, self.failures == "reject")
+        if self.processes == 1 or len(frames) < 2:
+            parts = [_evaluate(self.calculator, self.system, frames, 0, *wanted)]
+        else:
+            parts = self._in_processes(frames, wanted)
+        *arrays, said = zip(*parts, strict=True)
+        for messages in filter(None, said):
+            self.failed += len(messages)
+            self.last_failure = messages[-1]
+        energies, forces, stresses = (x.new_tensor(np.concatenate(a)) for a in arrays)
+        return Evaluation(
+            energies.reshape(batch) if wanted[0] else None,
+            forces.reshape(x.shape),
+            stresses.reshape(*batch, 6) if wanted[1] else None,
+        )
+
+    def close(self) -> None:
+        """End the processes; the next batch starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def _in_processes(self, frames, wanted) -> list:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.processes,
+                # a fork would copy the threads of torch in an unknown state
+                mp_context=get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(self._pickled, self.system),
+            )
+        blocks = np.array_split(np.arange(len(frames)), min(self.processes, len(frames)))
+        try:
+            jobs = [
+                self._pool.submit(_evaluate_in_worker, frames[block], int(block[0]), *wanted)
+                for block in blocks
+            ]
+            return [job.result() for job in jobs]
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise RuntimeError(
+                f"a process of {type(self.calculator).__name__} ended; a script needs "
+                'if __name__ == "__main__": around its work, or use processes=1'
+            ) from error
+
+
+def _pickle(calculator) -> bytes:
+    try:
+        return pickle.dumps(calculator)
+    except Exception as error:  # pickle raises whatever the object raises
+        raise TypeError(
+            f"{type(calculator).__name__} cannot be sent to other processes ({error}); "
+            "use processes=1"
+        ) from error
+
+
+def _evaluate(
+    calculator, system: System, frames, first: int, energy: bool, stress: bool, reject: bool
+):
+    """Energies (n,), forces (n, N, 3), stresses (n, 6), and what failed, in words.
+
+    Zeros where not wanted, NaN where failures are rejected.
+    """
+    said: list[str] = []
+    energies, tensions = np.zeros(len(frames)), np.zeros((len(frames), 6))
+    forces = np.zeros_like(frames)
+    atoms = system.to_atoms(np.zeros((len(system), 3)))
+    atoms.calc = calculator
+    free = "free_energy" in calculator.implemented_properties
+    for index, positions in enumerate(frames):
+        atoms.positions = positions
+        try:
+            # forces first: most calculators then know the energy as well
+            forces[index] = atoms.get_forces(apply_constraint=False)
+            if energy:
+                energies[index] = atoms.get_potential_energy(force_consistent=free)
+            if stress:
+                tensions[index] = atoms.get_stress(apply_constraint=False)
+        except Exception as error:  # calculators raise anything
+            message = (
+                f"{type(calculator).__name__} failed for structure {first + index} of the "
+                f"batch: {type(error).__name__}: {error}"
+            )
+            if not reject:
+                raise RuntimeError(message) from error
+            said.append(message)
+            energies[index] = forces[index] = tensions[index] = np.nan
+    return energies, forces, tensions, said
+
+
+# the calculator of a worker process, set once when it starts; empty in the parent
+_worker: list[tuple[Any, System]] = []
+
+
+def _start_worker(pickled: bytes, system: System) -> None:
+    _worker[:] = [(pickle.loads(pickled), system)]
+
+
+def _evaluate_in_worker(frames, first: int, energy: bool, stress: bool, reject: bool):
+    [(calculator, system)] = _worker
+    return _evaluate(calculator, system, frames, first, energy, stress, reject)

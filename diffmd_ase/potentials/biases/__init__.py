@@ -1,0 +1,1 @@
+"""Potentials that guide or learn: variables, restraints, metadynamics, OPES."""

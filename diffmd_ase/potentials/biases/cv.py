@@ -1,0 +1,176 @@
+"""What all collective variables share: the interface, joining, vectors between images."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from ase.geometry import minkowski_reduce
+from torch import Tensor
+
+from ...system import System
+
+__all__ = ["CV", "Domain", "Vectors", "check_atoms", "join", "names_of", "rows_of", "shortest"]
+
+Pullback = Callable[[Tensor], Tensor]
+Domain = tuple[float, float] | None
+
+
+class CV(ABC):
+    """``d`` functions of the positions of one system.
+
+    Attributes
+    ----------
+    system : atoms, cell and pbc
+    names : d names, columns of files
+    domains : (min, max) of each periodic variable, None for the others
+    plumed_units : d factors from the units here to those of PLUMED
+    """
+
+    system: System
+    names: tuple[str, ...]
+    domains: tuple[Domain, ...]
+    plumed_units: tuple[float, ...]
+
+    @abstractmethod
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """Values s (*batch, d) at x, and the map ``g -> Σ_i g_i ds_i/dx``,
+        (*batch, d) to (*batch, N, 3); both float64, without a graph."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Values (*batch, d), float64."""
+        return self.vjp(x)[0]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """``x`` in float64, if its shape is that of the system."""
+        if x.shape[-2:] != (len(self.system), 3):
+            raise ValueError(
+                f"positions {tuple(x.shape)} do not fit the {len(self.system)} atoms of the "
+                f"variables {', '.join(self.names)}: expected (*batch, {len(self.system)}, 3)"
+            )
+        return x.detach().double()
+
+    @cached_property
+    def _periods(self) -> Tensor:
+        widths = [math.inf if d is None else d[1] - d[0] for d in self.domains]
+        return torch.tensor(widths, dtype=torch.float64)
+
+    def difference(self, s: Tensor, origin: Tensor) -> Tensor:
+        """``s - origin``, along the shortest way for periodic variables."""
+        return shortest(s - origin, self._periods.to(s.device))
+
+
+def shortest(difference: Tensor, periods: Tensor) -> Tensor:
+    """``difference`` (…, d) brought into half a period about zero; infinite: left alone."""
+    return difference - (difference / periods).round() * periods.nan_to_num(posinf=0.0)
+
+
+def join(cvs: CV | Sequence[CV]) -> CV:
+    """One `CV` of several, in order; its values are theirs, one after the other.
+
+    Raises ``ValueError`` for none, for different systems, and for a name used twice.
+    """
+    parts = (cvs,) if isinstance(cvs, CV) else tuple(cvs)
+    if not parts:
+        raise ValueError("no collective variable was given: give at least one")
+    if len(parts) == 1:
+        return parts[0]
+    return _Joined(parts)
+
+
+class _Joined(CV):
+    def __init__(self, parts: tuple[CV, ...]):
+        self.parts, self.system = parts, parts[0].system
+        if any(part.system != self.system for part in parts):
+            raise ValueError("the collective variables belong to different systems")
+        self.names = sum((p.names for p in parts), ())
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"two variables have one name in {self.names}: give name= to each")
+        self.domains = sum((p.domains for p in parts), ())
+        self.plumed_units = sum((p.plumed_units for p in parts), ())
+
+    def vjp(self, x):
+        values, pulls = zip(*(part.vjp(x) for part in self.parts), strict=True)
+        widths = [len(part) for part in self.parts]
+
+        def back(g):
+            return sum(pull(part) for pull, part in zip(pulls, g.split(widths, -1), strict=True))
+
+        return torch.cat(values, -1), back
+
+
+class Vectors:
+    """Shortest vectors ``x[heads] - x[tails]`` (*batch, n, 3), and forces on them taken back."""
+
+    def __init__(self, system: System, tails, heads):
+        self._ends = torch.from_numpy(np.concatenate((heads, tails)).astype(int))
+        self._n = len(tails)
+        self._cell = None
+        if system.periodic:
+            # in a reduced cell the shortest image is the wrapped one or next to it
+            cell, _ = minkowski_reduce(system.cell, system.pbc)
+            self._cell = torch.from_numpy(np.ascontiguousarray(cell))
+            self._pbc = torch.from_numpy(system.pbc.astype(float))
+            square = cell @ cell.T
+            skew = np.abs(square - np.diag(np.diag(square))).max() > 1e-12 * np.abs(square).max()
+            reach = [(-1, 0, 1) if skew and p else (0,) for p in system.pbc]
+            shifts = np.array(np.meshgrid(*reach)).reshape(3, -1).T
+            self._images = torch.from_numpy(shifts @ cell)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        ends = x.index_select(-2, self._ends.to(x.device))
+        r = ends[..., : self._n, :] - ends[..., self._n :, :]
+        if self._cell is None:
+            return r
+        cell = self._cell.to(x)
+        r = r - ((r @ torch.linalg.inv(cell)).round() * self._pbc.to(x)) @ cell
+        if len(self._images) > 1:
+            every = r[..., None, :] + self._images.to(x)
+            best = every.square().sum(-1).argmin(-1)[..., None, None]
+            r = every.take_along_dim(best, -2)[..., 0, :]
+        return r
+
+    def back(self, f: Tensor, x: Tensor) -> Tensor:
+        """Derivatives ``f`` with respect to the vectors, as derivatives at the atoms."""
+        both = torch.cat((f, -f), -2)
+        return torch.zeros_like(x).index_add_(-2, self._ends.to(x.device), both)
+
+
+def check_atoms(system: System, atoms) -> list[int]:
+    """``atoms`` as integers; ``ValueError`` for those that are not in the system."""
+    chosen = [int(a) for a in atoms]
+    wrong = [a for a in chosen if not 0 <= a < len(system)]
+    if wrong:
+        raise ValueError(
+            f"atoms {wrong} are not in the system: expected 0 to {len(system) - 1} (they count "
+            "from 0, PLUMED's from 1)"
+        )
+    return chosen
+
+
+def rows_of(system: System, atoms, width: int) -> np.ndarray:
+    """``atoms`` as (n, width), all of them in the system and different within a row."""
+    rows = np.atleast_2d(np.asarray(atoms, dtype=int))
+    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+        raise ValueError(f"atoms {np.shape(atoms)} must be ({width},) or (n, {width})")
+    check_atoms(system, rows.ravel())
+    if any(len(set(row)) < width for row in rows.tolist()):
+        raise ValueError(f"atoms {rows.tolist()} must be different within a row")
+    return rows
+
+
+def names_of(letter: str, rows: np.ndarray, name) -> tuple[str, ...]:
+    """``name`` for each row, by default the letter and the atoms."""
+    if name is None:
+        return tuple("_".join(map(str, (letter, *row))) for row in rows.tolist())
+    names = (name,) if isinstance(name, str) else tuple(name)
+    if len(names) != len(rows):
+        raise ValueError(f"{name=} must be {len(rows)} names")
+    return names

@@ -1,0 +1,120 @@
+"""Derivatives of forces by differences: stiffness, divergence, distance from a gradient."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from .base import Potential, evaluate
+
+__all__ = ["forces_and_divergence", "measured_stiffness", "non_conservativeness"]
+
+log = logging.getLogger(__name__)
+
+
+def measured_stiffness(
+    potential: Potential, x: Tensor, kT: float, *, length: float = 1e-3, most: int = 60
+) -> tuple[float, int]:
+    """λ at ``x`` by power iteration on central differences of the forces.
+
+    ``v ← -(F(x + εv) - F(x - εv))/(2 ε kT)``, the largest of all walkers, to 1 %.
+
+    Returns
+    -------
+    λ in 1/Å² and the number of evaluations of each structure
+
+    Raises
+    ------
+    ValueError : no stiffness there (free particles, forces that are not finite)
+    """
+    # a fixed seed: the step must not depend on the seed of the run
+    v = Noise(0).normal(0, x, stream=2)
+    lam, evaluations = 0.0, 0
+    for _ in range(most):
+        v = v / v.square().sum((-2, -1), keepdim=True).sqrt()
+        both = evaluate(potential.terms, torch.stack([x + length * v, x - length * v])).forces
+        evaluations += 2
+        v = (both[1] - both[0]) / (2.0 * length * kT)
+        before, lam = lam, float(v.square().sum((-2, -1)).max().sqrt())
+        if not np.isfinite(lam) or lam < 1e-8:
+            break
+        if abs(lam - before) < 0.01 * lam:
+            log.info("stiffness %.4g/A^2 from %d evaluations of forces", lam, evaluations)
+            return lam, evaluations
+    if np.isfinite(lam) and lam >= 1e-8:
+        return lam, evaluations
+    raise ValueError(
+        f"no default step: the stiffness at the initial positions is {lam}; give timestep and "
+        "mobility, or spring"
+    )
+
+
+def forces_and_divergence(
+    potential: Potential, x: Tensor, *, noise: Noise, step: float = 1e-3, batch: int = 500
+) -> tuple[Tensor, Tensor]:
+    """|F|² in eV²/Å² and an unbiased estimate of -∇·F in eV/Å² at x (M, N, 3): each (M,).
+
+    ``-∇·F ≈ -v·[F(x + εv) - F(x - εv)]/2ε`` with components v of ±1 (Hutchinson), ε = ``step``.
+    """
+    squares, divergences = [], []
+    for begin in range(0, len(x), batch):
+        part = x[begin : begin + batch]
+        walkers = torch.arange(begin, begin + len(part))
+        v = torch.sign(noise.normal(0, part, walkers=walkers, stream=2))
+        forces, ahead, behind = (
+            evaluate(potential.terms, y).forces for y in (part, part + step * v, part - step * v)
+        )
+        squares.append(forces.square().sum((1, 2)))
+        divergences.append(-(v * (ahead - behind)).sum((1, 2)) / (2 * step))
+    return torch.cat(squares), torch.cat(divergences)
+
+
+def non_conservativeness(
+    potential: Potential, x: Tensor, *, n_probes: int = 8, step: float = 1e-3, noise: Any = None
+) -> float:
+    """How far the field is from a gradient: 0 for a gradient, ∞ for a pure rotation.
+
+        c = ‖J − Jᵀ‖ / ‖J + Jᵀ‖        J = ∂F/∂x, Frobenius norms, root mean square over x
+
+    which is ``(E|(J − Jᵀ)v|² / E|(J + Jᵀ)v|²)^½`` for random v. With two random directions
+    ``u·(J ∓ Jᵀ)v = u·Jv ∓ v·Ju``, and Jv is a central difference of forces, so that any
+    potential will do. Relative standard error about ``1/sqrt(2 n_probes B)`` or less.
+
+    Parameters
+    ----------
+    x : (N, 3) or (B, N, 3) in Å, where the field is used
+    n_probes : pairs of directions for each structure; four evaluations each
+    step : length of the differences in Å, for one coordinate; float32 fields: 1e-2
+    noise : a `Noise`, default ``Noise(0)``
+
+    Raises
+    ------
+    ValueError : ``n_probes`` below 1, or a field that does not change with x at all
+    """
+    if n_probes < 1:
+        raise ValueError(f"{n_probes=} must be at least 1")
+    noise = Noise(0) if noise is None else noise
+    x = x.double()
+    rotation, stretch = 0.0, 0.0
+    for probe in range(n_probes):
+        u, v = (noise.normal(2 * probe + side, x, stream=_PROBES) for side in (0, 1))
+        j_u, j_v = (_derivative(potential, x, direction, step) for direction in (u, v))
+        uv, vu = ((a * b).sum((-2, -1)) for a, b in ((u, j_v), (v, j_u)))
+        rotation += float((uv - vu).square().mean())
+        stretch += float((uv + vu).square().mean())
+    if not rotation + stretch > 0:
+        raise ValueError("the forces do not change near these positions: nothing to compare")
+    return (rotation / stretch) ** 0.5 if stretch > 0 else float("inf")
+
+
+def _derivative(potential: Potential, x: Tensor, direction: Tensor, step: float) -> Tensor:
+    ahead, behind = (evaluate(potential.terms, x + s * direction).forces for s in (step, -step))
+    return (ahead.double() - behind.double()) / (2.0 * step)
+
+
+_PROBES = 2  # stream of the probes of `non_conservativeness`

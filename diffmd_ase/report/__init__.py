@@ -1,0 +1,1 @@
+"""A model, samples and trajectories as one HTML page."""

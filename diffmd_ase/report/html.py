@@ -1,0 +1,102 @@
+"""The HTML of a report: one page without external resources, readable on a phone."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..analysis.statistics import Estimate
+from ..system import System
+from . import plots
+
+__all__ = ["Page", "flat", "image", "pair", "plain", "render", "save", "table"]
+
+
+@dataclass
+class Page:
+    """What the sections add to: numbers (JSON), verdicts in words, and HTML."""
+
+    numbers: dict[str, Any] = field(default_factory=dict)
+    verdicts: list[tuple[bool | None, str]] = field(default_factory=list)
+    body: list[str] = field(default_factory=list)
+
+    def judge(self, good: bool | None, text: str) -> None:
+        self.verdicts.append((good, text))
+
+    def section(self, title: str, *parts: str) -> None:
+        self.body.append(f"<h2>{html.escape(title)}</h2>" + "".join(parts))
+
+
+def pair(e: Estimate) -> list[float | None]:
+    """An estimate and its error for JSON; None where not finite."""
+    return [float(v) if np.isfinite(v) else None for v in (e.value, e.error)]
+
+
+def plain(value):
+    """What JSON does not know, as lists, numbers or words."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return str(value)
+
+
+def flat(value) -> str:
+    """One line of text for a cell of a table."""
+    return value if isinstance(value, str) else json.dumps(value, default=plain, ensure_ascii=False)
+
+
+def image(figure) -> str:
+    """A figure inside the page."""
+    return f'<img alt="" src="{plots.embed(figure)}">'
+
+
+def table(head, rows) -> str:
+    """A table; cells are escaped."""
+    cells = "".join(f"<th>{html.escape(str(h))}</th>" for h in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{cells}</tr>{lines}</table></div>'
+
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:62rem;
+margin:0 auto;padding:1rem}h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem;
+border-bottom:1px solid #ddd}h3{font-size:1rem}img{max-width:100%;height:auto;display:block}
+table{border-collapse:collapse;font-size:.9rem}td,th{text-align:left;padding:.2rem .7rem
+.2rem 0;border-bottom:1px solid #eee;vertical-align:top}td{overflow-wrap:anywhere}
+.wide{overflow-x:auto;max-height:24rem;overflow-y:auto}
+ul.verdict{list-style:none;padding:0}ul.verdict li{padding:.35rem .6rem;margin:.3rem 0;
+border-left:.35rem solid #888;background:#f6f6f6}ul.verdict li.good{border-color:#1b7f3b}
+ul.verdict li.bad{border-color:#c0392b}
+"""
+
+
+def render(page: Page, title: str, system: System, temperature_K: float) -> str:
+    """The whole page as HTML: verdicts first, then the sections."""
+    words = {True: ("good", "agrees"), False: ("bad", "look here"), None: ("", "note")}
+    lines = "".join(
+        f'<li class="{words[good][0]}"><b>{words[good][1]}</b> · {html.escape(text)}</li>'
+        for good, text in page.verdicts
+    )
+    name = html.escape(title)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}</title><style>{_STYLE}</style></head><body><h1>{name}</h1>"
+        f"<p>{html.escape(system.formula)}, {len(system)} atoms, {temperature_K:g} K. Errors are "
+        "one standard error and account for correlation in time.</p>"
+        f'<h2>Summary</h2><ul class="verdict">{lines}</ul>{"".join(page.body)}</body></html>\n'
+    )
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

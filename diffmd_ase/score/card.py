@@ -1,0 +1,174 @@
+"""The card of a model: what it was trained on and what it may be used for."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..system import System
+from .networks.build import NetworkConfig
+from .sets import joint_hash
+from .snapshots import Snapshots
+
+__all__ = ["Card", "ExpertCard", "SystemCard"]
+
+
+SCHEMA_VERSION = 3  # since 2: `systems`; since 3: atoms of them that were held
+
+
+class ExpertCard(BaseModel):
+    """One energy network: its noise levels (Å), its shape, how its training went."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    sigma: tuple[float, float]
+    network: NetworkConfig
+    best_step: int = 0
+    history: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class SystemCard(BaseModel):
+    """One set of snapshots that a model was trained on."""
+
+    model_config = ConfigDict(extra="forbid")
+    formula: str
+    numbers: list[int]
+    cell: list[list[float]] | None
+    pbc: tuple[bool, bool, bool]
+    temperature_K: float
+    source: str
+    snapshots: int
+    sha256: str
+    correlation: float = 1.0
+    held: list[int] = Field(
+        default_factory=list, description="atoms that have one place in all snapshots"
+    )
+    configurational_temperature_K: float | None = Field(
+        None, description="that of the snapshots, by the forces of the model"
+    )
+
+    @classmethod
+    def of(cls, part: Snapshots) -> SystemCard:
+        """The card of one set."""
+        system = part.system
+        return cls(
+            formula=system.formula,
+            numbers=system.numbers.tolist(),
+            cell=None if system.cell is None else system.cell.tolist(),
+            pbc=tuple(system.pbc.tolist()),
+            temperature_K=part.temperature_K,
+            source=part.source,
+            snapshots=len(part),
+            sha256=part.sha256,
+            correlation=round(part.correlation, 2),
+            held=np.flatnonzero(~part.moving).tolist(),
+        )
+
+
+class Card(BaseModel):
+    """What a model is, what it was trained on and how well it did.
+
+    System and temperature are those of the first set of snapshots; ``systems`` lists all.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    name: str = ""
+    formula: str
+    numbers: list[int]
+    masses: list[float]
+    cell: list[list[float]] | None
+    pbc: tuple[bool, bool, bool]
+    units: dict[str, str] = Field(
+        default_factory=lambda: {"length": "Å", "energy": "eV", "network": "kT_train"}
+    )
+    temperature_K: float
+    kT: float
+    sigma_min: float
+    sigma_max: float
+    lambda_max: float | None = Field(
+        None, description="largest eigenvalue of -∇s at sigma_min seen in the data, 1/Å²"
+    )
+    covariance: list[list[float]] = Field(
+        description="⟨x_i·x_j⟩/3 of centred snapshots, Å²: the start of reverse diffusion"
+    )
+    exchanges: list[tuple[int, int]] = Field(
+        default_factory=list, description="like atoms whose exchange turns the hand of a centre"
+    )
+    systems: list[SystemCard] = Field(
+        default_factory=list, description="all sets of snapshots; the first one names the model"
+    )
+    experts: list[ExpertCard]
+    data: dict[str, Any]
+    training: dict[str, Any]
+    validation: dict[str, float]
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _of_one_system(self) -> Card:
+        """A file of schema 1: one set, told by the card itself."""
+        if not self.systems:
+            shared = ("formula", "numbers", "cell", "pbc", "temperature_K")
+            known = {k: v for k, v in self.data.items() if k in SystemCard.model_fields}
+            self.systems = [SystemCard(**known, **{name: getattr(self, name) for name in shared})]
+        return self
+
+    def moving(self, system: System) -> np.ndarray:
+        """(N,) bool: False for atoms that snapshots of these atoms had in one place."""
+        moving = np.ones(len(system), bool)
+        for part in self.systems:
+            if part.numbers == system.numbers.tolist():
+                moving[part.held] = False
+                break
+        return moving
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Lowest and highest temperature (K) of the snapshots."""
+        every = [system.temperature_K for system in self.systems]
+        return min(every), max(every)
+
+    @classmethod
+    def describe(
+        cls, sets: tuple[Snapshots, ...], experts: list[ExpertCard], *, seed, config
+    ) -> Card:
+        """The card of freshly trained experts."""
+        snapshots = sets[0]
+        system = snapshots.system
+        x = snapshots.positions - snapshots.positions.mean(1, keepdims=True)
+        versions = {name: metadata.version(name) for name in ("torch", "e3nn", "ase", "numpy")}
+        validation = {
+            f"{e.name}_{key.removeprefix('validation_')}": value
+            for e in experts
+            for entry in e.history
+            if entry["step"] == e.best_step
+            for key, value in entry.items()
+            if key.startswith("validation_")
+        }
+        return cls(
+            formula=system.formula,
+            numbers=system.numbers.tolist(),
+            masses=system.masses.tolist(),
+            cell=None if system.cell is None else system.cell.tolist(),
+            pbc=tuple(system.pbc.tolist()),
+            temperature_K=snapshots.temperature_K,
+            kT=snapshots.kT,
+            sigma_min=min(e.sigma[0] for e in experts),
+            sigma_max=max(e.sigma[1] for e in experts),
+            covariance=(np.einsum("mia,mja->ij", x, x) / (3 * len(x))).tolist(),
+            exchanges=[] if system.periodic else snapshots.topology.exchanges(system.numbers),
+            systems=[SystemCard.of(part) for part in sets],
+            experts=experts,
+            data={
+                "source": ", ".join(part.source for part in sets),
+                "snapshots": sum(len(part) for part in sets),
+                "sha256": joint_hash(sets),
+                "correlation": round(max(part.correlation for part in sets), 2),
+            },
+            training={"seed": seed, "config": config},
+            validation=validation,
+            versions=versions,
+        )

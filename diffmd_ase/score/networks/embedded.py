@@ -1,0 +1,192 @@
+"""The energy of metals and noble gases: pair energies and densities, linear in its parameters."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ..neighbours import Pairs, edges, envelope, find_pairs
+
+__all__ = ["EmbeddedConfig", "EmbeddedEnergy", "EmbeddedNetwork"]
+
+
+class EmbeddedConfig(BaseModel):
+    """Hyper-parameters of `EmbeddedNetwork`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["embedded"] = "embedded"
+    cutoff: float = Field(5.5, gt=0, description="radius of pairs and densities, Å")
+    functions: int = Field(24, ge=4, description="splines of each pair of elements")
+
+
+class EmbeddedNetwork(nn.Module):
+    """`EmbeddedEnergy`: the closed-form solution of `fit_embedded`, for one noise level."""
+
+    def __init__(self, config: EmbeddedConfig, tables: dict[str, Tensor]):
+        super().__init__()
+        self.config = config
+        self.energy = EmbeddedEnergy(config.cutoff, tables)
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3, pairs=None
+    ) -> Tensor:
+        """Energy (B,) in kT of x (B, N, 3); arguments as of `EquivariantNetwork`."""
+        return self.energy(x, numbers, cell, pbc, pairs)
+
+
+_DECAYS = (2.0, 5.0, 8.0)  # α: how fast the densities fall, about and beyond exponents of metals
+
+
+_POWERS = (0.5, 2.0)  # with the linear term, which V holds, the curvature of both signs
+
+
+_DELTA = 0.05  # of the mean density: the root is smooth where an atom is alone
+
+
+_WALL = 0.05  # Å: and a wall of this width is added
+
+
+_END = 3  # splines that reach over the cutoff: without them V ends smoothly
+
+
+class EmbeddedEnergy(nn.Module):
+    """The energy of this module's equation, in kT, with forces by automatic differentiation.
+
+    Parameters
+    ----------
+    cutoff : r_c in Å
+    tables : ``elements`` (S,) atomic numbers; ``inner`` () or (S(S+1)/2,): where V becomes a
+        line, Å; ``nearest`` (): r₀, Å; ``density`` (A,) mean densities; ``pair``
+        (S(S+1)/2, K + 3) coefficients of the splines, the last three zero; ``embedding``
+        (S, A, P) the weights w
+    """
+
+    def __init__(self, cutoff: float, tables: dict[str, Tensor]):
+        super().__init__()
+        self.cutoff = cutoff
+        for name, value in tables.items():
+            self.register_buffer(name, value)
+        self.register_buffer("decays", torch.tensor(_DECAYS), persistent=False)
+        self.register_buffer("powers", torch.tensor(_POWERS), persistent=False)
+        kinds = torch.zeros(len(self.elements), len(self.elements), dtype=torch.long)
+        for n, (a, b) in enumerate(combinations_with_replacement(range(len(self.elements)), 2)):
+            kinds[a, b] = kinds[b, a] = n
+        self.register_buffer("kinds", kinds, persistent=False)
+
+    def forward(self, x: Tensor, numbers: Tensor, cell, pbc, pairs: Pairs | None = None) -> Tensor:
+        """Energy (B,) of x (B, N, 3); ``numbers`` (N,), ``cell`` (3, 3), (B, 3, 3) or None."""
+        n_batch, n_atoms = x.shape[:2]
+        source, target, vectors = edges(x, self.cutoff, cell, pbc, pairs)
+        r = (vectors.square().sum(-1) + 1e-12).sqrt()
+        element = self.species(numbers).repeat(n_batch)
+        # the two directions of a pair carry half of it each
+        energy = x.new_zeros(n_batch * n_atoms)
+        energy = energy.index_add(0, target, 0.5 * self.pair_energy(r, element, source, target))
+        rho = self.densities(r, element, source, target)[:, :, None] + _DELTA
+        embedded = (rho**self.powers - _DELTA**self.powers) * self.embedding[element]
+        return (energy + embedded.sum((1, 2))).reshape(n_batch, n_atoms).sum(-1)
+
+    def species(self, numbers: Tensor) -> Tensor:
+        """Row of each atom (N,) in the tables."""
+        return (numbers[:, None] == self.elements).to(torch.int8).argmax(-1)
+
+    def pair_energy(self, r: Tensor, element, source, target) -> Tensor:
+        """V (E,) at distances r (E,), the line and the wall inside of the data included."""
+        kind = self.kinds[element[target], element[source]]
+        first, weights = self.spline(r, kind)
+        index = first[:, None] + torch.arange(4, device=r.device)
+        wall = 0.5 * (torch.relu(self.begin(kind) - r) / _WALL).square()
+        return (self.pair[kind].gather(1, index) * weights).sum(-1) + wall
+
+    def begin(self, kind: Tensor) -> Tensor:
+        """Where the data of these kinds of pairs (E,) begin, Å."""
+        return self.inner.expand(len(self.pair))[kind]
+
+    def spline(self, r: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+        """The four cubic B-splines that are not zero at r (E,): the first one's number (E,),
+        their values (E, 4)."""
+        size, begin = self.pair.shape[1] - _END, self.begin(kind)
+        t = (r - begin) * (size / (self.cutoff - begin))
+        first = t.detach().floor().clamp(0, size - 1).long()
+        u = t - first
+        line, u = u.clamp(max=0.0), u.clamp(min=0.0)
+        v = 1 - u
+        values = [
+            v**3 / 6 - 0.5 * line,
+            2 / 3 - u**2 + u**3 / 2,
+            2 / 3 - v**2 + v**3 / 2 + 0.5 * line,
+            u**3 / 6,
+        ]
+        return first, torch.stack(values, dim=-1)
+
+    def radial(self, r: Tensor, kind: Tensor) -> Tensor:
+        """What a neighbour at r (E,) adds to the densities of each decay (E, 3)."""
+        inside = torch.maximum(r, self.begin(kind))[:, None]
+        scale = self.density[: len(_DECAYS)]
+        fall = torch.exp(-self.decays * (inside / self.nearest - 1)) / scale
+        return fall * envelope(r / self.cutoff)[:, None]
+
+    def channels(self, element: Tensor) -> Tensor:
+        """Which densities neighbours of these elements (E,) belong to (E, A/3): 1 or 0."""
+        every = element.new_ones(len(element), 1)
+        if len(self.density) == len(_DECAYS):
+            return every
+        return torch.cat([every, nn.functional.one_hot(element, len(self.elements))], dim=1)
+
+    def densities(self, r: Tensor, element, source, target) -> Tensor:
+        """ρ (B·N, A) from edges."""
+        falls = self.radial(r, self.kinds[element[target], element[source]])
+        parts = self.channels(element[source])[:, :, None] * falls[:, None, :]
+        rho = r.new_zeros(len(element), len(self.density))
+        return rho.index_add(0, target, parts.flatten(1))
+
+    def jacobian(self, x: Tensor, numbers: Tensor, cell, pbc) -> Tensor:
+        """∂f/∂x (F, B, 3N) of the features: splines of each pair of elements, then
+        powers of each density of each element."""
+        n_batch, n_atoms = x.shape[:2]
+        source, target, vectors = edges(
+            x, self.cutoff, cell, pbc, find_pairs(x, self.cutoff, cell, pbc)
+        )
+        total, (n_kinds, n_splines) = n_batch * n_atoms, self.pair.shape
+        n_pair, n_embedding = self.pair.numel(), self.embedding.numel()
+        length = vectors.norm(dim=-1)
+        element = self.species(numbers).repeat(n_batch)
+        kind = self.kinds[element[target], element[source]]
+        # each distance has its own functions: one sum gives all derivatives
+        r = length.detach().requires_grad_()
+        with torch.enable_grad():
+            first, values = self.spline(r, kind)
+            falls = self.radial(r, kind)
+            slopes = [
+                torch.autograd.grad(values[:, k].sum(), r, retain_graph=True)[0] for k in range(4)
+            ]
+            falling = [
+                torch.autograd.grad(falls[:, a].sum(), r, retain_graph=True)[0]
+                for a in range(len(_DECAYS))
+            ]
+        # moving the target by d changes r by -d·u
+        unit = -(vectors / length[:, None]).detach()
+        out = x.new_zeros((n_pair + n_embedding) * total, 3)
+        for k, slope in enumerate(slopes):
+            feature = kind * n_splines + first + k
+            out.index_add_(0, feature * total + target, slope[:, None] * unit)
+        rho = self.densities(length.detach(), element, source, target) + _DELTA
+        n_densities = len(self.density)
+        # of the target's own energy, by its neighbour, and of the neighbour's, by the target
+        for atom, other in ((target, source), (source, target)):
+            channels = self.channels(element[other])
+            for a in range(n_densities):
+                channel, decay = divmod(a, len(_DECAYS))
+                near = channels[:, channel].nonzero()[:, 0]
+                fall, mine, at = falling[decay][near], atom[near], target[near]
+                for p, power in enumerate(_POWERS):
+                    change = power * rho[mine, a] ** (power - 1) * fall
+                    feature = (element[mine] * n_densities + a) * len(_POWERS) + p + n_pair
+                    out.index_add_(0, feature * total + at, change[:, None] * unit[near])
+        out = out.reshape(-1, n_batch, 3 * n_atoms)
+        free = out[:n_pair].unflatten(0, (n_kinds, n_splines))[:, :-_END].flatten(0, 1)
+        return torch.cat([free, out[n_pair:]])

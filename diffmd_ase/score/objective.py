@@ -1,0 +1,122 @@
+"""What a training minimises: the losses of all sets of snapshots, weighted."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import losses
+from .plan import Expert
+from .sets import temperings
+from .snapshots import Snapshots
+from .torsion_moves import Moves
+
+__all__ = []
+
+
+class _Objective:
+    """The loss of one expert: the mean over the frames of all sets."""
+
+    def __init__(self, expert: Expert, sets: tuple[Snapshots, ...], device):
+        total = sum(len(part) for part in sets)
+        self.shares = [len(part) / total for part in sets]
+        self.parts = [
+            _Loss(expert, part, tempering, device)
+            for part, tempering in zip(sets, temperings(sets), strict=True)
+        ]
+
+    def __call__(self, network: nn.Module, batches: list[Tensor], generator) -> dict:
+        """Mean losses by name of one batch of each set; ``loss`` is their weighted sum."""
+        together: dict[str, Tensor] = {}
+        for loss, share, x in zip(self.parts, self.shares, batches, strict=True):
+            for name, value in loss(network, x, generator).items():
+                together[name] = together.get(name, 0.0) + share * value
+        return together
+
+
+class _Loss:
+    """The loss of one expert on a batch of snapshots of one set, ``E_n = (T_1/T_n) E``.
+
+    Terms with squared scores are weighted by T_n/T_1 (see `sets`).
+    """
+
+    DELTA = 0.02  # rad, angular noise: far below the width of a torsional well
+    MOVES = 3  # bonds turned at most in a contrastive move
+
+    def __init__(self, expert: Expert, snapshots: Snapshots, tempering: float, device):
+        self.expert, self.tempering = expert, tempering
+        system = snapshots.system
+        self.cell = None if system.cell is None else torch.as_tensor(system.cell).float().to(device)
+        self.numbers = torch.as_tensor(system.numbers, device=device)
+        self.pbc = tuple(bool(p) for p in system.pbc)
+        self.moving = torch.as_tensor(snapshots.moving, device=device)[:, None]
+        self.force2 = 0.0  # mean square of a component of F/kT
+        if expert.force_weight:
+            self.force2 = float(np.mean((snapshots.forces[:1000] / snapshots.kT) ** 2))
+        self.moves = self.permutations = None
+        if not system.periodic:
+            self.permutations = torch.as_tensor(snapshots.topology.permutations, device=device)
+            if len(snapshots.topology.rotors):
+                self.moves = Moves(snapshots.topology, device)
+
+    def __call__(self, network: nn.Module, x: Tensor, generator: torch.Generator) -> dict:
+        """Mean losses by name; ``loss`` is their weighted sum."""
+        e, n = self.expert, len(x)
+
+        def energy(positions, level):
+            value = network(positions, level, numbers=self.numbers, cell=self.cell, pbc=self.pbc)
+            return self.tempering * value
+
+        def random(shape):
+            return torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
+
+        if self.permutations is not None:
+            which = torch.randint(len(self.permutations), (n,), generator=generator)
+            order = self.permutations[which.to(x.device)]
+            x = x.gather(1, order[:, :, None].expand_as(x))
+        x, labels = x[..., :3], x[..., 3:]
+        sigma = losses.log_uniform(n, *e.sigma, generator)
+        if e.focus:
+            sigma[::2] = losses.log_uniform(len(sigma[::2]), *e.focus, generator)
+        sigma = sigma.to(x)
+        epsilon = random(x.shape) * self.moving
+        noisy = x + sigma[:, None, None] * epsilon
+        points = [noisy, x - sigma[:, None, None] * epsilon]
+        torsional = e.torsional > 0 and self.moves is not None
+        if torsional:
+            rotor, xi = self.moves.choose(n, generator), random((n,))
+            points += [self.moves.rotate(x, rotor, sign * self.DELTA * xi) for sign in (1, -1)]
+        levels = sigma.repeat(len(points))
+        _, scores = losses.score(energy, torch.cat(points), levels, create_graph=True)
+        plus, minus, *turned = (scores * self.moving).chunk(len(points))
+        terms = {"denoising": losses.denoising_loss(plus, minus, epsilon, sigma).mean()}
+        matched = terms["denoising"]
+        if e.force_weight:
+            wrong = losses.force_loss(plus, minus, labels * self.moving, sigma)
+            # where noise hides the forces they say less than the noise itself
+            terms["forces"] = (wrong / (1 + sigma**2 * self.force2)).mean()
+            matched = (matched + e.force_weight * terms["forces"]) / (1 + e.force_weight)
+        loss = e.denoising / self.tempering * matched
+        if torsional:
+            g_plus, g_minus = (
+                self.moves.angular_score(p, s, rotor)
+                for p, s in zip(points[2:], turned, strict=True)
+            )
+            terms["torsional"] = losses.torsional_loss(g_plus, g_minus, xi, self.DELTA).mean()
+            loss = loss + e.torsional / self.tempering * terms["torsional"]
+        negatives = {}
+        # noise is added before the move, which is symmetric at every noise level
+        if e.contrastive > 0 and self.moves is not None:
+            negatives["contrastive"] = self.moves.scramble(noisy, self.MOVES, generator)
+        if e.mirror > 0:
+            negatives["mirror"] = -noisy
+        if negatives:
+            together = torch.cat([noisy, *negatives.values()])
+            first, *moved = energy(together, sigma.repeat(1 + len(negatives))).chunk(
+                1 + len(negatives)
+            )
+            for name, other in zip(negatives, moved, strict=True):
+                terms[name] = losses.contrastive_loss(first, other).mean()
+                loss = loss + getattr(e, name) * terms[name]
+        return {**terms, "loss": loss}

@@ -1,0 +1,132 @@
+"""Moves between the modes of a molecule: rotations about its bonds, with known densities."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+__all__ = ["Moves", "TorsionProposals"]
+
+
+class Moves:
+    """Rotations about the rotatable bonds of one molecule.
+
+    Parameters
+    ----------
+    topology : gives the axes and the atoms that turn
+    """
+
+    def __init__(self, topology, device="cpu"):
+        self.axes = torch.as_tensor(topology.rotors, device=device)
+        self.moved = torch.as_tensor(topology.moved, device=device)
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+    def choose(self, n: int, generator: torch.Generator) -> Tensor:
+        """Random rotors (n,)."""
+        return torch.randint(len(self), (n,), generator=generator).to(self.axes.device)
+
+    def rotate(self, x: Tensor, rotor: Tensor, angle: Tensor) -> Tensor:
+        """x (B, N, 3) after turning by ``angle`` (B,) about ``rotor`` (B,): Rodrigues."""
+        u, origin = self._axis(x, rotor)
+        v = x - origin
+        c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
+        turned = v * c + _cross(u, v) * s + u * (u * v).sum(-1, keepdim=True) * (1 - c)
+        return torch.where(self.moved[rotor][:, :, None], turned + origin, x)
+
+    def angular_score(self, x: Tensor, s: Tensor, rotor: Tensor) -> Tensor:
+        """``Σ_moved s_i·(u × (x_i - a))`` (B,), the score along a rotor."""
+        u, origin = self._axis(x, rotor)
+        torque = (_cross(u, x - origin) * s).sum(-1)
+        return (torque * self.moved[rotor]).sum(-1)
+
+    def scramble(self, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+        """x after uniform rotations about one to ``most`` random bonds."""
+        n = len(x)
+        count = torch.randint(1, most + 1, (n,), generator=generator)
+        for k in range(most):
+            angle = 2 * math.pi * torch.rand(n, generator=generator, dtype=x.dtype) * (count > k)
+            x = self.rotate(x, self.choose(n, generator), angle.to(x.device))
+        return x
+
+    def _axis(self, x: Tensor, rotor: Tensor) -> tuple[Tensor, Tensor]:
+        row = torch.arange(len(x), device=x.device)
+        a, b = x[row, self.axes[rotor, 0]], x[row, self.axes[rotor, 1]]
+        u = b - a
+        return (u / u.norm(dim=-1, keepdim=True))[:, None], a[:, None]
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.cross(u.expand_as(v), v)
+
+
+class TorsionProposals:
+    """Moves that draw two torsions anew from the data's own statistics.
+
+    For each pair of rotors the density q is a smoothed histogram of their torsions in the
+    data, constant in a bin, with a share of uniform draws. A proposal y of x replaces both
+    torsions; the logit that x and not y is the snapshot is
+
+        E(y) - E(x) + log q(y) - log q(x)
+
+    (conditional noise-contrastive estimation, Ceylan & Gutmann, ICML 2018). Nearly every
+    proposal is a plausible structure, often in another basin: it weighs modes.
+    """
+
+    BINS, UNIFORM = 36, 0.1
+
+    def __init__(self, topology, positions: Tensor):
+        self.moves, self.quads = Moves(topology), torch.as_tensor(topology.torsions)
+        n = len(self.moves)
+        self.groups = torch.tensor(list(combinations(range(n), min(2, n))))
+        index = self._bins(self.angles(positions))  # (M, K)
+        d = self.groups.shape[1]
+        shape = (self.BINS,) * d
+        tables = []
+        for group in self.groups.tolist():
+            flat = sum(index[:, k] * self.BINS**i for i, k in enumerate(group))
+            counts = torch.bincount(flat, minlength=self.BINS**d).reshape(shape).numpy()
+            smooth = gaussian_filter(counts.astype(float), 1.0, mode="wrap")
+            share = torch.as_tensor(smooth / smooth.sum()).flatten()
+            tables.append((1 - self.UNIFORM) * share + self.UNIFORM / share.numel())
+        self.density = torch.stack(tables)  # (groups, bins), of a bin
+        probe = positions[:1]
+        turned = self.moves.rotate(
+            probe.expand(n, -1, -1), torch.arange(n), probe.new_full((n,), 0.1)
+        )
+        change = (self.angles(turned) - self.angles(probe)).diagonal()
+        self.sign = torch.sign(torch.sin(change))  # of a torsion when its rotor turns by +
+
+    def angles(self, x: Tensor) -> Tensor:
+        """Torsions (B, K) of the rotors in (-π, π]."""
+        i, j, k, m = (x[:, self.quads[:, n]] for n in range(4))
+        b1, b2, b3 = j - i, k - j, m - k
+        n1, n2 = torch.linalg.cross(b1, b2), torch.linalg.cross(b2, b3)
+        return torch.atan2((b1 * n2).sum(-1) * b2.norm(dim=-1), (n1 * n2).sum(-1))
+
+    def propose(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """y (B, N, 3) and ``log q(y) - log q(x)`` (B,)."""
+        n = len(x)
+        which = torch.randint(len(self.groups), (n,), generator=generator)
+        density, angles = self.density[which], self.angles(x)
+        drawn = torch.multinomial(density, 1, generator=generator)[:, 0]
+        old, y, rest = torch.zeros_like(drawn), x, drawn
+        for i, rotor in enumerate(self.groups[which].T):
+            here = angles.gather(1, rotor[:, None])[:, 0]
+            old = old + self._bins(here) * self.BINS**i
+            place = (rest % self.BINS) + torch.rand(n, generator=generator, dtype=x.dtype)
+            rest = rest // self.BINS
+            new = place * (2 * math.pi / self.BINS) - math.pi
+            y = self.moves.rotate(y, rotor, (self.sign[rotor] * (new - here)).to(x))
+        log_q = density.log()
+        ratio = log_q.gather(1, drawn[:, None]) - log_q.gather(1, old[:, None])
+        return y, ratio[:, 0]
+
+    def _bins(self, angles: Tensor) -> Tensor:
+        index = ((angles + math.pi) * (self.BINS / (2 * math.pi))).long()
+        return index.clamp(0, self.BINS - 1)

@@ -1,0 +1,116 @@
+"""Frames in and out: snapshots to train on or to start from, samples to write."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from torch import Tensor
+
+from ..independent.draws import sample
+from ..io.atomic import replacing
+from ..noise import Noise
+from ..score.model import ScoreModel
+from ..score.snapshots import Snapshots
+from ..system import System
+
+__all__ = ["frame_writer", "read_frames", "read_sets", "starting_positions", "states_temperature"]
+
+
+def states_temperature(source: str | Path) -> bool:
+    """Whether snapshots say their temperature themselves: shipped sets, most ``.npz``."""
+    path = Path(source)
+    if not path.exists():
+        return True
+    if path.suffix != ".npz":
+        return False
+    try:
+        with np.load(path) as archive:
+            return bool({"temperature", "temperature_K"} & set(archive.files))
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return True  # to be refused, with better words, by who reads it
+
+
+def read_sets(sources: Sequence[str | Path], temperatures: Sequence[float]) -> list[Snapshots]:
+    """Sets of snapshots to train on, and their temperatures: none, one for all, or one for each.
+
+    Raises
+    ------
+    ValueError : a set without a temperature, or with two that differ
+    """
+    if len(temperatures) not in (0, 1, len(sources)):
+        raise ValueError(
+            f"{len(temperatures)} temperatures for {len(sources)} files of snapshots: give one "
+            "for all or one for each, in their order"
+        )
+    for source in sources if not temperatures else ():
+        if not states_temperature(source):
+            raise ValueError(
+                f"{source} states no temperature: give --temperature in kelvin, a score is the "
+                "force divided by kT and means nothing without it"
+            )
+    each = list(temperatures) * (len(sources) // max(1, len(temperatures)))
+    return [
+        Snapshots.read(source, temperature_K=kelvin)
+        for source, kelvin in zip(sources, each or [None] * len(sources), strict=True)
+    ]
+
+
+def read_frames(source: str | Path, model: ScoreModel) -> Snapshots:
+    """Frames to start from or compare with; the model's temperature stands in for theirs."""
+    stated = states_temperature(source)
+    return Snapshots.read(source, temperature_K=None if stated else model.card.temperature_K)
+
+
+def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:
+    """``write(system, positions (M, N, 3), temperature_K)`` to ``.npz`` or a format of ASE.
+
+    Raises ``ValueError`` at once for a name that ASE knows no format for. The file appears
+    when it is whole.
+    """
+    kind = "npz"
+    if output.suffix != ".npz":
+        try:
+            kind = filetype(str(output), read=False)
+        except UnknownFileTypeError:
+            kind = "unknown"
+    if kind != "npz":
+        known = ioformats.get(kind)
+        if known is None or not known.can_write or known.single:
+            raise ValueError(f"{output}: ASE writes no frames so; use .extxyz, .traj or .npz")
+
+    def write(system: System, positions: np.ndarray, temperature_K: float) -> None:
+        with replacing(output) as part:
+            if kind == "npz":
+                numbers = system.numbers
+                with part.open("wb") as file:
+                    np.savez(
+                        file, positions=positions, numbers=numbers, temperature_K=temperature_K
+                    )
+            else:
+                ase.io.write(part, [system.to_atoms(p) for p in positions], format=kind)
+
+    return write
+
+
+def starting_positions(
+    model: ScoreModel, frames: Snapshots | None, walkers: Tensor, *, seed: int, device: str
+) -> Tensor:
+    """Positions (B, N, 3) for the walkers with these global ids.
+
+    Random frames or, without any, i.i.d. draws of the model; those of a walker do not
+    depend on the batch it runs in.
+    """
+    if frames is not None:
+        ids = walkers.tolist()
+        chosen = [np.random.default_rng([seed, w]).integers(len(frames)) for w in ids]
+        return torch.as_tensor(frames.positions[chosen], dtype=torch.float32)
+    if model.system.periodic:
+        raise ValueError("a periodic system needs frames to start from: give some (--start)")
+    first = int(walkers[0])
+    return sample(model, len(walkers), noise=Noise(seed), first=first, device=device)

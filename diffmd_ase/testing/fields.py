@@ -1,0 +1,73 @@
+"""Fields of the test cases: energies with known means, and wrong drifts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..potentials.base import Potential
+from ..state import Evaluation
+
+__all__ = ["Banana", "Quadratic", "Quartic", "Scaled", "WrongDrift"]
+
+
+class Quadratic(Potential):
+    """``U = ½ Σ_i x_iᵀ K x_i`` for each atom, K (3, 3) symmetric in eV/Å²."""
+
+    def __init__(self, K):
+        self.K = torch.as_tensor(K, dtype=torch.float64)
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        forces = -x @ self.K.to(x)
+        return Evaluation(-0.5 * (x * forces).sum((-2, -1)), forces)
+
+
+class Quartic(Potential):
+    """``U = ¼ c Σ_i |x_i|⁴``, c in eV/Å⁴: no step size is stable everywhere."""
+
+    def __init__(self, c: float):
+        self.c = c
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        square = x.square().sum(-1)
+        return Evaluation(0.25 * self.c * square.square().sum(-1), -self.c * square[..., None] * x)
+
+
+class Banana(Potential):
+    """``U = x²/2 + (y - b(x² - 1))²/(2 w²) + z²/2`` for each atom (eV, Å), curved and narrow."""
+
+    def __init__(self, *, b: float, w: float):
+        self.b, self.w = b, w
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        u, z = x[..., 0], x[..., 2]
+        across = (x[..., 1] - self.b * (u.square() - 1.0)) / self.w**2
+        energy = 0.5 * (u.square() + (self.w * across).square() + z.square())
+        along = 2.0 * self.b * u * across - u
+        return Evaluation(energy.sum(-1), torch.stack((along, -across, -z), dim=-1))
+
+
+class Scaled(Potential):
+    """``factor · U``."""
+
+    def __init__(self, potential: Potential, factor: float):
+        self.potential, self.factor, self.system = potential, factor, potential.system
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        energy, forces, _ = self.potential(x)
+        return Evaluation(self.factor * energy, self.factor * forces)
+
+
+class WrongDrift(Potential):
+    """``F = scale · F_target + spin × x_i + tilt`` for each atom; no gradient, so no energy."""
+
+    conservative = False
+
+    def __init__(self, target: Potential, *, scale: float = 0.8, spin=(0.0,) * 3, tilt=(0.0,) * 3):
+        self.target, self.scale, self.system = target, scale, target.system
+        self.spin = torch.tensor(spin, dtype=torch.float64)
+        self.tilt = torch.tensor(tilt, dtype=torch.float64)
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        turn = torch.linalg.cross(self.spin.to(x).expand_as(x), x)
+        return Evaluation(None, self.scale * self.target(x).forces + turn + self.tilt.to(x))

@@ -1,0 +1,308 @@
+"""Lines of the card from arrays: torsions, populations of their modes, widths, energies."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..analysis import observables as ob
+from ..analysis.divergence import (
+    Excess,
+    cell_rows,
+    excess_divergence,
+    excess_reweighted,
+    torsion_rows,
+)
+from ..analysis.modes import Arc, atom_names, torsion_modes
+from ..analysis.statistics import basin_free_energy, mean_estimate, std_estimate
+from ..score.topology import Topology
+from ..system import System
+from .scorecard import Goals, Line, line, worst_line
+
+__all__ = [
+    "Torsions",
+    "divergence_line",
+    "energy_lines",
+    "free_energy_lines",
+    "population_line",
+    "torsion_lines",
+    "width_lines",
+]
+
+_CROSSINGS = 20  # changes of mode below which dynamics has not measured a population
+_RIGID = 1e-6  # Å, eV or rad: no width
+_SATURATED = 0.1  # nats, of ln 2: bins are then too empty to tell laws apart
+
+
+class Torsions(NamedTuple):
+    """The torsions (n, 4) that are looked at, by name, their modes in the data, and which
+    one or two make the map."""
+
+    names: list[str]
+    quadruples: np.ndarray
+    modes: list[list[Arc]]
+    axes: list[int]
+
+    @classmethod
+    def find(cls, system: System, topology: Topology | None, frames, named=None) -> Torsions:
+        """Those named, and of every other rotatable bond between heavy atoms, or of any.
+
+        The map is of ``phi`` and ``psi``, or the two that spread most.
+        """
+        named = dict(named or {})
+        taken = {frozenset(q[1:3]) for q in named.values()}
+        rows = [] if topology is None else topology.torsions.tolist()
+        rows = [q for q in rows if frozenset(q[1:3]) not in taken]
+        heavy = [q for q in rows if (system.numbers[q] > 1).all()]
+        named |= {atom_names(system, q): q for q in (heavy if heavy or named else rows)}
+        names, quadruples = list(named), np.array(list(named.values()), int).reshape(-1, 4)
+        phi = ob.dihedrals(frames, quadruples)
+        if "phi" in names and "psi" in names:
+            axes = [names.index("phi"), names.index("psi")]
+        else:
+            spread = np.linalg.norm(ob.angular_vectors(phi).mean(0), axis=-1)
+            axes = sorted(np.argsort(spread)[:2].tolist())
+        return cls(names, quadruples, [torsion_modes(p) for p in phi.T], axes)
+
+    @property
+    def parted(self) -> list[tuple[str, int, Arc, Arc]]:
+        """(name of the mode, torsion, largest mode, this mode) of all further modes."""
+        return [
+            (f"{self.names[n]} {arc}", n, arcs[0], arc)
+            for n, arcs in enumerate(self.modes)
+            for arc in arcs[1:]
+        ]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Angles (*batch, n) in rad."""
+        return ob.dihedrals(x, self.quadruples)
+
+
+def divergence_line(group: str, name: str, found: Excess, goal: float, words: str) -> Line:
+    """A divergence, expected at its sampling floor; nothing can be told from empty bins."""
+    error = found.error
+    if found.floor > _SATURATED:
+        error, words = np.inf, f"too few frames: counting alone gives {found.floor:.2f}; {words}"
+    details = {"n_effective": round(found.n_effective, 1)}
+    return line(
+        group, name, found.js, error, expected=found.floor, goal=goal, words=words, details=details
+    )
+
+
+def torsion_lines(
+    torsions: Torsions,
+    reference: np.ndarray,
+    samples: dict[str, tuple[np.ndarray, np.ndarray | None]],
+    log_weights: np.ndarray | None,
+    goals: Goals,
+    *,
+    seed: int,
+) -> list[Line]:
+    """Divergences of the map of torsions, 64 bins along each.
+
+    ``reference`` (M, n) angles of independent frames; ``samples``: name → angles (S, n) and,
+    of walkers, who they are of (S,); ``log_weights`` (M,) of the reference.
+    """
+    rows, axes = torsion_rows(reference[:, torsions.axes]), torsions.axes
+    of = f"map of {', '.join(torsions.names[n] for n in axes)}"
+    found = []
+    if log_weights is not None:
+        excess = excess_reweighted(rows, log_weights, seed=seed)
+        worth = f"{of}; weights are worth {excess.n_effective / len(reference):.0%} of the frames"
+        name = "JS torsions: reweighted"
+        found.append(divergence_line("torsions", name, excess, goals.reweighted, worth))
+    for label, (angles, walkers) in samples.items():
+        excess = excess_divergence(rows, torsion_rows(angles[:, axes]), walkers=walkers, seed=seed)
+        goal = goals.independent if walkers is None else goals.dynamics
+        worth = f"{of}; {len(angles)} frames worth {excess.n_effective:.0f}"
+        found.append(divergence_line("torsions", f"JS torsions: {label}", excess, goal, worth))
+    return found
+
+
+def free_energy_lines(
+    torsions: Torsions,
+    reference: np.ndarray,
+    samples: dict[str, np.ndarray],
+    log_weights: np.ndarray | None,
+    goals: Goals,
+) -> list[Line]:
+    """``-ln(p_b/p_a)`` of the modes of each torsion, minus that of the data (M, n), in kT.
+
+    Samples are angles (S, n), or (T, W, n) of walkers, whose populations are those of their
+    starts if they did not cross 20 times.
+    """
+    found = []
+    for name, n, a, b in torsions.parted:
+        phi = reference[:, n]
+        data, share = basin_free_energy(a(phi), b(phi)), b(phi).mean()
+        if log_weights is not None:
+            change = _reweighted_difference(a(phi), b(phi), log_weights)
+            words = f"the data have {share:.2%} there"
+            found.append(_free_energy_line(f"{name}: reweighted", *change, words, goals))
+        for label, angles in samples.items():
+            values = angles[..., n]
+            if values.ndim == 2 and np.abs(np.diff(b(values), axis=0)).sum() < _CROSSINGS:
+                continue  # said in a note
+            ours = basin_free_energy(a(values), b(values))
+            error = np.hypot(ours.error, data.error)
+            words = f"{b(values).mean():.2%} there, the data have {share:.2%}"
+            change = ours.value - data.value, error
+            found.append(_free_energy_line(f"{name}: {label}", *change, words, goals))
+    return found
+
+
+def population_line(
+    name: str, a: Arc, b: Arc, phi: np.ndarray, near: np.ndarray, data: np.ndarray, goals: Goals
+) -> Line:
+    """``-ln(p_b/p_a)`` of independent ladders, minus that of the data (M,), in kT.
+
+    ``phi`` and ``near`` (T, L): angles, and whether the structures count.
+    """
+    in_a, in_b = ((mode(phi) & near).mean(0) for mode in (a, b))
+    p_a, p_b, known = in_a.mean(), in_b.mean(), basin_free_energy(a(data), b(data))
+    words = (
+        f"from walkers in {a}: {p_b / near.mean():.2%} there, the data have {b(data).mean():.2%}"
+    )
+    value, error = np.inf, np.nan
+    if p_a > 0 and p_b > 0:
+        influence = in_b / p_b - in_a / p_a
+        error = np.hypot(influence.std(ddof=1) / np.sqrt(len(in_a)), known.error)
+        value = -np.log(p_b / p_a) - known.value
+        words += f", {value / error:+.1f} standard errors"
+    return _free_energy_line(f"{name}: exchange", value, error, words, goals)
+
+
+def _free_energy_line(name: str, value: float, error: float, words: str, goals: Goals) -> Line:
+    return line("free energy", f"ΔF {name}", value, error, goal=goals.free_energy, words=words)
+
+
+def _reweighted_difference(a, b, log_weights) -> tuple[float, float]:
+    """Change of ``-ln(p_b/p_a)`` by the weights, on the same frames; error by linearisation."""
+    w = np.exp(log_weights - log_weights.max())
+    w /= w.mean()
+    a, b = a.astype(float), b.astype(float)
+    pa, pb, qa, qb = a.mean(), b.mean(), (w * a).mean(), (w * b).mean()
+    influence = w * (b / qb - a / qa) - (b / pb - a / pa)
+    return float(np.log(qa * pb / (qb * pa))), float(influence.std() / np.sqrt(len(w)))
+
+
+def width_lines(
+    system: System,
+    topology: Topology,
+    frames,
+    walkers,
+    sigma: float,
+    goals: Goals,
+    log_weights: np.ndarray | None = None,
+) -> list[Line]:
+    """Ratios of standard deviations, model over data, of bonds, 1-3 distances and torsions.
+
+    ``var - σ₀² ⟨|∇q|²⟩`` of corrected walkers (T, W, N, 3), and of the frames (M, N, 3) with
+    the weights towards the model, where there are any: the model is of p smoothed by σ₀, which
+    widens a coordinate q by that; |∇q|² = 2 of a distance. One torsion for each rotatable bond,
+    within its largest mode in the frames.
+    """
+    pairs = topology.bonds, ob.angle_triples(topology.bonds)[:, [0, 2]]
+    kinds: list[tuple[str, np.ndarray, list[_Coordinate]]] = []
+    for kind, atoms in zip(("bonds", "1-3 distances"), pairs, strict=True):
+        ours, data = ob.distances(walkers, atoms), ob.distances(frames, atoms)
+        each = [_Coordinate(ours[..., n], data[:, n], 2 * sigma**2) for n in range(len(atoms))]
+        kinds.append((kind, atoms, each))
+    each = []
+    for quadruple in topology.torsions:
+        ours, data = (ob.dihedrals(x, [quadruple])[..., 0] for x in (walkers, frames))
+        mode = torsion_modes(data)[0]
+        centre = np.angle(np.exp(1j * data[mode(data)]).mean())
+        added = sigma**2 * _square_gradient(frames[:500], quadruple)
+        ours, data = (np.where(mode(v), _wrapped(v - centre), np.nan) for v in (ours, data))
+        each.append(_Coordinate(ours, data, added))
+    kinds.append(("torsions", topology.torsions, each))
+    found = []
+    for kind, atoms, each in kinds:
+        sets = {"": [_ratio(*one) for one in each]}
+        if log_weights is not None:
+            sets[": reweighted"] = [_reweighted_ratio(*one[1:], log_weights) for one in each]
+        names = [atom_names(system, a) for a in atoms]
+        found += [
+            worst_line("widths", f"std of {kind}{by}", names, *np.transpose(rows), goal=goals.width)
+            for by, rows in sets.items()
+            if len(rows)
+        ]
+    return found
+
+
+class _Coordinate(NamedTuple):
+    """Of walkers (T, W) and of frames (M,), NaN where it does not count; what σ₀ adds to its
+    variance."""
+
+    ours: np.ndarray
+    data: np.ndarray
+    added: float
+
+
+def _ratio(ours, data, added: float) -> tuple[float, float]:
+    """Of standard deviations, of (T, W) without ``added`` over (M,); NaN does not count."""
+    inside = np.isfinite(ours)
+    if inside.sum() < 2:
+        return np.nan, np.nan
+    square = np.square(ours - ours[inside].mean(), where=inside, out=np.zeros_like(ours))
+    variance = square.sum() / inside.sum()
+    error = mean_estimate((square - variance * inside) / inside.mean()).error
+    known = std_estimate(data[np.isfinite(data)])
+    clean = variance - added
+    if not (clean > 0 and known.value > _RIGID):
+        return np.nan, np.nan
+    ratio = np.sqrt(clean) / known.value
+    return ratio, ratio * np.hypot(error / (2 * clean), known.error / known.value)
+
+
+def _reweighted_ratio(data, added: float, log_weights) -> tuple[float, float]:
+    """Of standard deviations of the same (M,), with the weights and without ``added`` over
+    without weights; error by linearisation; NaN does not count."""
+    inside = np.isfinite(data)
+    x, w = data[inside], np.exp(log_weights[inside] - log_weights[inside].max())
+    w /= w.mean()
+    square, weighted = (x - x.mean()) ** 2, (x - (w * x).mean()) ** 2
+    plain, variance = square.mean(), (w * weighted).mean()
+    clean = variance - added
+    if not (clean > 0 and np.sqrt(plain) > _RIGID):
+        return np.nan, np.nan
+    ratio = np.sqrt(clean / plain)
+    influence = w * (weighted - variance) / clean - square / plain
+    return ratio, 0.5 * ratio * influence.std() / np.sqrt(len(x))
+
+
+def _wrapped(phi):
+    return (phi + np.pi) % (2 * np.pi) - np.pi
+
+
+def _square_gradient(frames, quadruple) -> float:
+    x = torch.as_tensor(frames, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(ob.dihedrals(x, [quadruple]).sum(), x)
+    return float(gradient.square().sum((1, 2)).mean())
+
+
+def energy_lines(
+    reference: np.ndarray, walkers: np.ndarray, kT: float, goals: Goals, *, seed: int
+) -> list[Line]:
+    """The model's own energy on frames (M,) and on its corrected walkers (T, W), in eV.
+
+    A model whose law is that of the data has one distribution of energies on both.
+    """
+    low, high = np.percentile(reference, [0.5, 99.5])
+    bins = np.linspace(low, high, 31)
+    flat = walkers.ravel()
+    who = np.broadcast_to(np.arange(walkers.shape[1]), walkers.shape).ravel()
+    rows, table = (
+        cell_rows(np.arange(len(e)), np.searchsorted(bins, e), (len(e), len(bins) + 1))
+        for e in (reference, flat)
+    )
+    excess = excess_divergence(rows, table, walkers=who, seed=seed)
+    words = f"mean {(flat.mean() - reference.mean()) / kT:+.2f} kT from that of the data"
+    ratio, error = _ratio(walkers, reference, 0.0)
+    return [
+        divergence_line("energies", "JS energy: corrected MD", excess, goals.dynamics, words),
+        line("energies", "std of energy", ratio, error, expected=1.0, goal=goals.energy_width),
+    ]

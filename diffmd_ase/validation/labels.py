@@ -1,0 +1,121 @@
+"""Lines of the card where more is known of the frames: energies, forces, temperature."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from ..analysis.statistics import std_estimate
+from .comparisons import Torsions
+from .scorecard import Goals, Line, line
+
+__all__ = ["calibration_line", "energy_label_lines", "force_lines", "temperature_line"]
+
+_GROUPS = 20  # of frames, for the jackknife
+
+
+def energy_label_lines(
+    true: np.ndarray, model: np.ndarray, kT: float, torsions: Torsions, angles, goals: Goals
+) -> list[Line]:
+    """Energies (M,) in eV where the reference is known: spread, correlation, offsets of modes.
+
+    ``angles`` (M, n) of the torsions of the same frames.
+    """
+    gap = (true - model) / kT
+    std, n = std_estimate(gap), len(gap)
+    r = float(np.corrcoef(true, model)[0, 1])
+    goal, error = goals.energy_correlation, (1 - r**2) / np.sqrt(n)
+    found = [
+        line("labels", "std of U - E, kT", std.value, std.error, goal=goals.energy_std),
+        line("labels", "energy correlation", r, error, expected=1.0, goal=goal),
+    ]
+    for name, k, a, b in torsions.parted:
+        in_a, in_b = gap[a(angles[:, k])], gap[b(angles[:, k])]
+        if min(len(in_a), len(in_b)) < 2:
+            continue
+        offset, error = in_b.mean() - in_a.mean(), np.hypot(_standard(in_a), _standard(in_b))
+        words = f"mean there minus mean in {a}; {len(in_b)} frames there"
+        name = f"U - E in {name}, kT"
+        found.append(line("labels", name, offset, error, goal=goals.offset, words=words))
+    slope = np.cov(true, model)[0, 1] / model.var(ddof=1)
+    error = abs(slope) * np.sqrt((1 - r**2) / n) / abs(r)
+    return [*found, _label_temperature("energies", slope, error, r, goals)]
+
+
+def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]:
+    """Forces (M, N, 3) in eV/Å where the reference is known; jackknife over groups of frames."""
+    groups = np.arange(len(true)) % min(_GROUPS, len(true))
+
+    def of(keep) -> np.ndarray:
+        a, b = true[keep].ravel(), model[keep].ravel()
+        relative = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
+        return np.array([np.corrcoef(a, b)[0, 1], relative, a @ b / (b @ b)])
+
+    (r, relative, slope), left = of(slice(None)), [of(groups != g) for g in set(groups)]
+    errors = np.std(left, axis=0) * np.sqrt(len(left) - 1)
+    goal = goals.force_correlation
+    return [
+        line("labels", "force correlation", r, errors[0], expected=1.0, goal=goal),
+        line("labels", "force error, relative", relative, errors[1], goal=None),
+        _label_temperature("forces", slope, errors[2], r, goals),
+    ]
+
+
+def _label_temperature(kind: str, slope: float, error: float, r: float, goals: Goals) -> Line:
+    """-ln p of the data is U/kT of the true temperature, hence U over E has the slope T/T_label.
+
+    Of a model that does not know the energies nothing can be told.
+    """
+    error = error if r > 0.9 else np.inf
+    words = f"slope of the labelled {kind} over the model's: true temperature over the label"
+    name, goal = f"T by labelled {kind}", goals.temperature
+    return line("temperature", name, slope, error, expected=1.0, goal=goal, words=words)
+
+
+def temperature_line(square: Tensor, divergence: Tensor, goals: Goals) -> Line:
+    """The configurational temperature of frames in the model's forces, over the model's own.
+
+        T/T_model = ⟨|F|²⟩ / (kT_model ⟨-∇·F⟩)
+
+    which is 1 for frames of the model's law (Rugh, PRL 78, 772 (1997); Butler et al.,
+    J. Chem. Phys. 109, 6519 (1998)): stiff bonds weigh most. Bonds whose variance is that of
+    the model times f give f.
+
+    Parameters
+    ----------
+    square, divergence : (M,) of |F|²/kT_model and -∇·F in eV/Å², of independent frames
+    """
+    ratio = float(square.mean() / divergence.mean())
+    influence = (square - ratio * divergence) / divergence.mean()
+    error = float(influence.std()) / len(square) ** 0.5
+    words = "configurational temperature: widths of stiff bonds in the data over the model's"
+    goal = goals.temperature
+    return line("temperature", "T by widths", ratio, error, expected=1.0, goal=goal, words=words)
+
+
+def calibration_line(members: np.ndarray, true: np.ndarray, goals: Goals) -> Line:
+    """Forces (C, M, N, 3) of a committee: is its spread the error of its mean?
+
+    ``sqrt(⟨|mean - true|²⟩ / ((1 + 1/C) ⟨s²⟩))``, s the spread of the members, is 1 where the
+    truth scatters as the members do.
+    """
+    spread = members.std(0, ddof=1) * np.sqrt(1 + 1 / len(members))
+    error = members.mean(0) - true
+    ratio = np.sqrt(np.mean(error**2) / np.mean(spread**2))
+    of_frames = [np.sqrt(np.mean(v**2, axis=(1, 2))) for v in (error, spread)]
+    uncertain = ratio * _standard(np.log(of_frames[0] / of_frames[1]))
+    rank = float(spearmanr(*of_frames).statistic)
+    return line(
+        "uncertainty",
+        "force error over spread",
+        ratio,
+        uncertain,
+        expected=1.0,
+        goal=goals.calibration,
+        words=f"rank correlation of error and spread over frames {rank:.2f}",
+    )
+
+
+def _standard(values: np.ndarray) -> float:
+    return float(np.std(values) / np.sqrt(len(values)))

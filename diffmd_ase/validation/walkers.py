@@ -1,0 +1,165 @@
+"""The walkers of a validation: corrected, plain, and exchanged from one mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from ..potentials.base import Potential
+from ..sampling.adaptation import DualAveraging, adapt
+from ..sampling.combine import Mixture
+from ..sampling.euler import EulerMaruyama
+from ..sampling.exchange import ExchangeSummary, ReplicaExchange
+from ..sampling.hamiltonian import MALT
+from ..sampling.kernels import DivergedError, Kernel
+from ..sampling.metropolis import Metropolis
+from ..sampling.moves import TorsionRotation
+from ..sampling.run import advance, run
+from ..sampling.temperature_ladder import geometric_kT
+from ..state import State
+
+__all__ = [
+    "HOT",
+    "STATES",
+    "Corrected",
+    "Plain",
+    "corrected_walkers",
+    "exchanged_walkers",
+    "plain_walkers",
+]
+
+STATES, HOT = 5, 2.5  # temperatures of a ladder, and the highest over the model's
+
+_LEAPFROG = 20
+_MASS = 12.0  # u, of every atom: only configurations count, and equal masses allow long steps
+_FREQUENCY_STEP = 0.8  # ω Δt of the stiffest mode at first; leapfrog is stable below 2
+_DAMPING = 0.002  # of that frequency
+_ACCEPTANCE = 0.75
+_PLAIN = 0.2  # h λ, the default step of plain dynamics
+_MALA = 0.55  # h λ
+_EVERY = 10
+
+
+class Corrected(NamedTuple):
+    """Metropolis-corrected Langevin trajectories: frames (T, W, N, 3) in Å, the model's energies
+    (T, W) in eV, mean acceptance."""
+
+    positions: np.ndarray
+    energies: np.ndarray
+    acceptance: float
+
+
+class Plain(NamedTuple):
+    """Plain reverse-diffusion dynamics: lost walkers, D·t of each (Å²), last positions of the
+    others (W, N, 3)."""
+
+    lost: int
+    diffused: float
+    positions: np.ndarray
+
+
+def corrected_walkers(
+    potential: Potential,
+    x: Tensor,
+    *,
+    kT: float,
+    stiffness: float,
+    moves: int,
+    mean_free: bool,
+    noise: Noise,
+    progress: Callable[[float], None],
+) -> Corrected:
+    """``moves`` trajectories of 20 steps for each walker (W, N, 3), exact for the energy.
+
+    A fifth as many come before, in which the time step is adapted, then frozen.
+    ``stiffness``: the largest curvature λ of U/kT in 1/Å².
+    """
+    omega = math.sqrt(kT * stiffness / _MASS)
+    kernel: Kernel = MALT(
+        potential,
+        kT=kT,
+        timestep=_FREQUENCY_STEP / omega,
+        n_leapfrog=_LEAPFROG,
+        masses=_MASS,
+        friction=_DAMPING * omega,
+        mean_free=mean_free,
+    )
+    settings = DualAveraging(acceptance=_ACCEPTANCE)
+    first = max(10, moves // 5)
+    kernel, start, _ = adapt(kernel, kernel.init(x), first, noise=noise, settings=settings)
+    frames, energies, accepted = [], [], []
+    for n, (state, info) in enumerate(run(kernel, start, moves, noise=noise), 1):
+        frames.append(state.x.cpu().numpy())
+        energies.append(state.energy.cpu().numpy())
+        accepted.append(float(info.accepted.double().mean()))
+        progress(n / moves)
+    return Corrected(np.stack(frames), np.stack(energies), float(np.mean(accepted)))
+
+
+def plain_walkers(
+    potential: Potential,
+    x: Tensor,
+    *,
+    kT: float,
+    stiffness: float,
+    steps: int,
+    mean_free: bool,
+    noise: Noise,
+    progress: Callable[[float], None],
+) -> Plain:
+    """``steps`` plain steps of walkers (W, N, 3), the default step; lost ones are counted."""
+    h = _PLAIN / stiffness
+    kernel = EulerMaruyama(potential, kT=kT, h=h, mean_free=mean_free)
+    state: State | None = kernel.init(x.float())
+    done = lost = 0
+    while state is not None and done < steps:
+        try:
+            state, _ = advance(kernel, state, noise)
+        except DivergedError as error:
+            lost += len(error.walkers)
+            state = error.survivors
+            continue
+        done += 1
+        if done % 50 == 0:
+            progress(done / steps)
+    left = np.zeros((0, *x.shape[1:])) if state is None else state.x.double().cpu().numpy()
+    return Plain(lost, steps * h, left)
+
+
+def exchanged_walkers(
+    potential: Potential,
+    x: Tensor,
+    *,
+    kT: float,
+    stiffness: float,
+    steps: int,
+    rotors: np.ndarray,
+    moved: np.ndarray,
+    noise: Noise,
+    progress: Callable[[float], None],
+) -> tuple[np.ndarray, ExchangeSummary]:
+    """Frames (T, L, N, 3) at kT of ladders of 5 temperatures up to 2.5 kT, from x (5 L, N, 3).
+
+    A third of the steps turn parts of the molecule about ``rotors`` (K, 2), the others are
+    Metropolis-corrected reverse steps. Frames of the first fifth are left out.
+    """
+    ladder = geometric_kT(kT, HOT * kT, STATES).repeat(len(x) // STATES).to(x.device)
+    # h ∝ kT keeps h times the curvature of U/kT
+    h = _MALA / stiffness * (ladder / kT)[:, None].expand(-1, x.shape[1])
+    mala = Metropolis(EulerMaruyama(potential, ladder, h, mean_free=True))
+    turn = TorsionRotation(
+        potential, ladder, torch.as_tensor(rotors), torch.as_tensor(moved), mean_free=True
+    )
+    kernel = ReplicaExchange(Mixture([turn, mala], [1, 2]), STATES, every=_EVERY)
+    frames = []
+    for state, _ in run(kernel, x, steps, noise=noise, every=_EVERY):
+        if state.step > steps // 5:
+            frames.append(state.x[::STATES].cpu().numpy())
+        progress(state.step / steps)
+    return np.stack(frames), kernel.summary(state)
