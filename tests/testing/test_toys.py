@@ -14,7 +14,7 @@ from diffmd_ase.testing import assert_zscore
 
 N = 20_000
 LOW = 0.1
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

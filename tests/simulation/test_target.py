@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_cli import diffmd, folder, model, start  # noqa: F401  # fixtures
-from test_simulation import KT, SYSTEM, H, Quartic, info, same
+from test_simulate import KT, SYSTEM, H, Quartic, info, same
 
 from diffmd_ase.io.checkpoint import load_checkpoint
 from diffmd_ase.io.trajectory import Trajectory, TrajectoryWriter

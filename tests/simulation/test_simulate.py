@@ -207,7 +207,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_default_dtype(torch.float64)
 import diffmd_ase.simulation.simulate as simulation
-import test_simulation as t
+import test_simulate as t
 simulation._CHECKPOINT_SECONDS = 0.05
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 print("ready", flush=True)

@@ -446,7 +446,7 @@ class TestShippedData:
         assert provenance["energy_eV"]["mean"] == pytest.approx(data["energies"].mean(), abs=1e-4)
 
 
-SCRIPT = Path(__file__).parents[1] / "plugins" / "openmm" / "make_alanine_dipeptide.py"
+SCRIPT = Path(__file__).parents[1] / "make_alanine_dipeptide.py"
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,7 @@ import sys, pathlib
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from test_storage import simulate
+from test_trajectory import simulate
 simulate(pathlib.Path({folder!r}), {n_steps}, {more})
 """
 
