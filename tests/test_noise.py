@@ -30,6 +30,7 @@ def test_known_answers(counter, key, expected):
     assert tuple(word.item() for word in words) == expected
 
 
+@pytest.mark.usefixtures("float64")
 def test_address_to_counter():
     """Block, walker, low step, stream and high step; key low and high; Box–Muller."""
     seed, walker, step, stream = 0x0123456789ABCDEF, 7, (5 << 32) + 9, 3

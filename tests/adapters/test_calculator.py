@@ -140,6 +140,7 @@ class TestNumbers:
             )
 
     @pytest.mark.parametrize("make", [cluster, crystal])
+    @pytest.mark.usefixtures("float64")
     def test_finite_differences_of_a_network(self, make):
         atoms = make()
         atoms.calc = ScoreCalculator(
@@ -152,7 +153,7 @@ class TestNumbers:
             stress = atoms.get_stress()
             np.testing.assert_allclose(calculate_numerical_stress(atoms, 1e-4), stress, atol=1e-8)
 
-    def test_types(self):
+    def test_types(self, default_dtype):
         atoms = crystal()
         for dtype in ("float32", torch.float64, None):
             atoms.calc = ScoreCalculator(network(System.from_atoms(atoms)), dtype=dtype)
@@ -163,7 +164,7 @@ class TestNumbers:
             assert results["forces"].shape == (4, 3) and results["stress"].shape == (6,)
             Properties(results)
             encode(atoms.calc.todict())
-        assert torch.get_default_dtype() is torch.float64
+        assert torch.get_default_dtype() is default_dtype
 
     def test_batch_is_single(self):
         images = [cluster(), crystal(), cluster(), crystal()]

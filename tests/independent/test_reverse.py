@@ -130,6 +130,7 @@ def test_sample_of_a_walker_does_not_depend_on_its_batch():
     assert not torch.allclose(other, whole)
 
 
+@pytest.mark.usefixtures("float64")
 def test_mean_free_samples():
     """Gaussian in the 3N − 3 dimensions without the centre of mass: exact covariance
     (v + σ²)(δ_ij − 1/N), and no centre left in start, noise or forces."""
@@ -150,6 +151,7 @@ def test_mean_free_samples():
     assert ((per_axis - exact) / error).abs().max() < 4
 
 
+@pytest.mark.usefixtures("float64")
 def test_schedules():
     sigmas = geometric_sigmas(10.0, 0.01, 4)
     torch.testing.assert_close(sigmas, torch.tensor([10.0, 1.0, 0.1, 0.01]))

@@ -79,7 +79,8 @@ def finished(tmp_path):
 
 def test_round_trip(finished):
     kernel = EulerMaruyama(Harmonic(), kT=0.025, h=1e-3)
-    states = list(run(kernel, torch.ones(4, 3, 3), 300, noise=Noise(7), every=EVERY))
+    start = torch.ones(4, 3, 3, dtype=torch.float64)
+    states = list(run(kernel, start, 300, noise=Noise(7), every=EVERY))
     t = Trajectory(finished)
     assert t.closed_cleanly and len(t) == 100 and t.positions.shape == (100, 4, 3, 3)
     assert t.system == WATER and t.info == INFO and t.walkers.tolist() == [0, 1, 2, 3]
@@ -330,7 +331,7 @@ def test_checkpoint_without_energy(tmp_path):
 
 
 def saved_twice(folder):
-    x = torch.ones(2, 3)
+    x = torch.ones(2, 3, dtype=torch.float64)
     for step in (1, 2):
         save_checkpoint(folder / "c", State(step * x, None, x, step), seed=0)
     return folder / "c"

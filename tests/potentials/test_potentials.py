@@ -56,6 +56,7 @@ def numerical_forces(potential, x, step=1e-5):
 
 
 @pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.usefixtures("float64")
 def test_forces_are_minus_the_gradient(name, generator):
     x = torch.randn(4, 3, generator=generator)
     forces = FIELDS[name](x).forces
@@ -75,6 +76,7 @@ def test_leading_axes_and_dtype(name, generator):
     assert single.energy.dtype == single.forces.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("float64")
 def test_known_values():
     assert Harmonic(2.0, centre=[1.0, 0, 0])(torch.zeros(3, 3)).energy == 3.0
     well = DoubleWell(barrier=0.25, a=0.5, k=1.0)
@@ -106,6 +108,7 @@ def test_mueller_brown_stationary_points():
     assert value.forces.abs().max() < 2.0  # three digits of the points, curvatures of ~1000
 
 
+@pytest.mark.usefixtures("float64")
 class TestGaussianMixture:
     def test_energy_is_minus_kT_log_p(self):
         """Against the sum of densities, written out for one point."""

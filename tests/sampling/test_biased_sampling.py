@@ -164,6 +164,7 @@ PHI, PSI = wrapped(0, "phi"), wrapped(1, "psi")
 SURFACE = Surface(SYSTEM, KT)
 
 
+@pytest.mark.usefixtures("float64")
 def test_surface():
     """ΔF of the basin φ in [0, 2.2] and the barrier towards it, by quadrature."""
     check_potential(SURFACE, torch.tensor([[0.4, -1.0, 0.3]]), rtol=1e-6)

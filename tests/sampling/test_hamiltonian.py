@@ -127,6 +127,7 @@ class TestExact:
         wrong = Heated(**vars_of(kernel_of("MALT", case, n_leapfrog=6)))
         assert np.abs(zscores(wrong, case, n=30_000)).max() > 8
 
+    @pytest.mark.usefixtures("float64")
     def test_fixed_atoms_and_a_fixed_mean(self):
         """Conditional laws of three independent atoms in wells: exact variances."""
         kT, stiffness, n = 0.7, 2.0, 40_000
@@ -189,6 +190,7 @@ class TestIntegrator:
         new, q, log_q = kernel._flow(state, p, Noise(0))
         return new.x, q, log_q
 
+    @pytest.mark.usefixtures("float64")
     def test_reversible_with_any_drift(self):
         kernel = HamiltonianMonteCarlo(
             Swirl(), kT=0.7, timestep=0.3, n_leapfrog=7, masses=[1.0, 3.0], target=Harmonic(1.0)
@@ -202,6 +204,7 @@ class TestIntegrator:
         torch.testing.assert_close(r, -p, rtol=0, atol=1e-12)
         torch.testing.assert_close(home, -forth, rtol=0, atol=1e-12)
 
+    @pytest.mark.usefixtures("float64")
     def test_volume_with_any_drift(self):
         """|det ∂(y, q)/∂(x, p)| = 1 by central differences."""
         kernel = HamiltonianMonteCarlo(

@@ -47,6 +47,7 @@ def test_constructors_give_the_same_step(mean_free, generator):
         torch.testing.assert_close(moved, steps["h"], rtol=0, atol=1e-14, msg=name)
 
 
+@pytest.mark.usefixtures("float64")
 def test_kernel_is_the_harmonic_form(generator):
     """p(x'|x) ∝ exp[−(k_i/2)|x' − x − h_i s|²] with k_i = 1/(2 h_i), to 1e-12: what the
     kernel makes of the noise ξ has the exponent ½|ξ|², for every atom and direction."""
@@ -64,6 +65,7 @@ def test_kernel_is_the_harmonic_form(generator):
         torch.testing.assert_close(mean, x + H[:, None] * s, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.usefixtures("float64")
 def test_schedule_is_a_product_of_two_gaussians(generator):
     """log N(x'; x + ηs, 2η) − (κ/2)|x' − x|² − log N(x'; x + hs, 2h) is the same number
     for every x', when h = η/(1 + 2κη): the spring is tied to x, the denoiser drifts."""
@@ -88,6 +90,7 @@ def test_unit_mobility_timestep_is_beta_over_2k():
     assert clock.h == pytest.approx(spring.h, rel=1e-15)
 
 
+@pytest.mark.usefixtures("float64")
 def test_masses_of_the_system():
     system = System([1, 8], [1.008, 15.999])
     kernel = EulerMaruyama.from_timestep(
@@ -187,6 +190,7 @@ def test_one_temperature_and_one_step_per_walker():
 class TestMeanFree:
     """The metric P diag(h) P of an isolated molecule."""
 
+    @pytest.mark.usefixtures("float64")
     def test_exact_covariance_in_the_subspace(self):
         """Springs between all pairs, U = (a/2N) Σ_{i<j}|x_i − x_j|² = ½ a |P x|²: the chain
         has covariance kT/(a(1 − ah/2kT)) P, of rank N − 1 per axis."""

@@ -178,6 +178,7 @@ class TestDivergence:
         with pytest.raises(DivergedError, match="use a smaller step h"):
             list(run(kernel_of(Harmonic(1e3), h=1e-3), start(2), 1000, noise=Noise(0)))
 
+    @pytest.mark.usefixtures("float64")
     def test_large_finite_numbers_are_fine(self):
         class Steep(Potential):
             def __call__(self, x):

@@ -194,6 +194,7 @@ def test_fit_depends_on_nothing_but_data_and_seed(chain):
 
 
 @pytest.mark.parametrize("which", ["dipeptide", "chain"])
+@pytest.mark.usefixtures("float64")
 def test_jacobian_is_the_derivative_of_the_features(which, request):
     data, statistics = request.getfixturevalue(which)
     prior = MechanicsPrior(statistics).double()
@@ -229,6 +230,7 @@ def test_forces_are_minus_the_gradient(dipeptide):
             assert torch.allclose(slope, exact, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.usefixtures("float64")
 def test_rigid_motions_and_reflections(dipeptide, chain):
     generator = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q

@@ -105,6 +105,7 @@ def test_exact_value_of_the_denoising_loss(generator):
     assert_zscore(values.numpy(), -6 * LEVEL**2 / (WIDTH**2 + LEVEL**2))
 
 
+@pytest.mark.usefixtures("float64")
 def test_antithetic_loss_is_plain_denoising_without_its_constant(generator):
     """``½(|σs₊ + ε|² + |σs₋ - ε|²) - d``, term by term and in expectation, with less noise."""
 
@@ -163,6 +164,7 @@ def torsion_score(x, factor=1.0):
     return score(energy, x, torch.zeros(len(x)))[1]
 
 
+@pytest.mark.usefixtures("float64")
 def test_angular_score_of_a_von_mises_torsion(rng):
     phi, x = von_mises(rng)
     moves, rotor = Moves(chain()), torch.zeros(N, dtype=torch.long)
@@ -190,6 +192,7 @@ def test_torsional_loss_is_least_at_the_true_score(rng, generator, factor, least
             assert_zscore(slope, 0.0)
 
 
+@pytest.mark.usefixtures("float64")
 def test_rigid_rotations_keep_distances_and_are_inverted(dipeptide, generator):
     moves, x = Moves(dipeptide.topology), torch.as_tensor(dipeptide.positions[:500])
     rotor = moves.choose(500, generator)
@@ -216,6 +219,7 @@ def test_rigid_rotations_keep_distances_and_are_inverted(dipeptide, generator):
     assert (torch.remainder(mine + 1, 2 * math.pi) - 1).abs().max() < 1e-8
 
 
+@pytest.mark.usefixtures("float64")
 def test_rotations_keep_volumes(dipeptide):
     x = torch.as_tensor(dipeptide.positions[:1])
     moves, rotor, angle = Moves(dipeptide.topology), torch.tensor([3]), torch.tensor([1.1])
@@ -264,6 +268,7 @@ def test_contrastive_loss_of_a_clash_has_finite_gradients():
     assert contrastive_loss(torch.tensor(500.0), torch.tensor(0.0)) == 500.0
 
 
+@pytest.mark.usefixtures("float64")
 def test_proposals_of_torsions_state_their_density(rng, generator):
     """For a uniform torsion and any table q: E[q(x)/q(y)] over proposals y ~ q is one."""
     phi = torch.as_tensor(rng.vonmises(0.7, KAPPA, 4000))

@@ -94,6 +94,7 @@ def rotation(seed=0):
 # ----------------------------------------------------------------------- symmetries
 
 
+@pytest.mark.usefixtures("float64")
 def test_rigid_motions(case):
     r, shift = rotation(), torch.tensor([1.0, -7.0, 3.0])
     moved = case.x @ r.T + shift
@@ -210,6 +211,7 @@ def test_finite_where_atoms_coincide(case):
     assert torch.isfinite(case.forces(x)).all()
 
 
+@pytest.mark.usefixtures("float64")
 def test_smooth_at_the_cutoff():
     """Energy and force of a dimer vanish at the cutoff and stay away."""
     torch.manual_seed(0)

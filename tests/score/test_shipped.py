@@ -75,6 +75,7 @@ def test_symmetries_stress_and_supercells(model):
     assert torch.allclose(big.forces[: len(x)], one.forces, rtol=0, atol=1e-9)
 
 
+@pytest.mark.usefixtures("float64")
 def test_clusters_turn(model):
     """The energy itself, without a cell: rotations and reflections."""
     energy = model.networks[0].energy

@@ -205,7 +205,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
-torch.set_default_dtype(torch.float64)
+torch.set_default_dtype({dtype})
 import diffmd_ase.simulation.simulate as simulation
 import test_simulate as t
 simulation._CHECKPOINT_SECONDS = 0.05
@@ -216,8 +216,8 @@ t.go(Path(sys.argv[1]), 10**9, every=20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_run_goes_on(tmp_path, number):
-    script = KILLED.format(tests=str(Path(__file__).parent))
+def test_killed_run_goes_on(tmp_path, number, default_dtype):
+    script = KILLED.format(tests=str(Path(__file__).parent), dtype=default_dtype)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "cut")],

@@ -50,6 +50,7 @@ def test_noise_levels_told_apart_have_the_weights_right(toys, target):
     assert abs(error(toys, target, "antithetic + levels told apart", seed=1)) < 0.10
 
 
+@pytest.mark.usefixtures("float64")
 def test_mixture_is_the_density_of_its_draws(toys, target, generator):
     """Integral one; E[p'/p] over draws is one for any other normalised p'."""
     grid = toys.Grid.box((-9.0, 9.0), (-9.0, 9.0), 300)
@@ -111,6 +112,7 @@ def test_every_contender_is_least_at_the_true_energy(toys, target, name):
         assert_zscore(slopes(toys, target, name, 1.15), 0.0)
 
 
+@pytest.mark.usefixtures("float64")
 def test_learned_potential_is_the_network_in_kT(toys, target, generator):
     x = target.sample(500, generator)
     network = toys.fit(x, toys.contenders(x, LOW, 0)["ranking"], toys.Config(steps=3), seed=0)

@@ -135,7 +135,7 @@ def test_non_finite_positions_name_the_walker(potential, x):
     value = potential(batch)
     assert torch.isnan(value.energy).tolist() == [False, False, True, False]
     assert torch.isfinite(value.forces[[0, 1, 3]]).all()
-    h = torch.full((4, 22), 1e-5)
+    h = torch.full((4, 22), 1e-5, dtype=torch.float64)
     h[1] = 1e40  # this walker goes where nothing is finite
     kernel = EulerMaruyama(potential, kT=0.0258, h=h)
     with pytest.raises(DivergedError) as caught:

@@ -1,15 +1,9 @@
 """Positions of six atoms, and potentials whose files are closed."""
 
-import numpy as np
 import pytest
 import torch
 from diffmd_plumed import PlumedPotential
 from six_atoms import KT, SYSTEM
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20251121)
 
 
 @pytest.fixture

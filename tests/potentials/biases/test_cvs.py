@@ -149,6 +149,7 @@ def test_partial_pbc_has_images_where_it_says():
     assert float(Distance(slab, [0, 1])(x)) == pytest.approx(math.sqrt(1 + 1 + 16), abs=1e-12)
 
 
+@pytest.mark.usefixtures("float64")
 def test_rmsd_knows_rotations_but_not_mirrors():
     cv = RMSD(FREE, REFERENCE, weights=FREE.masses)
     x = torch.tensor(REFERENCE)
@@ -189,6 +190,7 @@ def test_inside_d_0_a_contact_is_whole():
     assert float(s) == 1.0 and back(torch.ones(1)).abs().max() == 0.0
 
 
+@pytest.mark.usefixtures("float64")
 def test_periodic_difference():
     cv = join([variables(FREE)["torsion"], variables(FREE)["position"]])
     a = torch.tensor([3.0, -3.0, 5.0])

@@ -246,9 +246,8 @@ def test_says_what_colvar_needs():
     assert tuple(said) == bias.columns == ("phi", "b", "bias", "rbias", "rct")
     torch.testing.assert_close(said["bias"] - said["rbias"], bias.rct.expand(2))
     # c(t) by a fine sum over a bias that is known everywhere
-    fine = torch.cartesian_prod(
-        torch.linspace(-math.pi, math.pi, 400)[:-1], torch.linspace(-6, 6, 400)
-    )
+    phi, b = (torch.linspace(-w, w, 400, dtype=torch.float64) for w in (math.pi, 6.0))
+    fine = torch.cartesian_prod(phi[:-1], b)
     V = bias.bias(fine)[0] / KT
     c = KT * (torch.logsumexp(1.2 * V, 0) - torch.logsumexp(0.2 * V, 0))
     assert float(bias.rct) == pytest.approx(float(c), rel=3e-2)
