@@ -19,6 +19,8 @@ Metropolis step, which those checks must catch in your kernel as well. Every che
 from . import mutants, targets
 from .kernels import (
     Prescribed,
+    Recorded,
+    check_addresses,
     check_antisymmetric,
     check_detailed_balance,
     check_kernel,
@@ -33,6 +35,8 @@ from .targets import Case
 __all__ = [
     "Case",
     "Prescribed",
+    "Recorded",
+    "check_addresses",
     "assert_zscore",
     "check_antisymmetric",
     "check_detailed_balance",

@@ -297,13 +297,12 @@ class TestMutants:
 
 class StaleSurrogate(StaleEnergy):
     def kept(self, state, accepted, proposed):
-        extra = state.extra | {"surrogate": proposed.extra["surrogate"]}
-        return replace(state, extra=extra)
+        return replace(state, record=replace(state.record, energy=proposed.record.energy))
 
 
 class AlwaysSwaps(Rebuilt):
     def step(self, state, noise):
-        return self.kernel.step(state, Prescribed(noise, uniform={0x20: 0.0}))
+        return self.kernel.step(state, Prescribed(noise, uniform={"exchange": 0.0}))
 
 
 class TestPhysicalValidation:
