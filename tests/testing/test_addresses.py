@@ -217,7 +217,7 @@ def test_lost_walkers_keep_hyper_parameters():
             part, _ = left.step(part, Noise(1))
         assert torch.equal(part.x, whole.x[keep])
         assert part.walkers.tolist() == [0, 1, 3, 4, 5, 6, 7]
-        with pytest.raises(ValueError, match=r"\(8,"):
+        with pytest.raises((ValueError, RuntimeError), match="8"):
             kernel.step(replace(part, step=0), Noise(1))
 
 
