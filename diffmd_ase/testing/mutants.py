@@ -20,7 +20,7 @@ from ..sampling.euler import EulerMaruyama
 from ..sampling.kernels import Info, Kernel
 from ..sampling.metropolis import Metropolis
 from ..state import State
-from .kernels import Prescribed
+from .noise import Prescribed
 
 __all__ = [
     "HalfRatio",
