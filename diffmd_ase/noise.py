@@ -22,7 +22,16 @@ import secrets
 import torch
 from torch import Tensor
 
-__all__ = ["CHILDREN", "STREAMS", "Noise", "philox4x32", "stream_number"]
+__all__ = [
+    "CHILDREN",
+    "STREAMS",
+    "Noise",
+    "Stream",
+    "philox4x32",
+    "stream_number",
+    "to_normal",
+    "to_uniform",
+]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -20,7 +20,7 @@ from ..noise import Noise, Stream
 from ..potentials.base import Potential
 from ..state import Evaluation, State
 from .field import Field
-from .kernels import Info, Kernel, take_rows
+from .kernels import Info, Kernel, check_kT, take_rows
 
 __all__ = ["EulerMaruyama"]
 
@@ -53,17 +53,13 @@ class EulerMaruyama(Kernel):
     mean_free: bool = False
 
     def __post_init__(self):
-        h, kT = (torch.as_tensor(v, dtype=torch.float64) for v in (self.h, self.kT))
+        check_kT(self.kT)
+        h = torch.as_tensor(self.h, dtype=torch.float64)
+        if h.ndim > 2:
+            raise ValueError(f"h {tuple(h.shape)}: expected a scalar, (N,) or (B, N) in Å²")
         if not (torch.isfinite(h).all() and (h >= 0).all() and (h > 0).any()):
             raise ValueError(
                 f"h={self.h} must be finite, not negative, and positive for some atom (Å²)"
-            )
-        if not (torch.isfinite(kT).all() and (kT > 0).all()):
-            raise ValueError(f"kT={self.kT} must be positive (eV)")
-        if h.ndim > 2 or kT.ndim > 1:
-            raise ValueError(
-                f"h {tuple(h.shape)} and kT {tuple(kT.shape)}: expected h as scalar, (N,) "
-                "or (B, N) and kT as scalar or (B,)"
             )
         if self.mean_free and (h == 0).any():
             raise ValueError(

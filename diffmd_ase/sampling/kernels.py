@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._moved import forward
@@ -14,7 +15,7 @@ from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
 
-__all__ = ["DivergedError", "Info", "Kernel", "take_rows"]
+__all__ = ["DivergedError", "Info", "Kernel", "check_kT", "take_rows"]
 
 
 class DivergedError(RuntimeError):
@@ -126,6 +127,13 @@ class Kernel(ABC):
         """Set attributes that follow from the hyper-parameters."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+def check_kT(kT) -> None:
+    """Raise ``ValueError`` unless kT is positive (eV), a scalar or one for each walker (B,)."""
+    values = torch.as_tensor(kT, dtype=torch.float64)
+    if values.ndim > 1 or not (torch.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"{kT=} must be positive (eV), a scalar or (B,)")
 
 
 def take_rows(value, rows: Tensor, *, ndim: int):

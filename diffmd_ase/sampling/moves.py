@@ -20,7 +20,7 @@ from torch import Tensor
 from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
-from .kernels import Info, take_rows
+from .kernels import Info, check_kT, take_rows
 from .metropolis import TargetKernel, accept
 
 __all__ = [
@@ -53,9 +53,7 @@ class Move(TargetKernel):
 
     def __post_init__(self):
         self._bind(self.target, None)
-        kT = torch.as_tensor(self.kT, dtype=torch.float64)
-        if kT.ndim > 1 or not (torch.isfinite(kT).all() and (kT > 0).all()):
-            raise ValueError(f"kT={self.kT} must be positive (eV), a scalar or (B,)")
+        check_kT(self.kT)
 
     @abstractmethod
     def propose(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..noise import STREAMS, Noise, stream_number, to_normal
 
-__all__ = ["Prescribed"]
+__all__ = ["Prescribed", "Recorded", "check_addresses"]
 
 
 class Prescribed(Noise):
