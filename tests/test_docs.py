@@ -132,6 +132,13 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
 
 
+def test_ci_runs_what_contributing_says():
+    first = blocks("CONTRIBUTING.md", "bash")[0]
+    targets = re.findall(r"^make (\w+)", first, re.MULTILINE)
+    [listed] = re.findall(r"^targets=\(([^)]+)\)", text_of(".ci/run"), re.MULTILINE)
+    assert set(listed.split()) == set(targets)
+
+
 # ---------------------------------------------------------------------------- code
 
 
