@@ -9,6 +9,9 @@ not depend on the batch it runs in, a restart needs no generator state, and a
 time-parallel solver sees the numbers that the sequential loop sees.
 Asking for consecutive steps draws ahead in growing blocks: an optimisation that
 cannot be seen in the numbers.
+
+Within a step every purpose has a stream of its own, by name (`STREAMS`), and a kernel that is
+made of kernels hands each of them `Noise.child`: no composition can draw one number twice.
 """
 
 from __future__ import annotations
@@ -19,13 +22,48 @@ import secrets
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "philox4x32"]
+__all__ = [
+    "CHILDREN",
+    "STREAMS",
+    "Noise",
+    "Stream",
+    "philox4x32",
+    "stream_number",
+    "to_normal",
+    "to_uniform",
+]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _DRAW_AHEAD = 1 << 18  # words of noise kept ready at most
-_CHILDREN = 0xFFFF  # the stream whose words are the seeds of children
+_SEEDS = 0xFFFF  # the stream whose words are the seeds of children
+
+STREAMS: dict[str, tuple[int, int]] = {
+    "kernel": (0, 1),  # the Gaussian numbers of a step: kicks, fresh momenta
+    "accept": (1, 1),
+    "probe": (2, 1),  # random directions, of what is measured and not sampled
+    "choose": (3, 1),  # which of the possible moves
+    "jitter": (0x20, 1),  # of a time step
+    "first momenta": (0x21, 1),
+    "mixture": (0x22, 1),  # which kernel
+    "exchange": (0x23, 1),
+    "resample": (0x24, 1),
+    "rotor": (0x40, 0x20),
+    "within": (0x100, 0xF00),  # the further steps of one proposal
+    "path down": (0x1000, 0x1000),
+    "path up": (0x2000, 0x1000),
+}
+"""First number of each stream, and of how many: ``("rotor", 3)`` is one of several."""
+
+CHILDREN: dict[str, int] = {
+    "surrogate": 0,  # inner steps of delayed acceptance
+    "moves": 1 << 32,  # the mover of a replica exchange
+    "levels": (1 << 32) + 1,  # the kernels of an annealing
+}
+"""Place of each child with a name; kernels in a list have their number as place."""
+
+Stream = str | tuple[str, int] | int
 
 
 def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -69,21 +107,36 @@ class Noise:
     def __repr__(self) -> str:
         return f"Noise({self.seed})"
 
-    def child(self, place: int) -> Noise:
-        """The noise of part number ``place`` of a kernel made of kernels.
+    def child(self, place: str | int) -> Noise:
+        """The noise of a part of a kernel made of kernels.
 
         Its seed is a pure function of (seed, place), so that the parts may use any step and
         stream: they meet neither each other's addresses nor those of the whole.
+
+        Parameters
+        ----------
+        place : a name of `CHILDREN`, or the number of a kernel in a list
+
+        Raises
+        ------
+        LookupError : a name that is not in `CHILDREN`
         """
+        if isinstance(place, str):
+            if place not in CHILDREN:
+                raise LookupError(f"no child {place!r} of a noise: there is {', '.join(CHILDREN)}")
+            place = CHILDREN[place]
         if place not in self._children:
-            counter = (place & _MASK, place >> 32, 0, _CHILDREN << 16)
+            counter = (place & _MASK, place >> 32, 0, _SEEDS << 16)
             words = philox4x32(
                 tuple(torch.tensor(word) for word in counter), (self.seed & _MASK, self.seed >> 32)
             )
-            self._children[place] = Noise(int(words[0]) | int(words[1]) << 32)
+            self._children[place] = self._of_child(int(words[0]) | int(words[1]) << 32)
         return self._children[place]
 
-    def normal(self, step, like: Tensor, *, walkers=None, stream: int = 0) -> Tensor:
+    def _of_child(self, seed: int) -> Noise:
+        return Noise(seed)
+
+    def normal(self, step, like: Tensor, *, walkers=None, stream: Stream = "kernel") -> Tensor:
         """Standard normal numbers of the shape, dtype and device of ``like``.
 
         Parameters
@@ -91,19 +144,24 @@ class Noise:
         step : int, or (T,) for the leading axis of ``like``; step n makes state n+1
         like : (N, 3) for walker 0, or (B, N, 3); with (T,) steps one more axis in front
         walkers : (B,) global ids of the last batch axis, default 0…B−1
-        stream : independent streams of one step (0: the noise of the kernel)
+        stream : what for, a name of `STREAMS`; (name, number) where a step has several
         """
-        return self._draw(step, like, walkers, stream, _to_normal)
+        return self._draw(step, like, walkers, stream, to_normal)
 
-    def uniform(self, step, like: Tensor, *, walkers=None, stream: int = 1) -> Tensor:
+    def uniform(self, step, like: Tensor, *, walkers=None, stream: Stream = "accept") -> Tensor:
         """Uniform numbers in (0, 1] with 53 bits, addressed as in :meth:`normal`.
 
         ``like`` has the shape of the numbers wanted, one per walker, for example their
         energies (B,); a 0-dimensional one is walker 0.
-        """
-        return self._draw(step, like, walkers, stream, _to_uniform)
 
-    def _draw(self, step, like: Tensor, walkers, stream: int, convert) -> Tensor:
+        Raises
+        ------
+        LookupError : a stream without a name, or a number beyond those it has
+        """
+        return self._draw(step, like, walkers, stream, to_uniform)
+
+    def _draw(self, step, like: Tensor, walkers, stream: Stream, convert) -> Tensor:
+        stream = stream_number(stream)
         if isinstance(step, int):
             return self._one(step, like, walkers, stream, convert)
         step = torch.as_tensor(step)
@@ -137,12 +195,10 @@ class Noise:
         def column(values):
             return torch.tensor(values, dtype=torch.int64, device=like.device)
 
-        per_block = 4 if convert is _to_normal else 2
+        per_block = 4 if convert is to_normal else 2
         blocks = -(-size // per_block)
         if steps and not 0 <= min(steps) <= max(steps) < 1 << 48:
             raise ValueError(f"steps {min(steps)}…{max(steps)} must lie in [0, 2**48)")
-        if not 0 <= stream < _CHILDREN:
-            raise ValueError(f"{stream=} must lie in [0, 2**16 - 1)")
         low = column([s & _MASK for s in steps])[:, None, None]
         high = column([(stream << 16) | (s >> 32) for s in steps])[:, None, None]
         walker = column(ids)[None, :, None]
@@ -154,15 +210,37 @@ class Noise:
         return flat[..., :size].to(like.dtype)
 
 
+def stream_number(stream: Stream) -> int:
+    """The number of a stream in the addresses of a step, from its name in `STREAMS`.
+
+    Raises
+    ------
+    LookupError : a name that is not there, or a place beyond those that it has
+    ValueError : a number of your own outside [0, 2¹⁶ - 1)
+    """
+    if isinstance(stream, int):  # a kernel of your own; `testing` finds one that is taken
+        if not 0 <= stream < _SEEDS:
+            raise ValueError(f"{stream=} must lie in [0, 2**16 - 1)")
+        return stream
+    name, place = (stream, 0) if isinstance(stream, str) else stream
+    first, count = STREAMS.get(name, (0, 0))
+    if not 0 <= place < count:
+        raise LookupError(
+            f"no stream {stream!r}: there is "
+            + ", ".join(n if c == 1 else f"{n} 0…{c - 1}" for n, (_, c) in STREAMS.items())
+        )
+    return first + place
+
+
 def _tuple(walkers) -> tuple[int, ...]:
     return tuple(walkers.tolist() if torch.is_tensor(walkers) else walkers)
 
 
 def _layout(shape, walkers, convert) -> tuple[tuple[int, ...], int]:
     """Walker ids and the count of numbers of each, for one step of this shape."""
-    tail = shape[-2:] if convert is _to_normal else ()
+    tail = shape[-2:] if convert is to_normal else ()
     batch = shape[: len(shape) - len(tail)]
-    if len(batch) > 1 or (convert is _to_normal and len(tail) != 2):
+    if len(batch) > 1 or (convert is to_normal and len(tail) != 2):
         raise ValueError(
             f"noise for shape {tuple(shape)}: expected (N, 3) or (B, N, 3) for normal, "
             "() or (B,) for uniform numbers"
@@ -176,7 +254,7 @@ def _layout(shape, walkers, convert) -> tuple[tuple[int, ...], int]:
     return ids, math.prod(tail)
 
 
-def _to_normal(words) -> Tensor:
+def to_normal(words) -> Tensor:
     """Box–Muller on 32-bit uniforms in (0, 1): two pairs from four words."""
     a = torch.stack((words[0], words[2]), dim=-1).double().add_(0.5).mul_(2.0**-32)
     b = torch.stack((words[1], words[3]), dim=-1).double().add_(0.5)
@@ -184,7 +262,7 @@ def _to_normal(words) -> Tensor:
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
 
 
-def _to_uniform(words) -> Tensor:
+def to_uniform(words) -> Tensor:
     """Two uniforms in (0, 1] with 53 bits from four words."""
     pairs = [
         ((a << 21) | (b >> 11)).double() + 1.0

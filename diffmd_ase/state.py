@@ -1,24 +1,39 @@
-"""Where a chain stands (`State`), and what is selected or chosen of it."""
+"""Where a chain stands (`State`): evaluations, momenta, and what one kernel alone remembers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Evaluation", "select", "State", "where_accepted"]
+__all__ = ["Evaluation", "Record", "State"]
 
 
 class Evaluation(NamedTuple):
-    """Energy (*batch) in eV or None if the field is not a gradient; forces
-    (*batch, N, 3) in eV/Å; stress (*batch, 6) in eV/Å³ (xx yy zz yz xz xy, tension
-    positive) where it was asked for."""
+    """What a potential gives.
+
+    Parameters
+    ----------
+    energy : (*batch) in eV, or None if the field is not a gradient
+    forces : (*batch, N, 3) in eV/Å
+    stress : (*batch, 6) in eV/Å³ (xx yy zz yz xz xy, tension positive) where it was asked for
+    """
 
     energy: Tensor | None
     forces: Tensor
     stress: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What one kernel alone remembers of a state: a frozen dataclass that derives from this.
+
+    Its fields are tensors (B, …), one row for each walker, another `Record`, evaluations that can
+    be made again (and have a default, since checkpoints leave them out), or None.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +47,9 @@ class State:
     forces : (*batch, N, 3) in eV/Å, of the drift
     step : completed steps
     walkers : (B,) global ids of the last batch axis, which address the noise
-    extra : what one kernel alone needs
+    momenta : (*batch, N, 3) in u Å/ASE time, of kernels that keep them
+    fixed : values of the terms that stay when others learn, by their place in a `Field`
+    record : what the kernel that made the state remembers besides
     """
 
     x: Tensor
@@ -40,71 +57,44 @@ class State:
     forces: Tensor
     step: int = 0
     walkers: Tensor | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    momenta: Tensor | None = None
+    fixed: dict[int, Evaluation] = field(default_factory=dict)
+    record: Record | None = None
 
-
-@dataclass(frozen=True)
-class _Pick:
-    """``torch.where`` over the leading axes, through dicts and evaluations."""
-
-    mask: Tensor
-
-    def __call__(self, new, old):
-        if isinstance(new, Tensor):
-            return torch.where(
-                self.mask.reshape(self.mask.shape + (1,) * (new.ndim - self.mask.ndim)), new, old
-            )
-        if isinstance(new, Evaluation):
-            return Evaluation(*map(self, new, old))
-        if isinstance(new, dict):
-            # a restored state lacks caches: they are back after the next refresh
-            return {name: self(value, old[name]) for name, value in new.items() if name in old}
+    def take(self, rows: Tensor) -> State:
+        """The walkers of a mask (B,) or of indices (M,), in that order, with their ids."""
+        new = _mapped(lambda value: value[rows], self)
+        if self.walkers is None:
+            ids = torch.arange(self.x.shape[0], device=self.x.device)
+            new = replace(new, walkers=ids[rows])
         return new
 
+    def where(self, mask: Tensor, other: State) -> State:
+        """This state for the walkers in ``mask`` (*batch), ``other`` for the rest; step of this."""
 
-def where_accepted(accepted: Tensor, new: State, old: State) -> State:
-    """``new`` for the walkers in the mask ``accepted`` (*batch), else ``old``; step of new."""
-    pick = _Pick(accepted)
-    return replace(
-        new,
-        x=pick(new.x, old.x),
-        energy=pick(new.energy, old.energy),
-        forces=pick(new.forces, old.forces),
-        extra=pick(new.extra, old.extra),
-    )
+        def pick(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
+
+        new = _mapped(pick, self, other)
+        return replace(new, walkers=self.walkers)
 
 
-def _permuted(value, rows: Tensor):
-    """Rows of every tensor that has them, through dicts and evaluations."""
-    if isinstance(value, Tensor) and value.shape[:1] == rows.shape:
-        return value[rows]
+def _mapped(change: Callable[..., Tensor], value, *others):
+    """``change`` of every tensor in a state, record or evaluation, and of the same in others."""
+    if isinstance(value, Tensor):
+        return change(value, *others)
     if isinstance(value, Evaluation):
-        return Evaluation(*(_permuted(part, rows) for part in value))
+        parts = zip(value, *others, strict=True)
+        return Evaluation(*(_mapped(change, *part) for part in parts))
     if isinstance(value, dict):
-        return {name: _permuted(part, rows) for name, part in value.items()}
+        # a restored state lacks what can be evaluated again: it is back after the next refresh
+        names = [name for name in value if all(name in other for other in others)]
+        return {n: _mapped(change, value[n], *(other[n] for other in others)) for n in names}
+    if isinstance(value, State | Record):
+        changed = {}
+        for name in (f.name for f in fields(value)):
+            part = [getattr(one, name) for one in (value, *others)]
+            # what one of them lacks, the result lacks
+            changed[name] = None if any(p is None for p in part) else _mapped(change, *part)
+        return replace(value, **changed)
     return value
-
-
-def select(state: State, keep: Tensor) -> State:
-    """The state of the walkers in the boolean mask ``keep`` (B,), with their ids."""
-    ids = state.walkers
-    if ids is None:
-        ids = torch.arange(state.x.shape[0], device=state.x.device)
-
-    def pick(value):
-        if isinstance(value, Tensor) and value.shape[:1] == keep.shape:
-            return value[keep]
-        if isinstance(value, Evaluation):
-            return Evaluation(*map(pick, value))
-        if isinstance(value, dict):
-            return {name: pick(entry) for name, entry in value.items()}
-        return value
-
-    return replace(
-        state,
-        x=state.x[keep],
-        energy=None if state.energy is None else state.energy[keep],
-        forces=state.forces[keep],
-        walkers=ids[keep],
-        extra=pick(state.extra),
-    )

@@ -68,4 +68,4 @@ def test_refusals():
 
 def test_state_defaults():
     state = State(torch.zeros(2, 3), None, torch.zeros(2, 3))
-    assert state.step == 0 and state.walkers is None and state.extra == {}
+    assert state.step == 0 and state.walkers is None and state.record is None and state.fixed == {}

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .config import Config, save_resolved
-from .options import (
-    AsJson,
-    Device,
-    Model,
-    Progress,
-    Seed,
-    check_output,
-    json_object,
-    one_thread,
-)
+from .options import AsJson, Device, Model, Progress, Seed, check_output, json_object, one_thread
 from .output import bar, say, show, show_table, show_verdicts
 
 if TYPE_CHECKING:

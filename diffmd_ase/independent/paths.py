@@ -19,24 +19,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..noise import Noise
+from ..noise import Noise, Stream
 from ..potentials.base import Potential
 from ..sampling.euler import without_mean
-from ..sampling.field import Field, adopted, checked_start, field_state, finite, reduced, target_of
-from ..sampling.kernels import Info, Kernel
-from ..sampling.metropolis import accept
-from ..state import State
+from ..sampling.field import reduced, target_of
+from ..sampling.kernels import Info
+from ..sampling.metropolis import TargetKernel, accept
+from ..state import Record, State
 from .weights import Weighted
 
 __all__ = ["PathIndependence", "ReversePaths", "path_samples"]
 
-_DOWN, _UP = 0x1000, 0x2000  # streams of the levels of a path, and of a path drawn upwards
+
+@dataclass(frozen=True, eq=False)
+class Path(Record):
+    """log q (*batch) of the path that led to a state."""
+
+    log_q: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,13 @@ class ReversePaths:
         like = like.double()
         first = self._levels[0][0]
         total = self.variance + first**2
-        away = math.sqrt(total) * self._normal(noise, step, like, walkers, _DOWN)
+        away = math.sqrt(total) * self._normal(noise, step, like, walkers, ("path down", 0))
         centre = torch.as_tensor(self.centre).to(like)
         x = away + (without_mean(centre.expand_as(like)) if self.mean_free else centre)
         log_q = self._log_density(away, total)
         for number, (high, low, potential) in enumerate(self._levels, start=1):
             mean, variance = self._reverse(x, high, low, potential)
-            xi = self._normal(noise, step, like, walkers, _DOWN + number)
+            xi = self._normal(noise, step, like, walkers, ("path down", number))
             y = mean + math.sqrt(variance) * xi
             log_q = log_q + self._log_density(y - mean, variance)
             log_q = log_q - self._log_density(x - y, high**2 - low**2)
@@ -118,7 +122,7 @@ class ReversePaths:
         log_q = torch.zeros(x.shape[:-2], dtype=x.dtype, device=x.device)
         for number, (high, low, potential) in enumerate(reversed(self._levels)):
             spread = high**2 - low**2
-            kick = math.sqrt(spread) * self._normal(noise, step, x, walkers, _UP + number)
+            kick = math.sqrt(spread) * self._normal(noise, step, x, walkers, ("path up", number))
             above = x + kick
             mean, variance = self._reverse(above, high, low, potential)
             log_q = log_q + self._log_density(x - mean, variance)
@@ -136,7 +140,7 @@ class ReversePaths:
         shrink = (self.variance + low**2) / (self.variance + high**2)
         return x + (spread / self.kT) * forces, spread * shrink
 
-    def _normal(self, noise: Noise, step: int, like: Tensor, walkers, stream: int) -> Tensor:
+    def _normal(self, noise: Noise, step: int, like: Tensor, walkers, stream: Stream) -> Tensor:
         xi = noise.normal(step, like, walkers=walkers, stream=stream)
         return without_mean(xi) if self.mean_free else xi
 
@@ -182,14 +186,14 @@ def path_samples(
 
 
 @dataclass(frozen=True)
-class PathIndependence(Kernel):
+class PathIndependence(TargetKernel):
     """Independence Metropolis steps from reverse diffusion paths.
 
         log α = log w(new path) - log w(path),    log w = -U(x_L)/kT - log q(path)
 
     Exact for any score and any target: the chain on paths has the target as the law of their
     ends. Useful where `path_samples` has a fair effective sample, in few dimensions or with a
-    good score. ``state.extra["path"]`` is log q of the path that led to the state; a chain that
+    good score. ``state.record`` is the log q of the path that led to the state; a chain that
     starts at given positions first draws one from there upwards, as if they came from the target.
 
     Parameters
@@ -203,51 +207,20 @@ class PathIndependence(Kernel):
     target: Potential
     temperature: float | None = None
 
-    exact = True
-    reversible = True
-
     def __post_init__(self):
-        target_of(self.target, None)
-        if not self.kT > 0:
+        kT = self.paths.kT if self.temperature is None else self.temperature
+        if not kT > 0:
             raise ValueError(f"temperature={self.temperature} must be positive (kT in eV)")
-
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]
-        return self.target
-
-    @property
-    def kT(self) -> float:  # type: ignore[override]
-        return self.paths.kT if self.temperature is None else self.temperature
-
-    def init(self, x, *, walkers=None) -> State:
-        return checked_start(self._field, x, self.kT, walkers)
+        self._derive(kT=kT)
+        self._bind(self.target, None)
 
     def step(self, state, noise) -> tuple[State, Info]:
         evaluations = self.paths.evaluations
-        if "path" not in state.extra:
+        if state.record is None:  # of a state that another kernel made no path is known
             log_q = self.paths.retrace(state.x, state.step, state.walkers, noise)
-            state = replace(state, extra=state.extra | {"path": log_q})
+            state = replace(state, record=Path(log_q))
             evaluations *= 2
         y, log_q = self.paths.propose(state.x, state.step, state.walkers, noise)
-        new = field_state(self._field(y), y, state.step + 1, state.walkers)
-        new = replace(new, extra=new.extra | {"path": log_q})
-        gain = state.extra["path"] - log_q
+        new = replace(self.field.state(y, state.step + 1, state.walkers), record=Path(log_q))
+        gain = state.record.log_q - log_q
         return accept(state, new, gain, self.kT, noise, evaluations=(evaluations, 1))
-
-    def refresh(self, state) -> State:
-        value = self._field(state.x, fixed=state.extra.get("fixed"))
-        new = field_state(value, state.x, state.step, state.walkers)
-        known = {name: state.extra[name] for name in ("path",) if name in state.extra}
-        return finite(replace(new, extra=new.extra | known))
-
-    def adopt(self, state, drift=None) -> State:
-        # of a state that another kernel made no path is known
-        return adopted(self._field, state, drift)
-
-    @property
-    def drift(self) -> Potential:  # type: ignore[override]
-        return self.target
-
-    @cached_property
-    def _field(self) -> Field:
-        return Field(self.target)

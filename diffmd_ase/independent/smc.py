@@ -23,7 +23,6 @@ from .weights import Weighted, effective_fraction
 __all__ = ["Particles", "smc", "smc_levels"]
 
 _FIRST = 1 << 46  # address of the first step: dynamics of the same seed does not get there
-_STREAM = 0x21  # of the uniform number of a resampling
 
 
 class Particles(NamedTuple):
@@ -153,7 +152,8 @@ def _next(
     before = particles.state
     state = before
     if new.potential.terms != old.potential.terms:  # else they differ in kT alone
-        state = adopt_target(new, replace(before, extra={}))
+        bare = replace(before, momenta=None, fixed={}, record=None)
+        state = adopt_target(new, bare)
     else:
         state = new.adopt(before, old.drift)
     change = reduced(state.energy, new.kT) - reduced(before.energy, old.kT)
@@ -172,7 +172,7 @@ def _next(
     if resampled.any():
         state, log_w = _resample(state, log_w.reshape(M, -1), resampled, noise)
     for _ in range(n_steps):
-        state, _info = new.step(state, noise)
+        state, _info = new.step(state, noise.child("levels"))
     return Particles(state, log_w, particles.level + 1, ess, resampled)
 
 
@@ -181,14 +181,12 @@ def _resample(state: State, log_w: Tensor, which: Tensor, noise: Noise) -> tuple
     M, P = log_w.shape
     rows = torch.arange(M * P, device=log_w.device).reshape(M, P)
     walkers = rows.flatten() if state.walkers is None else state.walkers
-    u = noise.uniform(state.step, log_w[:, 0], walkers=walkers[rows[:, 0]], stream=_STREAM)
+    u = noise.uniform(state.step, log_w[:, 0], walkers=walkers[rows[:, 0]], stream="resample")
     places = (rows - rows[:, :1] + 1.0 - u[:, None]) / P
     ladder = torch.softmax(log_w, -1).cumsum(-1)
     # the last step of the ladder may miss 1 by round-off
     parent = torch.searchsorted(ladder / ladder[:, -1:], places, right=True).clamp(max=P - 1)
     parent = torch.where(which[:, None], rows[:, :1] + parent, rows).flatten()
     mean = (log_w.logsumexp(-1) - torch.tensor(float(P)).log())[:, None].expand(M, P)
-    moved = replace(
-        state, x=state.x[parent], energy=state.energy[parent], forces=state.forces[parent]
-    )
+    moved = replace(state.take(parent), walkers=state.walkers)
     return moved, torch.where(which[:, None], mean, log_w).flatten()

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from ..state import State
+from ..state import Record, State
 from .atomic import replacing
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FORMAT = "diffmd_ase checkpoint"
 
 
@@ -40,8 +40,7 @@ class Checkpoint:
 def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = None) -> None:
     """Write ``state``, ``seed`` and ``parameters`` (JSON) to ``path``; keep the one before.
 
-    Tensors in ``state.extra`` are kept (momenta); its other entries are caches of the
-    kernel, which computes them again. Flush the trajectory before.
+    Values that can be evaluated again are left out. Flush the trajectory before.
     """
     path = Path(path)
     tensors = {"x": state.x, "forces": state.forces}
@@ -49,9 +48,16 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
         tensors["energy"] = state.energy
     if state.walkers is not None:
         tensors["walkers"] = state.walkers
-    for name, value in state.extra.items():
-        if isinstance(value, torch.Tensor):
-            tensors[f"extra.{name}"] = value
+    if state.momenta is not None:
+        tensors["momenta"] = state.momenta
+    kinds: list[str] = []
+    record = state.record
+    while record is not None:
+        parts = {f.name: getattr(record, f.name) for f in fields(record)}
+        own = {n: value for n, value in parts.items() if isinstance(value, torch.Tensor)}
+        tensors |= {f"record.{len(kinds)}.{name}": value for name, value in own.items()}
+        kinds.append(type(record).__name__)
+        record = parts.get("record")
     # clones: safetensors refuses tensors that share memory
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     header = {
@@ -59,6 +65,7 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
         "schema_version": SCHEMA_VERSION,
         "step": int(state.step),
         "seed": int(seed),
+        "records": kinds,
         "sha256": _digest(tensors),
         "parameters": {} if parameters is None else parameters,
     }
@@ -129,16 +136,49 @@ def _load(path: Path, device) -> Checkpoint:
         )
     if _digest(tensors) != header["sha256"]:
         raise ValueError(f"{path} was altered or damaged: its checksum does not match")
-    extra = {n.removeprefix("extra."): t for n, t in tensors.items() if n.startswith("extra.")}
+    if header["schema_version"] == 1:
+        tensors = _from_first_schema(path, tensors)
     state = State(
         x=tensors["x"],
         energy=tensors.get("energy"),
         forces=tensors["forces"],
         step=header["step"],
         walkers=tensors.get("walkers"),
-        extra=extra,
+        momenta=tensors.get("momenta"),
+        record=_record(path, header.get("records", []), tensors),
     )
     return Checkpoint(state, header["seed"], header["parameters"])
+
+
+def _record(path: Path, kinds: list[str], tensors: dict[str, torch.Tensor]) -> Record | None:
+    """The records of a kernel, and of those that it is made of, from the innermost outwards."""
+    known = {kind.__name__: kind for kind in Record.__subclasses__()}
+    record: Record | None = None
+    for depth, name in reversed(list(enumerate(kinds))):
+        if name not in known:
+            raise ValueError(
+                f"{path}: its kernel remembers {name!r}, which is known nowhere here: import the "
+                "module of that kernel before the checkpoint is read"
+            )
+        prefix = f"record.{depth}."
+        own: dict[str, Any] = {
+            n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
+        }
+        if record is not None:
+            own["record"] = record
+        record = known[name](**own)
+    return record
+
+
+def _from_first_schema(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    strange = sorted(n for n in tensors if n.startswith("extra.") and n != "extra.momenta")
+    if strange:
+        raise ValueError(
+            f"{path} was written by an earlier version, by a kernel made of kernels "
+            f"({', '.join(strange)}): these draw other random numbers now, so that the chain "
+            "cannot go on; finish it with that version, or start a new one from its last frame"
+        )
+    return {name.removeprefix("extra."): value for name, value in tensors.items()}
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

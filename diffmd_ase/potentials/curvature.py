@@ -33,7 +33,7 @@ def measured_stiffness(
     ValueError : no stiffness there (free particles, forces that are not finite)
     """
     # a fixed seed: the step must not depend on the seed of the run
-    v = Noise(0).normal(0, x, stream=2)
+    v = Noise(0).normal(0, x, stream="probe")
     lam, evaluations = 0.0, 0
     for _ in range(most):
         v = v / v.square().sum((-2, -1), keepdim=True).sqrt()
@@ -65,7 +65,7 @@ def forces_and_divergence(
     for begin in range(0, len(x), batch):
         part = x[begin : begin + batch]
         walkers = torch.arange(begin, begin + len(part))
-        v = torch.sign(noise.normal(0, part, walkers=walkers, stream=2))
+        v = torch.sign(noise.normal(0, part, walkers=walkers, stream="probe"))
         forces, ahead, behind = (
             evaluate(potential.terms, y).forces for y in (part, part + step * v, part - step * v)
         )
@@ -102,7 +102,7 @@ def non_conservativeness(
     x = x.double()
     rotation, stretch = 0.0, 0.0
     for probe in range(n_probes):
-        u, v = (noise.normal(2 * probe + side, x, stream=_PROBES) for side in (0, 1))
+        u, v = (noise.normal(2 * probe + side, x, stream="probe") for side in (0, 1))
         j_u, j_v = (_derivative(potential, x, direction, step) for direction in (u, v))
         uv, vu = ((a * b).sum((-2, -1)) for a, b in ((u, j_v), (v, j_u)))
         rotation += float((uv - vu).square().mean())
@@ -115,6 +115,3 @@ def non_conservativeness(
 def _derivative(potential: Potential, x: Tensor, direction: Tensor, step: float) -> Tensor:
     ahead, behind = (evaluate(potential.terms, x + s * direction).forces for s in (step, -step))
     return (ahead.double() - behind.double()) / (2.0 * step)
-
-
-_PROBES = 2  # stream of the probes of `non_conservativeness`

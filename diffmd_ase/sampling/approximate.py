@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from ..potentials.base import Potential, evaluate
+from ..potentials.base import evaluate
 from ..state import State
 from .euler import EulerMaruyama
-from .field import finite
 from .kernels import Kernel
-from .metropolis import decide
+from .metropolis import decide, finite
 
 __all__ = ["ApproximateMetropolis"]
 
@@ -39,20 +39,15 @@ class ApproximateMetropolis(Kernel):
 
     proposal: EulerMaruyama
 
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]
-        return self.proposal.potential
-
-    @property
-    def drift(self) -> Potential:  # type: ignore[override]
-        return self.proposal.potential
-
-    @property
-    def kT(self):  # type: ignore[override]
-        return self.proposal.kT
+    def __post_init__(self):
+        p = self.proposal
+        self._derive(potential=p.potential, drift=p.potential, kT=p.kT)
 
     def scaled(self, factor: float) -> ApproximateMetropolis:
         return replace(self, proposal=self.proposal.scaled(factor))
+
+    def take(self, rows: Tensor) -> ApproximateMetropolis:
+        return replace(self, proposal=self.proposal.take(rows))
 
     def init(self, x, *, walkers=None) -> State:
         return finite(self.proposal.init(x.double(), walkers=walkers))

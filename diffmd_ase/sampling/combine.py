@@ -10,14 +10,24 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..potentials.base import Potential
-from ..state import State
+from ..state import Record, State
 from .kernels import Info, Kernel
 
 __all__ = ["Mixture", "Sequence"]
 
-_CHOICE = 0x22  # stream of the choice of a kernel
-_OWNER = "owner"  # in ``extra``: the kernel, by number, that made the state
+
+@dataclass(frozen=True, eq=False)
+class Owner(Record):
+    """Which kernel of a combination made the state.
+
+    Parameters
+    ----------
+    number : (*batch), one for each walker, so that states can be selected and exchanged
+    record : what that kernel remembers
+    """
+
+    number: Tensor
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class _Combination(Kernel, ABC):
     kernels: SequenceOf[Kernel]
 
     def __post_init__(self):
-        object.__setattr__(self, "kernels", tuple(self.kernels))
+        self._derive(kernels=tuple(self.kernels))
         if not self.kernels:
             raise ValueError("no kernels: give at least one")
         first, *others = self.kernels
@@ -35,31 +45,22 @@ class _Combination(Kernel, ABC):
                     f"kernel {number} ({type(kernel).__name__}) has another target than kernel 0: "
                     "a combination leaves one law invariant; give all kernels the same target="
                 )
-            if not torch.equal(*(torch.as_tensor(k.kT).double() for k in (kernel, first))):
+            # a float and a tensor of any precision are compared as they are
+            kT, other = (torch.as_tensor(k.kT, dtype=torch.float64) for k in (kernel, first))
+            if not torch.equal(kT, other):
                 raise ValueError(f"kernel {number} has kT={kernel.kT}, kernel 0 {first.kT} (eV)")
+        drifts = [kernel.drift for kernel in self.kernels]
+        shared = all(d is not None and d.terms == drifts[0].terms for d in drifts)
+        self._derive(
+            potential=first.potential,
+            kT=first.kT,
+            drift=drifts[0] if shared else None,
+            exact=all(kernel.exact for kernel in self.kernels),
+        )
 
     @abstractmethod
     def chosen(self, step: int, noise: Noise) -> int:
         """The number of the kernel that makes state ``step + 1``; the same for all walkers."""
-
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]
-        return self.kernels[0].potential
-
-    @property
-    def kT(self):  # type: ignore[override]
-        return self.kernels[0].kT
-
-    @property
-    def exact(self) -> bool:  # type: ignore[override]
-        return all(kernel.exact for kernel in self.kernels)
-
-    @property
-    def drift(self) -> Potential | None:  # type: ignore[override]
-        """The drift of all kernels, if they have one in common."""
-        drifts = [kernel.drift for kernel in self.kernels]
-        known = all(d is not None and d.terms == drifts[0].terms for d in drifts)
-        return drifts[0] if known else None
 
     def scaled(self, factor: float):
         """Kernels with a step size get it multiplied; the others stay."""
@@ -68,6 +69,10 @@ class _Combination(Kernel, ABC):
         if all(kernel is None for kernel in changed.values()):
             raise TypeError("none of the kernels has a step size to scale")
         return replace(self, kernels=[changed[id(kernel)] or kernel for kernel in self.kernels])
+
+    def take(self, rows: Tensor):
+        taken = {id(kernel): kernel.take(rows) for kernel in self.kernels}
+        return replace(self, kernels=[taken[id(kernel)] for kernel in self.kernels])
 
     def init(self, x, *, walkers=None) -> State:
         # an exact kernel looks whether a chain may start there
@@ -101,7 +106,7 @@ class Mixture(_Combination):
     """At each step one kernel, drawn with its weight: ``P = Σ_k w_k P_k``.
 
     Leaves invariant what all of them do, and keeps detailed balance (Tierney, Ann. Stat. 22,
-    1701 (1994)). The draw is that of walker 0 at stream 0x22 of the step, the same for all
+    1701 (1994)). The draw is that of walker 0 in the stream "mixture" of the step, the same for all
     walkers in any batch; kernel k draws from ``noise.child(k)``. A kernel that follows
     another evaluates its own drift again if that is another one, and starts with new momenta.
 
@@ -127,15 +132,14 @@ class Mixture(_Combination):
             raise ValueError(
                 f"weights={given}: expected {len(self.kernels)} positive numbers, one per kernel"
             )
-        object.__setattr__(self, "weights", tuple((weights / weights.sum()).tolist()))
-
-    @property
-    def reversible(self) -> bool:  # type: ignore[override]
-        return all(kernel.reversible for kernel in self.kernels)
+        self._derive(
+            weights=tuple((weights / weights.sum()).tolist()),
+            reversible=all(kernel.reversible for kernel in self.kernels),
+        )
 
     def chosen(self, step, noise) -> int:
         like = torch.zeros((), dtype=torch.float64)
-        u = float(noise.uniform(step, like, stream=_CHOICE))
+        u = float(noise.uniform(step, like, stream="mixture"))
         total = 0.0
         for number, weight in enumerate(self.weights):
             total += weight
@@ -172,16 +176,15 @@ def _scaled(kernel: Kernel, factor: float) -> Kernel | None:
 
 
 def _owned(state: State, number: int) -> State:
-    # one number for each walker, so that states can be selected and exchanged
     owner = torch.full(state.x.shape[:-2], number, dtype=torch.int64, device=state.x.device)
-    return replace(state, extra={**state.extra, _OWNER: owner})
+    return replace(state, record=Owner(owner, state.record))
 
 
 def _disowned(state: State) -> tuple[int | None, State]:
     """The kernel that made the state, None if not one made all of it; and the plain state."""
-    extra = dict(state.extra)
-    owner: Tensor | None = extra.pop(_OWNER, None)
-    number = None
-    if owner is not None and owner.numel() and bool((owner == owner.flatten()[0]).all()):
-        number = int(owner.flatten()[0])
-    return number, replace(state, extra=extra)
+    owner = state.record
+    if not isinstance(owner, Owner):
+        return None, state
+    first = owner.number.flatten()[:1]
+    whole = bool(first.numel()) and bool((owner.number == first).all())
+    return int(first) if whole else None, replace(state, record=owner.record)

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..potentials.base import Potential, evaluate
-from ..state import State
-from .field import Field, checked_start, field_state, finite, reduced, target_of
+from ..state import Evaluation, Record, State
+from .field import Field, reduced
 from .kernels import Kernel
-from .metropolis import accept
+from .metropolis import TargetKernel, accept, finite
 
-__all__ = ["DelayedAcceptance"]
+__all__ = ["DelayedAcceptance", "Surrogate"]
 
-_INNER = "inner."  # prefix of what the inner kernel keeps in ``extra``
+
+@dataclass(frozen=True, eq=False)
+class Surrogate(Record):
+    """What the state of a `DelayedAcceptance` knows of the surrogate.
+
+    Parameters
+    ----------
+    energy : (*batch) of the surrogate, eV
+    fixed, record : those of the inner kernel's state
+    """
+
+    energy: Tensor
+    fixed: dict[int, Evaluation] = field(default_factory=dict)
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
-class DelayedAcceptance(Kernel):
+class DelayedAcceptance(TargetKernel):
     """``n_inner`` exact steps on a surrogate energy E as one proposal to the reference U.
 
         log α = −[(U − E)(y) − (U − E)(x)]/kT
@@ -31,9 +44,9 @@ class DelayedAcceptance(Kernel):
     7747 (2003)). One evaluation of the reference per step, all walkers in one batch, those
     that the inner steps did not move left out; a reference that gives NaN is a rejection.
 
-    The noise of the inner steps is ``noise.child(0)`` at steps ``n_inner·step + j``. Momenta
-    of the inner kernel are new at each step. A bias with memory belongs in both energies, as
-    one object; it learns once per step, from the accepted positions.
+    The noise of the inner steps is ``noise.child("surrogate")`` at steps ``n_inner·step + j``.
+    Momenta of the inner kernel are new at each step. A bias with memory belongs in both
+    energies, as one object; it learns once per step, from the accepted positions.
 
     Parameters
     ----------
@@ -51,9 +64,6 @@ class DelayedAcceptance(Kernel):
     target: Potential
     n_inner: int = 10
 
-    exact = True
-    reversible = True
-
     def __post_init__(self):
         if self.n_inner < 1:
             raise ValueError(f"{self.n_inner=} must be at least 1")
@@ -68,64 +78,55 @@ class DelayedAcceptance(Kernel):
                 f"{name} does not satisfy detailed balance (a fixed order of kernels, or walkers "
                 "that meet): use a Mixture, or one of its kernels"
             )
-        target_of(self.target, None)
         Field(self.inner.potential, self.target)  # memory in the surrogate alone
-
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]
-        return self.target
-
-    @property
-    def kT(self):  # type: ignore[override]
-        return self.inner.kT
-
-    @property
-    def drift(self) -> Potential | None:  # type: ignore[override]
-        return self.inner.drift
+        self._derive(kT=self.inner.kT)
+        self._bind(self.target, None)
+        self._derive(drift=self.inner.drift)
 
     def scaled(self, factor: float) -> DelayedAcceptance:
         return replace(self, inner=self.inner.scaled(factor))
 
+    def take(self, rows: Tensor) -> DelayedAcceptance:
+        return replace(self, inner=self.inner.take(rows))
+
     def init(self, x, *, walkers=None) -> State:
-        reference = checked_start(self._reference, x, self.kT, walkers)
+        reference = super().init(x, walkers=walkers)
         inner = self.inner.init(x, walkers=walkers)
-        return self._joined(inner, reference.energy, reference.extra, 0)
+        return _joined(inner, reference.energy, reference.fixed, 0)
 
     def step(self, state, noise):
-        inner, within = self._inner_state(state), noise.child(0)
+        inner, within = self._inner_state(state), noise.child("surrogate")
         evaluations: int | Tensor = 0
         for _ in range(self.n_inner):
             inner, info = self.inner.step(inner, within)
             evaluations += info.drift_evaluations + info.target_evaluations
         moved = (inner.x != state.x).flatten(-2).any(-1)
         energy, fixed = self._reference_at(inner.x, state.energy, moved)
-        new = self._joined(inner, energy, fixed, state.step + 1)
-        old_e, new_e = state.extra["surrogate"], new.extra["surrogate"]
-        log_q = reduced(new_e, self.kT) - reduced(old_e, self.kT)
+        new = _joined(inner, energy, fixed, state.step + 1)
+        log_q = reduced(inner.energy, self.kT) - reduced(state.record.energy, self.kT)
         calls = torch.ones_like(moved) if self.target.has_memory else moved
         counts = (evaluations, calls.long())
         return accept(state, new, log_q, self.kT, noise, evaluations=counts)
 
     def refresh(self, state) -> State:
         inner = self.inner.refresh(self._inner_state(state))
-        value = self._reference(state.x, fixed=state.extra.get("fixed"))
-        reference = field_state(value, state.x, state.step, state.walkers)
-        return finite(self._joined(inner, reference.energy, reference.extra, state.step))
+        reference = self.field.state(state.x, state.step, state.walkers, fixed=state.fixed)
+        return finite(_joined(inner, reference.energy, reference.fixed, state.step))
 
     def adopt(self, state, drift=None) -> State:
         """Surrogate energy and forces anew; a reference that does not learn is kept."""
-        inner = self.inner.refresh(replace(state, step=state.step * self.n_inner, extra={}))
-        energy, fixed = state.energy, {}
-        if self._reference.learns:
-            value = self._reference(state.x)
-            energy, fixed = value.target.energy, {"fixed": value.fixed}
-        return self._joined(inner, energy, fixed, state.step)
+        bare = State(state.x, None, state.forces, state.step * self.n_inner, state.walkers)
+        inner = self.inner.refresh(bare)
+        if not self.field.learns:
+            return _joined(inner, state.energy, {}, state.step)
+        reference = self.field.state(state.x, state.step, state.walkers)
+        return _joined(inner, reference.energy, reference.fixed, state.step)
 
     def _reference_at(self, x: Tensor, known: Tensor, moved: Tensor):
         """Energies (*batch) at ``x``, ``known`` where nothing moved, and what a refresh needs."""
         if self.target.has_memory:  # it may remember each walker: all rows, and its values kept
-            value = self._reference(x)
-            return value.target.energy, {"fixed": value.fixed}
+            value = self.field(x)
+            return value.target.energy, value.fixed
         if moved.all():
             return evaluate(self.target.terms, x).energy, {}
         energy = known.clone()
@@ -133,21 +134,18 @@ class DelayedAcceptance(Kernel):
             energy[moved] = evaluate(self.target.terms, x[moved]).energy.to(energy)
         return energy, {}
 
-    def _joined(self, inner: State, energy: Tensor, fixed: dict, step: int) -> State:
-        # momenta would tie the next proposal to this one, and the ratio does not know them
-        kept = {_INNER + n: v for n, v in inner.extra.items() if n != "momenta"}
-        extra = {"surrogate": inner.energy, **fixed, **kept}
-        return replace(inner, energy=energy, step=step, extra=extra)
-
     def _inner_state(self, state: State) -> State:
-        names = (n for n in state.extra if n.startswith(_INNER))
+        surrogate: Any = state.record
         return replace(
             state,
-            energy=state.extra["surrogate"],
+            energy=surrogate.energy,
             step=state.step * self.n_inner,
-            extra={n.removeprefix(_INNER): state.extra[n] for n in names},
+            fixed=surrogate.fixed,
+            record=surrogate.record,
         )
 
-    @cached_property
-    def _reference(self) -> Field:
-        return Field(self.target)
+
+def _joined(inner: State, energy: Tensor, fixed: dict[int, Evaluation], step: int) -> State:
+    # momenta would tie the next proposal to this one, and the ratio does not know them
+    surrogate = Surrogate(inner.energy, inner.fixed, inner.record)
+    return replace(inner, energy=energy, step=step, momenta=None, fixed=fixed, record=surrogate)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .. import units
-from ..noise import Noise
+from ..noise import Noise, Stream
 from ..potentials.base import Potential
 from ..state import Evaluation, State
 from .field import Field
-from .kernels import Info, Kernel
+from .kernels import Info, Kernel, check_kT, take_rows
 
 __all__ = ["EulerMaruyama"]
 
@@ -53,23 +53,20 @@ class EulerMaruyama(Kernel):
     mean_free: bool = False
 
     def __post_init__(self):
-        h, kT = torch.as_tensor(self.h).double(), torch.as_tensor(self.kT).double()
+        check_kT(self.kT)
+        h = torch.as_tensor(self.h, dtype=torch.float64)
+        if h.ndim > 2:
+            raise ValueError(f"h {tuple(h.shape)}: expected a scalar, (N,) or (B, N) in Å²")
         if not (torch.isfinite(h).all() and (h >= 0).all() and (h > 0).any()):
             raise ValueError(
                 f"h={self.h} must be finite, not negative, and positive for some atom (Å²)"
-            )
-        if not (torch.isfinite(kT).all() and (kT > 0).all()):
-            raise ValueError(f"kT={self.kT} must be positive (eV)")
-        if h.ndim > 2 or kT.ndim > 1:
-            raise ValueError(
-                f"h {tuple(h.shape)} and kT {tuple(kT.shape)}: expected h as scalar, (N,) "
-                "or (B, N) and kT as scalar or (B,)"
             )
         if self.mean_free and (h == 0).any():
             raise ValueError(
                 "mean_free=True with fixed atoms (h = 0): a fixed atom already removes "
                 "the translation; use one of the two"
             )
+        self._derive(drift=self.potential)
 
     @classmethod
     def from_timestep(
@@ -113,7 +110,14 @@ class EulerMaruyama(Kernel):
         return self._state(moved, state.step + 1, state.walkers), _NO_INFO
 
     def propose(
-        self, x: Tensor, forces: Tensor, step: int, walkers: Tensor | None, noise: Noise, stream=0
+        self,
+        x: Tensor,
+        forces: Tensor,
+        step: int,
+        walkers: Tensor | None,
+        noise: Noise,
+        *,
+        stream: Stream = "kernel",
     ) -> Tensor:
         """The next positions, with the noise of ``step``; nothing is evaluated."""
         drift, sigma = self._coefficients(x)
@@ -158,17 +162,18 @@ class EulerMaruyama(Kernel):
         # general field may
         return without_mean(drift * without_mean(forces))
 
-    @property
-    def drift(self) -> Potential:  # type: ignore[override]
-        return self.potential
-
     def refresh(self, state) -> State:
-        return self._state(state.x, state.step, state.walkers, state.extra.get("fixed"))
+        return self._state(state.x, state.step, state.walkers, state.fixed)
+
+    def take(self, rows: Tensor) -> EulerMaruyama:
+        kT, h = take_rows(self.kT, rows, ndim=1), take_rows(self.h, rows, ndim=2)
+        return replace(self, kT=kT, h=h)
 
     def _state(self, x, step, walkers, fixed: dict[int, Evaluation] | None = None) -> State:
-        value = self._field(x, fixed=fixed)
-        extra = {"fixed": value.fixed} if value.fixed else {}
-        return State(x, value.target.energy, value.drift.forces, step, walkers, extra)
+        if self._field.learns:
+            return self._field.state(x, step, walkers, fixed=fixed)
+        value = Evaluation(*self.potential(x))
+        return State(x, value.energy, value.forces, step, walkers)
 
     @cached_property
     def _field(self) -> Field:

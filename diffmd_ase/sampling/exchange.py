@@ -18,16 +18,35 @@ from torch import Tensor
 from .._moved import forward
 from ..noise import Noise
 from ..potentials.base import Potential, evaluate
-from ..state import State, _permuted, where_accepted
+from ..state import Record, State
 from .field import reduced
 from .kernels import Info, Kernel
 
 __all__ = ["ExchangeSummary", "ReplicaExchange"]
 
-_STREAM = 0x20  # of the uniform numbers of the exchanges
-_TRAVEL = ("replica", "heading", "round_trips")  # with the positions
-_STAY = ("attempts", "swaps", "acceptance")  # with the pair of states above row b
 _UP, _DOWN = 1, 2  # has been at the first state; and since then at the last
+
+
+@dataclass(frozen=True, eq=False)
+class Replicas(Record):
+    """Where the replicas of a `ReplicaExchange` are and what its swaps did, each (B,).
+
+    Parameters
+    ----------
+    replica : label (0…K-1, the state it started in) of the configuration in row b
+    heading : 1 if that has been at the first state, 2 if since then at the last
+    round_trips : those it has made
+    attempts, swaps, acceptance : sums over the exchanges with the row above
+    record : what the kernel that moves the replicas remembers
+    """
+
+    replica: Tensor
+    heading: Tensor
+    round_trips: Tensor
+    attempts: Tensor
+    swaps: Tensor
+    acceptance: Tensor
+    record: Record | None = None
 
 
 class ExchangeSummary(NamedTuple):
@@ -56,14 +75,11 @@ class ReplicaExchange(Kernel):
     slow down diffusively (Syed et al., J. R. Stat. Soc. B 84, 321 (2022)). States differ in
     kT, and then a swap evaluates nothing, or in their potential (`Ladder`, `Blend`: λ, bias,
     noise level), which costs one evaluation of the batch for each attempt; its results are
-    kept. Momenta in ``state.extra["momenta"]`` are scaled by ``sqrt(kT_new/kT_old)``.
+    kept. Momenta are scaled by ``sqrt(kT_new/kT_old)``.
 
-    ``state.extra`` also has, for each row: ``replica``, the label (0…K-1, the state it started
-    in) of the configuration there; ``heading``, 1 if that has been at the first state, 2 if
-    since then at the last; ``round_trips``, those it has made; ``attempts``, ``swaps`` and
-    ``acceptance``, sums over the exchanges with the row above. All are tensors (B,) and are
-    kept by checkpoints; the order of swaps depends on the step alone, so that a restart gives
-    the uninterrupted chain. A ladder is the same alone and in a batch of ladders.
+    ``state.record`` is a `Replicas`, kept by checkpoints; the order of swaps depends on the step
+    alone, so that a restart gives the uninterrupted chain. A ladder is the same alone and in a
+    batch of ladders. The mover draws from ``noise.child("moves")``.
 
     Parameters
     ----------
@@ -85,36 +101,26 @@ class ReplicaExchange(Kernel):
     def __post_init__(self):
         if self.n_states < 2 or self.every < 1:
             raise ValueError(f"{self.n_states=} must be at least 2 and {self.every=} at least 1")
-        kT = torch.as_tensor(self.kT)
+        kT = torch.as_tensor(self.kernel.kT)
         if kT.ndim and len(kT) % self.n_states:
             raise ValueError(
                 f"kT {tuple(kT.shape)} for {self.n_states} states: expected a scalar or "
                 f"(M·{self.n_states},), one value for each row of M ladders"
             )
-        if not self.potential.conservative:
+        if not self.kernel.potential.conservative:
             raise ValueError(
                 "the kernel's target has no energy, and an exchange compares energies: give a "
                 "target that has one"
             )
 
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]
-        return self.kernel.potential
-
-    @property
-    def drift(self) -> Potential | None:  # type: ignore[override]
-        return self.kernel.drift
-
-    @property
-    def exact(self) -> bool:  # type: ignore[override]
-        return self.kernel.exact
-
-    @property
-    def kT(self):  # type: ignore[override]
-        return self.kernel.kT
+        inner = self.kernel
+        self._derive(potential=inner.potential, drift=inner.drift, kT=inner.kT, exact=inner.exact)
 
     def scaled(self, factor: float) -> ReplicaExchange:
         return replace(self, kernel=self.kernel.scaled(factor))
+
+    def take(self, rows: Tensor) -> ReplicaExchange:
+        return replace(self, kernel=self.kernel.take(rows))
 
     def init(self, x, *, walkers=None) -> State:
         if x.ndim != 3 or len(x) % self.n_states:
@@ -123,30 +129,36 @@ class ReplicaExchange(Kernel):
                 f"(M·{self.n_states}, N, 3), M whole ladders with state b mod K in row b"
             )
         state = self.kernel.init(x, walkers=walkers)
-        return replace(state, extra=state.extra | self._records(state))
+        return _recorded(state, self._replicas(state))
 
     def step(self, state, noise) -> tuple[State, Info]:
-        own, records = self._split(state)
-        new, info = self.kernel.step(own, noise)
+        own, replicas = self._split(state)
+        new, info = self.kernel.step(own, noise.child("moves"))
         if new.step % self.every == 0:
-            new, records = self._exchange(new, records, noise)
+            new, replicas = self._exchange(new, replicas, noise)
             if self._distinct:
                 info = info._replace(drift_evaluations=info.drift_evaluations + 1)
-        return replace(new, extra=new.extra | records), info
+        return _recorded(new, replicas), info
 
     def refresh(self, state) -> State:
-        own, records = self._split(state)
-        new = self.kernel.refresh(own)
-        return replace(new, extra=new.extra | records)
+        own, replicas = self._split(state)
+        return _recorded(self.kernel.refresh(own), replicas)
 
     def summary(self, state: State) -> ExchangeSummary:
         """Acceptance of each pair and round trips, up to ``state``."""
-        ladders = {name: state.extra[name].reshape(-1, self.n_states) for name in _STAY}
-        attempts = ladders["attempts"][:, :-1]
+        _, replicas = self._split(state)
+        attempts, swaps, acceptance, round_trips = (
+            value.reshape(-1, self.n_states)
+            for value in (
+                replicas.attempts,
+                replicas.swaps,
+                replicas.acceptance,
+                replicas.round_trips,
+            )
+        )
+        attempts = attempts[:, :-1]
         return ExchangeSummary(
-            ladders["acceptance"][:, :-1] / attempts,
-            ladders["swaps"][:, :-1] / attempts,
-            state.extra["round_trips"].reshape(-1, self.n_states).sum(-1),
+            acceptance[:, :-1] / attempts, swaps[:, :-1] / attempts, round_trips.sum(-1)
         )
 
     @property
@@ -154,33 +166,31 @@ class ReplicaExchange(Kernel):
         """The states differ in potentials, of the target or of the drift."""
         return any(p.per_walker for p in potentials_of(self.kernel))
 
-    def _records(self, state: State) -> dict[str, Tensor]:
+    def _replicas(self, state: State) -> Replicas:
         level = torch.arange(len(state.x), device=state.x.device) % self.n_states
         nothing = torch.zeros_like(level)
-        heading = torch.where(level == 0, _UP, nothing)
-        return {
-            "replica": level,
-            "heading": heading,
-            "round_trips": nothing,
-            "attempts": nothing,
-            "swaps": nothing,
-            "acceptance": torch.zeros_like(level, dtype=torch.float64),
-        }
+        return Replicas(
+            replica=level,
+            heading=torch.where(level == 0, _UP, nothing),
+            round_trips=nothing,
+            attempts=nothing,
+            swaps=nothing,
+            acceptance=torch.zeros_like(level, dtype=torch.float64),
+        )
 
-    def _split(self, state: State) -> tuple[State, dict[str, Tensor]]:
-        """The inner kernel's state, and our records."""
+    def _split(self, state: State) -> tuple[State, Replicas]:
+        """The inner kernel's state, and our record."""
         if len(state.x) % self.n_states:
             raise ValueError(
                 f"{len(state.x)} walkers are not whole ladders of {self.n_states} states: a lost "
                 "replica ends its ladder; start again from the last checkpoint with a smaller h, "
                 "or with a Metropolis kernel, which loses none"
             )
-        names = set(_TRAVEL + _STAY)
-        records = {name: value for name, value in state.extra.items() if name in names}
-        own = {name: value for name, value in state.extra.items() if name not in names}
-        return replace(state, extra=own), records or self._records(state)
+        if isinstance(state.record, Replicas):
+            return replace(state, record=state.record.record), state.record
+        return state, self._replicas(state)
 
-    def _exchange(self, state: State, records: dict, noise: Noise) -> tuple[State, dict]:
+    def _exchange(self, state: State, before: Replicas, noise: Noise) -> tuple[State, Replicas]:
         rows = torch.arange(len(state.x), device=state.x.device)
         level = rows % self.n_states
         upper = level % 2 != (state.step // self.every) % 2  # has its partner below
@@ -188,55 +198,63 @@ class ReplicaExchange(Kernel):
         paired = (partner >= rows - level) & (partner < rows - level + self.n_states)
         partner = torch.where(paired, partner, rows)
 
-        travel = {name: records[name] for name in _TRAVEL}
         offered = self._swapped(state, partner)
-        offered = replace(offered, extra=offered.extra | _permuted(travel, partner))
         change = reduced(offered.energy, self.kT) - reduced(state.energy, self.kT)
         log_ratio = -(change + change[partner])
         # one number for each pair, that of its lower walker; the step is the one being made
-        u = noise.uniform(state.step - 1, change, walkers=state.walkers, stream=_STREAM)
+        u = noise.uniform(state.step - 1, change, walkers=state.walkers, stream="exchange")
         u = u[torch.minimum(rows, partner)]
         # not a number: a rejection
         swap = paired & (u.log() <= log_ratio) & (log_ratio < torch.inf)
-        state = replace(state, extra=state.extra | travel)
-        state = where_accepted(swap, offered, state)
 
         lower = paired & (partner > rows)
         alpha = log_ratio.nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0.0).exp()
-        state, travel = _without(state, _TRAVEL)
-        return state, _arrivals(travel, level, self.n_states) | {
-            "attempts": records["attempts"] + lower,
-            "swaps": records["swaps"] + (lower & swap),
-            "acceptance": records["acceptance"] + torch.where(lower, alpha, 0.0),
-        }
+        source = torch.where(swap, partner, rows)
+        heading, round_trips = _arrived(
+            before.heading[source], before.round_trips[source], level, self.n_states
+        )
+        return offered.where(swap, state), Replicas(
+            replica=before.replica[source],
+            heading=heading,
+            round_trips=round_trips,
+            attempts=before.attempts + lower,
+            swaps=before.swaps + (lower & swap),
+            acceptance=before.acceptance + torch.where(lower, alpha, 0.0),
+        )
 
     def _swapped(self, state: State, partner: Tensor) -> State:
         """The state if every pair swapped, evaluated where states have other potentials."""
-        extra = _permuted(state.extra, partner)
-        if "momenta" in extra:
+        moved = replace(state.take(partner), walkers=state.walkers)
+        if moved.momenta is not None:
             kT = torch.as_tensor(self.kT, dtype=torch.float64, device=state.x.device)
             kT = kT.expand(len(partner))
-            scale = (kT / kT[partner]).sqrt().to(extra["momenta"].dtype)
-            extra["momenta"] = scale[:, None, None] * extra["momenta"]
-        x, walkers = state.x[partner], state.walkers
-        if not self._distinct:
-            energy, forces = state.energy[partner], state.forces[partner]
-            return State(x, energy, forces, state.step, walkers, extra)
-        return adopt_target(self.kernel, State(x, None, state.forces, state.step, walkers, extra))
+            scale = (kT / kT[partner]).sqrt().to(moved.momenta.dtype)
+            moved = replace(moved, momenta=scale[:, None, None] * moved.momenta)
+        return adopt_target(self.kernel, moved) if self._distinct else moved
+
+
+def _recorded(state: State, replicas: Replicas) -> State:
+    return replace(state, record=replace(replicas, record=state.record))
+
+
+def _arrived(heading: Tensor, round_trips: Tensor, level: Tensor, n_states: int):
+    """Headings and round trips of replicas that may have come to an end of the ladder."""
+    first, last = level == 0, level == n_states - 1
+    finished = round_trips + (first & (heading == _DOWN))
+    return torch.where(first, _UP, torch.where(last & (heading == _UP), _DOWN, heading)), finished
 
 
 def adopt_target(kernel: Kernel, state: State) -> State:
     """The state of ``kernel`` at positions that another state of a ladder had.
 
     Energies that are not finite are kept, for those who reject or weigh them. What the
-    kernel does not need is kept from ``state.extra``.
+    kernel does not need is kept from ``state``.
     """
     target = kernel.potential
     energy, forces, _ = evaluate(target.terms, state.x)
-    extra = {name: value for name, value in state.extra.items() if name != "fixed"}
-    given = replace(state, energy=energy, forces=forces, extra={})
+    given = State(state.x, energy, forces, state.step, state.walkers)
     new = kernel.adopt(given, None if target.has_memory else target)
-    return replace(new, extra=extra | new.extra)
+    return replace(new, momenta=state.momenta, record=new.record or state.record)
 
 
 def potentials_of(kernel: Kernel) -> Iterator[Potential]:
@@ -248,22 +266,6 @@ def potentials_of(kernel: Kernel) -> Iterator[Potential]:
                 yield part
             elif isinstance(part, Kernel):
                 yield from potentials_of(part)
-
-
-def _arrivals(travel: dict[str, Tensor], level: Tensor, n_states: int) -> dict[str, Tensor]:
-    """Headings and round trips of replicas that have come to an end of the ladder."""
-    heading, first, last = travel["heading"], level == 0, level == n_states - 1
-    return {
-        "replica": travel["replica"],
-        "heading": torch.where(first, _UP, torch.where(last & (heading == _UP), _DOWN, heading)),
-        "round_trips": travel["round_trips"] + (first & (heading == _DOWN)),
-    }
-
-
-def _without(state: State, names) -> tuple[State, dict[str, Tensor]]:
-    taken = {name: state.extra[name] for name in names}
-    rest = {name: value for name, value in state.extra.items() if name not in names}
-    return replace(state, extra=rest), taken
 
 
 __getattr__ = forward(__name__, "sampling.temperature_ladder")

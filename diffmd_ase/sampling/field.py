@@ -7,7 +7,6 @@ have is evaluated once, and after the bias has learned only what depends on it a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,16 +15,7 @@ from torch import Tensor
 from ..potentials.base import Potential, add_term, evaluate
 from ..state import Evaluation, State
 
-__all__ = [
-    "adopted",
-    "checked_start",
-    "Field",
-    "field_state",
-    "FieldValue",
-    "finite",
-    "reduced",
-    "target_of",
-]
+__all__ = ["Field", "FieldValue", "reduced", "target_of"]
 
 
 class FieldValue(NamedTuple):
@@ -87,6 +77,19 @@ class Field:
         kept = {p: v for p, v in values.items() if p in self._fixed} if self.learns else {}
         return FieldValue(drift, target, kept)
 
+    def state(
+        self,
+        x: Tensor,
+        step: int,
+        walkers: Tensor | None,
+        *,
+        fixed: dict[int, Evaluation] | None = None,
+    ) -> State:
+        """The state at ``x``: energy of the target, forces of the drift."""
+        value = self(x, fixed=fixed)
+        energy, forces = value.target.energy, value.drift.forces
+        return State(x, energy, forces, step, walkers, fixed=value.fixed)
+
 
 def _sum(places, terms, x: Tensor, values: dict[int, Evaluation]) -> Evaluation:
     total: Evaluation | None = None
@@ -115,9 +118,6 @@ def _places(*sums: tuple[Potential, ...]) -> tuple[list[tuple[int, ...]], frozen
     return rows, frozenset(fixed)
 
 
-_SAME = 1e-3  # kT by which two evaluations of one energy may differ
-
-
 def target_of(drift: Potential, target: Potential | None) -> Potential:
     """The potential whose energy decides: ``target``, or the drift itself.
 
@@ -137,65 +137,3 @@ def target_of(drift: Potential, target: Potential | None) -> Potential:
 def reduced(energy: Tensor, kT) -> Tensor:
     """``U/kT``, float64 (*batch)."""
     return energy.double() / torch.as_tensor(kT, dtype=torch.float64, device=energy.device)
-
-
-def field_state(value, x: Tensor, step: int, walkers: Tensor | None) -> State:
-    """The state of a `Field` evaluated at x."""
-    extra = {"fixed": value.fixed} if value.fixed else {}
-    return State(x, value.target.energy, value.drift.forces, step, walkers, extra)
-
-
-def checked_start(field: Field, x: Tensor, kT, walkers: Tensor | None) -> State:
-    """State of ``field`` at x, in float64, if a Metropolis chain may start there.
-
-    Raises
-    ------
-    ValueError : energy or forces that are not finite, with the walkers; an energy that
-        changes by more than 0.001 kT when it is evaluated again
-    """
-    x = x.double()
-    value = field(x)
-    state = field_state(value, x, 0, walkers)
-    if state.energy is None:
-        raise ValueError(
-            "the target gave no energy although it is called conservative: a Metropolis step "
-            "compares energies; give a target that has one"
-        )
-    finite(state)
-    again = evaluate(field.target.terms, x).energy
-    change = float(reduced((again - state.energy).abs(), kT).max())
-    if not change < _SAME:
-        raise ValueError(
-            f"the energy of the target changed by {change:.3g} kT when it was evaluated again at "
-            "the same positions: detailed balance needs a function of positions; switch off "
-            "dropout, TF32 and random neighbour lists, or converge the calculator more tightly"
-        )
-    return state
-
-
-def finite(state: State) -> State:
-    """``state``, if a chain can go on from it.
-
-    Raises ``ValueError`` naming the walkers whose energy or forces are not finite.
-    """
-    fine = torch.isfinite(state.forces).flatten(-2).all(-1)
-    if state.energy is not None:
-        fine = fine & torch.isfinite(state.energy)
-    if not fine.all():
-        ids = (~fine).reshape(-1).nonzero().flatten()
-        ids = ids if state.walkers is None else state.walkers[ids.to(state.walkers.device)]
-        raise ValueError(
-            f"energy or forces of walkers {ids.tolist()} are not finite at step {state.step}, "
-            "where they stand: look for overlapping atoms, positions that are NaN, a bias that "
-            "overflowed, or a calculator that failed there"
-        )
-    return state
-
-
-def adopted(field: Field, state: State, drift: Potential | None) -> State:
-    """`Kernel.adopt` for states of a `Field`; a target that does not learn is not evaluated."""
-    if drift is not None and drift.terms == field.drift.terms:
-        return replace(state, extra={n: v for n, v in state.extra.items() if n == "fixed"})
-    if field.learns:  # a later refresh needs the values of all terms
-        return field_state(field(state.x), state.x, state.step, state.walkers)
-    return replace(state, forces=evaluate(field.drift.terms, state.x).forces, extra={})

@@ -15,8 +15,8 @@ Masses of ``inf`` hold atoms fixed. With ``mean_free`` velocities have no mean o
 momenta and forces go through ``a_i − Σ_j (a_j/m_j)/Σ_j (1/m_j)``, so that the mean position
 stays, as it does in the other kernels, and momenta are Maxwell's under that constraint.
 
-Addresses of the noise of one step: stream 0 momenta, 1 acceptance, 0x20 jitter of the time
-step, 0x21 the first momenta, 0x100 + i the momenta before leapfrog step i.
+Streams of the noise of one step: "kernel" momenta, "accept", "jitter" of the time step,
+"first momenta", ("within", i) the momenta before leapfrog step i.
 """
 
 from __future__ import annotations
@@ -31,16 +31,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..noise import Noise
+from ..noise import Noise, Stream
 from ..potentials.base import Potential, evaluate
 from ..state import State
-from .field import Field, adopted, checked_start, field_state, finite, target_of
-from .kernels import Kernel
-from .metropolis import accept
+from .kernels import check_kT, take_rows
+from .metropolis import TargetKernel, accept
 
 __all__ = ["GeneralizedHMC", "HamiltonianMonteCarlo", "MALT"]
-
-_JITTER, _FIRST, _WITHIN = 0x20, 0x21, 0x100  # streams of noise
 
 
 class _Constants(NamedTuple):
@@ -53,7 +50,7 @@ class _Constants(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Hamiltonian(Kernel, ABC):
+class _Hamiltonian(TargetKernel, ABC):
     drift: Potential = field(kw_only=False)
     kT: float | Tensor
     timestep: float
@@ -63,9 +60,6 @@ class _Hamiltonian(Kernel, ABC):
     jitter: float = 0.1
     mean_free: bool = False
 
-    exact = True
-    reversible = True
-
     def __post_init__(self):
         if not (math.isfinite(self.timestep) and self.timestep > 0):
             raise ValueError(f"{self.timestep=} must be positive (ASE time)")
@@ -73,9 +67,7 @@ class _Hamiltonian(Kernel, ABC):
             raise ValueError(f"{self.n_leapfrog=} must be at least 1")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"{self.jitter=} must lie in [0, 1): Δt varies by this fraction")
-        kT = torch.as_tensor(self.kT).double()
-        if kT.ndim > 1 or not (torch.isfinite(kT) & (kT > 0)).all():
-            raise ValueError(f"kT={self.kT} must be positive (eV), scalar or (B,)")
+        check_kT(self.kT)
         masses = self._masses
         if masses.ndim > 1 or not ((masses > 0).all() and torch.isfinite(masses).any()):
             raise ValueError(
@@ -87,35 +79,24 @@ class _Hamiltonian(Kernel, ABC):
                 "mean_free=True with fixed atoms (masses inf): a fixed atom already removes the "
                 "translation; use one of the two"
             )
-        target_of(self.drift, self.target)
-        _ = self._field
-
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]  # what learns
-        return self._field.target
+        self._bind(self.drift, self.target)
 
     def scaled(self, factor: float):
         """h = kT Δt²/2m times ``factor``: the time step times its square root."""
         return replace(self, timestep=self.timestep * math.sqrt(factor))
 
-    def init(self, x, *, walkers=None) -> State:
-        return checked_start(self._field, x, self.kT, walkers)
+    def take(self, rows: Tensor):
+        return replace(self, kT=take_rows(self.kT, rows, ndim=1))
 
-    def refresh(self, state) -> State:
-        value = self._field(state.x, fixed=state.extra.get("fixed"))
-        new = field_state(value, state.x, state.step, state.walkers)
-        return finite(replace(new, extra={**state.extra, **new.extra}))
-
-    def adopt(self, state, drift=None) -> State:
-        return adopted(self._field, state, drift)
-
-    def _fresh(self, state: State, noise: Noise, stream: int = 0) -> Tensor:
+    def _fresh(self, state: State, noise: Noise, stream: Stream = "kernel") -> Tensor:
         """Momenta of Maxwell's law, (*batch, N, 3)."""
         c = self._constants(state.x)
         xi = noise.normal(state.step, state.x, walkers=state.walkers, stream=stream)
         return self._projected(c.thermal * xi, c)
 
-    def _renewed(self, p: Tensor, keep: float, state: State, noise: Noise, stream: int) -> Tensor:
+    def _renewed(
+        self, p: Tensor, keep: float, state: State, noise: Noise, stream: Stream
+    ) -> Tensor:
         """``keep p + sqrt(1 − keep²) p'`` with fresh p': leaves Maxwell's law invariant."""
         return keep * p + math.sqrt(1.0 - keep * keep) * self._fresh(state, noise, stream)
 
@@ -132,7 +113,7 @@ class _Hamiltonian(Kernel, ABC):
         """
         c = self._constants(state.x)
         u = noise.uniform(
-            state.step, like=state.energy, walkers=state.walkers, stream=_JITTER
+            state.step, like=state.energy, walkers=state.walkers, stream="jitter"
         ).double()
         dt = (self.timestep * (1.0 + self.jitter * (2.0 * u - 1.0)))[..., None, None]
         x, forces = state.x, self._projected(state.forces, c)
@@ -150,16 +131,16 @@ class _Hamiltonian(Kernel, ABC):
             if i + 1 < self.n_leapfrog:
                 forces = evaluate(self.drift.terms, x).forces
             else:
-                value = self._field(x)
-                forces = value.drift.forces
+                new = self.field.state(x, state.step + 1, state.walkers)
+                forces = new.forces
             forces = self._projected(forces, c)
             p = p + 0.5 * dt * c.mobile * forces
             log_q = log_q - (_kinetic(p, c) - before)
         log_q = torch.where(fine[..., 0, 0], log_q, torch.nan)
-        return field_state(value, x, state.step + 1, state.walkers), p, log_q
+        return new, p, log_q
 
     def _decided(self, old: State, new: State, log_q: Tensor, noise: Noise):
-        separate = self._field.evaluations - 1
+        separate = self.field.evaluations - 1
         return accept(old, new, log_q, self.kT, noise, evaluations=(self.n_leapfrog, separate))
 
     def _projected(self, a: Tensor, c: _Constants) -> Tensor:
@@ -167,10 +148,6 @@ class _Hamiltonian(Kernel, ABC):
             return a
         weights = c.inverse.expand(a.shape[-2], 1)
         return a - (weights * a).sum(-2, keepdim=True) / weights.sum()
-
-    @cached_property
-    def _field(self) -> Field:
-        return Field(self.drift, self.target)
 
     @cached_property
     def _masses(self) -> Tensor:
@@ -247,7 +224,7 @@ class GeneralizedHMC(_Hamiltonian):
 
     (Horowitz, Phys. Lett. B 268, 247 (1991)). With ``n_leapfrog=1`` this is Langevin
     dynamics with friction γ, corrected. Momenta (*batch, N, 3) in u Å/ASE time are
-    ``state.extra["momenta"]``, drawn at the first step and kept in checkpoints.
+    ``state.momenta``, drawn at the first step and kept in checkpoints.
 
     Parameters
     ----------
@@ -265,15 +242,13 @@ class GeneralizedHMC(_Hamiltonian):
 
     def step(self, state, noise):
         keep = math.exp(-self.friction * self.n_leapfrog * self.timestep)
-        p = state.extra.get("momenta")
+        p = state.momenta
         if p is None:
-            p = self._fresh(state, noise, _FIRST)
-        p = self._renewed(p, keep, state, noise, 0)
+            p = self._fresh(state, noise, "first momenta")
+        p = self._renewed(p, keep, state, noise, "kernel")
         new, q, log_q = self._flow(state, p, noise)
         # detailed balance pairs (x, p) with (y, −q): without the reversal the chain is wrong
-        old = replace(state, extra={**state.extra, "momenta": -p})
-        new = replace(new, extra={**new.extra, "momenta": q})
-        return self._decided(old, new, log_q, noise)
+        return self._decided(replace(state, momenta=-p), replace(new, momenta=q), log_q, noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +283,7 @@ class MALT(_Hamiltonian):
 
     def _between(self, state: State, noise: Noise, p: Tensor, i: int) -> Tensor:
         keep = math.exp(-self.friction * self.timestep)
-        return self._renewed(p, keep, state, noise, _WITHIN + i)
+        return self._renewed(p, keep, state, noise, ("within", i))
 
 
 def _kinetic(p: Tensor, c: _Constants) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._moved import forward
@@ -14,7 +15,7 @@ from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
 
-__all__ = ["DivergedError", "Info", "Kernel"]
+__all__ = ["DivergedError", "Info", "Kernel", "check_kT", "take_rows"]
 
 
 class DivergedError(RuntimeError):
@@ -25,14 +26,22 @@ class DivergedError(RuntimeError):
     step : the step that failed
     walkers : global ids of the lost walkers
     survivors : State of the others before that step, or None; continue with it
+    kept : (B,) mask of the survivors among the walkers of that step, or None
     """
 
-    def __init__(self, step: int, walkers: Sequence[int], survivors: State | None = None):
-        self.step, self.walkers, self.survivors = step, list(walkers), survivors
-        kept = 0 if survivors is None else survivors.x.shape[0]
+    def __init__(
+        self,
+        step: int,
+        walkers: Sequence[int],
+        survivors: State | None = None,
+        kept: Tensor | None = None,
+    ):
+        self.step, self.walkers = step, list(walkers)
+        self.survivors, self.kept = survivors, kept
+        left = 0 if survivors is None else survivors.x.shape[0]
         super().__init__(
             f"step {step}: walkers {self.walkers} diverged (positions, forces or energy are not "
-            f"finite), {kept} are kept; use a smaller step h, or start from relaxed "
+            f"finite), {left} are kept; use a smaller step h, or start from relaxed "
             "positions inside the data of the model"
         )
 
@@ -60,6 +69,9 @@ class Info(NamedTuple):
 
 class Kernel(ABC):
     """``init(x) -> State`` and ``step(state, noise) -> (State, Info)``.
+
+    A frozen dataclass of hyper-parameters. What follows from them is set once, at the end of
+    ``__post_init__``, with `_derive`.
 
     Attributes
     ----------
@@ -94,7 +106,7 @@ class Kernel(ABC):
         What the other alone needs (momenta) is left behind. ``drift`` is that of the state's
         forces, if it is known: forces that are those of this kernel are not evaluated again.
         """
-        return self.refresh(replace(state, extra={}))
+        return self.refresh(replace(state, momenta=None, fixed={}, record=None))
 
     def scaled(self, factor: float) -> Kernel:
         """The same kernel with its step size h multiplied by ``factor``.
@@ -102,6 +114,31 @@ class Kernel(ABC):
         Raises ``TypeError`` for a kernel without a step size.
         """
         raise TypeError(f"{type(self).__name__} has no step size to scale")
+
+    def take(self, rows: Tensor) -> Kernel:
+        """The same kernel for the walkers in ``rows``, a mask (B,) or indices.
+
+        Hyper-parameters of each walker go on with those that are left; a kernel without any is
+        the same.
+        """
+        return self
+
+    def _derive(self, **values) -> None:
+        """Set attributes that follow from the hyper-parameters."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def check_kT(kT) -> None:
+    """Raise ``ValueError`` unless kT is positive (eV), a scalar or one for each walker (B,)."""
+    values = torch.as_tensor(kT, dtype=torch.float64)
+    if values.ndim > 1 or not (torch.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"{kT=} must be positive (eV), a scalar or (B,)")
+
+
+def take_rows(value, rows: Tensor, *, ndim: int):
+    """Rows of a hyper-parameter that has one for each walker, a tensor of ``ndim`` axes."""
+    return value[rows] if isinstance(value, Tensor) and value.ndim == ndim else value
 
 
 __getattr__ = forward(__name__, "sampling.euler")

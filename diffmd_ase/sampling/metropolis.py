@@ -10,28 +10,86 @@ so that the chain leaves ``exp(-U/kT)`` invariant with any drift, at any step si
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._moved import forward
-from ..noise import Noise
+from ..noise import Noise, Stream
 from ..potentials.base import Potential, evaluate
-from ..state import State, where_accepted
+from ..state import State
 from .euler import EulerMaruyama
-from .field import Field, adopted, checked_start, field_state, finite, reduced, target_of
+from .field import Field, reduced, target_of
 from .kernels import Info, Kernel
 
-__all__ = ["Metropolis", "accept", "decide"]
+__all__ = ["Metropolis", "TargetKernel", "accept", "decide", "finite"]
 
-_INNER = 0x100  # streams of the noise of further steps of one proposal
+_SAME = 1e-3  # kT by which two evaluations of one energy may differ
+
+
+class TargetKernel(Kernel, ABC):
+    """A kernel whose steps are accepted to the energy of a target, whatever moves.
+
+    A subclass has its ``kT`` and calls `_bind` with its drift and target when it is made.
+
+    Attributes
+    ----------
+    field : drift and target, evaluated together
+    """
+
+    exact = True
+    reversible = True
+    field: Field
+
+    def _bind(self, drift: Potential, target: Potential | None) -> None:
+        """Raises ``ValueError`` for a target without energy, and for memory in the drift alone."""
+        field = Field(drift, target_of(drift, target))
+        self._derive(field=field, drift=drift, potential=field.target)
+
+    def init(self, x, *, walkers=None) -> State:
+        """The state at positions x (*batch, N, 3), in float64, if a chain may start there.
+
+        Raises
+        ------
+        ValueError : energy or forces that are not finite, with the walkers; an energy that
+            changes by more than 0.001 kT when it is evaluated again
+        """
+        state = self.field.state(x.double(), 0, walkers)
+        if state.energy is None:
+            raise ValueError(
+                "the target gave no energy although it is called conservative: a Metropolis step "
+                "compares energies; give a target that has one"
+            )
+        finite(state)
+        again = evaluate(self.potential.terms, state.x).energy
+        change = float(reduced((again - state.energy).abs(), self.kT).max())
+        if not change < _SAME:
+            raise ValueError(
+                f"the energy of the target changed by {change:.3g} kT when it was evaluated again "
+                "at the same positions: detailed balance needs a function of positions; switch off "
+                "dropout, TF32 and random neighbour lists, or converge the calculator more tightly"
+            )
+        return state
+
+    def refresh(self, state) -> State:
+        new = self.field.state(state.x, state.step, state.walkers, fixed=state.fixed)
+        return finite(replace(new, momenta=state.momenta, record=state.record))
+
+    def adopt(self, state, drift=None) -> State:
+        """`Kernel.adopt`; a target that does not learn is not evaluated."""
+        bare = replace(state, momenta=None, record=None)
+        if drift is not None and drift.terms == self.field.drift.terms:
+            return bare
+        if self.field.learns:  # a later refresh needs the values of all terms
+            return self.field.state(state.x, state.step, state.walkers)
+        return replace(bare, forces=evaluate(self.field.drift.terms, state.x).forces, fixed={})
 
 
 @dataclass(frozen=True)
-class Metropolis(Kernel):
+class Metropolis(TargetKernel):
     """``n_steps`` reverse steps as one proposal, accepted to the Boltzmann law of a target.
 
     One step is MALA with any drift (Roberts & Tweedie, Bernoulli 2, 341 (1996); Diamond &
@@ -57,64 +115,37 @@ class Metropolis(Kernel):
     target: Potential | None = None
     n_steps: int = 1
 
-    exact = True
-    reversible = True
-
     def __post_init__(self):
         if self.n_steps < 1:
             raise ValueError(f"{self.n_steps=} must be at least 1")
-        target_of(self.proposal.potential, self.target)
-        _ = self._field
-
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]  # what learns
-        return self._field.target
-
-    @property
-    def kT(self):  # type: ignore[override]
-        return self.proposal.kT
-
-    @property
-    def drift(self) -> Potential:  # type: ignore[override]
-        return self.proposal.potential
+        self._derive(kT=self.proposal.kT)
+        self._bind(self.proposal.potential, self.target)
 
     def scaled(self, factor: float) -> Metropolis:
         return replace(self, proposal=self.proposal.scaled(factor))
 
-    def init(self, x, *, walkers=None) -> State:
-        return checked_start(self._field, x, self.kT, walkers)
+    def take(self, rows: Tensor) -> Metropolis:
+        return replace(self, proposal=self.proposal.take(rows))
 
     def step(self, state, noise) -> tuple[State, Info]:
         x, forces = state.x, state.forces
         log_q: Any = 0.0
         for inner in range(self.n_steps):
-            stream = _INNER + inner if inner else 0
-            y = self.proposal.propose(x, forces, state.step, state.walkers, noise, stream)
+            stream: Stream = ("within", inner) if inner else "kernel"
+            y = self.proposal.propose(x, forces, state.step, state.walkers, noise, stream=stream)
             # what is not finite is rejected, but no calculator should see it
             fine = torch.isfinite(y).all(-1, keepdim=True).all(-2, keepdim=True)
             y = torch.where(fine, y, state.x)
             if inner + 1 < self.n_steps:
                 new_forces = evaluate(self.proposal.potential.terms, y).forces
             else:
-                value = self._field(y)
-                new_forces = value.drift.forces
+                new = self.field.state(y, state.step + 1, state.walkers)
+                new_forces = new.forces
             part = self.proposal.log_proposal_ratio(x, forces, y, new_forces)
             log_q = log_q + torch.where(fine[..., 0, 0], part, torch.nan)
             x, forces = y, new_forces
-        new = field_state(value, y, state.step + 1, state.walkers)
-        separate = self._field.evaluations - 1
+        separate = self.field.evaluations - 1
         return accept(state, new, log_q, self.kT, noise, evaluations=(self.n_steps, separate))
-
-    def refresh(self, state) -> State:
-        value = self._field(state.x, fixed=state.extra.get("fixed"))
-        return finite(field_state(value, state.x, state.step, state.walkers))
-
-    def adopt(self, state, drift=None) -> State:
-        return adopted(self._field, state, drift)
-
-    @cached_property
-    def _field(self) -> Field:
-        return Field(self.proposal.potential, self.target)
 
 
 def accept(
@@ -158,7 +189,26 @@ def decide(
     log_u = noise.uniform(old.step, like=delta_u, walkers=old.walkers).log()
     accepted = (log_u <= log_ratio) & ~divergent
     info = Info(accepted, log_ratio, delta_u, log_q, divergent, *evaluations)
-    return where_accepted(accepted, new, old), info
+    return new.where(accepted, old), info
 
 
-__getattr__ = forward(__name__, "sampling.field state")
+def finite(state: State) -> State:
+    """``state``, if a chain can go on from it.
+
+    Raises ``ValueError`` naming the walkers whose energy or forces are not finite.
+    """
+    fine = torch.isfinite(state.forces).flatten(-2).all(-1)
+    if state.energy is not None:
+        fine = fine & torch.isfinite(state.energy)
+    if not fine.all():
+        ids = (~fine).reshape(-1).nonzero().flatten()
+        ids = ids if state.walkers is None else state.walkers[ids.to(state.walkers.device)]
+        raise ValueError(
+            f"energy or forces of walkers {ids.tolist()} are not finite at step {state.step}, "
+            "where they stand: look for overlapping atoms, positions that are NaN, a bias that "
+            "overflowed, or a calculator that failed there"
+        )
+    return state
+
+
+__getattr__ = forward(__name__, "sampling.field")

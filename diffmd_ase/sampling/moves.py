@@ -20,9 +20,8 @@ from torch import Tensor
 from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
-from .field import Field, adopted, checked_start, field_state, finite, target_of
-from .kernels import Info, Kernel
-from .metropolis import accept
+from .kernels import Info, check_kT, take_rows
+from .metropolis import TargetKernel, accept
 
 __all__ = [
     "AtomSwap",
@@ -33,12 +32,9 @@ __all__ = [
     "VacancyHop",
 ]
 
-_CHOICE = 3  # stream of the uniform number that chooses a move
-_TURN = 0x40  # stream of the angle of the first rotor; one for each
-
 
 @dataclass(frozen=True)
-class Move(Kernel):
+class Move(TargetKernel):
     """A proposal y of new positions, accepted by the energy of the target,
 
         log α = -[U(y) - U(x)]/kT + log q(x|y) - log q(y|x)
@@ -55,14 +51,9 @@ class Move(Kernel):
     target: Potential
     kT: float | Tensor
 
-    exact = True
-    reversible = True
-
     def __post_init__(self):
-        target_of(self.target, None)
-        kT = torch.as_tensor(self.kT).double()
-        if kT.ndim > 1 or not (torch.isfinite(kT).all() and (kT > 0).all()):
-            raise ValueError(f"kT={self.kT} must be positive (eV), a scalar or (B,)")
+        self._bind(self.target, None)
+        check_kT(self.kT)
 
     @abstractmethod
     def propose(
@@ -70,37 +61,18 @@ class Move(Kernel):
     ) -> tuple[Tensor, Tensor | float]:
         """New positions (*batch, N, 3) and ``log q(x|y) - log q(y|x)`` (*batch) or 0.
 
-        -inf where there is nothing to propose. Streams 0, 3 and from 0x40 to 0x5f of the step
-        are free to use.
+        -inf where there is nothing to propose. The streams "kernel", "choose" and "rotor" of the
+        step are free to use.
         """
 
-    @property
-    def potential(self) -> Potential:  # type: ignore[override]
-        return self.target
-
-    @property
-    def drift(self) -> Potential:  # type: ignore[override]
-        return self.target
-
-    def init(self, x, *, walkers=None) -> State:
-        return checked_start(self._field, x, self.kT, walkers)
+    def take(self, rows: Tensor) -> Move:
+        return replace(self, kT=take_rows(self.kT, rows, ndim=1))
 
     def step(self, state, noise) -> tuple[State, Info]:
         y, log_q = self.propose(state.x, state.step, state.walkers, noise)
-        new = field_state(self._field(y), y, state.step + 1, state.walkers)
+        new = self.field.state(y, state.step + 1, state.walkers)
         log_q = log_q + torch.zeros_like(new.energy, dtype=torch.float64)
         return accept(state, new, log_q, self.kT, noise, evaluations=(0, 1))
-
-    def refresh(self, state) -> State:
-        value = self._field(state.x, fixed=state.extra.get("fixed"))
-        return finite(field_state(value, state.x, state.step, state.walkers))
-
-    def adopt(self, state, drift=None) -> State:
-        return adopted(self._field, state, drift)
-
-    @cached_property
-    def _field(self) -> Field:
-        return Field(self.target)
 
 
 @dataclass(frozen=True)
@@ -123,6 +95,10 @@ class Displacement(Move):
 
     def scaled(self, factor: float) -> Displacement:
         return replace(self, size=self.size * factor**0.5)
+
+    def take(self, rows: Tensor) -> Move:
+        kT, size = take_rows(self.kT, rows, ndim=1), take_rows(self.size, rows, ndim=2)
+        return replace(self, kT=kT, size=size)
 
 
 @dataclass(frozen=True)
@@ -148,6 +124,10 @@ class SingleDisplacement(Move):
 
     def scaled(self, factor: float) -> SingleDisplacement:
         return replace(self, size=self.size * factor**0.5)
+
+    def take(self, rows: Tensor) -> Move:
+        kT, size = take_rows(self.kT, rows, ndim=1), take_rows(self.size, rows, ndim=2)
+        return replace(self, kT=kT, size=size)
 
 
 @dataclass(frozen=True)
@@ -245,7 +225,7 @@ class TorsionRotation(Move):
         y = x
         for number, (axis, mask) in enumerate(zip(rotors, moved.to(x.device), strict=True)):
             like = x[..., 0, 0]
-            u = noise.uniform(step, like, walkers=walkers, stream=_TURN + number)
+            u = noise.uniform(step, like, walkers=walkers, stream=("rotor", number))
             y = torch.where(mask[:, None], _turned(y, axis, self.size * (2.0 * u - 1.0)), y)
         if self.mean_free:
             y = y + (x - y).mean(-2, keepdim=True)
@@ -369,7 +349,7 @@ def _choose(
 ) -> tuple[Tensor, Tensor]:
     """One of the possible (*batch, n), uniformly, as a mask; and their count (*batch) float64."""
     count = possible.sum(-1)
-    u = noise.uniform(step, count.double(), walkers=walkers, stream=_CHOICE)
+    u = noise.uniform(step, count.double(), walkers=walkers, stream="choose")
     rank = torch.minimum((u * count).ceil().long(), count)  # 1…count, for u in (0, 1]
     return possible & (possible.cumsum(-1) == rank[..., None]), count.double()
 

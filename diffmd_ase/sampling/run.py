@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from .._moved import forward
 from ..noise import Noise
 from ..potentials.base import Potential
-from ..state import State, select
+from ..state import State
 from .kernels import DivergedError, Info, Kernel
 
-__all__ = ["advance", "run"]
+__all__ = ["advance", "run", "survive"]
 
 
 def run(
@@ -51,6 +50,30 @@ def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
     return new, info
 
 
+def survive(
+    kernel: Kernel, state: State, noise: Noise, lost: Callable[[DivergedError], None]
+) -> tuple[Kernel, State, Info]:
+    """`advance`, going on without the walkers that diverge, and the kernel of those that are left.
+
+    Parameters
+    ----------
+    lost : told of every loss, before the step is made again without those walkers
+
+    Raises
+    ------
+    DivergedError : nobody is left
+    """
+    while True:
+        try:
+            new, info = advance(kernel, state, noise)
+            return kernel, new, info
+        except DivergedError as error:
+            if error.survivors is None:
+                raise
+            lost(error)
+            kernel, state = kernel.take(error.kept), error.survivors
+
+
 def _check(new: State, old: State, potential: Potential) -> None:
     # one number to look at: NaN and inf survive the products and the sums
     total = (new.x * new.forces).sum()
@@ -67,9 +90,7 @@ def _check(new: State, old: State, potential: Potential) -> None:
     ids = lost.nonzero()[:, -1] if new.walkers is None else new.walkers[lost]
     survivors = None
     if fine.ndim == 1 and fine.any():
-        survivors = select(old, fine)
+        survivors = old.take(fine)
         potential.select(fine)
-    raise DivergedError(new.step, sorted(set(ids.tolist())), survivors)
-
-
-__getattr__ = forward(__name__, "state")
+    kept = None if survivors is None else fine
+    raise DivergedError(new.step, sorted(set(ids.tolist())), survivors, kept)

@@ -24,7 +24,7 @@ def by_replica(values: Tensor, replica: Tensor, n_states: int) -> Tensor:
     Parameters
     ----------
     values : (T, B, …), rows are states
-    replica : (T, B), the labels ``state.extra["replica"]`` of the same frames
+    replica : (T, B), the labels ``state.record.replica`` of the same frames
     n_states : K
 
     Returns

@@ -17,8 +17,8 @@ Metropolis step, which those checks must catch in your kernel as well. Every che
 """
 
 from . import mutants, targets
+from .case import Case
 from .kernels import (
-    Prescribed,
     check_antisymmetric,
     check_detailed_balance,
     check_kernel,
@@ -27,12 +27,14 @@ from .kernels import (
     log_ratio,
     zscores,
 )
+from .noise import Prescribed, Recorded, check_addresses
 from .potentials import assert_zscore, check_equivariant, check_potential, check_stress
-from .targets import Case
 
 __all__ = [
     "Case",
     "Prescribed",
+    "Recorded",
+    "check_addresses",
     "assert_zscore",
     "check_antisymmetric",
     "check_detailed_balance",

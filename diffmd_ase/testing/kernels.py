@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
-from ..noise import Noise
+from ..noise import Noise, Stream
 from ..sampling.kernels import Info, Kernel
 from ..sampling.metropolis import Metropolis
 from ..sampling.run import advance
-from ..state import Evaluation, State, select
+from ..state import Evaluation, Record, State
+from .case import Case
+from .noise import Prescribed, Recorded, check_addresses
 from .potentials import assert_zscore
-from .targets import Case
 
 __all__ = [
-    "Prescribed",
     "check_antisymmetric",
     "check_detailed_balance",
     "check_kernel",
@@ -33,42 +34,6 @@ __all__ = [
     "log_ratio",
     "zscores",
 ]
-
-ACCEPTANCE = 1  # stream of the uniform number that accepts
-_INNER = 0x100  # streams of further steps of one proposal of `Metropolis`
-
-
-class Prescribed(Noise):
-    """Another noise with the numbers of some streams prescribed, to steer a kernel.
-
-    Parameters
-    ----------
-    noise : gives all other numbers, and the children of combined kernels
-    normal, uniform : by stream, numbers or tensors that fit the shape asked for
-    """
-
-    def __init__(
-        self,
-        noise: Noise,
-        *,
-        normal: Mapping[int, Tensor] | None = None,
-        uniform: Mapping[int, Tensor | float] | None = None,
-    ):
-        super().__init__(noise.seed)
-        self._noise, self._normals, self._uniforms = noise, normal or {}, uniform or {}
-
-    def normal(self, step, like, *, walkers=None, stream=0) -> Tensor:
-        if stream in self._normals:
-            return self._normals[stream].to(like).expand(like.shape).clone()
-        return self._noise.normal(step, like, walkers=walkers, stream=stream)
-
-    def uniform(self, step, like, *, walkers=None, stream=1) -> Tensor:
-        if stream in self._uniforms:
-            return torch.as_tensor(self._uniforms[stream]).to(like).expand(like.shape).clone()
-        return self._noise.uniform(step, like, walkers=walkers, stream=stream)
-
-    def child(self, place: int) -> Noise:
-        return self._noise.child(place)
 
 
 def zscores(
@@ -122,7 +87,8 @@ def check_kernel_exact(
 
     Also, by a two-sample Kolmogorov–Smirnov test against independent exact draws, the
     distributions of the first three observables, at the same probability of a false alarm.
-    A step that does nothing leaves every law invariant, so that positions must have changed.
+    A step that does nothing leaves every law invariant, so that positions must have changed;
+    and no address of the noise may have been drawn twice (`check_addresses`).
 
     Returns the z-scores of `zscores`, whose parameters these are; raises ``AssertionError``.
     """
@@ -176,19 +142,20 @@ def log_ratio(kernel: Metropolis, path: Sequence[Tensor]) -> Tensor:
     """
     if len(path) != kernel.n_steps + 1:
         raise ValueError(f"{len(path)} points for {kernel.n_steps} steps: expected one more")
-    proposal, kicks = kernel.proposal, {}
+    proposal = kernel.proposal
+    kicks: dict[Stream, Tensor] = {}
     h = torch.as_tensor(proposal.h, dtype=torch.float64)
     sigma = (2.0 * (h[..., None] if h.ndim else h)).sqrt()
     for i, (a, b) in enumerate(pairwise(path)):
         mean = proposal.mean(a, proposal.potential(a).forces)
-        kicks[_INNER + i if i else 0] = (b - mean) / sigma
+        kicks[("within", i) if i else "kernel"] = (b - mean) / sigma
     noise = Prescribed(Noise(0), normal=kicks)
     _, info = kernel.step(kernel.init(path[0]), noise)
     return info.log_ratio
 
 
 def enumerate_moves(
-    kernel: Kernel, states: Tensor, choices: Mapping[int, int], *, tol: float = 1e-9
+    kernel: Kernel, states: Tensor, choices: Mapping[Any, int], *, tol: float = 1e-9
 ) -> Tensor:
     """The transition matrix P (S, S) of discrete moves, from the kernel's own step.
 
@@ -216,7 +183,7 @@ def enumerate_moves(
         }
 
         def step(u, fixed=fixed):
-            return kernel.step(state, Prescribed(Noise(0), uniform={**fixed, ACCEPTANCE: u}))
+            return kernel.step(state, Prescribed(Noise(0), uniform={**fixed, "accept": u}))
 
         new, info = step(0.0)
         alpha = info.log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0)
@@ -310,14 +277,14 @@ def _check_walkers(kernel: Kernel, x: Tensor, chain: list[State], seed: int) -> 
     which = len(x) - 1
     alone = kernel.init(x[which:], walkers=torch.tensor([which]))
     keep = torch.arange(len(x)) != 0
-    fewer = select(chain[1], keep)
+    fewer, left = chain[1].take(keep), kernel.take(keep)
     for number in range(1, len(chain)):
         alone, _ = kernel.step(alone, Noise(seed))
         _require(
             _close(alone.x[0], chain[number].x[which]), "a walker depends on the batch it is in"
         )
         if number > 1:
-            fewer, _ = kernel.step(fewer, Noise(seed))
+            fewer, _ = left.step(fewer, Noise(seed))
             _require(
                 _close(fewer.x, chain[number].x[keep]), "walkers change when another one is lost"
             )
@@ -352,9 +319,10 @@ def _ends(kernel, case, n, steps, seed) -> list[tuple[Case, np.ndarray, np.ndarr
     """Each case with its observables (n, 20) before and after the steps."""
     cases = [case] if isinstance(case, Case) else list(case)
     starts = [one.sample(n, seed + number) for number, one in enumerate(cases)]
-    state, noise = kernel.init(torch.stack(starts, 1).flatten(0, 1)), Noise(seed)
+    state, noise = kernel.init(torch.stack(starts, 1).flatten(0, 1)), Recorded(seed)
     for _ in range(steps):
         state, _ = advance(kernel, state, noise)
+    check_addresses(noise)
     ends = zip(cases, starts, state.x.unflatten(0, (n, -1)).unbind(1), strict=True)
     return [(c, c.observables(a).numpy(), c.observables(b).numpy()) for c, a, b in ends]
 
@@ -363,8 +331,8 @@ def _copied(value):
     """A deep copy of what a state holds."""
     if isinstance(value, Tensor):
         return value.clone()
-    if isinstance(value, State):
-        return State(*(_copied(getattr(value, field.name)) for field in fields(value)))
+    if isinstance(value, State | Record):
+        return type(value)(*(_copied(getattr(value, field.name)) for field in fields(value)))
     if isinstance(value, Evaluation):
         return Evaluation(*map(_copied, value))
     if isinstance(value, dict):
@@ -376,7 +344,7 @@ def _same(a, b) -> bool:
     """Two states, or what they hold, are equal to the bit."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
-    if isinstance(a, State):
+    if isinstance(a, State | Record):
         return all(_same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     if isinstance(a, Evaluation):
         return all(map(_same, a, b))

@@ -2,7 +2,7 @@
 
 A check that does not catch these proves nothing. Each mutant is a kernel that wraps
 another one and uses the documented seams alone: the uniform number of the acceptance
-(stream 1), which makes the kernel's own step show what it would do if it accepted and
+(stream "accept"), which makes the kernel's own step show what it would do if it accepted and
 if it rejected, and the ratio in `Info`. No kernel knows that it is tested.
 """
 
@@ -19,8 +19,8 @@ from ..noise import Noise
 from ..sampling.euler import EulerMaruyama
 from ..sampling.kernels import Info, Kernel
 from ..sampling.metropolis import Metropolis
-from ..state import State, where_accepted
-from .kernels import ACCEPTANCE, Prescribed
+from ..state import State
+from .noise import Prescribed
 
 __all__ = [
     "HalfRatio",
@@ -41,9 +41,8 @@ __all__ = [
 class _Wrapped(Kernel, ABC):
     kernel: Kernel
 
-    @property
-    def potential(self):  # type: ignore[override]
-        return self.kernel.potential
+    def __post_init__(self):
+        self._derive(potential=self.kernel.potential)
 
     def init(self, x, *, walkers=None) -> State:
         return self.kernel.init(x, walkers=walkers)
@@ -60,13 +59,14 @@ class _Wrapped(Kernel, ABC):
         return state
 
     def step(self, state, noise) -> tuple[State, Info]:
-        accept, reject = (Prescribed(noise, uniform={ACCEPTANCE: u}) for u in (0.0, torch.inf))
-        proposed, info = self.kernel.step(state, accept)
-        stayed, _ = self.kernel.step(state, reject)
+        # the same numbers again, from a twin: no address counts as drawn twice
+        twin = Noise(noise.seed)
+        proposed, info = self.kernel.step(state, Prescribed(noise, uniform={"accept": 0.0}))
+        stayed, _ = self.kernel.step(state, Prescribed(twin, uniform={"accept": torch.inf}))
         ratio = self.ratio(info)
         u = noise.uniform(state.step, like=ratio, walkers=state.walkers)
         accepted = (u.log() <= ratio) & ~info.divergent
-        new = where_accepted(accepted, proposed, stayed)
+        new = proposed.where(accepted, stayed)
         info = info._replace(accepted=accepted, log_ratio=ratio)
         return self.kept(new, accepted, proposed), info
 
@@ -121,9 +121,8 @@ class KeptMomenta(_Wrapped):
     """Momenta that persist are not reversed on rejection."""
 
     def kept(self, state, accepted, proposed):
-        p = state.extra["momenta"]
-        p = torch.where(accepted[..., None, None], p, -p)
-        return replace(state, extra={**state.extra, "momenta": p})
+        p = state.momenta
+        return replace(state, momenta=torch.where(accepted[..., None, None], p, -p))
 
 
 class NotRepeated(_Wrapped):
@@ -137,7 +136,7 @@ class NotRepeated(_Wrapped):
                 break
             other = Noise((noise.seed + attempt * 0x9E3779B97F4A7C15) % 2**64)
             again, info = self.kernel.step(state, other)
-            new = where_accepted(~done & info.accepted, again, new)
+            new = again.where(~done & info.accepted, new)
             done = done | info.accepted
         return new, info._replace(accepted=done)
 

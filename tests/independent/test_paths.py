@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffmd_ase.independent.paths import PathIndependence, ReversePaths, path_samples
+from diffmd_ase.independent.paths import Path, PathIndependence, ReversePaths, path_samples
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic
 from diffmd_ase.potentials.base import Potential
@@ -164,7 +164,7 @@ def test_conformance_restart_and_combination():
     [(whole, _)] = run(kernel, x, 9, noise=Noise(0), every=9)
     [(part, _)] = run(kernel, x, 4, noise=Noise(0), every=4)
     [(rest, _)] = run(chain(case), part, 5, noise=Noise(0), every=5)
-    assert torch.equal(whole.x, rest.x) and torch.equal(whole.extra["path"], rest.extra["path"])
+    assert torch.equal(whole.x, rest.x) and torch.equal(whole.record.log_q, rest.record.log_q)
 
 
 def test_a_score_that_fails_is_a_rejection():
@@ -181,7 +181,7 @@ def test_a_score_that_fails_is_a_rejection():
     paths = ReversePaths(lambda sigma: Hole(exact_score(sigma)), LEVELS, 0.7, variance=0.4)
     kernel = PathIndependence(paths, case.target)
     x = torch.tensor([[[-1.3, -0.4, 0.0]]], dtype=DT).expand(50, 1, 3)
-    state = replace(kernel.init(x), extra={"path": torch.zeros(50, dtype=DT)})
+    state = replace(kernel.init(x), record=Path(torch.zeros(50, dtype=DT)))
     state, info = kernel.step(state, Noise(0))
     assert info.divergent.any() and not info.accepted[info.divergent].any()
     assert torch.isfinite(state.x).all() and torch.isfinite(state.energy).all()

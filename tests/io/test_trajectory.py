@@ -21,7 +21,7 @@ from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.run import run
-from diffmd_ase.state import Evaluation, State, select
+from diffmd_ase.state import Evaluation, State
 from diffmd_ase.system import System
 
 
@@ -156,7 +156,7 @@ def test_lost_walkers_are_nan(tmp_path):
     state = kernel.init(torch.ones(3, 3, 3), walkers=torch.tensor([5, 6, 9]))
     with TrajectoryWriter.create(tmp_path / "t.h5", WATER, [5, 6, 9], INFO) as writer:
         writer.append(replace(state, step=1))
-        kept = select(state, torch.tensor([True, False, True]))
+        kept = state.take(torch.tensor([True, False, True]))
         writer.append(replace(kept, step=2))
     t = Trajectory(tmp_path / "t.h5")
     assert t.lost.tolist() == [6]
@@ -311,15 +311,16 @@ def test_reader_errors(finished, tmp_path):
 def test_checkpoint_round_trip(tmp_path, dtype, batch, generator):
     x = torch.randn(*batch, 3, 3, generator=generator, dtype=dtype)
     walkers = torch.tensor([3, 1, 4, 8]) if batch else None
-    extra = {"p": x.flip(-1), "cache": object()}
-    state = State(x, x.sum((-1, -2)), -x, 1 << 40, walkers, extra)
+    cache = {0: Evaluation(x.sum((-1, -2)), -x)}
+    state = State(x, x.sum((-1, -2)), -x, 1 << 40, walkers, momenta=x.flip(-1), fixed=cache)
     save_checkpoint(tmp_path / "c", state, seed=2**64 - 1, parameters={"h": [1e-4, 0.0]})
     loaded = load_checkpoint(tmp_path / "c")
     assert loaded.seed == 2**64 - 1 and loaded.parameters == {"h": [1e-4, 0.0]}
     for name in ("x", "energy", "forces"):
         a, b = getattr(loaded.state, name), getattr(state, name)
         assert a.dtype == b.dtype and torch.equal(a, b)
-    assert loaded.state.step == 1 << 40 and torch.equal(loaded.state.extra["p"], extra["p"])
+    assert loaded.state.step == 1 << 40 and loaded.state.fixed == {}
+    assert torch.equal(loaded.state.momenta, state.momenta)
     assert walkers is None or torch.equal(loaded.state.walkers, walkers)
 
 
@@ -327,7 +328,12 @@ def test_checkpoint_without_energy(tmp_path):
     x = torch.zeros(2, 3)
     save_checkpoint(tmp_path / "c", State(x, None, x), seed=0)
     state = load_checkpoint(tmp_path / "c").state
-    assert state.energy is None and state.walkers is None and state.extra == {}
+    assert (
+        state.energy is None
+        and state.walkers is None
+        and state.momenta is None
+        and state.record is None
+    )
 
 
 def saved_twice(folder):

@@ -78,7 +78,7 @@ class TestExact:
             def step(self, state, noise):
                 a, b = (self.kernels[i].step(self._for(i, state), noise.child(i)) for i in range(2))
                 left = state.x[:, 0, 0] < 0.3
-                new = replace(b[0], x=torch.where(left[:, None, None], a[0].x, b[0].x), extra={})
+                new = replace(b[0], x=torch.where(left[:, None, None], a[0].x, b[0].x), record=None)
                 return self.refresh(new), a[1]
 
         case = targets.gaussian()
@@ -120,7 +120,7 @@ class TestChoice:
         for _ in range(12):
             number = mixture.chosen(state.step, noise)
             part = (first, second)[number]
-            expected, _ = part.step(replace(state, extra={}), noise.child(number))
+            expected, _ = part.step(replace(state, record=None), noise.child(number))
             state, _ = mixture.step(state, noise)
             assert torch.equal(state.x, expected.x)
             seen.add(number)
@@ -141,8 +141,8 @@ class TestChoice:
         for number in range(2):
             alone, _ = ghmc.step(alone, noise.child(number))
         assert torch.equal(chain[1].x, alone.x)
-        assert torch.equal(chain[1].extra["momenta"], alone.extra["momenta"])
-        assert "momenta" not in chain[2].extra
+        assert torch.equal(chain[1].momenta, alone.momenta)
+        assert chain[2].momenta is None
 
     def test_nothing_is_evaluated_twice(self):
         """A kernel that follows another of the same drift and target evaluates nothing more."""

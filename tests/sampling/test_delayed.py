@@ -116,8 +116,8 @@ class TestExact:
 
         class Stale(mutants.Rebuilt):
             def kept(self, state, accepted, proposed):
-                value = proposed.extra["surrogate"]
-                return replace(state, extra={**state.extra, "surrogate": value})
+                value = proposed.record.energy
+                return replace(state, record=replace(state.record, energy=value))
 
         case = targets.gaussian()
         inner = Metropolis(
@@ -173,10 +173,10 @@ class TestExact:
         state, noise = kernel.init(case.sample(8, 0)), Noise(4)
         for _ in range(3):
             state, _ = kernel.step(state, noise)
-        assert not any("momenta" in name for name in state.extra)
+        assert state.momenta is None
         within = replace(inner.init(state.x), step=3 * state.step)
         for _ in range(3):
-            within, _ = inner.step(within, noise.child(0))
+            within, _ = inner.step(within, noise.child("surrogate"))
         new, info = kernel.step(state, noise)
         assert info.accepted.any() and torch.equal(new.x[info.accepted], within.x[info.accepted])
 
@@ -253,7 +253,7 @@ class TestCalls:
         kernel = DelayedAcceptance(inner, case.target + bias, n_inner=3)
         for state, info in run(kernel, case.sample(50, 0), 4, noise=Noise(1)):
             torch.testing.assert_close(state.energy, (case.target + bias)(state.x).energy)
-            torch.testing.assert_close(state.extra["surrogate"], surrogate(state.x).energy)
+            torch.testing.assert_close(state.record.energy, surrogate(state.x).energy)
             torch.testing.assert_close(state.forces, surrogate(state.x).forces)
             assert torch.equal(info.target_evaluations, torch.ones(50, dtype=torch.int64))
         assert bias.steps == [1, 2, 3, 4]

@@ -19,7 +19,7 @@ from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import Displacement
 from diffmd_ase.sampling.run import run
 from diffmd_ase.sampling.temperature_ladder import by_replica, equalised_kT, geometric_kT, tuned_kT
-from diffmd_ase.state import Evaluation, select
+from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import assert_zscore, check_kernel
 
 DT = torch.float64
@@ -88,7 +88,7 @@ def test_populations_of_a_double_well_at_all_temperatures_from_one_side():
     assert float(summary.round_trips.double().mean()) > 3
     assert ((summary.acceptance > 0.2) & (summary.acceptance < 1)).float().mean() > 0.9
     # mean of min(1, α) and of what was done are the same number
-    attempts = state.extra["attempts"].reshape(M, 4)[:, :-1]
+    attempts = state.record.attempts.reshape(M, 4)[:, :-1]
     gap = (summary.swapped - summary.acceptance).mean(0) * float(attempts.sum(0)[0]) ** 0.5
     assert (gap.abs() < 4 * 0.5).all()
 
@@ -145,8 +145,8 @@ def test_acceptance_is_that_of_the_formula():
         # the pair (0, 1) tries at even numbers of attempts
         state = replace(kernel.init(x), step=1)
         state, _ = kernel.step(state, Noise(0))
-        assert int(state.extra["attempts"][0]) == 1
-        return float(state.extra["acceptance"][0])
+        assert int(state.record.attempts[0]) == 1
+        return float(state.record.acceptance[0])
 
     def weight(x):
         return float(-sum(p(row).energy / t for p, row, t in zip(potentials, x, kT, strict=True)))
@@ -170,7 +170,7 @@ def test_a_swap_to_no_finite_energy_is_rejected():
     )
     x = torch.tensor([[[-1.0, 0, 0]], [[1.0, 0, 0]]], dtype=DT)
     [(state, _)] = run(kernel, x, 20, noise=Noise(0), every=20)
-    assert int(state.extra["attempts"][0]) == 10 and int(state.extra["swaps"][0]) == 0
+    assert int(state.record.attempts[0]) == 10 and int(state.record.swaps[0]) == 0
     assert torch.isfinite(state.energy).all()
 
 
@@ -185,7 +185,7 @@ def test_momenta_are_scaled_and_stay_maxwellian():
     x = (x * kT.sqrt()[:, None, None]).reshape(2 * M, 1, 3)  # exact draws
     [(state, _)] = run(kernel, x, 12, noise=Noise(0), every=12)
     assert float(kernel.summary(state).swapped.mean()) > 0.2
-    for values in (state.extra["momenta"], state.x):
+    for values in (state.momenta, state.x):
         square = values.reshape(M, 2, 3).square()
         for k in range(2):
             sample = square[:, k].flatten() / kT[k]
@@ -210,8 +210,8 @@ def test_a_ladder_alone_is_the_one_in_a_batch():
     [(alone, _)] = run(kernel, start, 60, noise=Noise(5), every=60)
     assert torch.equal(alone.x, both.x[4:])
     for name in ("replica", "round_trips", "swaps", "acceptance"):
-        assert torch.equal(alone.extra[name], both.extra[name][4:])
-    assert int(alone.extra["swaps"].sum()) > 5
+        assert torch.equal(getattr(alone.record, name), getattr(both.record, name)[4:])
+    assert int(alone.record.swaps.sum()) > 5
 
 
 def test_restart_is_the_uninterrupted_chain_labels_included():
@@ -220,7 +220,8 @@ def test_restart_is_the_uninterrupted_chain_labels_included():
     [(part, _)] = run(kernel, x, 31, noise=Noise(6), every=31)
     [(rest, _)] = run(ladders(2), part, 39, noise=Noise(6), every=39)
     assert torch.equal(rest.x, whole.x)
-    assert all(torch.equal(rest.extra[name], value) for name, value in whole.extra.items())
+    for name in ("replica", "heading", "round_trips", "attempts", "swaps", "acceptance"):
+        assert torch.equal(getattr(rest.record, name), getattr(whole.record, name))
 
 
 def test_labels_follow_configurations():
@@ -230,7 +231,7 @@ def test_labels_follow_configurations():
     frames, labels = [], []
     for state, _ in run(kernel, x, 40, noise=Noise(7)):
         frames.append(state.x[:, 0, 0])
-        labels.append(state.extra["replica"])
+        labels.append(state.record.replica)
     followed = by_replica(torch.stack(frames), torch.stack(labels), 4)
     assert torch.stack(labels).unique(dim=0).shape[0] > 5
     torch.testing.assert_close(followed, x[:, 0, 0].expand(40, 8), atol=1e-5, rtol=0)
@@ -245,7 +246,7 @@ def test_labels_follow_configurations():
                 elif level == 3 and heading == 1:
                     heading = 2
             row = 4 * m + where[-1]
-            assert int(state.extra["round_trips"][row]) == trips
+            assert int(state.record.round_trips[row]) == trips
 
 
 def test_tuned_ladder_equalises_acceptance():
@@ -289,7 +290,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="no energy"):
         ReplicaExchange(EulerMaruyama(Field(), 0.1, 0.01), 2)
     kernel = ladders(2)
-    lost = select(kernel.init(left(8)), torch.arange(8) != 3)
+    lost = kernel.init(left(8)).take(torch.arange(8) != 3)
     with pytest.raises(ValueError, match="lost replica ends its ladder"):
         kernel.step(lost, Noise(0))
     for wrong in ((0.2, 0.1, 3), (0.1, 0.2, 1), (-1.0, 0.2, 3)):

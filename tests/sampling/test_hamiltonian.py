@@ -101,9 +101,9 @@ class TestExact:
         class Onward(GeneralizedHMC):
             def step(self, state, noise):
                 new, info = super().step(state, noise)
-                p = new.extra["momenta"]
+                p = new.momenta
                 turned = torch.where(info.accepted[:, None, None], p, -p)
-                return replace(new, extra={**new.extra, "momenta": turned}), info
+                return replace(new, momenta=turned), info
 
         case = targets.gaussian()
         good = kernel_of("GHMC", case, friction=0.1, timestep=1.2)
@@ -170,12 +170,12 @@ class TestExact:
                 target=case.target, mean_free=mean_free,
             )  # fmt: skip
             *_, (state, _) = run(kernel, case.sample(n, 1), 6, noise=Noise(2))
-            square = state.extra["momenta"].square().sum(-1) / (masses * case.kT)
+            square = state.momenta.square().sum(-1) / (masses * case.kT)
             exact = 3.0 * (1.0 - share)
             z = (square.mean(0) - exact) / (exact * math.sqrt(2.0 / 3.0 / n))
             assert z.abs().max() < 4
             if mean_free:
-                velocities = state.extra["momenta"] / masses[:, None]
+                velocities = state.momenta / masses[:, None]
                 assert velocities.sum(1).abs().max() < 1e-12
 
 
@@ -275,9 +275,7 @@ class TestIntegrator:
         kernel = GeneralizedHMC(
             Harmonic(1e-12), kT=case.kT, timestep=0.5, n_leapfrog=2, friction=0.8, masses=1.3
         )
-        chain = [
-            s.extra["momenta"] for s, _ in run(kernel, torch.zeros(n, 1, 3), 2, noise=Noise(0))
-        ]
+        chain = [s.momenta for s, _ in run(kernel, torch.zeros(n, 1, 3), 2, noise=Noise(0))]
         product = (chain[0] * chain[1]).sum((1, 2)) / (1.3 * case.kT)
         keep = math.exp(-0.8)
         assert_zscore(product.mean(), 3.0 * keep, math.sqrt(3.0 * (1.0 + keep**2) / n))
@@ -298,7 +296,7 @@ class TestContract:
         saved = load_checkpoint(tmp_path / "a")
         rest = [s for s, _ in run(kernel, saved.state, 5, noise=Noise(saved.seed))]
         assert torch.equal(rest[-1].x, whole[-1].x)
-        bare = replace(whole[3], extra={})  # without momenta it is another chain
+        bare = replace(whole[3], momenta=None)  # without momenta it is another chain
         rest = [s for s, _ in run(kernel, bare, 5, noise=Noise(7))]
         assert not torch.equal(rest[-1].x, whole[-1].x)
 

@@ -26,6 +26,7 @@ from diffmd_ase.sampling.moves import Displacement, SingleDisplacement, VacancyH
 from diffmd_ase.sampling.run import advance
 from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import Prescribed, check_kernel, check_kernel_exact, zscores
+from diffmd_ase.testing.case import Case
 from diffmd_ase.testing.fields import Scaled
 from diffmd_ase.testing.mutants import (
     MUTANTS,
@@ -36,7 +37,7 @@ from diffmd_ase.testing.mutants import (
     StaleEnergy,
     forward_drift,
 )
-from diffmd_ase.testing.targets import CASES, Case
+from diffmd_ase.testing.targets import CASES
 
 WARMER = 1.25  # of the second temperature
 
@@ -297,13 +298,12 @@ class TestMutants:
 
 class StaleSurrogate(StaleEnergy):
     def kept(self, state, accepted, proposed):
-        extra = state.extra | {"surrogate": proposed.extra["surrogate"]}
-        return replace(state, extra=extra)
+        return replace(state, record=replace(state.record, energy=proposed.record.energy))
 
 
 class AlwaysSwaps(Rebuilt):
     def step(self, state, noise):
-        return self.kernel.step(state, Prescribed(noise, uniform={0x20: 0.0}))
+        return self.kernel.step(state, Prescribed(noise, uniform={"exchange": 0.0}))
 
 
 class TestPhysicalValidation:

@@ -41,7 +41,7 @@ from diffmd_ase.testing import (
 )
 
 DT = torch.float64
-CHOICE = 3  # stream of the uniform number that chooses
+CHOICE = "choose"  # stream of the uniform number that chooses
 COSINE = torch.tensor([1.5, -0.8], dtype=DT)
 
 
@@ -271,8 +271,8 @@ def turned(kernel, x, angles):
     """The proposal of ``kernel`` by given angles (B, 2)."""
 
     class Angles(Noise):
-        def uniform(self, step, like, *, walkers=None, stream=1):
-            return (angles[..., stream - 0x40] / kernel.size + 1) / 2
+        def uniform(self, step, like, *, walkers=None, stream="accept"):
+            return (angles[..., stream[1]] / kernel.size + 1) / 2
 
     return kernel.propose(x, 0, None, Angles(0))[0]
 

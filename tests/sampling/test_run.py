@@ -9,7 +9,7 @@ from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.sampling.run import run
-from diffmd_ase.state import Evaluation, select
+from diffmd_ase.state import Evaluation
 
 KT = 0.025
 
@@ -354,7 +354,7 @@ def test_select():
     kernel = kernel_of(Harmonic(1.0) + Learner())
     state = kernel.init(start(4))
     keep = torch.tensor([True, False, True, True])
-    some = select(state, keep)
+    some = state.take(keep)
     assert some.walkers.tolist() == [0, 2, 3]
     assert torch.equal(some.x, state.x[keep]) and torch.equal(some.energy, state.energy[keep])
-    assert select(some, torch.tensor([False, True, True])).walkers.tolist() == [2, 3]
+    assert some.take(torch.tensor([False, True, True])).walkers.tolist() == [2, 3]
