@@ -71,7 +71,7 @@ def forward(module: str, places: str) -> Callable[[str], Any]:
         ours = name.startswith("_") or _is_submodule(module, name)  # found without us
         for place in () if ours else places.split():
             target = import_module(f"{_PACKAGE}.{place}")
-            if name in vars(target):
+            if name in target.__all__:
                 warnings.warn(
                     f"{module}.{name} has moved: import it from {target.__name__}",
                     DeprecationWarning,

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 __all__ = [
+    "Energy",
     "contrastive_loss",
     "denoising_loss",
     "force_loss",
