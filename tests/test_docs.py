@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from test_architecture import MODULES, level
+from rooms import MODULES, level
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffmd_ase"
