@@ -3,11 +3,22 @@
 import json
 import logging
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from argon_atoms import (
+    STEP,
+    Boost,
+    Count,
+    Counted,
+    Swirl,
+    argon,
+    attached,
+    cluster,
+    crystal,
+    network,
+)
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
@@ -15,14 +26,13 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength, FixCom
 from ase.io import Trajectory, read
 from ase.units import fs, kB
-from test_calculator import Boost, Counted, Swirl, cluster, crystal, network
 
 from diffmd_ase.adapters.batch import BatchReverseDiffusion
 from diffmd_ase.adapters.calculator import ScoreCalculator
 from diffmd_ase.adapters.dynamics import ReverseDiffusion
 from diffmd_ase.adapters.log import ConfigurationalTemperature
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.analytic import Harmonic, LennardJones
+from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.potentials.ase_calculator import AsePotential
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.curvature import measured_stiffness
@@ -32,27 +42,6 @@ from diffmd_ase.sampling.run import advance, run
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
-ARGON = {"epsilon": 0.0104, "sigma": 3.4}
-argon = partial(LennardJones, **ARGON)
-STEP = {"temperature_K": 30.0, "spring": 1000.0, "rng": 7}  # h λ ≈ 0.02
-
-
-class Count(Potential):
-    """Rising hills: the energy is the number of updates, at the last position."""
-
-    has_memory = True
-
-    def __init__(self):
-        self.steps, self.calls = [], 0
-
-    def __call__(self, x):
-        self.calls += 1
-        return Evaluation(x.new_full(x.shape[:-2], float(len(self.steps))), 0.01 * x)
-
-    def update(self, x, step):
-        self.steps.append(step)
-        return True
-
 
 class Cliff(Potential):
     """Free particles; those that pass x = 1 Å get forces that are not finite."""
@@ -60,12 +49,6 @@ class Cliff(Potential):
     def __call__(self, x):
         forces = torch.where(x[..., :1] > 1.0, torch.nan, 0.0) * torch.ones_like(x)
         return Evaluation(x.new_zeros(x.shape[:-2]), forces)
-
-
-def attached(make=cluster, **options) -> Atoms:
-    atoms = make()
-    atoms.calc = ScoreCalculator(argon, **options)
-    return atoms
 
 
 def counted(make=cluster):

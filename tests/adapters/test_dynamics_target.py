@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from argon_atoms import STEP, Count, Counted, Swirl, argon, attached, cluster
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
@@ -18,8 +19,6 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.units import fs, kB
-from test_calculator import Counted, Swirl, cluster
-from test_dynamics import STEP, Count, argon, attached
 
 from diffmd_ase import MonteCarlo
 from diffmd_ase.adapters.batch import BatchReverseDiffusion

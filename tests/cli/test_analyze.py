@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from ase.io import write
 from ase.io.trajectory import Trajectory as AseTrajectory
-from test_cli import diffmd, peroxide  # noqa: F401  # a fixture
+from peroxide import peroxide
 
 from diffmd_ase.io.read_trajectories import read_series
 from diffmd_ase.io.trajectory import RunInfo, TrajectoryWriter
@@ -37,7 +37,7 @@ def h5(path, x, *, energy=None, columns=None, walkers=None, system=HOOH):
     return path
 
 
-def test_table_and_verdict(diffmd, tmp_path, rng, monkeypatch):  # noqa: F811
+def test_table_and_verdict(diffmd, tmp_path, rng, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     x = frames_of(400, 4)
     acceptance = np.vstack((np.full((1, 4), np.nan), rng.uniform(0.4, 0.7, (399, 4))))
@@ -58,7 +58,7 @@ def test_table_and_verdict(diffmd, tmp_path, rng, monkeypatch):  # noqa: F811
     assert rows["acceptance"]["mean"] == pytest.approx(np.nanmean(acceptance))
 
 
-def test_what_is_not_converged_is_said(diffmd, tmp_path):  # noqa: F811
+def test_what_is_not_converged_is_said(diffmd, tmp_path):
     """The same frames, sorted by their torsion: each walker saw a part."""
     from diffmd_ase.analysis.observables import dihedrals
 
@@ -74,7 +74,7 @@ def test_what_is_not_converged_is_said(diffmd, tmp_path):  # noqa: F811
     assert only["good"] is True
 
 
-def test_named_observables(diffmd, tmp_path):  # noqa: F811
+def test_named_observables(diffmd, tmp_path):
     path = h5(tmp_path / "a.h5", frames_of(100, 2))
     words = ["phi=torsion:0,1,2,3", "d=distance:0,3", "a=angle:0,1,2"]
     options = [part for word in words for part in ("--observe", word)]
@@ -93,13 +93,13 @@ def test_named_observables(diffmd, tmp_path):  # noqa: F811
         ("d=distance:0,x", "expected energy"),
     ],
 )
-def test_mistakes(diffmd, tmp_path, words, said):  # noqa: F811
+def test_mistakes(diffmd, tmp_path, words, said):
     path = h5(tmp_path / "a.h5", frames_of(20, 2))
     code, _, err = diffmd("analyze", path, "--observe", words)
     assert code == 1 and said in err and "Traceback" not in err
 
 
-def test_skip_and_lost_walkers(diffmd, tmp_path):  # noqa: F811
+def test_skip_and_lost_walkers(diffmd, tmp_path):
     x = frames_of(100, 3)
     x[60:, 1] = np.nan
     x[:50, :, 0, 0] += 100.0
@@ -110,7 +110,7 @@ def test_skip_and_lost_walkers(diffmd, tmp_path):  # noqa: F811
     assert all(row["mean"] < 10 for row in facts["rows"] if row["name"].startswith("distance"))
 
 
-def test_ase_trajectories(diffmd, tmp_path, rng):  # noqa: F811
+def test_ase_trajectories(diffmd, tmp_path, rng):
     """One walker, a batch with info, and several files side by side."""
     x = frames_of(50, 2)
     batch = [
@@ -145,7 +145,7 @@ def test_files_that_do_not_fit(tmp_path):
         read_series([h5(tmp_path / "d.h5", x)])
 
 
-def test_common_starts_make_superchains(diffmd, tmp_path):  # noqa: F811
+def test_common_starts_make_superchains(diffmd, tmp_path):
     x = frames_of(40, 8)
     x[0] = np.repeat(x[0, :2], 4, axis=0)
     path = h5(tmp_path / "a.h5", x)

@@ -19,68 +19,13 @@ from rich.console import Console
 
 import diffmd_ase.cli.info
 from diffmd_ase.cli import output as cli_output
-from diffmd_ase.cli.main import app, main
+from diffmd_ase.cli.main import app
 from diffmd_ase.io.checkpoint import load_checkpoint
 from diffmd_ase.io.trajectory import Trajectory
 from diffmd_ase.score.model import ScoreModel
 
 COMMANDS = [c.callback.__name__ for c in app.registered_commands]
 TINY = ["--steps", "20", "--batch-size", "32", "--width", "8", "--processes", "1"]
-
-
-def peroxide(count, rng):
-    """H2O2 with stiff bonds and a free torsion."""
-    a, b = (0.97 + 0.02 * rng.standard_normal((2, count)))[..., None]
-    d = 1.46 + 0.02 * rng.standard_normal(count)
-    alpha, beta = np.radians(100 + 3 * rng.standard_normal((2, count)))
-    t = rng.uniform(0, 2 * np.pi, count)
-    zero = np.zeros(count)
-    first = np.stack([zero, zero, zero], -1)
-    second = np.stack([d, zero, zero], -1)
-    h1 = a * np.stack([np.cos(alpha), np.sin(alpha), zero], -1)
-    swing = [-np.cos(beta), np.sin(beta) * np.cos(t), np.sin(beta) * np.sin(t)]
-    return np.stack([h1, first, second, second + b * np.stack(swing, -1)], 1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Snapshots and a hardly trained model."""
-    place = tmp_path_factory.mktemp("cli")
-    frames = {"positions": peroxide(300, np.random.default_rng(1)), "numbers": [1, 8, 8, 1]}
-    np.savez(place / "data.npz", temperature_K=300.0, **frames)
-    np.savez(place / "silent.npz", **frames)
-    train = ["train", str(place / "data.npz"), "-o", str(place / "m.safetensors")]
-    with pytest.raises(SystemExit) as done:
-        main([*train, *TINY, "--no-progress"])
-    assert not done.value.code
-    return place
-
-
-@pytest.fixture
-def diffmd(capsys, tmp_path, monkeypatch):
-    """Call ``diffmd`` in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    torch.set_default_dtype(torch.float32)  # as in a process of its own
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as done:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
-
-    return call
-
-
-@pytest.fixture
-def model(folder):
-    return folder / "m.safetensors"
-
-
-@pytest.fixture
-def start(folder, model):
-    """The words of a short run."""
-    words = ["run", model, "--start", folder / "data.npz", "--walkers", 3, "--every", 10]
-    return [*words, "--no-progress"]
 
 
 def same(a, b):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from peroxide import peroxide
 
 from diffmd_ase.cli import demo_parts as demo
 from diffmd_ase.io.trajectory import RunInfo, Trajectory, TrajectoryWriter
@@ -106,8 +107,6 @@ def test_a_failing_part_stops_the_others():
 @pytest.mark.slow
 def test_demo_end_to_end(tmp_path):
     rng = np.random.default_rng(1)
-    from test_cli import peroxide
-
     np.savez(
         tmp_path / "data.npz",
         positions=peroxide(400, rng),

@@ -8,54 +8,22 @@ import sys
 import time
 from dataclasses import replace
 
+import checkpointed_run
 import h5py
 import numpy as np
 import pytest
 import torch
 from ase.io import read
+from checkpointed_run import EVERY, INFO, WATER, Harmonic, simulate
 
 from diffmd_ase.io import h5md
 from diffmd_ase.io.checkpoint import load_checkpoint, previous, save_checkpoint
-from diffmd_ase.io.trajectory import RunInfo, Trajectory, TrajectoryWriter
+from diffmd_ase.io.trajectory import Trajectory, TrajectoryWriter
 from diffmd_ase.noise import Noise
-from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.run import run
 from diffmd_ase.state import Evaluation, State
 from diffmd_ase.system import System
-
-
-class Harmonic(Potential):
-    def __call__(self, x):
-        return Evaluation(0.5 * (x**2).sum((-1, -2)), -x)
-
-
-WATER = System(np.array([8, 1, 1]), np.array([16.0, 1.0, 1.0]))
-INFO = RunInfo(seed=7, kT=0.025, h=1e-3, kinetics_valid=True, timestep_fs=0.5)
-EVERY = 3
-
-
-def simulate(folder, n_steps, *, walkers=4, checkpoint_every=30, block=7, pause=0.0):
-    """Run or restart to ``n_steps``: the loop that a driver has."""
-    kernel = EulerMaruyama(Harmonic(), kT=0.025, h=1e-3)
-    path, saved = folder / "run.h5", folder / "run.ckpt"
-    if saved.exists() or previous(saved).exists():
-        state = load_checkpoint(saved).state
-        writer = TrajectoryWriter.resume(path, step=state.step, block=block)
-    else:
-        path.unlink(missing_ok=True)  # killed before its first checkpoint
-        state = kernel.init(torch.ones(walkers, 3, 3, dtype=torch.float64))
-        writer = TrajectoryWriter.create(path, WATER, range(walkers), INFO, block=block)
-    with writer:
-        start, left = state, n_steps - state.step
-        for state, _ in run(kernel, start, left, noise=Noise(7), every=EVERY):
-            writer.append(state)
-            if state.step % checkpoint_every == 0:
-                writer.flush()
-                save_checkpoint(saved, state, seed=7, parameters={"h": 1e-3})
-            if pause:
-                time.sleep(pause)
-    return path
 
 
 def content(path):
@@ -168,10 +136,10 @@ def test_lost_walkers_are_nan(tmp_path):
 
 CHILD = """
 import sys, pathlib
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {oracles!r})
 import torch
 torch.set_num_threads(1)
-from test_trajectory import simulate
+from checkpointed_run import simulate
 simulate(pathlib.Path({folder!r}), {n_steps}, {more})
 """
 
@@ -179,7 +147,10 @@ simulate(pathlib.Path({folder!r}), {n_steps}, {more})
 def kill_and_restart(folder, n_steps, kills, rng):
     """Start, kill -9 at a random moment and restart ``kills`` times; then finish."""
     code = CHILD.format(
-        tests=os.path.dirname(__file__), folder=str(folder), n_steps=n_steps, more="pause=1e-3"
+        oracles=os.path.dirname(checkpointed_run.__file__),
+        folder=str(folder),
+        n_steps=n_steps,
+        more="pause=1e-3",
     )
     steps_seen = []
     for _ in range(kills):
@@ -240,7 +211,10 @@ os.kill(os.getpid(), 9)
 def test_readable_at_every_moment_of_writing(tmp_path):
     """HDF5's flag of the file is never "written to, unreadable": a kill then would lose it."""
     code = CHILD.format(
-        tests=os.path.dirname(__file__), folder=str(tmp_path), n_steps=1500, more="block=1"
+        oracles=os.path.dirname(checkpointed_run.__file__),
+        folder=str(tmp_path),
+        n_steps=1500,
+        more="block=1",
     )
     path, flags, frames = tmp_path / "run.h5", set(), [0]
     with subprocess.Popen([sys.executable, "-c", code]) as child:

@@ -11,10 +11,12 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+import quartic_run
 import torch
+from quartic_run import KERNEL, KT, SYSTEM, H, Quartic, go, info, same
 
 from diffmd_ase.io.checkpoint import load_checkpoint
-from diffmd_ase.io.trajectory import RunInfo, Trajectory
+from diffmd_ase.io.trajectory import Trajectory
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.kernels import DivergedError
@@ -25,51 +27,10 @@ from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
-SYSTEM = System(np.array([1, 8, 1]), np.array([1.0, 16.0, 1.0]))
-H, KT = 0.01, 1.0
-
-
-class Quartic(Potential):
-    """``Σ x⁴/4``: stable near the origin, a step from far away overshoots for ever."""
-
-    def __call__(self, x):
-        return Evaluation(x.pow(4).sum((-2, -1)) / 4, -x.pow(3))
-
-
-KERNEL = EulerMaruyama(Quartic(), kT=KT, h=H)
-
-
-def info(**changes):
-    options = {"seed": 3, "kT": KT, "h": H, "kinetics_valid": True, "model_sha256": "abc"}
-    return RunInfo(**{**options, **changes})
-
-
-def go(prefix, steps, *, walkers=(0, 1, 2, 3), bad=(), restart=False, every=5, kernel=KERNEL, **k):
-    ids = torch.tensor(walkers)
-    x = torch.full((len(walkers), 3, 3), 0.1)
-    for column, walker in enumerate(walkers):
-        if walker in bad:
-            x[column] = 50.0  # h x² = 25: grows without bound
-    return simulate(
-        kernel,
-        SYSTEM,
-        None if restart else x,
-        steps,
-        files=Files(str(prefix)),
-        info=info(**k),
-        every=every,
-        walkers=ids,
-        restart=restart,
-    )
-
 
 def content(prefix):
     trajectory = Trajectory(f"{prefix}.h5")
     return trajectory.steps, trajectory.positions[:], trajectory.energies
-
-
-def same(a, b):
-    return all(np.array_equal(p, q, equal_nan=True) for p, q in zip(a, b, strict=True))
 
 
 def test_files_and_summary(tmp_path):
@@ -203,21 +164,21 @@ KILLED = """
 import signal
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {oracles!r})
 import torch
 torch.set_default_dtype({dtype})
 import diffmd_ase.simulation.simulate as simulation
-import test_simulate as t
+from quartic_run import go
 simulation._CHECKPOINT_SECONDS = 0.05
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 print("ready", flush=True)
-t.go(Path(sys.argv[1]), 10**9, every=20)
+go(Path(sys.argv[1]), 10**9, every=20)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_run_goes_on(tmp_path, number, default_dtype):
-    script = KILLED.format(tests=str(Path(__file__).parent), dtype=default_dtype)
+    script = KILLED.format(oracles=str(Path(quartic_run.__file__).parent), dtype=default_dtype)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "cut")],

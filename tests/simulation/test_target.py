@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_cli import diffmd, folder, model, start  # noqa: F401  # fixtures
-from test_simulate import KT, SYSTEM, H, Quartic, info, same
+from quartic_run import KT, SYSTEM, H, Quartic, info, same
 
 from diffmd_ase.io.checkpoint import load_checkpoint
 from diffmd_ase.io.trajectory import Trajectory, TrajectoryWriter
@@ -202,46 +201,3 @@ def test_words_of_a_target():
     assert isinstance(kernel.target, Harmonic) and kernel.n_steps == 3
     with pytest.raises(ValueError, match="without a target"):
         coupled_kernel(potential, temperature_K=300, h=1e-3, proposal_steps=3)
-
-
-class TestCommandLine:
-    @pytest.mark.parametrize(
-        "target",
-        [
-            ["--target", "model", "--proposal-steps", 2],
-            ["--target", "lj", "--target-options", '{"sigma": 0.8, "epsilon": 0.01}'],
-        ],
-    )
-    def test_run_and_restart(self, diffmd, start, target):  # noqa: F811
-        words = [*start, *target, "--adapt", 20, "--step-size", 1e-5]
-        code, out, err = diffmd(*words, "--steps", 60, "--prefix", "whole", "--json")
-        assert code == 0, err
-        summary = json.loads(out)
-        assert 0 < summary["acceptance"] < 1 and summary["adaptation"]["steps"] == 20
-        assert diffmd(*words, "--steps", 30, "--prefix", "parts")[0] == 0
-        code, _, err = diffmd(*words, "--steps", 60, "--prefix", "parts", "--restart")
-        assert code == 0, err
-        assert same(content("whole"), content("parts"))
-        assert Trajectory("whole.h5").steps.tolist() == [20, 30, 40, 50, 60]
-        assert not Trajectory("whole.h5").info.kinetics_valid
-        code, out, err = diffmd("analyze", "whole.h5", "--observe", "d=distance:0,1")
-        assert code == 1 and "frames are too few" in err
-        # another target is refused, and plain dynamics has none of it
-        code, _, err = diffmd(*start, "--steps", 90, "--prefix", "parts", "--restart")
-        assert code == 1 and "repeat its settings" in err
-
-    @pytest.mark.parametrize(
-        ("words", "said"),
-        [
-            (["--target", "nobody"], "neither 'model' nor an installed potential"),
-            (["--target", "lj", "--target-options", "{"], "is not JSON"),
-            (["--target", "lj", "--target-options", "[1]"], "expected an object"),
-            (["--target", "model", "--target-options", '{"a": 1}'], "takes no options"),
-            (["--target", "lj", "--target-options", '{"rc": "x"}'], "cannot be made with options"),
-            (["--adapt", 5], "give --target"),
-            (["--target", "model", "--adapt", 50], "first part of the run"),
-        ],
-    )
-    def test_mistakes(self, diffmd, start, words, said):  # noqa: F811
-        code, _, err = diffmd(*start, *words, "--steps", 40)
-        assert code == 1 and said in err and "Traceback" not in err

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffmd_plumed import PlumedPotential
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
@@ -15,6 +16,22 @@ from diffmd_ase.system import System
 KT = 0.0258
 SYSTEM = System([6] * 4, [12.0] * 4)
 X = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1.0]], dtype=torch.float64)
+CV = ["d: DISTANCE ATOMS=1,4", "ec: ECV_LINEAR ARG=d LAMBDA_MAX=100"]
+PRINT = "PRINT ARG=d,b.bias FILE=COLVAR STRIDE=2"
+EXACT = {
+    "METAD": "b: METAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10",
+    "METAD, grid": "b: METAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10 GRID_MIN=0 GRID_MAX=2",
+    "PBMETAD": "b: PBMETAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10",
+    "OPES_METAD": "b: OPES_METAD ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
+    "OPES_METAD_EXPLORE": "b: OPES_METAD_EXPLORE ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
+    "OPES_EXPANDED": "b: OPES_EXPANDED ARG=ec.* PACE=5 OBSERVATION_STEPS=1 PRINT_STRIDE=1",
+    "METAD of ENERGY": "e: ENERGY\nb: METAD ARG=e SIGMA=1 HEIGHT=1 PACE=5",
+    "MOVINGRESTRAINT": "b: MOVINGRESTRAINT ARG=d AT0=0.1 AT1=0.2 KAPPA0=100 STEP0=0 STEP1=50",
+}
+
+
+def bias(lines, folder, **options):
+    return PlumedPotential(SYSTEM, lines, kT=KT, timestep=1.0, directory=folder, **options)
 
 
 def kernel_of(bias):

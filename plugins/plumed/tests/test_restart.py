@@ -13,29 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffmd_plumed import PlumedPotential
-from four_atoms import KT, SYSTEM, X, check_continued, check_same_files, kernel_of
+from four_atoms import CV, EXACT, PRINT, X, bias, check_continued, check_same_files, kernel_of
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.sampling.run import run
 
 STEPS = 60
-CV = ["d: DISTANCE ATOMS=1,4", "ec: ECV_LINEAR ARG=d LAMBDA_MAX=100"]
-PRINT = "PRINT ARG=d,b.bias FILE=COLVAR STRIDE=2"
-EXACT = {
-    "METAD": "b: METAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10",
-    "METAD, grid": "b: METAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10 GRID_MIN=0 GRID_MAX=2",
-    "PBMETAD": "b: PBMETAD ARG=d SIGMA=0.02 HEIGHT=1 PACE=5 BIASFACTOR=10",
-    "OPES_METAD": "b: OPES_METAD ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
-    "OPES_METAD_EXPLORE": "b: OPES_METAD_EXPLORE ARG=d PACE=5 SIGMA=0.02 BARRIER=20",
-    "OPES_EXPANDED": "b: OPES_EXPANDED ARG=ec.* PACE=5 OBSERVATION_STEPS=1 PRINT_STRIDE=1",
-    "METAD of ENERGY": "e: ENERGY\nb: METAD ARG=e SIGMA=1 HEIGHT=1 PACE=5",
-    "MOVINGRESTRAINT": "b: MOVINGRESTRAINT ARG=d AT0=0.1 AT1=0.2 KAPPA0=100 STEP0=0 STEP1=50",
-}
-
-
-def bias(lines, folder, **options):
-    return PlumedPotential(SYSTEM, lines, kT=KT, timestep=1.0, directory=folder, **options)
 
 
 # on the pace, where the step that is repeated prints; off it, where the next update is a hill
@@ -67,8 +50,12 @@ def test_cut_without_checkpoint_would_differ(tmp_path):
 SCRIPT = textwrap.dedent(
     """
     import json, os, sys, torch
+    from dataclasses import replace
+    from pathlib import Path
     sys.path.insert(0, sys.argv[3])
-    from test_restart import *
+    from diffmd_ase.noise import Noise
+    from diffmd_ase.sampling.run import run
+    from four_atoms import CV, EXACT, PRINT, X, bias, kernel_of
     folder, mode = Path(sys.argv[1]), sys.argv[2]
     potential = bias([*CV, EXACT[sys.argv[4]], PRINT], folder, restart=mode == "restart")
     kernel, mark = kernel_of(potential), folder.parent / "checkpoint.json"
@@ -95,13 +82,11 @@ SCRIPT = textwrap.dedent(
     "name", ["METAD, grid", pytest.param("OPES_METAD", marks=pytest.mark.slow)]
 )
 def test_kill_9(name, tmp_path):
-    script = "from dataclasses import replace\n" + SCRIPT
-
     def start(folder, mode):
         (tmp_path / folder).mkdir(exist_ok=True)
         where = str(tmp_path / folder / "plumed")
         os.makedirs(where, exist_ok=True)
-        command = [sys.executable, "-c", script, where, mode, str(Path(__file__).parent), name]
+        command = [sys.executable, "-c", SCRIPT, where, mode, str(Path(__file__).parent), name]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     whole = start("whole", "new")
