@@ -279,6 +279,11 @@ class Springs(Potential):
         return Evaluation(x.square().sum((-2, -1)) / 2, -x)
 
 
+@pytest.mark.xfail(
+    os.environ.get("DIFFMD_TEST_DTYPE") == "float32",
+    strict=True,
+    reason="simulation/settings.py rounds h to torch's default dtype",
+)
 def test_the_words_for_a_step_agree():
     h = 1e-3
     kernels = [
