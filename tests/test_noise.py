@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from messages import names
 from scipy import stats
 
 from diffmd_ase.noise import Noise, philox4x32
@@ -95,7 +96,8 @@ def test_long_runs():
     singles = [noise.normal(step, like) for step in steps]
     for step, single in zip(steps, singles, strict=True):
         assert torch.equal(single, Noise(4).normal(step, like))
-        assert not torch.equal(single, Noise(4).normal(step % border, like)) or step < border
+        wrapped = Noise(4).normal(step % border, like)
+        assert torch.equal(single, wrapped) is (step < border)
     block = Noise(4).normal(torch.tensor(list(steps)), torch.zeros(6, 5, 3))
     assert torch.equal(block, torch.stack(singles))
 
@@ -176,16 +178,16 @@ def test_bad_addresses():
     for seed in (-1, 1 << 64):
         with pytest.raises(ValueError, match="64"):
             Noise(seed)
-    for bad in (
-        lambda n: n.normal(0, like, walkers=[1]),
-        lambda n: n.normal(0, like, walkers=[-1, 0]),
-        lambda n: n.normal(0, like, walkers=[0, 1 << 32]),
-        lambda n: n.normal(0, like, stream=1 << 16),
-        lambda n: n.normal(-1, like),
-        lambda n: n.normal(1 << 48, like),
-        lambda n: n.normal(torch.arange(3), like),
-        lambda n: n.normal(0, torch.zeros(2, 2, 4, 3)),
-        lambda n: n.normal(0, torch.zeros(3)),
+    for bad, facts in (
+        (lambda n: n.normal(0, like, walkers=[1]), ["1 walker", "2"]),
+        (lambda n: n.normal(0, like, walkers=[-1, 0]), ["-1", "2**32"]),
+        (lambda n: n.normal(0, like, walkers=[0, 1 << 32]), [1 << 32, "2**32"]),
+        (lambda n: n.normal(0, like, stream=1 << 16), ["stream=65536", "2**16"]),
+        (lambda n: n.normal(-1, like), ["-1", "2**48"]),
+        (lambda n: n.normal(1 << 48, like), [1 << 48, "2**48"]),
+        (lambda n: n.normal(torch.arange(3), like), ["(2, 4, 3)", 3]),
+        (lambda n: n.normal(0, torch.zeros(2, 2, 4, 3)), ["(2, 2, 4, 3)"]),
+        (lambda n: n.normal(0, torch.zeros(3)), ["(3,)"]),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=names(*facts)):
             bad(Noise(0))

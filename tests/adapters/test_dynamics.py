@@ -193,7 +193,9 @@ class TestEvaluations:
         assert potential.count == 11
         dyn.run(10)
         assert potential.count == 21
-        for frame in read(tmp_path / "a.traj@:"):
+        frames = read(tmp_path / "a.traj@:")
+        assert len(frames) == 21
+        for frame in frames:
             fresh = attached()
             fresh.positions = frame.positions
             assert frame.get_potential_energy() == pytest.approx(fresh.get_potential_energy())

@@ -230,6 +230,7 @@ class TestFiles:
         assert 0 < dyn.acceptance < 1
         fresh = attached()
         frames = read(tmp_path / "a.traj@:")
+        assert len(frames) == 21
         for frame in frames:
             fresh.positions = frame.positions
             x = torch.tensor(frame.positions)
@@ -252,7 +253,9 @@ class TestFiles:
         ReverseDiffusion(
             atoms, target=Harmonic(0.05), trajectory=str(tmp_path / "a.traj"), **STEP
         ).run(5)
-        for frame in read(tmp_path / "a.traj@:"):
+        frames = read(tmp_path / "a.traj@:")
+        assert len(frames) == 6
+        for frame in frames:
             x = torch.tensor(frame.positions)
             energy = float(Harmonic(0.05)(x).energy)
             assert frame.info["target_energy"] == pytest.approx(energy)
@@ -598,7 +601,9 @@ class TestBiasSays:
             trajectory=str(tmp_path / "a.traj"), **STEP,
         )  # fmt: skip
         dyn.run(2)
-        for frame in read(tmp_path / "a.traj@:"):
+        frames = read(tmp_path / "a.traj@:")
+        assert len(frames) == 6  # three of each
+        for frame in frames:
             assert frame.info["s"] == frame.positions[0, 0] == frame.info["s_1"]
             assert frame.info["bias_energy"] == pytest.approx(2 * frame.info["step"])
         head, *rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]

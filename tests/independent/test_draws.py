@@ -116,7 +116,7 @@ def test_exchange_of_like_atoms_turns_one_hand_only(trained):
     assert_zscore(right(sample(model, 3000, **few)), share)
     # control: without the exchange the two hands go together
     model.card.exchanges = []
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="z = "):
         assert_zscore(right(sample(model, 3000, **few)), share)
 
 

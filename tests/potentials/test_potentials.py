@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.cluster import Icosahedron
+from messages import names
 
 from diffmd_ase.potentials.analytic import (
     DoubleWell,
@@ -258,20 +259,26 @@ class TestSum:
         argon, helium = System([18], [40.0]), System([2], [4.0])
         with pytest.raises(ValueError, match="Ar and He"):
             Harmonic(1.0, system=argon) + Harmonic(1.0, system=helium)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=names("Harmonic", "float")):
             Harmonic(1.0) + 1.0
 
 
-def test_bad_parameters():
-    for make in (
-        lambda: Harmonic(-1.0),
-        lambda: Harmonic(torch.ones(2, 3)),
-        lambda: DoubleWell(barrier=1.0, a=0.0, k=1.0),
-        lambda: MuellerBrown(scale=0.0),
-        lambda: PeriodicWell(barrier=1.0, period=-1.0),
-        lambda: LennardJones(System([18], [40.0]), epsilon=1.0, sigma=0.0),
-        lambda: GaussianMixture(torch.zeros(1, 1, 3), [1.0], kT=0.0),
-        lambda: GaussianMixture(torch.zeros(1, 3), [1.0], kT=1.0),
-    ):
-        with pytest.raises(ValueError):
-            make()
+@pytest.mark.parametrize(
+    ("make", "facts"),
+    [
+        (lambda: Harmonic(-1.0), ["k=-1.0", "not negative"]),
+        (lambda: Harmonic(torch.ones(2, 3)), ["k", "(2, 3)", "(N,)"]),
+        (lambda: DoubleWell(barrier=1.0, a=0.0, k=1.0), ["a=0.0", "positive"]),
+        (lambda: MuellerBrown(scale=0.0), ["scale=0.0", "positive"]),
+        (lambda: PeriodicWell(barrier=1.0, period=-1.0), ["period=-1.0", "positive"]),
+        (
+            lambda: LennardJones(System([18], [40.0]), epsilon=1.0, sigma=0.0),
+            ["sigma=0.0", "positive"],
+        ),
+        (lambda: GaussianMixture(torch.zeros(1, 1, 3), [1.0], kT=0.0), ["kT=0.0", "positive"]),
+        (lambda: GaussianMixture(torch.zeros(1, 3), [1.0], kT=1.0), ["(1, 3)", "(K, N, 3)"]),
+    ],
+)
+def test_bad_parameters(make, facts):
+    with pytest.raises(ValueError, match=names(*facts)):
+        make()

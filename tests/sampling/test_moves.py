@@ -432,5 +432,5 @@ def test_noise_of_a_move_does_not_meet_that_of_the_acceptance():
 
 def test_scaled_changes_h_and_not_the_size():
     assert replace(Displacement(Harmonic(1.0), 1.0), size=0.2).scaled(4.0).size == 0.4
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="AtomSwap.*step size"):
         AtomSwap(Lattice([29, 79], 4), 1.0).scaled(0.5)

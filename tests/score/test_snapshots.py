@@ -362,6 +362,6 @@ def test_reading_leaves_nothing_behind(tmp_path, rng):
     path = saved(tmp_path, **fields(frames(rng)))
     before = path.read_bytes()
     Snapshots.read(path, temperature_K=300)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="temperature_K="):
         Snapshots.read(path)
     assert [p.name for p in tmp_path.iterdir()] == ["s.npz"] and path.read_bytes() == before

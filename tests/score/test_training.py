@@ -261,6 +261,7 @@ def test_patience(peroxide, tmp_path):
     """Steps so large that nothing improves: stopped after two evaluations, and for good."""
     bad = config(learning_rate=1e6, steps=400, evaluations=100, patience=2)
     model = train(peroxide, config=bad, seed=0, device="cpu", directory=tmp_path)
+    assert len(model.card.experts) == 2
     for expert in model.card.experts:
         losses = [entry["validation_loss"] for entry in expert.history]
         assert expert.history[-1]["step"] < 100

@@ -257,6 +257,7 @@ def test_widths_of_reweighted_frames_are_those_of_the_model(rng):
         }
         assert [line.verdict for line in lines.values()] == [verdict] * 3
         for line in lines.values():
+            assert line.details
             for value, error in line.details.values():
                 assert abs(value - expected) < 4 * error and 0 < error < 0.01
 

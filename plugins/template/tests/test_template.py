@@ -30,14 +30,14 @@ def test_value(springs):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "got"),
     [
-        {"pairs": [(0, 3)], "length": 1.0},
-        {"pairs": [(1, 1)], "length": 1.0},
-        {"pairs": [0, 1], "length": 1.0},
-        {"pairs": [(0, 1)], "length": -1.0},
+        ({"pairs": [(0, 3)], "length": 1.0}, r"\[\[0, 3\]\].*0…2"),
+        ({"pairs": [(1, 1)], "length": 1.0}, r"\[\[1, 1\]\].*different"),
+        ({"pairs": [0, 1], "length": 1.0}, r"\(2,\), expected \(P, 2\)"),
+        ({"pairs": [(0, 1)], "length": -1.0}, "length=-1.0"),
     ],
 )
-def test_bad_input(options):
-    with pytest.raises(ValueError):
+def test_bad_input(options, got):
+    with pytest.raises(ValueError, match=got):
         Springs(SYSTEM, **options)
