@@ -1,7 +1,8 @@
 """The learned model of alanine dipeptide against its true force field, at the default budget.
 
-One training with the default configuration, then every claim of the README on it. The force
-field that made the snapshots is asked only here, to judge.
+One training with the default configuration, then every claim of docs/measured.md on it, to within
+what another seed or another sample may change. The force field that made the snapshots is asked
+only here, to judge.
 """
 
 import os
@@ -62,8 +63,9 @@ def bond_lengths(x, topology):
     return distances(x, topology.bonds)
 
 
-def test_training_takes_at_most_six_minutes(model):
-    assert model.card.training["seconds"] < 360
+def test_training_takes_five_minutes(model):
+    """296 s: the budget is of wall clock, and kept on a machine that does other things too."""
+    assert model.card.training["seconds"] < 310
 
 
 def test_forces_and_energies_of_held_out_snapshots(model, held_out):
@@ -78,11 +80,13 @@ def test_forces_and_energies_of_held_out_snapshots(model, held_out):
     right = torsion_maps(x.numpy())[:, 0] > 0
     offset = difference[right].mean() - difference[~right].mean()
     energies = np.corrcoef(true.energy.numpy(), learned.energy.numpy())[0, 1]
-    print(f"{correlation=:.5f} {relative=:.4f} {energies=:.4f} {offset=:.2f} kT", difference.std())
-    assert correlation >= 0.99
-    assert relative <= 0.15
-    assert energies >= 0.93
-    assert abs(offset) <= 2.0
+    spread = float(difference.std())
+    print(f"{correlation=:.5f} {relative=:.4f} {energies=:.5f} {spread=:.3f} {offset=:.2f} kT")
+    assert relative < 0.022  # 0.017; the correlation, 0.9999, is 1 - relative²/2
+    assert correlation > 0.9997
+    assert spread < 0.22  # 0.16 kT; the correlation is 0.9996
+    assert energies > 0.9992
+    assert abs(offset) < 0.35  # -0.15 kT; -0.19 and 0.01 with two seeds of three minutes
     # control: forces of shuffled frames must not pass
     assert np.corrcoef(a, np.roll(b, 66))[0, 1] < 0.5
 
@@ -95,12 +99,13 @@ def test_bond_widths_of_dynamics(model, snapshots):
     got = bond_lengths(np.concatenate(frames), topology).std(0)
     expected = bond_lengths(snapshots.positions, topology).std(0)
     print("bond std ratios", np.round(got / expected, 3))
-    assert np.abs(got / expected - 1).max() < 0.05
+    # 1.006 to 1.026: the step alone widens the stiffest by (1 - hλ/2)^-½ = 1.028
+    assert np.all((0.995 < got / expected) & (got / expected < 1.035))
 
 
 def test_iid_samples(model, snapshots):
     topology = snapshots.topology
-    x = sample(model, 1500, noise=Noise(2)).double().numpy()
+    x = sample(model, 4000, noise=Noise(2)).double().numpy()
     lengths, reference = (bond_lengths(p, topology) for p in (x, snapshots.positions))
     intact = (np.abs(lengths - reference.mean(0)) < 6 * reference.std(0)).all(1)
     hand = np.sign(signed_volumes(snapshots.positions[0], topology.centres))
@@ -110,9 +115,10 @@ def test_iid_samples(model, snapshots):
     divergence = torsion_divergence(truth, maps)
     positive = (maps[:, 0] > 0).mean()
     print(f"{good=:.4f} {positive=:.4f}", divergence)
-    assert good >= 0.95
-    assert 0.005 < positive < 0.1
-    assert divergence.excess <= 0.05
+    assert good > 0.999  # 100 %
+    # 4.4 ± 0.3 %; 2.8 % of the data, and of models of other seeds
+    assert 0.02 < positive < 0.056
+    assert abs(divergence.excess - 0.008) < 3 * divergence.error < 0.025
 
 
 def test_no_walker_is_lost(model, snapshots):
