@@ -1,4 +1,4 @@
-"""The one loop: a kernel, a start, and steps; everything else wraps it."""
+"""A chain from a kernel, a start and steps; what survives where walkers diverge."""
 
 from __future__ import annotations
 
