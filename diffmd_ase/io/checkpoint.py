@@ -174,8 +174,8 @@ def _from_first_schema(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str
     strange = sorted(n for n in tensors if n.startswith("extra.") and n != "extra.momenta")
     if strange:
         raise ValueError(
-            f"{path} was written by an earlier version and holds {', '.join(strange)} of its kernel, "
-            "which is kept in another form now (and replica exchange draws other random numbers): "
+            f"{path} was written by an earlier version and holds {', '.join(strange)}, "
+            "which is kept in another form now (and replica exchange draws other numbers): "
             "finish the run with that version, or start a new one from its last frame"
         )
     return {name.removeprefix("extra."): value for name, value in tensors.items()}
