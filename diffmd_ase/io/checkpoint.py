@@ -40,7 +40,8 @@ class Checkpoint:
 def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = None) -> None:
     """Write ``state``, ``seed`` and ``parameters`` (JSON) to ``path``; keep the one before.
 
-    Values that can be evaluated again are left out. Flush the trajectory before.
+    Values that can be evaluated again are left out. Flush the trajectory before. Raises
+    ``TypeError`` for parameters that JSON does not hold.
     """
     path = Path(path)
     tensors = {"x": state.x, "forces": state.forces}
