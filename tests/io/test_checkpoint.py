@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -75,10 +76,17 @@ def test_first_schema_of_an_exchange_is_refused(tmp_path):
 
 
 def test_a_record_that_nobody_knows(tmp_path):
-    whole = KERNELS["mixture"].init(X)
-    save_checkpoint(tmp_path / "a", whole, seed=0)
-    content = (tmp_path / "a").read_bytes()
-    (tmp_path / "a").write_bytes(content.replace(b"Owner", b"Owned"))
+    header = {
+        "format": "diffmd_ase checkpoint",
+        "schema_version": 2,
+        "step": 3,
+        "seed": 7,
+        "records": ["Owned"],
+        "parameters": {},
+    }
+    tensors = {"x": X, "forces": -X, "record.0.number": torch.zeros(4)}
+    header["sha256"] = _digest(tensors, header)
+    save_file(tensors, tmp_path / "a", metadata={"diffmd_ase": json.dumps(header)})
     with pytest.raises(ValueError, match=r"'Owned'.*import the module"):
         load_checkpoint(tmp_path / "a")
 
@@ -87,3 +95,43 @@ def test_caches_are_left_out(tmp_path):
     state = State(X, None, X, fixed={0: SOFT(X)})
     save_checkpoint(tmp_path / "a", state, seed=0)
     assert load_checkpoint(tmp_path / "a").state.fixed == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b'\\"step\\": 400', b'\\"step\\": 100'),
+        (b'\\"seed\\": 7', b'\\"seed\\": 8'),
+        (b"0.25", b"0.35"),
+        (b'"momenta"', b'"momentu"'),
+    ],
+)
+def test_every_value_of_the_header_is_under_the_checksum(tmp_path, change):
+    state = State(X, None, X, step=400, momenta=X)
+    save_checkpoint(tmp_path / "a", state, seed=7, parameters={"h": 0.25})
+    content = (tmp_path / "a").read_bytes()
+    assert content.count(change[0]) == 1
+    (tmp_path / "a").write_bytes(content.replace(*change))
+    with pytest.raises(ValueError, match="checksum|truncated"):
+        load_checkpoint(tmp_path / "a")
+
+
+def test_flips_are_noticed(tmp_path):
+    """No flipped bit gives another state, seed or parameters."""
+    state = State(X, X.sum((-1, -2)), -X, step=400, momenta=X)
+    save_checkpoint(tmp_path / "a", state, seed=7, parameters={"h": 0.25, "name": "x"})
+    content, good = (tmp_path / "a").read_bytes(), load_checkpoint(tmp_path / "a")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(content)
+        place = int(rng.integers(len(content)))
+        changed[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "b").write_bytes(changed)
+        try:
+            read = load_checkpoint(tmp_path / "b")
+        except ValueError:
+            continue
+        assert read.seed == good.seed and read.parameters == good.parameters, place
+        assert read.state.step == 400, place
+        for name in ("x", "energy", "forces", "momenta"):
+            assert torch.equal(getattr(read.state, name), getattr(good.state, name)), place
