@@ -13,6 +13,8 @@ import torch
 import vesin
 from torch import Tensor
 
+from .networks.inputs import Inputs
+
 __all__ = [
     "Pairs",
     "VerletList",
@@ -219,9 +221,8 @@ def _nearest(snapshots) -> Tensor:
 def _some_edges(snapshots, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of at most 20 snapshots, targets and vectors of their edges."""
     x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // 20)][:20])
-    system = snapshots.system
-    cell = None if system.cell is None else torch.as_tensor(system.cell)
-    _, target, vectors = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
+    _, cell, pbc = Inputs.of(snapshots.system, dtype=x.dtype)
+    _, target, vectors = edges(x, cutoff, cell, pbc)
     return x, target, vectors
 
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from diffmd_ase.independent.draws import sample
 from diffmd_ase.noise import Noise
-from diffmd_ase.score.objective import _Loss
+from diffmd_ase.score.fit import frames_of
+from diffmd_ase.score.objective import SetLoss
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.training import TrainConfig, _frames, fit, plan, train
+from diffmd_ase.score.training import TrainConfig, fit, plan, train
 from diffmd_ase.system import System
 
 TINY = {"steps": 12, "batch_size": 16, "width": 8, "evaluations": 4, "processes": 1}
@@ -83,8 +84,8 @@ def test_forces_are_learned_by_networks(peroxide):
     )
     for part in (labelled, turned):
         expert = plan(part, config(force_weight=50))[0]
-        loss = _Loss(expert, part, 1.0, "cpu")
-        x = _frames(part, True, "cpu")
+        loss = SetLoss(expert, part, 1.0, "cpu")
+        x = frames_of(part, True, "cpu")
         assert x.shape == (200, 4, 6)
 
         def exact(y, level, **_):
@@ -132,7 +133,7 @@ def test_every_second_noise_level_decides_a_shape(peroxide):
 
     generator = torch.Generator().manual_seed(0)
     x = torch.as_tensor(peroxide.positions, dtype=torch.float32).repeat(10, 1, 1)
-    _Loss(broad, peroxide, 1.0, "cpu")(network, x, generator)
+    SetLoss(broad, peroxide, 1.0, "cpu")(network, x, generator)
     levels = seen[0][: len(x)]
     inside = (levels >= low) & (levels <= high)
     assert inside[::2].all()
@@ -209,8 +210,8 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("at", [3, 9])
 def test_interrupted_training_goes_on_to_the_same_weights(finished, peroxide, tmp_path, at):
-    def stop(message):
-        if message.get("step", 0) >= at:
+    def stop(name, fraction, note):
+        if fraction >= (at - 1) / config().steps:  # reported after the validation of step `at`
             raise Stopped
 
     for expert in plan(peroxide, config()):
