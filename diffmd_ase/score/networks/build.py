@@ -34,7 +34,8 @@ from .molecule import (
 
 __all__ = ["AnyConfig", "NetworkConfig", "below", "build"]
 
-AnyConfig = MechanicsConfig | PairConfig | EmbeddedConfig | EquivariantConfig
+_WithTables = MechanicsConfig | PairConfig | EmbeddedConfig
+AnyConfig = _WithTables | EquivariantConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
@@ -72,7 +73,7 @@ def below(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
 
 
-def _empty(config: AnyConfig, state: dict[str, Tensor]) -> nn.Module:
+def _empty(config: _WithTables, state: dict[str, Tensor]) -> nn.Module:
     """With the tables of ``state``; its weights are still to be loaded."""
     if isinstance(config, EmbeddedConfig):
         return EmbeddedNetwork(config, below(state, "energy."))
@@ -82,7 +83,7 @@ def _empty(config: AnyConfig, state: dict[str, Tensor]) -> nn.Module:
     return MechanicsNetwork(config, internal, below(state, "prior."))
 
 
-def _fitted(config: AnyConfig, sets: Sets, sigma: float, force_weight: float) -> nn.Module:
+def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight: float) -> nn.Module:
     if isinstance(config, EmbeddedConfig):
         tables = fit_embedded(
             sets,

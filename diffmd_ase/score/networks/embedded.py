@@ -69,6 +69,16 @@ class EmbeddedEnergy(nn.Module):
         (S, A, P) the weights w
     """
 
+    elements: Tensor
+    inner: Tensor
+    nearest: Tensor
+    density: Tensor
+    pair: Tensor
+    embedding: Tensor
+    decays: Tensor
+    powers: Tensor
+    kinds: Tensor
+
     def __init__(self, cutoff: float, tables: dict[str, Tensor]):
         super().__init__()
         self.cutoff = cutoff
