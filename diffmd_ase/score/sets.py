@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from .neighbours import nearest_by_element
 from .snapshots import Snapshots
+from .spacing import nearest_by_element
 
 __all__ = ["Sets", "as_sets", "joint_hash", "temperings"]
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
-from .._moved import forward
 from ..progress import Bars, Report
 from .card import Card
 from .curvature import configurational_temperatures, largest_curvature
@@ -86,6 +85,3 @@ def train(
     for described, kelvin in zip(card.systems, kelvins, strict=True):
         described.configurational_temperature_K = round(kelvin, 1)
     return model
-
-
-__getattr__ = forward(__name__, "score.plan score.training_state")
