@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..analysis.statistics import std_estimate
+from ..score.curvature import temperature_ratio
 from .comparisons import Torsions
 from .scorecard import Goals, Line, line
 
@@ -86,9 +87,7 @@ def temperature_line(square: Tensor, divergence: Tensor, goals: Goals) -> Line:
     ----------
     square, divergence : (M,) of |F|²/kT_model and -∇·F in eV/Å², of independent frames
     """
-    ratio = float(square.mean() / divergence.mean())
-    influence = (square - ratio * divergence) / divergence.mean()
-    error = float(influence.std()) / len(square) ** 0.5
+    ratio, error = temperature_ratio(square, divergence)
     words = "configurational temperature: widths of stiff bonds in the data over the model's"
     goal = goals.temperature
     return line("temperature", "T by widths", ratio, error, expected=1.0, goal=goal, words=words)
