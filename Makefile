@@ -8,10 +8,10 @@ INSTALL = $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check tutorials clean
+.PHONY: help demo test test32 slow check tutorials clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: $(VENV)/.installed ## train on alanine dipeptide, sample, run, report: demo/report.html (at most 15 minutes)
 	$(VENV)/bin/diffmd demo
@@ -19,13 +19,17 @@ demo: $(VENV)/.installed ## train on alanine dipeptide, sample, run, report: dem
 test: $(VENV)/.installed-test ## the whole default suite, plugins included (about 5 minutes)
 	$(PYTEST) -n $(JOBS)
 
-slow: $(VENV)/.installed-test ## training accuracy, long statistics, conformance
+test32: $(VENV)/.installed-test ## the same with torch's default dtype, float32 (tests: float64)
+	DIFFMD_TEST_DTYPE=float32 $(PYTEST) -n $(JOBS)
+
+slow: $(VENV)/.installed-test ## training accuracy, long statistics, conformance (about 9 minutes)
 	$(PYTEST) -m slow -n $(JOBS) --dist loadfile
 
-tutorials: $(VENV)/.installed-test ## run every tutorial; each ends in a checked number
+# one after the other: the budget of a training is wall clock, and it has two processes of its own
+tutorials: $(VENV)/.installed-test ## run every tutorial; each ends in a checked number (about 2 minutes)
 	$(PYTEST) -m tutorial
 
-check: $(VENV)/.installed-test ## ruff and mypy
+check: $(VENV)/.installed-test ## ruff and mypy (about 1 minute)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy

@@ -1,7 +1,7 @@
 """What the two-dimensional benchmarks share: a network, the losses that contend, integration.
 
 An energy E(x, σ) in kT of points in the plane, (B, 1, 2), is learned from snapshots alone with
-the losses of `diffmd_ase.score.diffusion`, as they are for molecules. Nothing here knows the
+the losses of `diffmd_ase.score.losses`, as they are for molecules. Nothing here knows the
 true energy; afterwards ``exp(-E)`` is integrated on a grid and compared with it.
 """
 

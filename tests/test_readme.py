@@ -1,4 +1,4 @@
-"""The README is true: its example runs, its commands and links exist, its numbers have a source."""
+"""The README is true and short: its examples run, its commands exist."""
 
 import os
 import re
@@ -7,17 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "benchmarks/README.md",
-    "plugins/README.md",
-]
 
 
 def blocks(language: str) -> list[str]:
@@ -63,75 +54,20 @@ def test_example(tmp_path):
     assert ScoreModel.load(tmp_path / "model.safetensors").card.formula == "C6H12N2O2"
 
 
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in blocks("bash")
-    for line in block.splitlines()
-    if line.startswith("diffmd ")
-]
-
-
 def test_every_command_is_shown():
     from typer.main import get_command
 
     from diffmd_ase.cli.main import app
 
-    assert {shlex.split(c)[1] for c in COMMANDS} == set(get_command(app).commands)
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_command_parses(line):
-    """Name, arguments and options of every ``diffmd …`` in the README; nothing is run."""
-    from typer.main import get_command
-
-    from diffmd_ase.cli.main import app
-
-    _, name, *arguments = shlex.split(line)
-    command = get_command(app).commands[name]
-    context = command.make_context(name, list(arguments))
-    assert context.args == []
-
-
-def test_a_wrong_option_is_seen():
-    from typer.main import get_command
-
-    from diffmd_ase.cli.main import app
-
-    with pytest.raises(Exception, match="(?i)no such option"):
-        get_command(app).commands["train"].make_context("train", ["x.xyz", "--temprature", "300"])
-
-
-def test_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    mentioned = {
-        target for page in PAGES for target in re.findall(r"make ([a-z]+)\b", _code_of(page))
+    shown = {
+        shlex.split(line)[1]
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("diffmd ")
     }
-    assert {"demo", "test", "check"} <= mentioned
-    for target in mentioned:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    assert shown == set(get_command(app).commands)
 
 
-def _code_of(page: str) -> str:
-    """What a page sets as code: spans and blocks."""
-    return "\n".join(re.findall(r"```.*?```|`[^`]+`", (ROOT / page).read_text(), re.DOTALL))
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links(page):
-    """Files that are linked to exist; anchors are headings of the page."""
-    text = (ROOT / page).read_text()
-    headings = {
-        re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, f"{page}: no heading for {target}"
-        elif not target.startswith("http"):
-            assert ((ROOT / page).parent / target).exists(), f"{page}: {target} is not there"
-
-
-def test_table_of_contents_is_complete():
-    titles = re.findall(r"^## (.+)$", README, re.MULTILINE)
-    contents = README.partition("## Start")[0]
-    assert [t for t in titles if f"[{t}](" not in contents] == []
+def test_it_is_for_a_first_reading():
+    """900 words in all, as ``wc -w`` counts them."""
+    assert len(README.split()) <= 900

@@ -64,8 +64,8 @@ logged = {}
 for name, bias in biases.items():
     atoms = system.to_atoms(snapshots.positions[0])
     atoms.calc = ScoreCalculator(model)
-    words = {"friction": 0.01 / units.fs, "timestep": timestep, "temperature_K": 300, "rng": 1}
-    dyn = ReverseDiffusion(atoms, bias=bias, **words)
+    settings = {"friction": 0.01 / units.fs, "timestep": timestep, "temperature_K": 300, "rng": 1}
+    dyn = ReverseDiffusion(atoms, bias=bias, **settings)
     dyn.run(200)
     logged[name] = atoms.info["bias_energy"]
     print(f"{name:8} bias {1000 * logged[name]:.6f} meV, phi {atoms.info['phi']:.6f} rad")
@@ -135,14 +135,14 @@ frozen.finalize()
 # it says that the halves disagree, and not to believe it.
 
 # %%
-words = {"temperature_K": 300, "cvs": ("phi", "psi"), "bins": 24, "unit": "kJ/mol"}
-words["basins"] = ("phi:-3.1415:0", "phi:0:3.1415")
-growing = analyse(["COLVAR.growing"], Request(reweight="rbias", **words))
-result = analyse(["COLVAR"], Request(reweight="static", **words))
+asked = {"temperature_K": 300, "cvs": ("phi", "psi"), "bins": 24, "unit": "kJ/mol"}
+asked["basins"] = ("phi:-3.1415:0", "phi:0:3.1415")
+growing = analyse(["COLVAR.growing"], Request(reweight="rbias", **asked))
+result = analyse(["COLVAR"], Request(reweight="static", **asked))
 print("written:", *result.write(Path("fes.png")))
-for name, found in {"growing": growing, "frozen": result}.items():
+for name, surface in {"growing": growing, "frozen": result}.items():
     print(f"\nwith the {name} bias")
-    for verdict in found.verdicts:
+    for verdict in surface.verdicts:
         print(" *", verdict["text"])
 
 # %% [markdown]

@@ -12,7 +12,6 @@ far from the steps of dynamics, which may go on with the same seed.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -25,71 +24,18 @@ from ..potentials.base import Potential
 from ..sampling.euler import EulerMaruyama, without_mean
 from ..sampling.kernels import DivergedError
 
-__all__ = [
-    "geometric_sigmas",
-    "initial_noise",
-    "karras_sigmas",
-    "reverse_diffusion",
-    "reverse_levels",
-]
+__all__ = ["geometric_sigmas", "reverse_levels"]
 
 _FIRST = 1 << 40  # address of the first draw: no dynamics gets that far
 
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, n: int) -> Tensor:
-    """``n`` noise levels (Å) from ``sigma_max`` down to ``sigma_min``, of constant ratio."""
+    """``n`` noise levels (Å) from ``sigma_max`` down to ``sigma_min``, of constant ratio.
+
+    Raises ``ValueError`` unless 0 < sigma_min < sigma_max and n ≥ 2.
+    """
     _check_range(sigma_max, sigma_min, n)
     return torch.logspace(math.log10(sigma_max), math.log10(sigma_min), n, dtype=torch.float64)
-
-
-def karras_sigmas(sigma_max: float, sigma_min: float, n: int, rho: float = 7.0) -> Tensor:
-    """``n`` levels evenly spaced in ``σ^(1/ρ)`` (Karras et al. 2022, eq. 5): finer where
-    σ is small than even spacing, coarser than a constant ratio."""
-    _check_range(sigma_max, sigma_min, n)
-    u = torch.linspace(0.0, 1.0, n, dtype=torch.float64)
-    return (sigma_max ** (1 / rho) * (1 - u) + sigma_min ** (1 / rho) * u) ** rho
-
-
-def initial_noise(
-    sigma_max: float,
-    like: Tensor,
-    *,
-    noise: Noise,
-    walkers: Tensor | None = None,
-    mean_free: bool = False,
-) -> Tensor:
-    """``σ_max ξ`` of the shape of ``like``: where the reverse process starts."""
-    return sigma_max * _normal(noise, _FIRST, like, walkers, mean_free)
-
-
-def reverse_diffusion(
-    potential_at: Callable[[float], Potential],
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    kT: float,
-    noise: Noise,
-    walkers: Tensor | None = None,
-    churn: float = 0.0,
-    corrector_steps: int = 0,
-    corrector_size: float = 0.05,
-    mean_free: bool = False,
-) -> Tensor:
-    """The last positions of `reverse_levels`: samples of ``p_σ`` at ``sigmas[-1]``."""
-    levels = reverse_levels(
-        potential_at,
-        x,
-        sigmas,
-        kT=kT,
-        noise=noise,
-        walkers=walkers,
-        churn=churn,
-        corrector_steps=corrector_steps,
-        corrector_size=corrector_size,
-        mean_free=mean_free,
-    )
-    [(_, last)] = deque(levels, maxlen=1)
-    return last
 
 
 def reverse_levels(
@@ -120,7 +66,7 @@ def reverse_levels(
     Parameters
     ----------
     potential_at : the potential at noise level σ whose F/kT is the score of p_σ
-    x : (B, N, 3) or (N, 3) in Å, a sample at ``sigmas[0]``, as from `initial_noise`
+    x : (B, N, 3) or (N, 3) in Å, a sample at ``sigmas[0]``
     sigmas : (L,) decreasing noise levels in Å, all positive
     kT : thermal energy of the potentials in eV
     noise, walkers : the address of the random numbers; ids default to 0…B−1

@@ -9,7 +9,11 @@ __all__ = ["replacing", "sync"]
 
 
 class replacing:
-    """Write a file beside ``path``, then put it in its place in one step."""
+    """Write a file beside ``path``, then put it in its place in one step.
+
+    ``with replacing(path) as temporary:`` says where to write; after an error that file is
+    removed, and what is at ``path`` stays.
+    """
 
     def __init__(self, path: Path):
         self._path = Path(path)

@@ -34,6 +34,10 @@ class Harmonic(Potential):
     ----------
     k : stiffness in eV/Å², scalar or (N,)
     centre : c in Å, broadcastable with (N, 3), default the origin
+
+    Raises
+    ------
+    ValueError : k of another shape, negative or infinite
     """
 
     def __init__(self, k, *, centre=0.0, system: System | None = None):
@@ -58,6 +62,10 @@ class DoubleWell(Potential):
     barrier : b in eV, the barrier between the minima
     a : the minima are at x = ±a (Å)
     k : stiffness along y and z in eV/Å²
+
+    Raises
+    ------
+    ValueError : barrier or k negative, a not positive
     """
 
     def __init__(self, *, barrier: float, a: float, k: float, system: System | None = None):
@@ -86,6 +94,10 @@ class MuellerBrown(Potential):
     ----------
     scale : eV per unit of the original surface; 0.001 suits 300 K
     k : stiffness along z in eV/Å²
+
+    Raises
+    ------
+    ValueError : scale not positive, k negative
     """
 
     _A = (-200.0, -100.0, -170.0, 15.0)
@@ -114,7 +126,17 @@ class MuellerBrown(Potential):
 
 
 class PeriodicWell(Potential):
-    """``U = ½ b Σ_{i,α} [1 − cos(2π x_iα / L)]``: minima every L, barrier b between them."""
+    """``U = ½ b Σ_{i,α} [1 − cos(2π x_iα / L)]``: minima every L.
+
+    Parameters
+    ----------
+    barrier : b in eV, between neighbouring minima
+    period : L in Å
+
+    Raises
+    ------
+    ValueError : barrier negative, period not positive
+    """
 
     def __init__(self, *, barrier: float, period: float, system: System | None = None):
         if not (barrier >= 0 and period > 0):
@@ -139,6 +161,10 @@ class GaussianMixture(Potential):
     variances : (K,) in Å², per coordinate
     weights : (K,), positive; normalised to sum 1; default equal
     kT : in eV
+
+    Raises
+    ------
+    ValueError : shapes that do not fit; variances, weights or kT not positive
     """
 
     def __init__(self, means, variances, weights=None, *, kT: float, system: System | None = None):
@@ -206,6 +232,10 @@ class LennardJones(Potential):
     epsilon : ε in eV
     sigma : σ in Å
     rc : cutoff in Å, default 3σ
+
+    Raises
+    ------
+    ValueError : sigma or rc not positive
     """
 
     def __init__(self, system: System, *, epsilon: float, sigma: float, rc: float | None = None):

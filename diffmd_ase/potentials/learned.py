@@ -41,7 +41,8 @@ class ScorePotential(Potential):
 
     Raises
     ------
-    ValueError : elements, pairs of elements, number of atoms, pbc or σ the model does not know
+    ValueError : elements, pairs of elements, number of atoms, pbc or σ the model does not know;
+        positions that do not fit the system
     """
 
     def __init__(

@@ -34,7 +34,7 @@ from torch import Tensor
 from ..noise import Noise, Stream
 from ..potentials.base import Potential, evaluate
 from ..state import State
-from .kernels import take_rows
+from .kernels import check_kT, take_rows
 from .metropolis import TargetKernel, accept
 
 __all__ = ["GeneralizedHMC", "HamiltonianMonteCarlo", "MALT"]
@@ -67,9 +67,7 @@ class _Hamiltonian(TargetKernel, ABC):
             raise ValueError(f"{self.n_leapfrog=} must be at least 1")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"{self.jitter=} must lie in [0, 1): Δt varies by this fraction")
-        kT = torch.as_tensor(self.kT, dtype=torch.float64)
-        if kT.ndim > 1 or not (torch.isfinite(kT) & (kT > 0)).all():
-            raise ValueError(f"kT={self.kT} must be positive (eV), scalar or (B,)")
+        check_kT(self.kT)
         masses = self._masses
         if masses.ndim > 1 or not ((masses > 0).all() and torch.isfinite(masses).any()):
             raise ValueError(
@@ -233,6 +231,10 @@ class GeneralizedHMC(_Hamiltonian):
     friction : γ in 1/ASE time, not negative
     n_leapfrog : default 1
     others : as of `HamiltonianMonteCarlo`
+
+    Raises
+    ------
+    ValueError : a friction that is negative or infinite; others as of `HamiltonianMonteCarlo`
     """
 
     friction: float
@@ -270,6 +272,10 @@ class MALT(_Hamiltonian):
     ----------
     friction : γ in 1/ASE time, not negative
     others : as of `HamiltonianMonteCarlo`
+
+    Raises
+    ------
+    ValueError : a friction that is negative or infinite; others as of `HamiltonianMonteCarlo`
     """
 
     friction: float

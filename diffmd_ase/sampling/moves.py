@@ -20,7 +20,7 @@ from torch import Tensor
 from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
-from .kernels import Info, take_rows
+from .kernels import Info, check_kT, take_rows
 from .metropolis import TargetKernel, accept
 
 __all__ = [
@@ -46,6 +46,10 @@ class Move(TargetKernel):
     ----------
     target : has the energy
     kT : thermal energy in eV, scalar or (B,)
+
+    Raises
+    ------
+    ValueError : a target without energy, kT that is not positive
     """
 
     target: Potential
@@ -53,9 +57,7 @@ class Move(TargetKernel):
 
     def __post_init__(self):
         self._bind(self.target, None)
-        kT = torch.as_tensor(self.kT, dtype=torch.float64)
-        if kT.ndim > 1 or not (torch.isfinite(kT).all() and (kT > 0).all()):
-            raise ValueError(f"kT={self.kT} must be positive (eV), a scalar or (B,)")
+        check_kT(self.kT)
 
     @abstractmethod
     def propose(
@@ -63,8 +65,8 @@ class Move(TargetKernel):
     ) -> tuple[Tensor, Tensor | float]:
         """New positions (*batch, N, 3) and ``log q(x|y) - log q(y|x)`` (*batch) or 0.
 
-        -inf where there is nothing to propose. The streams "kernel", "choose" and "rotor" of the
-        step are free to use.
+        -inf where there is nothing to propose. The streams "kernel", "choose" and "rotor" of
+        ``step`` are free to use.
         """
 
     def take(self, rows: Tensor) -> Move:
@@ -84,6 +86,11 @@ class Displacement(Move):
     Parameters
     ----------
     size : standard deviation in Å; scalar, (N,) or (B, N); 0 holds an atom fixed
+    others : as of `Move`
+
+    Raises
+    ------
+    ValueError : a size that is negative or does not fit; others as of `Move`
     """
 
     size: float | Tensor = 0.05
@@ -110,6 +117,11 @@ class SingleDisplacement(Move):
     Parameters
     ----------
     size : standard deviation in Å; scalar, (N,) or (B, N); an atom with 0 is never moved
+    others : as of `Move`
+
+    Raises
+    ------
+    ValueError : a size that is negative or does not fit; others as of `Move`
     """
 
     size: float | Tensor = 0.2
@@ -137,7 +149,7 @@ class AtomSwap(Move):
     """Two atoms of different elements exchange their positions.
 
     The pair is drawn uniformly from all pairs of different elements, a fixed list, so that the
-    move is symmetric. Only positions move; the composition stays.
+    move is symmetric. Only positions move; the composition stays. Parameters as of `Move`.
 
     Raises
     ------
@@ -183,6 +195,7 @@ class TorsionRotation(Move):
     moved : (K, N) bool, what turns with each
     size : largest angle in rad; π draws from the whole circle
     mean_free : the mean of the positions stays (isolated molecules)
+    others : as of `Move`
 
     Raises
     ------
@@ -255,6 +268,7 @@ class VacancyHop(Move):
     vectors : (V, 3) in Å, such as those to the nearest sites; their negatives are added
     clearance : in Å, about half the distance of neighbours: vibrations rarely reach it, sites
         that are taken are not tried
+    others : as of `Move`
 
     Raises
     ------

@@ -17,10 +17,8 @@ Metropolis step, which those checks must catch in your kernel as well. Every che
 """
 
 from . import mutants, targets
+from .case import Case
 from .kernels import (
-    Prescribed,
-    Recorded,
-    check_addresses,
     check_antisymmetric,
     check_detailed_balance,
     check_kernel,
@@ -29,8 +27,8 @@ from .kernels import (
     log_ratio,
     zscores,
 )
+from .noise import Prescribed, Recorded, check_addresses
 from .potentials import assert_zscore, check_equivariant, check_potential, check_stress
-from .targets import Case
 
 __all__ = [
     "Case",

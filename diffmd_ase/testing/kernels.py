@@ -16,16 +16,16 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ..noise import STREAMS, Noise, Stream, stream_number, to_normal
+from ..noise import Noise, Stream
 from ..sampling.kernels import Info, Kernel
 from ..sampling.metropolis import Metropolis
 from ..sampling.run import advance
 from ..state import Evaluation, Record, State
+from .case import Case
+from .noise import Prescribed, Recorded, check_addresses
 from .potentials import assert_zscore
-from .targets import Case
 
 __all__ = [
-    "Prescribed",
     "check_antisymmetric",
     "check_detailed_balance",
     "check_kernel",
@@ -34,91 +34,6 @@ __all__ = [
     "log_ratio",
     "zscores",
 ]
-
-
-class Recorded(Noise):
-    """A noise that knows which addresses were drawn, its own and those of its children.
-
-    Attributes
-    ----------
-    repeated : (step, stream, walker) of numbers that were drawn twice
-    """
-
-    def __init__(self, seed: int | None = None):
-        super().__init__(seed)
-        self._drawn: dict[tuple[int, int, int], list[np.ndarray]] = {}
-        self.repeated: list[tuple[int, int, int]] = []
-
-    def _of_child(self, seed: int) -> Noise:
-        child = Recorded(seed)
-        child._drawn, child.repeated = self._drawn, self.repeated
-        return child
-
-    def _draw(self, step, like, walkers, stream, convert) -> Tensor:
-        number = stream_number(stream)
-        batch = like.shape[-3:-2] if convert is to_normal else like.shape[-1:]
-        ids = np.arange(batch.numel()) if walkers is None else np.asarray(walkers)
-        for n in torch.as_tensor(step).reshape(-1).tolist():
-            before = self._drawn.setdefault((self.seed, n, number), [])
-            for others in before:
-                again = np.intersect1d(ids, others).tolist()
-                self.repeated += [(n, number, walker) for walker in again]
-            before.append(ids)
-        return super()._draw(step, like, walkers, stream, convert)
-
-
-def check_addresses(noise: Recorded) -> None:
-    """No number was drawn twice: each purpose has a stream, each part of a kernel a child.
-
-    Raises ``AssertionError`` with the first address that was.
-    """
-    if noise.repeated:
-        step, number, walker = noise.repeated[0]
-        names = [n for n, (first, count) in STREAMS.items() if first <= number < first + count]
-        raise AssertionError(
-            f"{len(noise.repeated)} numbers were drawn twice, the first at step {step}, stream "
-            f"{number} ({', '.join(names) or 'your own'}), walker {walker}: give each purpose a "
-            "stream of its own, and each kernel inside of another noise.child(...)"
-        )
-
-
-class Prescribed(Noise):
-    """Another noise with the numbers of some streams prescribed, to steer a kernel.
-
-    Parameters
-    ----------
-    noise : gives all other numbers, and the children of combined kernels
-    normal, uniform : by stream, numbers or tensors that fit the shape asked for
-    """
-
-    def __init__(
-        self,
-        noise: Noise,
-        *,
-        normal: Mapping[Any, Tensor] | None = None,
-        uniform: Mapping[Any, Tensor | float] | None = None,
-    ):
-        super().__init__(noise.seed)
-        self._noise = noise
-        self._normals, self._uniforms = (
-            {stream_number(stream): value for stream, value in (given or {}).items()}
-            for given in (normal, uniform)
-        )
-
-    def normal(self, step, like, *, walkers=None, stream="kernel") -> Tensor:
-        value = self._normals.get(stream_number(stream))
-        if value is None:
-            return self._noise.normal(step, like, walkers=walkers, stream=stream)
-        return torch.as_tensor(value).to(like).expand(like.shape).clone()
-
-    def uniform(self, step, like, *, walkers=None, stream="accept") -> Tensor:
-        value = self._uniforms.get(stream_number(stream))
-        if value is None:
-            return self._noise.uniform(step, like, walkers=walkers, stream=stream)
-        return torch.as_tensor(value).to(like).expand(like.shape).clone()
-
-    def child(self, place) -> Noise:
-        return self._noise.child(place)
 
 
 def zscores(
@@ -142,6 +57,10 @@ def zscores(
     Returns
     -------
     (20,) or (K, 20), standard normal if the kernel leaves the law of the case invariant
+
+    Raises
+    ------
+    AssertionError : an address of the noise was drawn twice (`check_addresses`)
     """
     ends = _ends(kernel, case, n, steps, seed)
     z = np.stack([_scores(*end) for end in ends])
@@ -175,7 +94,8 @@ def check_kernel_exact(
     A step that does nothing leaves every law invariant, so that positions must have changed;
     and no address of the noise may have been drawn twice (`check_addresses`).
 
-    Returns the z-scores of `zscores`, whose parameters these are; raises ``AssertionError``.
+    Returns the z-scores of `zscores`, whose ``case``, ``n`` and ``steps`` these are; raises
+    ``AssertionError``.
     """
     rows = []
     for number, (one, before, after) in enumerate(_ends(kernel, case, n, steps, seed)):
@@ -209,6 +129,11 @@ def check_antisymmetric(
     ----------
     log_ratio : (*batch) for positions x and y; for a `Metropolis` kernel ``lambda x, y:
         log_ratio(kernel, [x, y])``
+    x, y : (*batch, N, 3) in Å
+
+    Raises
+    ------
+    AssertionError : it is not
     """
     forward, back = log_ratio(x, y).double(), log_ratio(y, x).double()
     error = float((forward + back).abs().max())
@@ -223,7 +148,8 @@ def log_ratio(kernel: Metropolis, path: Sequence[Tensor]) -> Tensor:
     """The log ratio (*batch) that the kernel's own step gives to a path of positions.
 
     The noise that leads from each point to the next is solved for and given to ``step``.
-    ``path`` has ``n_steps + 1`` points; free atoms only (h > 0), no fixed mean.
+    ``path`` has ``n_steps + 1`` points (*batch, N, 3), else ``ValueError`` is raised; free atoms
+    only (h > 0), no fixed mean.
     """
     if len(path) != kernel.n_steps + 1:
         raise ValueError(f"{len(path)} points for {kernel.n_steps} steps: expected one more")
@@ -252,6 +178,7 @@ def enumerate_moves(
     ----------
     states : (S, N, 3), all states that can be reached from each other
     choices : by stream of uniform numbers, the count of equally likely values
+    tol : in Å, within which positions are those of a state
 
     Raises
     ------
@@ -287,7 +214,10 @@ def enumerate_moves(
 
 
 def check_detailed_balance(P: Tensor, log_weights: Tensor, *, tol: float = 1e-12) -> None:
-    """``π_i P_ij = π_j P_ji`` with π ∝ exp(log_weights) (S,), and rows that sum to 1."""
+    """``π_i P_ij = π_j P_ji`` with π ∝ exp(log_weights) (S,), and rows of P (S, S) that sum to 1.
+
+    Raises ``AssertionError`` where either is off by more than ``tol``.
+    """
     flow = torch.softmax(log_weights.double(), 0)[:, None] * P
     error = float((flow - flow.T).abs().max())
     if not error <= tol:
@@ -308,7 +238,13 @@ def check_kernel(
 
     Parameters
     ----------
+    steps : of the chain that is looked at
     independent : walkers do not see each other (not so for replica exchange)
+
+    Raises
+    ------
+    AssertionError : the kernel does not keep the contract
+    ValueError : x is not (B, N, 3) with B > 1
     """
     if x.ndim != 3 or len(x) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, N, 3) with B > 1")

@@ -20,7 +20,7 @@ from ..sampling.euler import EulerMaruyama
 from ..sampling.kernels import Info, Kernel
 from ..sampling.metropolis import Metropolis
 from ..state import State
-from .kernels import Prescribed
+from .noise import Prescribed
 
 __all__ = [
     "HalfRatio",
@@ -147,7 +147,7 @@ class _ForwardDrift(EulerMaruyama):
 
 
 def forward_drift(kernel: Metropolis) -> Metropolis:
-    """The reverse kernel drifts with the forces at x instead of those at y."""
+    """``kernel`` whose reverse proposal drifts with the forces at x instead of those at y."""
     p = kernel.proposal
     return replace(kernel, proposal=_ForwardDrift(p.potential, p.kT, p.h, p.mean_free))
 

@@ -261,8 +261,8 @@ def test_single_precision_stays():
         (1e-4, 0.0, "kT=0.0 must be positive"),
         (1e-4, [KT, -KT], "must be positive"),
         (1e-4, float("nan"), "must be positive"),
-        (torch.ones(1, 1, 1), KT, r"expected h as scalar, \(N,\)"),
-        (1e-4, torch.ones(1, 1), r"kT as scalar or \(B,\)"),
+        (torch.ones(1, 1, 1), KT, r"expected a scalar, \(N,\)"),
+        (1e-4, torch.ones(1, 1), r"a scalar or \(B,\)"),
     ],
 )
 def test_bad_hyper_parameters(h, kT, message):

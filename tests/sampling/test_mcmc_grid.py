@@ -26,6 +26,7 @@ from diffmd_ase.sampling.moves import Displacement, SingleDisplacement, VacancyH
 from diffmd_ase.sampling.run import advance
 from diffmd_ase.state import Evaluation
 from diffmd_ase.testing import Prescribed, check_kernel, check_kernel_exact, zscores
+from diffmd_ase.testing.case import Case
 from diffmd_ase.testing.fields import Scaled
 from diffmd_ase.testing.mutants import (
     MUTANTS,
@@ -36,7 +37,7 @@ from diffmd_ase.testing.mutants import (
     StaleEnergy,
     forward_drift,
 )
-from diffmd_ase.testing.targets import CASES, Case
+from diffmd_ase.testing.targets import CASES
 
 WARMER = 1.25  # of the second temperature
 
