@@ -50,7 +50,7 @@ class TrajectoryWriter:
         self.path, self.system, self.info = Path(path), system, info
         self.columns = tuple(columns)
         self.walkers = np.asarray(walkers)
-        self._column = {int(w): n for n, w in enumerate(self.walkers)}
+        self._order = np.argsort(self.walkers)
         self._block = block
         # (step, positions, energies, named columns) of each frame
         self._pending: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -116,14 +116,14 @@ class TrajectoryWriter:
                 f"step {state.step} after step {self._last_step}: frames must come in order; "
                 "use resume(path, step=...) to go back"
             )
-        ids = range(len(x)) if state.walkers is None else state.walkers.tolist()
-        unknown = sorted(set(ids) - set(self._column))
-        if unknown or len(x) != len(ids):
+        ids = np.arange(len(x)) if state.walkers is None else state.walkers.cpu().numpy()
+        near = np.searchsorted(self.walkers, ids, sorter=self._order)
+        columns = self._order[np.minimum(near, len(self.walkers) - 1)]
+        if len(x) != len(ids) or (self.walkers[columns] != ids).any():
             raise ValueError(
-                f"{len(x)} structures with walkers {list(ids)}: the file holds the walkers "
+                f"{len(x)} structures with walkers {ids.tolist()}: the file holds the walkers "
                 f"{self.walkers.tolist()}"
             )
-        columns = [self._column[w] for w in ids]
         frame = np.full((len(self.walkers), n_atoms, 3), np.nan, np.float32)
         frame[columns] = x
         energy = np.full(len(self.walkers), np.nan)

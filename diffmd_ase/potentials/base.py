@@ -11,13 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..state import Evaluation
 from ..system import System
 
-__all__ = ["Potential", "Sum", "Wrapped", "add_term", "evaluate"]
+__all__ = ["Potential", "Sum", "Wrapped", "add_term", "evaluate", "unwrapped"]
 
 
 class Potential(ABC):
@@ -90,23 +89,10 @@ class Potential(ABC):
         the start is none. Frames of ``dyn``, whenever its trajectory was attached, have what
         `describe` says in ``atoms.info``, of the bias that acted: before it learns from them.
         """
-        atoms, last = dyn.atoms, dyn.nsteps
+        # a name of this room, the work of the adapters: the one import against the arrow here
+        from ..adapters.observer import Observer
 
-        def say() -> None:
-            said = self.describe(torch.tensor(atoms.positions))
-            atoms.info |= {name: float(value) for name, value in said.items()}
-
-        dyn.insert_observer(say)
-
-        def learn() -> None:
-            nonlocal last
-            if dyn.nsteps <= last:
-                return
-            last = dyn.nsteps
-            if self.update(torch.tensor(atoms.positions), last):
-                atoms.calc.reset()  # its results are those before the bias has learned
-
-        return learn
+        return Observer(self, dyn)
 
     @property
     def terms(self) -> tuple[Potential, ...]:
@@ -211,6 +197,13 @@ class Wrapped(Potential):
 
     def restore(self, saved, x, step) -> None:
         self.inner.restore(saved, x, step)
+
+
+def unwrapped(term: Potential) -> Potential:
+    """The potential inside of all that is `Wrapped` around it."""
+    while isinstance(term, Wrapped):
+        term = term.inner
+    return term
 
 
 def evaluate(

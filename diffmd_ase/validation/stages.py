@@ -11,6 +11,7 @@ from ..analysis.modes import Range, unphysical_frames
 from ..analysis.statistics import mean_estimate
 from ..independent.draws import sample
 from ..potentials.base import Potential
+from ..simulation.prepare import prepare
 from . import comparisons as compare
 from . import labels
 from .bench import _ENOUGH, _EXCHANGE, _IID, _PLAIN, Bench, energies_and_forces
@@ -86,7 +87,16 @@ def plain_dynamics(bench: Bench, progress) -> Line:
     """How many walkers of plain dynamics are lost, or end where nothing can be right."""
     starts = bench.starts(bench.effort.walkers // 4)
     steps = bench.effort.plain_steps
-    found = plain_walkers(**bench.dynamics(starts, _PLAIN), steps=steps, progress=progress)
+    start = bench.dynamics(starts, _PLAIN)
+    prepared = prepare(
+        start["potential"],
+        temperature_K=bench.model.card.temperature_K,
+        stiffness=start["stiffness"],
+        mean_free=start["mean_free"],
+    )
+    found = plain_walkers(
+        prepared, start["x"], steps=steps, noise=start["noise"], progress=progress
+    )
     collapsed = unphysical_frames(bench.frames.system, bench.whole(found.positions))
     lost = found.lost + len(collapsed)
     words = f"{lost} of {len(starts)} in {steps} steps, D·t = {found.diffused:.2g} Å² each"

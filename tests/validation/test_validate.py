@@ -26,6 +26,7 @@ from diffmd_ase.potentials.curvature import forces_and_divergence
 from diffmd_ase.score.card import Card, ExpertCard
 from diffmd_ase.score.networks.molecule import PairConfig
 from diffmd_ase.score.topology import Topology
+from diffmd_ase.simulation.prepare import prepare
 from diffmd_ase.validation.bench import Effort
 from diffmd_ase.validation.comparisons import width_lines
 from diffmd_ase.validation.labels import calibration_line
@@ -362,16 +363,12 @@ def test_lost_walkers_are_counted(rng):
     """A step beyond the limit of stability: squares grow until they overflow."""
     frames = Snapshots(SYSTEM, draws(32, rng), KELVIN)
     model = made(Clouds(conformers()), frames)
-    options = {"kT": frames.kT, "steps": 400, "mean_free": True, "noise": Noise(1)}
+    options = {"steps": 400, "noise": Noise(1), "progress": lambda _: None}
     x = torch.as_tensor(frames.positions)
     for stiffness, lost in ((model.card.lambda_max, 0), (0.02 * model.card.lambda_max, 32)):
-        found = plain_walkers(
-            model.potential(device="cpu"),
-            x,
-            stiffness=stiffness,
-            progress=lambda _: None,
-            **options,
-        )
+        potential = model.potential(device="cpu")
+        prepared = prepare(potential, temperature_K=KELVIN, stiffness=stiffness, mean_free=True)
+        found = plain_walkers(prepared, x, **options)
         assert found.lost == lost and len(found.positions) == 32 - lost
 
 
