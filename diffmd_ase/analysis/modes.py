@@ -8,9 +8,9 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from scipy.ndimage import gaussian_filter1d
 
+from ..geometry import distances
 from ..score.topology import Topology
 from ..system import System
-from .observables import distances
 
 __all__ = ["Arc", "Range", "atom_names", "torsion_modes", "unphysical_frames"]
 

@@ -112,7 +112,7 @@ def _geometric(words: str, series: Series) -> Diagnosis:
     import numpy as np
 
     from ..analysis.diagnostics import diagnose, diagnose_angle
-    from ..analysis.observables import angles, dihedrals, distances
+    from ..geometry import angles, dihedrals, distances
 
     name, _, definition = words.rpartition("=")
     kind, _, listed = definition.partition(":")

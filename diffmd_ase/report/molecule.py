@@ -14,6 +14,7 @@ from ..analysis.statistics import (
     std_estimate,
     torsion_divergence,
 )
+from ..geometry import angles, dihedrals, distances
 from ..score.topology import Topology
 from ..system import System
 from . import plots
@@ -44,7 +45,7 @@ def torsion_sections(
         return {}
     sets = {"data": reference, "i.i.d.": iid, "MD": md}
     quadruples = list(torsions.values())
-    values = {k: ob.dihedrals(x, quadruples) for k, x in sets.items() if x is not None}
+    values = {k: dihedrals(x, quadruples) for k, x in sets.items() if x is not None}
     names = list(torsions)
     panels = {
         name: {k: np.degrees(v[..., n]) for k, v in values.items()} for n, name in enumerate(names)
@@ -171,8 +172,7 @@ def geometry_sections(
         if x is not None
     }
     panels = {
-        _name(system, b): {k: ob.distances(x, [b])[..., 0] for k, x in thinned.items()}
-        for b in worst
+        _name(system, b): {k: distances(x, [b])[..., 0] for k, x in thinned.items()} for b in worst
     }
     figure = plots.distributions(panels, "Å")
     head = ("bond", "std ratio to data", "mean − data (Å)")
@@ -230,8 +230,8 @@ def _judge_geometry(page, label, system, topology, reference, x) -> None:
 
 
 def _angle_section(page, system, triples, sets) -> None:
-    data = ob.angles(sets["data"], triples)
-    other = {k: ob.angles(x, triples) for k, x in sets.items() if k != "data"}
+    data = angles(sets["data"], triples)
+    other = {k: angles(x, triples) for k, x in sets.items() if k != "data"}
     shown = other.get("MD", other.get("i.i.d."))
     order, rows = np.arange(min(6, len(triples))), []
     if shown is not None:

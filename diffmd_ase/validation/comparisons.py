@@ -17,6 +17,7 @@ from ..analysis.divergence import (
 )
 from ..analysis.modes import Arc, atom_names, torsion_modes
 from ..analysis.statistics import basin_free_energy, mean_estimate, std_estimate
+from ..geometry import dihedrals, distances, shortest
 from ..score.topology import Topology
 from ..system import System
 from .scorecard import Goals, Line, line, worst_line
@@ -58,7 +59,7 @@ class Torsions(NamedTuple):
         heavy = [q for q in rows if (system.numbers[q] > 1).all()]
         named |= {atom_names(system, q): q for q in (heavy if heavy or named else rows)}
         names, quadruples = list(named), np.array(list(named.values()), int).reshape(-1, 4)
-        phi = ob.dihedrals(frames, quadruples)
+        phi = dihedrals(frames, quadruples)
         if "phi" in names and "psi" in names:
             axes = [names.index("phi"), names.index("psi")]
         else:
@@ -77,7 +78,7 @@ class Torsions(NamedTuple):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Angles (*batch, n) in rad."""
-        return ob.dihedrals(x, self.quadruples)
+        return dihedrals(x, self.quadruples)
 
 
 def divergence_line(group: str, name: str, found: Excess, goal: float, words: str) -> Line:
@@ -207,16 +208,18 @@ def width_lines(
     pairs = topology.bonds, ob.angle_triples(topology.bonds)[:, [0, 2]]
     kinds: list[tuple[str, np.ndarray, list[_Coordinate]]] = []
     for kind, atoms in zip(("bonds", "1-3 distances"), pairs, strict=True):
-        ours, data = ob.distances(walkers, atoms), ob.distances(frames, atoms)
+        ours, data = distances(walkers, atoms), distances(frames, atoms)
         each = [_Coordinate(ours[..., n], data[:, n], 2 * sigma**2) for n in range(len(atoms))]
         kinds.append((kind, atoms, each))
     each = []
     for quadruple in topology.torsions:
-        ours, data = (ob.dihedrals(x, [quadruple])[..., 0] for x in (walkers, frames))
+        ours, data = (dihedrals(x, [quadruple])[..., 0] for x in (walkers, frames))
         mode = torsion_modes(data)[0]
         centre = np.angle(np.exp(1j * data[mode(data)]).mean())
         added = sigma**2 * _square_gradient(frames[:500], quadruple)
-        ours, data = (np.where(mode(v), _wrapped(v - centre), np.nan) for v in (ours, data))
+        ours, data = (
+            np.where(mode(phi), shortest(phi - centre, 2 * np.pi), np.nan) for phi in (ours, data)
+        )
         each.append(_Coordinate(ours, data, added))
     kinds.append(("torsions", topology.torsions, each))
     found = []
@@ -274,13 +277,9 @@ def _reweighted_ratio(data, added: float, log_weights) -> tuple[float, float]:
     return ratio, 0.5 * ratio * influence.std() / np.sqrt(len(x))
 
 
-def _wrapped(phi):
-    return (phi + np.pi) % (2 * np.pi) - np.pi
-
-
 def _square_gradient(frames, quadruple) -> float:
     x = torch.as_tensor(frames, dtype=torch.float64).requires_grad_()
-    (gradient,) = torch.autograd.grad(ob.dihedrals(x, [quadruple]).sum(), x)
+    (gradient,) = torch.autograd.grad(dihedrals(x, [quadruple]).sum(), x)
     return float(gradient.square().sum((1, 2)).mean())
 
 

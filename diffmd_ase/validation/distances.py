@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from scipy.signal import find_peaks
 
-from ..analysis import observables as ob
 from ..analysis.divergence import cell_rows, excess_divergence
+from ..geometry import distances
 from ..score.neighbours import edges
 from ..system import System
 from .comparisons import divergence_line
@@ -108,7 +108,7 @@ def _distances(system: System, x) -> tuple[np.ndarray, np.ndarray]:
     """Frames and lengths of all distances, of periodic systems up to 6 Å."""
     if not system.periodic:
         pairs = np.stack(np.triu_indices(len(system), 1), 1)
-        return np.repeat(np.arange(len(x)), len(pairs)), ob.distances(x, pairs).ravel()
+        return np.repeat(np.arange(len(x)), len(pairs)), distances(x, pairs).ravel()
     cell, pbc = torch.as_tensor(system.cell), tuple(bool(p) for p in system.pbc)
     lengths, frames = [], []
     for begin in range(0, len(x), 256):

@@ -1,10 +1,7 @@
 """Observables against ASE, closed forms and brute force."""
 
-from itertools import combinations
-
 import numpy as np
 import pytest
-import torch
 from ase.build import bulk, molecule
 
 from diffmd_ase.analysis import observables as ob
@@ -14,60 +11,9 @@ ETHANOL = molecule("CH3CH2OH")
 BONDS = np.array([[0, 1], [0, 2], [1, 3], [0, 4], [0, 5], [1, 6], [1, 7], [1, 8]])
 
 
-@pytest.fixture
-def walkers(rng):
-    return ETHANOL.positions + 0.1 * rng.standard_normal((5, 3, 9, 3))
-
-
-@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
-def test_internal_coordinates_are_those_of_ase(walkers, kind):
-    pairs, triples = BONDS[:4], ob.angle_triples(BONDS)[:6]
-    quadruples = [(2, 0, 1, 7), (3, 1, 0, 4), (5, 0, 1, 8)]
-    x = kind(walkers)
-    r, theta, phi = ob.distances(x, pairs), ob.angles(x, triples), ob.dihedrals(x, quadruples)
-    rg = ob.radius_of_gyration(x, ETHANOL.get_masses())
-    assert phi.shape == (5, 3, 3) and rg.shape == (5, 3)
-    for t, w in np.ndindex(5, 3):
-        atoms = ETHANOL.copy()
-        atoms.positions = walkers[t, w]
-        np.testing.assert_allclose(r[t, w], [atoms.get_distance(*p) for p in pairs])
-        expected = np.radians([atoms.get_angle(*p) for p in triples])
-        np.testing.assert_allclose(theta[t, w], expected, atol=1e-9)
-        expected = np.radians([atoms.get_dihedral(*q) for q in quadruples])
-        np.testing.assert_allclose(np.exp(1j * np.asarray(phi[t, w])), np.exp(1j * expected))
-        inertia = atoms.get_moments_of_inertia().sum() / 2 / atoms.get_masses().sum()
-        assert float(rg[t, w]) == pytest.approx(np.sqrt(inertia))
-
-
-def test_angles_of_straight_and_folded_atoms():
-    x = np.array([[-1.0, 0, 0], [0, 0, 0], [1.0, 1e-9, 0], [-2.0, 0, 0]])
-    theta = ob.angles(x, [(0, 1, 2), (0, 1, 3)])
-    np.testing.assert_allclose(theta, [np.pi - 1e-9, 0.0], atol=1e-12)
-
-
 def test_angle_triples_of_methane():
     triples = ob.angle_triples([(0, 1), (0, 2), (0, 3), (0, 4)])
     assert len(triples) == 6 and (triples[:, 1] == 0).all()
-
-
-@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
-@pytest.mark.parametrize("cell", [np.diag([4.0, 5.0, 6.0]), [[4, 0, 0], [1.8, 5, 0], [-1, 2, 4]]])
-def test_minimum_image_is_the_shortest(rng, make, cell):
-    system = System([29], [63.5], cell, [True, True, False])
-    d = 10 * rng.standard_normal((200, 3))
-    # along the open direction: far for the upright cell, inside for the tilted one
-    d[:, 2] = np.clip(d[:, 2], -2, 2) * (4 if system.cell[2, 0] == 0 else 1)
-    found = np.linalg.norm(np.asarray(ob.minimum_image(make(d), system)), axis=-1)
-    shifts = np.array([(i, j, 0) for i in range(-15, 16) for j in range(-15, 16)])
-    brute = np.linalg.norm(d[:, None] + (shifts @ system.cell)[None], axis=-1).min(1)
-    np.testing.assert_allclose(found, brute, rtol=1e-12)
-
-
-def test_distance_through_the_boundary():
-    system = System([29, 29], [63.5] * 2, 4.0 * np.eye(3), True)
-    x = np.array([[0.1, 0, 0], [3.9, 0, 0]])
-    assert ob.distances(x, [(0, 1)], system=system) == pytest.approx([0.2])
-    assert ob.distances(x, [(0, 1)]) == pytest.approx([3.8])
 
 
 def test_rdf_of_an_ideal_gas_is_one(rng):
@@ -131,9 +77,3 @@ def test_broken_bonds_and_mirror_images(rng):
     centres = [(0, 1, 2, 4), (0, 2, 1, 4)]  # one volume positive, one negative
     hands = ob.correct_hand(x, reference, centres)
     assert hands[0] and hands[2] and not hands[3]
-
-
-def test_every_pair_of_a_batch_shape(walkers):
-    pairs = list(combinations(range(9), 2))
-    assert ob.distances(walkers, pairs).shape == (5, 3, 36)
-    assert ob.distances(walkers[0, 0], []).shape == (0,)

@@ -60,7 +60,7 @@ def test_table_and_verdict(diffmd, tmp_path, rng, monkeypatch):  # noqa: F811
 
 def test_what_is_not_converged_is_said(diffmd, tmp_path):  # noqa: F811
     """The same frames, sorted by their torsion: each walker saw a part."""
-    from diffmd_ase.analysis.observables import dihedrals
+    from diffmd_ase.geometry import dihedrals
 
     x = frames_of(400, 4).reshape(-1, 4, 3)
     order = np.argsort(dihedrals(x, [[0, 1, 2, 3]])[:, 0])

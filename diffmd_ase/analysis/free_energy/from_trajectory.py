@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...geometry import angles, dihedrals, distances
 from ...io.plumed_tables import thermal_energy
 from ...io.trajectory import Trajectory
-from .. import observables as ob
 from .reweighting import Samples
 
 __all__ = ["measured"]
@@ -83,11 +83,11 @@ def _measure(trajectory: Trajectory, definitions, progress) -> np.ndarray:
         columns = []
         for _, what, atoms in definitions:
             if what == "distance":
-                columns.append(ob.distances(x, [atoms], system=trajectory.system)[..., 0])
+                columns.append(distances(x, [atoms], system=trajectory.system)[..., 0])
             elif what == "angle":
-                columns.append(ob.angles(x, [atoms])[..., 0])
+                columns.append(angles(x, [atoms])[..., 0])
             else:
-                columns.append(ob.dihedrals(x, [atoms])[..., 0])
+                columns.append(dihedrals(x, [atoms])[..., 0])
         parts.append(np.stack(columns, -1))
         progress(0.05 + 0.5 * (start + len(x)) / len(trajectory), "variables")
     return np.concatenate(parts)
