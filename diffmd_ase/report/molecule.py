@@ -6,13 +6,12 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ..analysis import observables as ob
+from ..analysis.divergence import excess_divergence, torsion_rows, walker_groups
 from ..analysis.statistics import (
     Estimate,
     basin_free_energy,
     mean_estimate,
-    statistical_inefficiency,
     std_estimate,
-    torsion_divergence,
 )
 from ..geometry import angles, dihedrals, distances
 from ..score.topology import Topology
@@ -24,6 +23,7 @@ __all__ = ["geometry_sections", "torsion_sections"]
 
 _MAX_STRUCTURES = 200_000  # of a trajectory, for distributions
 _CROSSINGS = 20  # below which plain dynamics has not measured a population
+_FEW = 100  # independent frames
 _JS_TOLERANCE = 0.05
 _STD_TOLERANCE = 0.05
 
@@ -74,29 +74,23 @@ def _map_section(page: Page, axes: tuple[str, str], angles: dict) -> None:
     page.numbers["first_torsion_positive"] = {k: pair(e) for k, e in found.items()}
     page.numbers["basin_free_energy_kT"] = {k: pair(e) for k, e in offset.items()}
     page.numbers["jensen_shannon"], rows = {}, []
+    data = torsion_rows(sets["data"])
     for label, v in sets.items():
         if label == "data":
             rows.append((label, len(v), "", "", "", str(found[label]), str(offset[label])))
             continue
-        d = torsion_divergence(sets["data"], v)
-        record = d._asdict()
+        groups = walker_groups(*v.shape[:2]) if v.ndim == 3 else None
+        d = excess_divergence(data, torsion_rows(v.reshape(-1, 2)), groups=groups)
         note = ""
-        if label == "MD":
-            g = max(statistical_inefficiency(ob.angular_vectors(v[..., n])) for n in (0, 1))
-            n_effective = v.size / 2 / g
-            slow = torsion_divergence(sets["data"], v, n_effective=n_effective)
-            record.update(n_effective=n_effective, floor_correlated=slow.floor)
-            note = (
-                f"; the frames are worth about {n_effective:,.0f} independent ones, for which "
-                f"counting alone would give up to {slow.floor:.4f}"
-            )
-            if n_effective < 100:
+        if groups is not None:
+            note = f"; the frames are worth about {d.n_effective:,.0f} independent ones"
+            if d.n_effective < _FEW:
                 page.judge(
                     False,
-                    f"The slower of {axes[0]} and {axes[1]} has seen only about {n_effective:.0f} "
+                    f"{label}: {axes[0]} and {axes[1]} have seen only about {d.n_effective:.0f} "
                     "independent values in all walkers: run longer before trusting populations.",
                 )
-        page.numbers["jensen_shannon"][label] = record
+        page.numbers["jensen_shannon"][label] = d._asdict()
         good = d.excess <= _JS_TOLERANCE
         page.judge(
             good,
@@ -120,8 +114,8 @@ def _map_section(page: Page, axes: tuple[str, str], angles: dict) -> None:
         rows.append((label, v.size // 2, *numbers, str(found[label]), str(offset[label])))
     head = ("", "frames", "JS (nats)", "floor", "excess", f"p({axes[0]} > 0)", "ΔF (kT)")
     caption = (
-        "<p>ΔF = F(right) − F(left) of the first torsion. The floor is the divergence of two "
-        "draws of these sizes from the data.</p>"
+        "<p>ΔF = F(right) − F(left) of the first torsion. The floor is what as many "
+        "independent frames of the data have from the rest of them.</p>"
     )
     page.section(
         f"Free energy of {axes[0]} and {axes[1]}", image(figure), table(head, rows), caption

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..analysis.statistics import torsion_histogram
+from ..analysis.divergence import torsion_rows
 
 __all__ = ["curves", "distributions", "embed", "free_energy_maps"]
 
@@ -34,8 +34,8 @@ def free_energy_maps(
     """
     density = {}
     for label, values in angles.items():
-        counts = torsion_histogram(values, bins=bins).T
-        density[label] = counts / counts.sum()
+        counts = torsion_rows(values.reshape(-1, 2), bins=bins).sum(0)
+        density[label] = counts.reshape(bins, bins).T / counts.sum()
     top = np.median([np.percentile(p[p > 0], 99.5) for p in density.values()])
     figure = Figure(figsize=(3.6 * len(angles) + 0.8, 3.6), layout="constrained")
     axes = figure.subplots(1, len(angles), squeeze=False, sharey=True)[0]

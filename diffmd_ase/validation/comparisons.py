@@ -9,11 +9,12 @@ import torch
 
 from ..analysis import observables as ob
 from ..analysis.divergence import (
-    Excess,
+    Divergence,
     cell_rows,
     excess_divergence,
     excess_reweighted,
     torsion_rows,
+    walker_groups,
 )
 from ..analysis.modes import Arc, atom_names, torsion_modes
 from ..analysis.statistics import basin_free_energy, mean_estimate, std_estimate
@@ -81,7 +82,7 @@ class Torsions(NamedTuple):
         return dihedrals(x, self.quadruples)
 
 
-def divergence_line(group: str, name: str, found: Excess, goal: float, words: str) -> Line:
+def divergence_line(group: str, name: str, found: Divergence, goal: float, words: str) -> Line:
     """A divergence, expected at its sampling floor; nothing can be told from empty bins."""
     error = found.error
     if found.floor > _SATURATED:
@@ -104,7 +105,7 @@ def torsion_lines(
     """Divergences of the map of torsions, 64 bins along each.
 
     ``reference`` (M, n) angles of independent frames; ``samples``: name → angles (S, n) and,
-    of walkers, who they are of (S,); ``log_weights`` (M,) of the reference.
+    of walkers, their groups (S,); ``log_weights`` (M,) of the reference.
     """
     rows, axes = torsion_rows(reference[:, torsions.axes]), torsions.axes
     of = f"map of {', '.join(torsions.names[n] for n in axes)}"
@@ -114,9 +115,9 @@ def torsion_lines(
         worth = f"{of}; weights are worth {excess.n_effective / len(reference):.0%} of the frames"
         name = "JS torsions: reweighted"
         found.append(divergence_line("torsions", name, excess, goals.reweighted, worth))
-    for label, (angles, walkers) in samples.items():
-        excess = excess_divergence(rows, torsion_rows(angles[:, axes]), walkers=walkers, seed=seed)
-        goal = goals.independent if walkers is None else goals.dynamics
+    for label, (angles, groups) in samples.items():
+        excess = excess_divergence(rows, torsion_rows(angles[:, axes]), groups=groups, seed=seed)
+        goal = goals.independent if groups is None else goals.dynamics
         worth = f"{of}; {len(angles)} frames worth {excess.n_effective:.0f}"
         found.append(divergence_line("torsions", f"JS torsions: {label}", excess, goal, worth))
     return found
@@ -293,12 +294,12 @@ def energy_lines(
     low, high = np.percentile(reference, [0.5, 99.5])
     bins = np.linspace(low, high, 31)
     flat = walkers.ravel()
-    who = np.broadcast_to(np.arange(walkers.shape[1]), walkers.shape).ravel()
     rows, table = (
         cell_rows(np.arange(len(e)), np.searchsorted(bins, e), (len(e), len(bins) + 1))
         for e in (reference, flat)
     )
-    excess = excess_divergence(rows, table, walkers=who, seed=seed)
+    groups = walker_groups(*walkers.shape)
+    excess = excess_divergence(rows, table, groups=groups, seed=seed)
     words = f"mean {(flat.mean() - reference.mean()) / kT:+.2f} kT from that of the data"
     ratio, error = _ratio(walkers, reference, 0.0)
     return [

@@ -31,20 +31,19 @@ def distance_lines(
 ) -> list[Line]:
     """Divergence of all distances; places and heights of up to three peaks of their density.
 
-    ``reference`` (M, N, 3); samples (S, N, 3) and, of walkers, who they are of (S,).
+    ``reference`` (M, N, 3); samples (S, N, 3) and, of walkers, their groups (S,).
     """
     limits = _limits(system, reference)
     rows, found = _rows(system, reference, limits), []
     data = _Density(rows, np.arange(len(reference)) * _GROUPS // len(reference), limits)
     places = data.places()
-    for label, (x, walkers) in samples.items():
+    for label, (x, groups) in samples.items():
         table = _rows(system, x, limits)
-        excess = excess_divergence(rows, table, walkers=walkers, seed=seed)
-        goal = goals.independent if walkers is None else goals.dynamics
+        excess = excess_divergence(rows, table, groups=groups, seed=seed)
+        goal = goals.independent if groups is None else goals.dynamics
         words = f"{len(x)} frames worth {excess.n_effective:.0f}"
         found.append(divergence_line("distances", f"JS distances: {label}", excess, goal, words))
-        groups = np.arange(len(x)) % _GROUPS if walkers is None else walkers
-        ours = _Density(table, groups, limits)
+        ours = _Density(table, np.arange(len(x)) % _GROUPS if groups is None else groups, limits)
         names = [
             f"{what} of peak {n} at {place:.2f} Å"
             for n, place in enumerate(places, 1)

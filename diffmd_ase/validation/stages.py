@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from ..analysis import observables as ob
+from ..analysis.divergence import walker_groups
 from ..analysis.modes import Range, unphysical_frames
 from ..analysis.statistics import mean_estimate
 from ..independent.draws import sample
@@ -53,12 +54,13 @@ def distributions(
     system, torsions, found = bench.frames.system, bench.torsions, []
     rest = np.setdiff1d(np.arange(len(frames)), starts)
     t, w = walkers.energies.shape
-    who = np.broadcast_to(np.arange(w), (t, w)).ravel()
     flat = walkers.positions.reshape(t * w, *frames.shape[1:])
-    sets = {label: (x, None) for label, x in samples.items()} | {"corrected MD": (flat, who)}
+    sets = {label: (x, None) for label, x in samples.items()} | {
+        "corrected MD": (flat, walker_groups(t, w))
+    }
     if torsions.names:
         angles = torsions(frames)
-        of = {label: (torsions(x), ids) for label, (x, ids) in sets.items()}
+        of = {label: (torsions(x), groups) for label, (x, groups) in sets.items()}
         some = None if log_weights is None else log_weights[rest]
         found += compare.torsion_lines(torsions, angles[rest], of, some, goals, seed=seed)
         series = {label: a for label, (a, _) in of.items()}
