@@ -10,8 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
 from scipy.spatial.distance import jensenshannon
+
+from ..independent.weights import effective_fraction
 
 __all__ = [
     "Divergence",
@@ -149,8 +152,8 @@ def excess_reweighted(
     js, floor = both(np.ones(m), splits)
     each = [both((groups != g).astype(float), splits[:4]) for g in range(groups.max() + 1)]
     error = _jackknife_error(np.array([a - b for a, b in each]))
-    worth = w.sum() ** 2 / (w**2).sum()
-    return Divergence(float(js), float(floor), float(js - floor), error, float(worth))
+    worth = m * float(effective_fraction(torch.as_tensor(log_weights)))
+    return Divergence(float(js), float(floor), float(js - floor), error, worth)
 
 
 def effective_number(

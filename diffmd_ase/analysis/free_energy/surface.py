@@ -10,8 +10,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 
-from ..statistics import Estimate, mean_estimate, statistical_inefficiency
-from .reweighting import Samples, coordinates
+from ..statistics import Estimate, mean_estimate
+from .reweighting import Samples
 
 __all__ = [
     "Axis",
@@ -221,8 +221,8 @@ def _block_labels(samples: Samples, blocks: int | None) -> list[np.ndarray]:
     """Pieces of time of each walker and, of many walkers, the walkers themselves."""
     walkers, own = np.unique(samples.walker, return_inverse=True)
     if blocks is None:
-        g = statistical_inefficiency(samples.series(_slowest(samples)))
-        blocks = int(np.clip(len(samples) / (10 * g), _MIN_BLOCKS, _MAX_BLOCKS))
+        length = 10 * samples.inefficiency
+        blocks = int(np.clip(len(samples) / length, _MIN_BLOCKS, _MAX_BLOCKS))
     if blocks < 2:
         raise ValueError(f"{blocks=}: an error needs two at least")
     pieces = max(1, round(blocks / len(walkers)))
@@ -235,12 +235,6 @@ def _block_labels(samples: Samples, blocks: int | None) -> list[np.ndarray]:
     if len(walkers) >= _MANY_WALKERS and pieces > 1:
         found.append(own)
     return found
-
-
-def _slowest(samples: Samples) -> np.ndarray:
-    w = samples.weights
-    series = [w * (v - np.mean(w * v)) for v in coordinates(samples)]
-    return max(series, key=lambda z: statistical_inefficiency(samples.series(z)))
 
 
 # ------------------------------------------------------------------------ two basins
