@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
 from .._moved import forward
-from ..geometry import Lattice, distances, signed_volumes
+from ..geometry import Lattice, angles, dihedrals, distances, signed_volumes
 from ..system import System
 from .statistics import Estimate, mean_estimate, std_estimate
 
 __all__ = [
     "BondRow",
+    "Coordinate",
     "angle_triples",
     "angular_vectors",
     "bond_table",
@@ -24,6 +27,72 @@ __all__ = [
 ]
 
 _RIGID = 1e-6  # Å
+_FORMS = {"torsion": "i,j,k,l", "angle": "i,j,k", "distance": "i,j"}
+
+
+class Coordinate(NamedTuple):
+    """A torsion or angle (rad) or a distance (Å) of some atoms, by name.
+
+    Called with positions (*batch, N, 3) of a system it gives values (*batch); atoms are taken
+    with the nearest images of those before them.
+    """
+
+    name: str
+    kind: str
+    atoms: tuple[int, ...]
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        n_atoms: int,
+        *,
+        kinds: Sequence[str] = tuple(_FORMS),
+        others: Sequence[str] = (),
+    ) -> Coordinate:
+        """From ``phi=torsion:4,6,8,14``, ``a=angle:0,1,2`` or ``d=distance:0,5``.
+
+        Without a name the definition is the name; without a kind the number of atoms tells it.
+
+        Parameters
+        ----------
+        n_atoms : of the system; atoms count from 0
+        kinds : those that are allowed
+        others : words that were expected as well, for the message
+
+        Raises
+        ------
+        ValueError : other words, atoms that are not in the system, or one of them twice
+        """
+        name, _, definition = text.rpartition("=")
+        kind, _, listed = definition.rpartition(":")
+        try:
+            atoms = tuple(int(part) for part in listed.split(","))
+        except ValueError:
+            atoms = ()
+        counts = {len(form.split(",")): k for k, form in _FORMS.items() if k in kinds}
+        kind = kind or counts.get(len(atoms), "")
+        if counts.get(len(atoms)) != kind:
+            forms = [*others, *(f"name={k}:{_FORMS[k]}" for k in kinds)]
+            raise ValueError(
+                f"{text!r}: expected {' or '.join(forms)}, such as phi=torsion:4,6,8,14 or "
+                "d=distance:0,5, with atoms counted from 0"
+            )
+        if len(set(atoms)) < len(atoms) or not all(0 <= atom < n_atoms for atom in atoms):
+            raise ValueError(
+                f"{text!r}: atoms {', '.join(map(str, atoms))} must differ and lie in "
+                f"0…{n_atoms - 1}, counted from 0"
+            )
+        return cls(name or definition, kind, atoms)
+
+    @property
+    def period(self) -> float:
+        """2π of a torsion, 0 of what is not periodic."""
+        return 2 * math.pi if self.kind == "torsion" else 0.0
+
+    def __call__(self, x, system: System):
+        measure = {"torsion": dihedrals, "angle": angles, "distance": distances}[self.kind]
+        return measure(x, [self.atoms], system=system)[..., 0]
 
 
 def angular_vectors(phi: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..potentials.base import Potential
 from ..score.model import ScoreModel
@@ -43,7 +43,7 @@ def validate(
     goals: Goals | None = None,
     reference: Potential | None = None,
     committee: Sequence[ScoreModel] = (),
-    torsions: dict[str, tuple[int, int, int, int]] | None = None,
+    torsions: Mapping[str, Sequence[int]] | None = None,
     modes: bool = False,
     seed: int = 0,
     device: str = "auto",

@@ -11,6 +11,48 @@ ETHANOL = molecule("CH3CH2OH")
 BONDS = np.array([[0, 1], [0, 2], [1, 3], [0, 4], [0, 5], [1, 6], [1, 7], [1, 8]])
 
 
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("phi=torsion:4,6,8,2", ("phi", "torsion", (4, 6, 8, 2))),
+        ("phi=4,6,8,2", ("phi", "torsion", (4, 6, 8, 2))),
+        ("angle:0,1,2", ("angle:0,1,2", "angle", (0, 1, 2))),
+        ("0,8", ("0,8", "distance", (0, 8))),
+    ],
+)
+def test_coordinates_by_name(text, expected):
+    coordinate = ob.Coordinate.parse(text, 9)
+    assert coordinate == expected
+    assert coordinate.period == (2 * np.pi if expected[1] == "torsion" else 0)
+    system = System.from_atoms(ETHANOL)
+    (a, *_, b) = expected[2]
+    known = {
+        "torsion": lambda: np.radians((ETHANOL.get_dihedral(*expected[2]) + 180) % 360 - 180),
+        "angle": lambda: np.radians(ETHANOL.get_angle(*expected[2])),
+        "distance": lambda: ETHANOL.get_distance(a, b),
+    }
+    assert coordinate(ETHANOL.positions, system) == pytest.approx(known[expected[1]]())
+
+
+@pytest.mark.parametrize(
+    "text, kinds, said",
+    [
+        ("x", None, "'x'.*or name=torsion:i,j,k,l.*such as phi=torsion:4,6,8,14"),
+        ("d=distance:0", None, "expected energy or"),
+        ("d=torsion:0,1", None, "name=distance:i,j"),
+        ("d=distance:0,x", None, "counted from 0"),
+        ("d=0,1", ("torsion",), "expected energy or name=torsion:i,j,k,l, such"),
+        ("d=distance:0,9", None, "'d=distance:0,9': atoms 0, 9 must differ and lie in 0…8"),
+        ("d=distance:1,1", None, "must differ"),
+        ("d=distance:-1,1", None, "lie in 0…8, counted from 0"),
+    ],
+)
+def test_coordinates_that_cannot_be(text, kinds, said):
+    options = {} if kinds is None else {"kinds": kinds}
+    with pytest.raises(ValueError, match=said):
+        ob.Coordinate.parse(text, 9, others=("energy",), **options)
+
+
 def test_angle_triples_of_methane():
     triples = ob.angle_triples([(0, 1), (0, 2), (0, 3), (0, 4)])
     assert len(triples) == 6 and (triples[:, 1] == 0).all()
