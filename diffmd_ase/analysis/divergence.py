@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from scipy.spatial.distance import jensenshannon
 
 from ..independent.weights import effective_fraction
+from .statistics import jackknife_error
 
 __all__ = [
     "Divergence",
@@ -115,9 +116,9 @@ def excess_divergence(
         floor.append(jensen_shannon(first, rest))
         from_rest.append(jensen_shannon(part, rest))
     total = _sum(reference, np.arange(m))
-    left = np.array([jensen_shannon(table.sum(0) - row, total) for row in table])
+    left = [jensen_shannon(table.sum(0) - row, total) for row in table]
     js, level = float(np.mean(from_rest)), float(np.mean(floor))
-    error = max(float(np.std(floor, ddof=1)), _jackknife_error(left))
+    error = max(float(np.std(floor, ddof=1)), float(jackknife_error(left)))
     return Divergence(js, level, js - level, error, worth)
 
 
@@ -151,7 +152,7 @@ def excess_reweighted(
 
     js, floor = both(np.ones(m), splits)
     each = [both((groups != g).astype(float), splits[:4]) for g in range(groups.max() + 1)]
-    error = _jackknife_error(np.array([a - b for a, b in each]))
+    error = float(jackknife_error([a - b for a, b in each]))
     worth = m * float(effective_fraction(torch.as_tensor(log_weights)))
     return Divergence(float(js), float(floor), float(js - floor), error, worth)
 
@@ -182,11 +183,6 @@ def effective_number(
     falling = np.minimum.accumulate(curve)
     log_k = np.interp(-np.mean(halves), -falling, np.log(sizes))
     return float(np.clip(2 * np.exp(log_k), 2, samples.shape[0]))
-
-
-def _jackknife_error(left: np.ndarray) -> float:
-    """Of values without one group each (G,)."""
-    return float(np.sqrt(len(left) - 1) * np.std(left))
 
 
 def _by_group(samples: csr_array, groups: np.ndarray) -> np.ndarray:

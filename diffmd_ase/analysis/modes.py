@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from scipy.ndimage import gaussian_filter1d
 from ..geometry import distances
 from ..score.topology import Topology
 from ..system import System
+from .observables import angular_vectors
 
-__all__ = ["Arc", "Range", "atom_names", "torsion_modes", "unphysical_frames"]
+__all__ = ["Arc", "Range", "atom_names", "map_axes", "torsion_modes", "unphysical_frames"]
 
 _BINS = 120  # 3° each
 _SMOOTH = 2.0  # bins
@@ -134,6 +136,15 @@ def unphysical_frames(
                 f"bond {atoms} is {lengths[frame, worst]:.2f} Å, {median[worst]:.2f} Å in most",
             )
     return dict(sorted(found.items()))
+
+
+def map_axes(names: Sequence[str], phi: np.ndarray) -> list[int]:
+    """Which torsions, of angles (M, n) in rad, make the map: ``phi`` and ``psi``, or the two
+    that spread most; one if there is one."""
+    if "phi" in names and "psi" in names:
+        return [names.index("phi"), names.index("psi")]
+    length = np.linalg.norm(angular_vectors(phi).mean(0), axis=-1)
+    return sorted(np.argsort(length)[:2].tolist())
 
 
 def atom_names(system: System, atoms) -> str:

@@ -15,15 +15,15 @@ from ..system import System
 from .statistics import Estimate, mean_estimate, std_estimate
 
 __all__ = [
-    "BondRow",
     "Coordinate",
     "angle_triples",
     "angular_vectors",
-    "bond_table",
     "bonds_intact",
     "correct_hand",
     "mean_square_displacement",
+    "WidthRow",
     "radial_distribution",
+    "width_table",
 ]
 
 _RIGID = 1e-6  # Å
@@ -164,41 +164,31 @@ def mean_square_displacement(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(each.mean(1), 0.0), error
 
 
-class BondRow(NamedTuple):
-    """One bond: mean and std (Å) of the samples and the reference, and the ratio of stds."""
+class WidthRow(NamedTuple):
+    """One coordinate of samples against the reference: the difference of the means, and the
+    ratio of the standard deviations."""
 
-    bond: tuple[int, int]
-    mean: Estimate
-    std: Estimate
-    reference_mean: Estimate
-    reference_std: Estimate
+    number: int
+    shift: Estimate
     ratio: Estimate
 
 
-def bond_table(x: np.ndarray, reference: np.ndarray, bonds) -> list[BondRow]:
-    """Lengths of samples (T, N, 3) or (T, W, N, 3) against the reference (M, N, 3).
+def width_table(samples: np.ndarray, reference: np.ndarray) -> list[WidthRow]:
+    """Coordinates (T, n) or (T, W, n) of samples against those of the reference (M, n).
 
     Sorted by how far the ratio of the standard deviations is from 1, worst first.
     """
-    samples, expected = distances(x, bonds), distances(reference, bonds)
     rows = []
-    for n, bond in enumerate(np.asarray(bonds, int).tolist()):
-        lengths, reference_lengths = samples[..., n], expected[..., n]
-        std, reference_std = std_estimate(lengths), std_estimate(reference_lengths)
+    for n in range(reference.shape[-1]):
+        ours, data = samples[..., n], reference[..., n]
+        means, stds = ([f(v) for v in (ours, data)] for f in (mean_estimate, std_estimate))
+        gap, error = means[0].value - means[1].value, np.hypot(means[0].error, means[1].error)
         # rigid bonds (constraints) have no width; a floor keeps their ratio finite
-        a, b = max(std.value, _RIGID), max(reference_std.value, _RIGID)
-        value, relative = a / b, np.hypot(std.error / a, reference_std.error / b)
-        ratio = Estimate(value, float(value * relative), std.n_effective)
-        rows.append(
-            BondRow(
-                tuple(bond),
-                mean_estimate(lengths),
-                std,
-                mean_estimate(reference_lengths),
-                reference_std,
-                ratio,
-            )
-        )
+        a, b = (max(std.value, _RIGID) for std in stds)
+        relative = np.hypot(stds[0].error / a, stds[1].error / b)
+        shift = Estimate(gap, float(error), means[0].n_effective)
+        ratio = Estimate(a / b, float(a / b * relative), stds[0].n_effective)
+        rows.append(WidthRow(n, shift, ratio))
     return sorted(rows, key=lambda row: -abs(np.log(row.ratio.value)))
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "Estimate",
     "basin_free_energy",
     "correlation",
+    "jackknife_error",
     "mean_estimate",
     "statistical_inefficiency",
     "std_estimate",
@@ -91,6 +92,11 @@ def std_estimate(a: np.ndarray) -> Estimate:
     sigma = np.sqrt(variance.value)
     error = variance.error / (2.0 * sigma) if sigma > 0 else 0.0
     return Estimate(float(sigma), float(error), variance.n_effective)
+
+
+def jackknife_error(left) -> np.ndarray:
+    """Standard error from estimates (G, …), each made without one of G groups."""
+    return np.std(left, axis=0) * np.sqrt(len(left) - 1)
 
 
 def basin_free_energy(in_a: np.ndarray, in_b: np.ndarray, *, kT: float = 1.0) -> Estimate:

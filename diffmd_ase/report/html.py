@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis.statistics import Estimate
+from ..io.atomic import replacing
 from ..system import System
 from . import plots
 
@@ -97,6 +97,5 @@ def render(page: Page, title: str, system: System, temperature_K: float) -> str:
 
 def save(path: Path, text: str) -> None:
     """Write a file, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ def embed(figure: Figure) -> str:
 
 
 def free_energy_maps(
-    angles: dict[str, np.ndarray], names: tuple[str, str], *, bins: int = 64
+    angles: dict[str, np.ndarray], names: Sequence[str], *, bins: int = 64
 ) -> Figure:
     """``F/kT = -ln p + const`` of pairs of angles (…, 2), side by side, one colour scale.
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..analysis import observables as ob
 from ..analysis.divergence import (
     Divergence,
     cell_rows,
@@ -16,7 +15,8 @@ from ..analysis.divergence import (
     torsion_rows,
     walker_groups,
 )
-from ..analysis.modes import Arc, atom_names, torsion_modes
+from ..analysis.modes import Arc, atom_names, map_axes, torsion_modes
+from ..analysis.observables import angle_triples
 from ..analysis.statistics import basin_free_energy, mean_estimate, std_estimate
 from ..geometry import dihedrals, distances, shortest
 from ..score.topology import Topology
@@ -61,12 +61,8 @@ class Torsions(NamedTuple):
         named |= {atom_names(system, q): q for q in (heavy if heavy or named else rows)}
         names, quadruples = list(named), np.array(list(named.values()), int).reshape(-1, 4)
         phi = dihedrals(frames, quadruples)
-        if "phi" in names and "psi" in names:
-            axes = [names.index("phi"), names.index("psi")]
-        else:
-            spread = np.linalg.norm(ob.angular_vectors(phi).mean(0), axis=-1)
-            axes = sorted(np.argsort(spread)[:2].tolist())
-        return cls(names, quadruples, [torsion_modes(p) for p in phi.T], axes)
+        modes = [torsion_modes(angle) for angle in phi.T]
+        return cls(names, quadruples, modes, map_axes(names, phi))
 
     @property
     def parted(self) -> list[tuple[str, int, Arc, Arc]]:
@@ -206,7 +202,7 @@ def width_lines(
     widens a coordinate q by that; |∇q|² = 2 of a distance. One torsion for each rotatable bond,
     within its largest mode in the frames.
     """
-    pairs = topology.bonds, ob.angle_triples(topology.bonds)[:, [0, 2]]
+    pairs = topology.bonds, angle_triples(topology.bonds)[:, [0, 2]]
     kinds: list[tuple[str, np.ndarray, list[_Coordinate]]] = []
     for kind, atoms in zip(("bonds", "1-3 distances"), pairs, strict=True):
         ours, data = distances(walkers, atoms), distances(frames, atoms)

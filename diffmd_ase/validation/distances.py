@@ -7,6 +7,7 @@ import torch
 from scipy.signal import find_peaks
 
 from ..analysis.divergence import cell_rows, excess_divergence
+from ..analysis.statistics import jackknife_error
 from ..geometry import distances
 from ..score.neighbours import edges
 from ..system import System
@@ -80,7 +81,7 @@ class _Density:
     def peak(self, near: float) -> tuple[np.ndarray, np.ndarray]:
         """Place and height (2,) of the highest peak within 0.3 Å, and their errors (2,)."""
         left = [_top(self.r, g, near) for g in self.left]
-        return _top(self.r, self.whole, near), np.std(left, axis=0) * np.sqrt(len(left) - 1)
+        return _top(self.r, self.whole, near), jackknife_error(left)
 
 
 def _top(r, g, near) -> np.ndarray:

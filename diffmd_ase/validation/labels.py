@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ..analysis.statistics import std_estimate
+from ..analysis.statistics import jackknife_error, std_estimate
 from .comparisons import Torsions
 from .scorecard import Goals, Line, line
 
@@ -53,7 +53,7 @@ def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]
         return np.array([np.corrcoef(a, b)[0, 1], relative, a @ b / (b @ b)])
 
     (r, relative, slope), left = of(slice(None)), [of(groups != g) for g in set(groups)]
-    errors = np.std(left, axis=0) * np.sqrt(len(left) - 1)
+    errors = jackknife_error(left)
     goal = goals.force_correlation
     return [
         line("labels", "force correlation", r, errors[0], expected=1.0, goal=goal),

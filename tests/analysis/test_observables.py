@@ -5,6 +5,7 @@ import pytest
 from ase.build import bulk, molecule
 
 from diffmd_ase.analysis import observables as ob
+from diffmd_ase.geometry import distances
 from diffmd_ase.system import System
 
 ETHANOL = molecule("CH3CH2OH")
@@ -93,21 +94,27 @@ def test_msd_of_free_particles(rng):
     assert np.isnan(ob.mean_square_displacement(x[:, 0])[1]).all()
 
 
-def test_bond_table_finds_the_wrong_bond(rng):
+def test_width_table_finds_the_wrong_bond(rng):
     reference = ETHANOL.positions + 0.03 * rng.standard_normal((4000, 9, 3))
     same = ETHANOL.positions + 0.03 * rng.standard_normal((500, 8, 9, 3))
-    z = [(row.ratio.value - 1) / row.ratio.error for row in ob.bond_table(same, reference, BONDS)]
+    expected = distances(reference, BONDS)
+    rows = ob.width_table(distances(same, BONDS), expected)
+    z = [(row.ratio.value - 1) / row.ratio.error for row in rows]
     assert np.abs(z).max() < 4
     worse = same.copy()
     worse[..., 2, :] += 0.03 * rng.standard_normal((500, 8, 3))
-    top = ob.bond_table(worse, reference, BONDS)[0]
-    assert top.bond == (0, 2) and (top.ratio.value - 1) / top.ratio.error > 4
-    assert top.mean.value == pytest.approx(ETHANOL.get_distance(0, 2), abs=0.02)
+    top = ob.width_table(distances(worse, BONDS), expected)[0]
+    assert BONDS[top.number].tolist() == [0, 2]
+    assert (top.ratio.value - 1) / top.ratio.error > 4
+    assert top.shift.value == pytest.approx(0, abs=0.02)
+    longer = ob.width_table(expected[:500] + 0.1, expected)
+    assert all(row.shift.value == pytest.approx(0.1, abs=4 * row.shift.error) for row in longer)
 
 
 def test_rigid_bonds_have_a_ratio():
     x = np.broadcast_to(ETHANOL.positions, (20, 9, 3))
-    assert all(row.ratio.value == 1.0 for row in ob.bond_table(x, x, BONDS))
+    lengths = distances(x, BONDS)
+    assert all(row.ratio.value == 1.0 for row in ob.width_table(lengths, lengths))
 
 
 def test_broken_bonds_and_mirror_images(rng):

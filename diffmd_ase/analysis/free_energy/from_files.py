@@ -6,7 +6,6 @@ COLVAR, HILLS, KERNELS or a trajectory go in; a surface, its doubts and three fi
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,13 +88,11 @@ class Result:
             history=self.history,
             limit=self._limit(),
         )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130, facecolor="white")
         archive, rows = picture.with_suffix(".npz"), picture.with_suffix(".csv")
         error = np.full_like(self.free_energy, np.nan) if self.error is None else self.error
         centres = [axis.centres for axis in self.axes]
         with replacing(picture) as part:
-            part.write_bytes(buffer.getvalue())
+            figure.savefig(part, format="png", dpi=130, facecolor="white")
         with replacing(archive) as part, open(part, "wb") as file:
             arrays: dict[str, Any] = {f"centres_{n}": c for n, c in enumerate(centres)}
             arrays |= {"free_energy": self.free_energy, "error": error, "kT": self.kT}
