@@ -16,7 +16,7 @@ import numpy as np
 from ...io.atomic import replacing
 from ...io.plumed_tables import PlumedTable, kind, read_plumed, thermal_energy
 from .from_trajectory import measured
-from .hills_files import Hills, free_energy_of_kernels, sum_hills
+from .hills_files import Hills, free_energy_of_components, sum_hills
 from .plots import free_energy_figure
 from .reweighting import Samples, choose_method, keep_after, log_weights, variable_names
 from .surface import Axis, Basin, BlockScan, Convergence, basin_difference_on_grid
@@ -277,7 +277,7 @@ def _from_kernels(files: list[Path], request: Request, kT: float) -> Result:
         period = table.period(name) or 0.0
         low = table.domains[name][0] if period else 0.0
         axes.append(_axis(request, name, values, low, period, len(names)))
-    energy = free_energy_of_kernels(table, kT, [axis.centres for axis in axes])
+    energy = free_energy_of_components(table, kT, [axis.centres for axis in axes])
     result = Result(tuple(axes), energy, None, request.unit, kT, request.pair())
     result.numbers.update(kernels=len(table), kT=kT, unit=request.unit, reweight="kernels")
     if result.basins is not None:

@@ -62,6 +62,12 @@ class CV(ABC):
         widths = [math.inf if d is None else d[1] - d[0] for d in self.domains]
         return torch.tensor(widths, dtype=torch.float64)
 
+    def wrap(self, s: Tensor) -> Tensor:
+        """``s`` (*batch, d) with periodic variables in their domains."""
+        lows = [0.0 if domain is None else domain[0] for domain in self.domains]
+        low, periods = torch.tensor(lows, dtype=torch.float64).to(s), self._periods.to(s)
+        return s - ((s - low) / periods).floor() * periods.nan_to_num(posinf=0.0)
+
     def difference(self, s: Tensor, origin: Tensor) -> Tensor:
         """``s - origin``, along the shortest way for periodic variables."""
         return shortest(s - origin, self._periods)

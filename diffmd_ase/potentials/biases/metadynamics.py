@@ -25,11 +25,21 @@ from torch import Tensor
 from ...io.plumed_writer import KJ_PER_MOL, PlumedFile
 from .base import CVBias, domain_constants, per_variable
 from .cv import CV
-from .hills import Grid, HillGrid, HillList, Hills
+from .hills import Grid, HillGrid, HillList, HillSum
 
-__all__ = ["Metadynamics"]
+__all__ = ["Metadynamics", "reweighting_constant"]
 
 _BLOCK = 256  # walkers whose hills are put down together
+
+
+def reweighting_constant(V: Tensor, kT: float, biasfactor: float | None) -> Tensor:
+    """``c = kT ln [Σ exp(γ V/((γ - 1) kT)) / Σ exp(V/((γ - 1) kT))]`` over the last axis of V.
+
+    Without a bias factor it is the limit γ → ∞, ``kT ln <exp(V/kT)>``. V and kT have one unit.
+    """
+    inner = 0.0 if biasfactor is None else 1.0 / (biasfactor - 1.0)
+    upper, lower = ((k / kT * V).logsumexp(-1) for k in (1.0 + inner, inner))
+    return kT * (upper - lower)
 
 
 class Metadynamics(CVBias):
@@ -93,7 +103,7 @@ class Metadynamics(CVBias):
         self.kT, self.height, self.pace, self.biasfactor = kT, height, pace, biasfactor
         self.walkers, self.timestep_ps = walkers, timestep_ps
         self.sigma = per_variable(self.cv, sigma, "sigma", positive=True)
-        self._hills: Hills = (
+        self._hills: HillSum = (
             HillList(self.cv, self.sigma) if grid is None else HillGrid(self.cv, self.sigma, grid)
         )
         self._deposits: list[tuple[Tensor, Tensor]] = []  # centres (W, m, d), heights (W, m)
@@ -141,16 +151,11 @@ class Metadynamics(CVBias):
 
     @property
     def rct(self) -> Tensor:
-        """c(t) in eV, one number or (W,), summed over the grid; it needs one.
-
-        Without tempering it is the limit γ → ∞, ``c = kT ln <exp(V/kT)>`` over the grid.
-        """
+        """c(t) in eV, one number or (W,), summed over the grid; it needs one."""
         if not isinstance(self._hills, HillGrid):
             raise ValueError("c(t) is an integral over a grid: give grid= to Metadynamics")
-        V, gamma = self._hills.values / self.kT, self.biasfactor
-        inner = 0.0 if gamma is None else 1.0 / (gamma - 1.0)
-        c = torch.logsumexp((1.0 + inner) * V, -1) - torch.logsumexp(inner * V, -1)
-        return self.kT * (c if len(c) > 1 else c[0])
+        c = reweighting_constant(self._hills.values, self.kT, self.biasfactor)
+        return c if len(c) > 1 else c[0]
 
     def free_energy(self, s: Tensor) -> Tensor:
         """``F(s) = -γ/(γ - 1) V(s)`` in eV, up to a constant."""

@@ -1,16 +1,17 @@
 """On-the-fly probability enhanced sampling (OPES) of many walkers.
 
-Weighted kernels estimate the probability of the variables, and the bias makes it the
+Weighted components estimate the probability of the variables, and the bias makes it the
 well-tempered one, ``p^(1/γ)``,
 
-    P(s) = Σ_k h_k K_k(s) / Σ_k w_k        V(s) = kT (1 - 1/γ) ln(P(s)/Z + ε)
+    P(s) = Σ_k h_k G_k(s) / Σ_k w_k        V(s) = kT (1 - 1/γ) ln(P(s)/Z + ε)
 
 with ``w = exp(V/kT)`` of every deposit, ε = exp[-ΔE/((1 - 1/γ) kT)] for the barrier ΔE, Z the
-mean of P at the kernels, and kernels that shrink with the effective number of samples
+mean of P at the components, and components that shrink with the effective number of samples
 (Invernizzi & Parrinello, J. Phys. Chem. Lett. 11, 2731 (2020)). `OPESExplore` estimates the
 biased probability instead, ``V = kT (γ - 1) ln(P/Z + ε)``, and explores faster (Invernizzi &
-Parrinello, J. Chem. Theory Comput. 18, 3988 (2022)). Kernels closer than one σ are merged, so
-that their number stays small. Frames have the weight exp(V/kT) in both.
+Parrinello, J. Chem. Theory Comput. 18, 3988 (2022)). Components closer than one σ are merged, so
+that their number stays small. Frames have the weight exp(V/kT) in both. PLUMED, and its file,
+call the components kernels.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from ...io.plumed_writer import PlumedFile
 from .base import CVBias, domain_constants, per_variable
+from .components import Components
 from .cv import CV
-from .kernel_density import Kernels
 
 __all__ = ["OPES", "OPESExplore"]
 
@@ -73,7 +74,7 @@ class _OPES(CVBias):
         self.epsilon = math.exp(-barrier / prefactor / kT)
         if not self.epsilon > 0:
             raise ValueError(f"{barrier=} is too high for {kT=}: exp(-barrier/kT) is zero")
-        self._kernels = Kernels(self.cv, self._cutoff, compression)
+        self._components = Components(self.cv, self._cutoff, compression)
         # deposits begin with one of the weight exp(V/kT) of an empty bias, against 0/0
         weight = self.epsilon**prefactor
         self._counter, self._sums = 1, (weight, weight * weight)
@@ -87,36 +88,36 @@ class _OPES(CVBias):
     @property
     @abstractmethod
     def _cutoff(self) -> float:
-        """Kernels end at so many sigmas."""
+        """Components end at so many sigmas."""
 
     @property
     @abstractmethod
     def _norm(self) -> float:
-        """What the sum of the kernels is divided by to be a probability."""
+        """What the sum of the components is divided by to be a probability."""
 
     @property
     @abstractmethod
     def _size(self) -> float:
-        """How many samples set the width of the next kernel."""
+        """How many samples set the width of the next component."""
 
     @abstractmethod
     def _height(self, weight: float) -> float:
-        """Of a kernel that has the initial sigma, for a deposit of weight exp(V/kT)."""
+        """Of a component that has the initial sigma, for a deposit of weight exp(V/kT)."""
 
     @property
     @abstractmethod
-    def _first_sigma(self) -> np.ndarray:
-        """Sigma of kernels before they shrink, (d,)."""
+    def _first_sigma(self) -> Tensor:
+        """Sigma of components before they shrink, (d,)."""
 
     def bias(self, s):
-        probability, slope = self._kernels(s)
+        probability, slope = self._components(s)
         norm = self._norm * self.zed
         value = probability / norm + self.epsilon
         scale = self.kT * self._prefactor
         return scale * value.log(), (scale / norm / value)[..., None] * slope
 
     def update(self, x, step) -> bool:
-        """Deposit a kernel for each walker if ``step`` is a multiple of ``pace``.
+        """Deposit a component for each walker if ``step`` is a multiple of ``pace``.
 
         The walkers deposit one after the other, each with the bias of those before it, as
         one PLUMED instance does that serves them all.
@@ -127,17 +128,17 @@ class _OPES(CVBias):
         if not torch.isfinite(s).all():
             raise ValueError(
                 f"step {step}: {', '.join(self.cv.names)} are not finite for some walker, and a "
-                "kernel there would be lost: look for NaN positions or overlapping atoms"
+                "component there would be lost: look for NaN positions or overlapping atoms"
             )
-        rows = [self._deposit(step, centre) for centre in s.cpu().numpy()]
+        rows = [self._deposit(step, centre) for centre in s.cpu()]
         if self._file is not None:
             self._file.append(np.array(rows))
         return True
 
     @property
     def zed(self) -> float:
-        """Z, the mean of the probability at the kernels; 1 without any."""
-        return self._kernels.mean_at_centres / self._norm if len(self._kernels) else 1.0
+        """Z, the mean of the probability at the components; 1 without any."""
+        return self._components.mean_at_centres / self._norm if len(self._components) else 1.0
 
     @property
     def rct(self) -> float:
@@ -150,10 +151,10 @@ class _OPES(CVBias):
         return (1.0 + self._sums[0]) ** 2 / (1.0 + self._sums[1])
 
     @property
-    def kernels(self) -> tuple[Tensor, ...]:
-        """Centres (n, d), sigmas (n, d) and heights (n,) of the compressed kernels."""
-        k = self._kernels
-        return tuple(torch.from_numpy(a.copy()) for a in (k.centres, k.sigmas, k.heights))
+    def components(self) -> tuple[Tensor, ...]:
+        """Centres (n, d), sigmas (n, d) and heights (n,) of the merged components."""
+        c = self._components
+        return c.centres, c.sigmas, c.heights
 
     @property
     def columns(self):
@@ -164,34 +165,36 @@ class _OPES(CVBias):
         ``zed``, ``neff`` and ``nker``, each (*batch)."""
         said = super().describe(x)
         totals = {"rct": self.rct, "zed": self.zed, "neff": self.neff}
-        totals["nker"] = float(len(self._kernels))
+        totals["nker"] = float(len(self._components))
         return said | {n: torch.full_like(said["bias"], v) for n, v in totals.items()}
 
     def checkpoint(self) -> dict:
-        saved = {"counter": self._counter, "sums": self._sums, "kernels": self._kernels.saved()}
+        saved = {"counter": self._counter, "sums": self._sums}
+        saved["kernels"] = self._components.saved()
         return saved if self._file is None else saved | {"length": self._file.length}
 
     def restore(self, saved, x, step) -> None:
         self._counter, self._sums = saved["counter"], tuple(saved["sums"])
-        self._kernels.restore(saved["kernels"])
+        self._components.restore(saved["kernels"])
         if self._file is not None:
             self._file.truncate(saved["length"])
 
-    def _deposit(self, step: int, centre: np.ndarray) -> list[float]:
-        probability = self._kernels.at(centre) / self._norm
+    def _deposit(self, step: int, centre: Tensor) -> list[float]:
+        probability = self._components.at(centre) / self._norm
         log_weight = self._prefactor * math.log(probability / self.zed + self.epsilon)
         weight = math.exp(log_weight)
         self._counter += 1
         self._sums = self._sums[0] + weight, self._sums[1] + weight * weight
         d = len(centre)
         shrink = (self._size * (d + 2.0) / 4.0) ** (-1.0 / (4.0 + d))
-        # the normalisation of a kernel but for what cancels in P/Z
-        shrinks = np.maximum(shrink, self.sigma_min.numpy() / self._first_sigma)
+        # the normalisation of a component but for what cancels in P/Z
+        shrinks = (self.sigma_min / self._first_sigma).clamp(min=shrink)
         sigma = self._first_sigma * shrinks
         height = self._height(weight) / float(shrinks.prod())
-        self._kernels.add(centre, sigma, height)
-        unit = np.array(self.cv.plumed_units)
-        return [step * self.timestep_ps, *(centre * unit), *(sigma * unit), height, log_weight]
+        self._components.add(centre, sigma, height)
+        unit = torch.tensor(self.cv.plumed_units, dtype=torch.float64)
+        values = torch.cat((centre * unit, sigma * unit)).tolist()
+        return [step * self.timestep_ps, *values, height, log_weight]
 
     def _start_file(self, path, compression: float, restart: bool) -> PlumedFile | None:
         if path is None:
@@ -221,12 +224,12 @@ class OPES(_OPES):
     ----------
     cvs : one or several `CV`
     kT : in eV
-    sigma : first widths of the kernels in the units of the variables, one or d
+    sigma : first widths of the components in the units of the variables, one or d
     barrier : ΔE in eV, the highest that is to be crossed; V stays below it
-    pace : steps between kernels
+    pace : steps between components
     biasfactor : γ, default ``barrier/kT``; ``inf`` for a flat target
-    sigma_min : kernels do not shrink below these
-    compression : kernels closer than so many sigmas are merged; 0: never
+    sigma_min : components do not shrink below these
+    compression : components closer than so many sigmas are merged; 0: never
     file : KERNELS in PLUMED's units; it is a record, a restart takes a checkpoint
     timestep_ps : of the column ``time``; without it time counts steps
     restart : go on with the ``file`` that is there
@@ -257,14 +260,14 @@ class OPES(_OPES):
 
     @property
     def _first_sigma(self):
-        return self.sigma.numpy()
+        return self.sigma
 
     def _height(self, weight):
         return weight
 
     def free_energy(self, s: Tensor) -> Tensor:
-        """``F(s) = -kT ln P(s)`` in eV, up to a constant; infinite where no kernel reaches."""
-        return -self.kT * self._kernels(s)[0].log()
+        """``F(s) = -kT ln P(s)`` in eV, up to a constant; infinite where no component reaches."""
+        return -self.kT * self._components(s)[0].log()
 
 
 class OPESExplore(_OPES):
@@ -297,11 +300,11 @@ class OPESExplore(_OPES):
     @property
     def _first_sigma(self):
         # the biased probability is wider
-        return self.sigma.numpy() * math.sqrt(self.biasfactor)
+        return self.sigma * math.sqrt(self.biasfactor)
 
     def _height(self, weight):
         return 1.0
 
     def free_energy(self, s: Tensor) -> Tensor:
-        """``F(s) = -γ kT ln P(s)`` in eV, up to a constant; infinite where no kernel reaches."""
-        return -self.biasfactor * self.kT * self._kernels(s)[0].log()
+        """``F(s) = -γ kT ln P(s)`` in eV, up to a constant; infinite where no component reaches."""
+        return -self.biasfactor * self.kT * self._components(s)[0].log()
