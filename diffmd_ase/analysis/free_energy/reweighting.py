@@ -96,11 +96,8 @@ class Samples:
 
     def progress(self) -> np.ndarray:
         """(n,) how far along its own walker each row is, in (0, 1]."""
-        done = np.empty(len(self))
-        for w in np.unique(self.walker):
-            rows = np.flatnonzero(self.walker == w)
-            done[rows] = np.arange(1, len(rows) + 1) / len(rows)
-        return done
+        place, count = _places(self.walker)
+        return (place + 1) / count
 
     @cached_property
     def inefficiency(self) -> float:
@@ -133,6 +130,21 @@ class Effective(NamedTuple):
     kish: float
     inefficiency: float
     independent: float
+
+
+def keep_after(table: PlumedTable, fraction: float) -> np.ndarray:
+    """(n,) bool: rows after the first ``fraction`` of each walker."""
+    place, count = _places(table.walker)
+    return place / count >= fraction
+
+
+def _places(walker: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each row among those of its walker, from 0, and how many these are: (n,) each."""
+    _, own, counts = np.unique(walker, return_inverse=True, return_counts=True)
+    place = np.empty(len(walker), int)
+    first = np.cumsum(counts) - counts
+    place[np.argsort(own, kind="stable")] = np.arange(len(walker)) - np.repeat(first, counts)
+    return place, counts[own]
 
 
 def effective_samples(samples: Samples) -> Effective:
@@ -268,15 +280,6 @@ def _deposited(table: PlumedTable, labels: dict[str, str], method: str) -> str |
         f"{', '.join(_of(k, 'bias') for k in labels) or '(none)'} is that of the HILLS? Call the "
         "action metad (metad: METAD …), or print its rbias (CALC_RCT)"
     )
-
-
-def keep_after(table: PlumedTable, fraction: float) -> np.ndarray:
-    """(n,) bool: rows after the first ``fraction`` of each walker."""
-    done = np.empty(len(table))
-    for w in np.unique(table.walker):
-        rows = np.flatnonzero(table.walker == w)
-        done[rows] = np.arange(len(rows)) / len(rows)
-    return done >= fraction
 
 
 def variable_names(table: PlumedTable) -> list[str]:
