@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ...io.plumed_writer import plumed_number
 from ...state import Evaluation
 from ..base import Potential
 from .cv import CV, join
@@ -68,11 +68,6 @@ def domain_constants(cv: CV) -> dict[str, str]:
     constants: dict[str, str] = {}
     for name, domain, unit in zip(cv.names, cv.domains, cv.plumed_units, strict=True):
         if domain is not None:
-            low, high = (_number(unit * limit) for limit in domain)
+            low, high = (plumed_number(unit * limit) for limit in domain)
             constants |= {f"min_{name}": low, f"max_{name}": high}
     return constants
-
-
-def _number(value: float) -> str:
-    # sum_hills compares the text of periods
-    return {math.pi: "pi", -math.pi: "-pi"}.get(value, f"{value:.17g}")

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .script import Line
+from .script import InputLine
 
 __all__ = ["cut_back", "lengths", "refuse_empty", "refuse_existing", "refuse_too_many"]
 
@@ -64,7 +64,7 @@ def refuse_existing(folder: str | Path, names: Iterable[str]) -> None:
         )
 
 
-def refuse_empty(folder: str | Path, script: Sequence[Line]) -> None:
+def refuse_empty(folder: str | Path, script: Sequence[InputLine]) -> None:
     """Raise ``ValueError`` where OPES would restart from nothing: PLUMED crashes on that."""
     for line in script:
         if not line.name.startswith("OPES_"):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .script import Line
+from .script import InputLine
 
 __all__ = ["Action", "Plan", "actions_of", "plan"]
 
@@ -105,7 +105,7 @@ def actions_of(log: str) -> list[Action]:
     return actions
 
 
-def plan(actions: Sequence[Action], script: Sequence[Line]) -> Plan:
+def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
     """The plan of actions, with what only the input itself says.
 
     Raises
