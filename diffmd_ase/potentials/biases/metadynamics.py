@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...io.plumed_writer import KJ_PER_MOL, PlumedFile
-from .base import CVBias, domain_constants, per_variable
+from .base import DepositedBias
 from .cv import CV
 from .hills import Grid, HillGrid, HillList, HillSum
 
@@ -42,7 +42,7 @@ def reweighting_constant(V: Tensor, kT: float, biasfactor: float | None) -> Tens
     return kT * (upper - lower)
 
 
-class Metadynamics(CVBias):
+class Metadynamics(DepositedBias):
     """Well-tempered metadynamics, equal to PLUMED's METAD on the same positions.
 
     With ``walkers="shared"`` all walkers feel and build one bias, and deposit one after the
@@ -72,8 +72,6 @@ class Metadynamics(CVBias):
     FileExistsError : ``file`` exists without ``restart``
     """
 
-    has_memory = True
-
     def __init__(
         self,
         cvs: CV | Sequence[CV],
@@ -89,20 +87,14 @@ class Metadynamics(CVBias):
         timestep_ps: float = 1.0,
         restart: bool = False,
     ):
-        super().__init__(cvs)
-        if not kT > 0:
-            raise ValueError(f"{kT=} must be positive (eV)")
+        super().__init__(cvs, kT=kT, sigma=sigma, pace=pace, timestep_ps=timestep_ps)
         if not height > 0:
             raise ValueError(f"{height=} must be positive (eV)")
-        if pace < 1:
-            raise ValueError(f"{pace=} must be at least 1 step")
         if biasfactor is not None and not 1 < biasfactor < float("inf"):
             raise ValueError(f"{biasfactor=} must be greater than 1, or None for no tempering")
         if walkers not in ("shared", "independent"):
             raise ValueError(f"{walkers=} must be 'shared' or 'independent'")
-        self.kT, self.height, self.pace, self.biasfactor = kT, height, pace, biasfactor
-        self.walkers, self.timestep_ps = walkers, timestep_ps
-        self.sigma = per_variable(self.cv, sigma, "sigma", positive=True)
+        self.height, self.biasfactor, self.walkers = height, biasfactor, walkers
         self._hills: HillSum = (
             HillList(self.cv, self.sigma) if grid is None else HillGrid(self.cv, self.sigma, grid)
         )
@@ -122,23 +114,13 @@ class Metadynamics(CVBias):
             )
         return self._hills(s)
 
-    def update(self, x, step) -> bool:
-        """Deposit if ``step`` is a multiple of ``pace``."""
-        if step % self.pace:
-            return False
+    def deposit(self, step, s):
         self._check_read()
-        s = self.cv(x)
-        if not torch.isfinite(s).all():
-            raise ValueError(
-                f"step {step}: {', '.join(self.cv.names)} are not finite for some walker, and a "
-                "hill there would be lost: look for NaN positions or overlapping atoms"
-            )
         self._hills.check(s)
         for block in self._blocks(s):
             heights = self._next_heights(block)
             self._put(block, heights)
             self._write(step, block, heights)
-        return True
 
     @property
     def hills(self) -> tuple[Tensor, Tensor]:
@@ -286,13 +268,10 @@ class Metadynamics(CVBias):
 
     def _file(self, walker: int, *, restart: bool) -> PlumedFile:
         if walker not in self._files:
-            name = self._path if self.walkers == "shared" else f"{self._path}.{walker}"
-            fields = ["time", *self.cv.names, *(f"sigma_{n}" for n in self.cv.names)]
+            path = self._path if self.walkers == "shared" else f"{self._path}.{walker}"
             constants = {"multivariate": "false", "kerneltype": "stretched-gaussian"}
-            constants |= domain_constants(self.cv)
-            self._files[walker] = PlumedFile(
-                name, [*fields, "height", "biasf"], constants, restart=restart
-            )
+            more = ["height", "biasf"]
+            self._files[walker] = self.open_file(path, more, constants, restart=restart)
         return self._files[walker]
 
     def _check_read(self) -> None:
@@ -302,13 +281,8 @@ class Metadynamics(CVBias):
     def _write(self, step: int, s: Tensor, heights: Tensor) -> None:
         if self._path is None:
             return
-        d, unit = len(self.cv), np.array(self.cv.plumed_units)
-        rows = np.empty((len(s), 2 * d + 3))
-        rows[:, 0] = step * self.timestep_ps
-        rows[:, 1 : d + 1] = s.cpu().numpy() * unit
-        rows[:, d + 1 : 2 * d + 1] = self.sigma.numpy() * unit
-        rows[:, -2] = heights.cpu().numpy() * self._scale
-        rows[:, -1] = -1.0 if self.biasfactor is None else self.biasfactor
+        stored = heights.cpu().numpy() * self._scale
+        rows = self.rows(step, s, self.sigma.expand_as(s), stored, self.biasfactor or -1.0)
         if self._ids is None:
             self._file(0, restart=False).append(rows)
             return
@@ -331,7 +305,7 @@ class Metadynamics(CVBias):
             raise ValueError(
                 f"the hills in {self._path} have other widths than sigma={self.sigma.tolist()}"
             )
-        gamma = -1.0 if self.biasfactor is None else self.biasfactor
+        gamma = self.biasfactor or -1.0
         if not np.allclose(rows[..., -1], gamma):
             raise ValueError(f"the hills in {self._path} have another bias factor than {gamma}")
         _, counts = np.unique(rows[0, :, 0], return_counts=True)

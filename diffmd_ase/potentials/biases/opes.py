@@ -20,22 +20,20 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...io.plumed_writer import PlumedFile
-from .base import CVBias, domain_constants, per_variable
+from .base import DepositedBias, per_variable
 from .components import Components
 from .cv import CV
 
 __all__ = ["OPES", "OPESExplore"]
 
 
-class _OPES(CVBias):
+class _OPES(DepositedBias):
     """What both have in common; they differ in what a deposit weighs and in the prefactor."""
 
-    has_memory = True
     _action: str
 
     def __init__(
@@ -53,20 +51,15 @@ class _OPES(CVBias):
         timestep_ps: float = 1.0,
         restart: bool = False,
     ):
-        super().__init__(cvs)
-        if not kT > 0:
-            raise ValueError(f"{kT=} must be positive (eV)")
+        super().__init__(cvs, kT=kT, sigma=sigma, pace=pace, timestep_ps=timestep_ps)
         if not barrier > kT:
             raise ValueError(f"{barrier=} must be greater than {kT=} (eV): what is to be crossed")
-        if pace < 1:
-            raise ValueError(f"{pace=} must be at least 1 step")
         if not compression >= 0:
             raise ValueError(f"{compression=} must not be negative")
         self.biasfactor = barrier / kT if biasfactor is None else float(biasfactor)
         if not self.biasfactor > 1:
             raise ValueError(f"{biasfactor=} must be greater than 1")
-        self.kT, self.barrier, self.pace, self.timestep_ps = kT, barrier, pace, timestep_ps
-        self.sigma = per_variable(self.cv, sigma, "sigma", positive=True)
+        self.barrier = barrier
         self.sigma_min = 0.0 * self.sigma
         if sigma_min is not None:
             self.sigma_min = per_variable(self.cv, sigma_min, "sigma_min", positive=True)
@@ -116,24 +109,14 @@ class _OPES(CVBias):
         scale = self.kT * self._prefactor
         return scale * value.log(), (scale / norm / value)[..., None] * slope
 
-    def update(self, x, step) -> bool:
-        """Deposit a component for each walker if ``step`` is a multiple of ``pace``.
-
-        The walkers deposit one after the other, each with the bias of those before it, as
-        one PLUMED instance does that serves them all.
-        """
-        if step % self.pace:
-            return False
-        s = self.cv(x).reshape(-1, len(self.cv))
-        if not torch.isfinite(s).all():
-            raise ValueError(
-                f"step {step}: {', '.join(self.cv.names)} are not finite for some walker, and a "
-                "component there would be lost: look for NaN positions or overlapping atoms"
-            )
-        rows = [self._deposit(step, centre) for centre in s.cpu()]
+    def deposit(self, step, s):
+        """The walkers deposit one after the other, each with the bias of those before it, as
+        one PLUMED instance does that serves them all."""
+        centres = s.reshape(-1, len(self.cv)).cpu()
+        sigmas, heights, log_weights = zip(*map(self._add, centres), strict=True)
         if self._file is not None:
-            self._file.append(np.array(rows))
-        return True
+            sigma = torch.stack(sigmas)
+            self._file.append(self.rows(step, centres, sigma, heights, log_weights))
 
     @property
     def zed(self) -> float:
@@ -179,7 +162,8 @@ class _OPES(CVBias):
         if self._file is not None:
             self._file.truncate(saved["length"])
 
-    def _deposit(self, step: int, centre: Tensor) -> list[float]:
+    def _add(self, centre: Tensor) -> tuple[Tensor, float, float]:
+        """Sigma (d,), height and log weight of a new component at ``centre`` (d,)."""
         probability = self._components.at(centre) / self._norm
         log_weight = self._prefactor * math.log(probability / self.zed + self.epsilon)
         weight = math.exp(log_weight)
@@ -192,16 +176,13 @@ class _OPES(CVBias):
         sigma = self._first_sigma * shrinks
         height = self._height(weight) / float(shrinks.prod())
         self._components.add(centre, sigma, height)
-        unit = torch.tensor(self.cv.plumed_units, dtype=torch.float64)
-        values = torch.cat((centre * unit, sigma * unit)).tolist()
-        return [step * self.timestep_ps, *values, height, log_weight]
+        return sigma, height, log_weight
 
     def _start_file(self, path, compression: float, restart: bool) -> PlumedFile | None:
         if path is None:
             if restart:
                 raise ValueError("restart=True goes on with file=: give file=")
             return None
-        fields = ["time", *self.cv.names, *(f"sigma_{n}" for n in self.cv.names)]
         constants = {
             "action": f"{self._action}_kernels",
             "biasfactor": f"{self.biasfactor:.17g}",
@@ -209,8 +190,7 @@ class _OPES(CVBias):
             "kernel_cutoff": f"{self._cutoff:.17g}",
             "compression_threshold": f"{compression:.17g}",
         }
-        constants |= domain_constants(self.cv)
-        return PlumedFile(path, [*fields, "height", "logweight"], constants, restart=restart)
+        return self.open_file(path, ["height", "logweight"], constants, restart=restart)
 
 
 class OPES(_OPES):
