@@ -100,8 +100,8 @@ def diagnose_angle(name: str, angle: np.ndarray, *, groups: np.ndarray | None = 
 
 def verdict(rows: Mapping[str, Diagnosis] | list[Diagnosis]) -> tuple[bool | None, str]:
     """Of all observables together: the worst, in words."""
-    found = list(rows.values()) if isinstance(rows, Mapping) else list(rows)
-    judged = [row for row in found if not math.isnan(row.rhat)]
+    every = rows.values() if isinstance(rows, Mapping) else rows
+    judged = [row for row in every if not math.isnan(row.rhat)]
     if not judged:
         return None, "no observable changes: there is nothing to judge"
     bad = [row for row in judged if row.good is False]

@@ -111,9 +111,9 @@ def unphysical_frames(
     frames, and 0.05 Å, from their median.
     """
     pairs = np.stack(np.triu_indices(len(system), 1), 1)
-    found: dict[int, str] = {}
+    wrong: dict[int, str] = {}
     if not len(pairs):
-        return found
+        return wrong
     limit = _OVERLAP * covalent_radii[system.numbers][pairs].sum(1)
     begin = 0
     for part in _chunks(positions, len(pairs)):
@@ -121,7 +121,7 @@ def unphysical_frames(
         for frame in np.flatnonzero((d < limit).any(1)).tolist():
             worst = int(np.argmin(d[frame] / limit))
             atoms = atom_names(system, pairs[worst])
-            found[begin + frame] = f"{atoms} overlap ({d[frame, worst]:.2f} Å)"
+            wrong[begin + frame] = f"{atoms} overlap ({d[frame, worst]:.2f} Å)"
         begin += len(part)
     if topology is not None and len(topology.bonds):
         lengths = distances(positions, topology.bonds)
@@ -131,11 +131,11 @@ def unphysical_frames(
         for frame in np.flatnonzero((away > limit).any(1)).tolist():
             worst = int(np.argmax(away[frame] / limit))
             atoms = atom_names(system, topology.bonds[worst])
-            found.setdefault(
+            wrong.setdefault(
                 frame,
                 f"bond {atoms} is {lengths[frame, worst]:.2f} Å, {median[worst]:.2f} Å in most",
             )
-    return dict(sorted(found.items()))
+    return dict(sorted(wrong.items()))
 
 
 def map_axes(names: Sequence[str], phi: np.ndarray) -> list[int]:

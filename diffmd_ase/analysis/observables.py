@@ -106,10 +106,10 @@ def angle_triples(bonds) -> np.ndarray:
     for i, j in np.asarray(bonds, int).reshape(-1, 2).tolist():
         near.setdefault(i, []).append(j)
         near.setdefault(j, []).append(i)
-    found = [
+    triples = [
         (i, centre, k) for centre in sorted(near) for i, k in combinations(sorted(near[centre]), 2)
     ]
-    return np.array(found, int).reshape(-1, 3)
+    return np.array(triples, int).reshape(-1, 3)
 
 
 def radial_distribution(

@@ -79,9 +79,9 @@ ul.verdict li.bad{border-color:#c0392b}
 
 def render(page: Page, title: str, system: System, temperature_K: float) -> str:
     """The whole page as HTML: verdicts first, then the sections."""
-    words = {True: ("good", "agrees"), False: ("bad", "look here"), None: ("", "note")}
+    shown = {True: ("good", "agrees"), False: ("bad", "look here"), None: ("", "note")}
     lines = "".join(
-        f'<li class="{words[good][0]}"><b>{words[good][1]}</b> · {html.escape(text)}</li>'
+        f'<li class="{shown[good][0]}"><b>{shown[good][1]}</b> · {html.escape(text)}</li>'
         for good, text in page.verdicts
     )
     name = html.escape(title)

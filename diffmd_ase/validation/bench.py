@@ -124,11 +124,13 @@ class Bench:
                 f"independent ones; to compare anything it takes {_FEW} at least, for widths "
                 f"within 3 % some {_ENOUGH}"
             )
-        found = Torsions.find(system, topology, frames.positions, named)
+        looked_at = Torsions.find(system, topology, frames.positions, named)
         stiffness = model.card.lambda_max or largest_curvature(model, frames)
         effort, goals = effort or Effort(), goals or Goals()
         worth, noise = len(fine) / g, Noise(seed)
-        bench = cls(model, potential, stiffness, frames, worth, wrong, found, effort, goals, noise)
+        bench = cls(
+            model, potential, stiffness, frames, worth, wrong, looked_at, effort, goals, noise
+        )
         if abs(snapshots.temperature_K - model.card.temperature_K) > _SAME_KELVIN:
             raise ValueError(bench.another_temperature())
         return bench

@@ -78,15 +78,13 @@ class Torsions(NamedTuple):
         return dihedrals(x, self.quadruples)
 
 
-def divergence_line(group: str, name: str, found: Divergence, goal: float, words: str) -> Line:
+def divergence_line(group: str, name: str, d: Divergence, goal: float, words: str) -> Line:
     """A divergence, expected at its sampling floor; nothing can be told from empty bins."""
-    error = found.error
-    if found.floor > _SATURATED:
-        error, words = np.inf, f"too few frames: counting alone gives {found.floor:.2f}; {words}"
-    details = {"n_effective": round(found.n_effective, 1)}
-    return line(
-        group, name, found.js, error, expected=found.floor, goal=goal, words=words, details=details
-    )
+    error = d.error
+    if d.floor > _SATURATED:
+        error, words = np.inf, f"too few frames: counting alone gives {d.floor:.2f}; {words}"
+    details = {"n_effective": round(d.n_effective, 1)}
+    return line(group, name, d.js, error, expected=d.floor, goal=goal, words=words, details=details)
 
 
 def torsion_lines(
@@ -105,18 +103,18 @@ def torsion_lines(
     """
     rows, axes = torsion_rows(reference[:, torsions.axes]), torsions.axes
     of = f"map of {', '.join(torsions.names[n] for n in axes)}"
-    found = []
+    lines = []
     if log_weights is not None:
         excess = excess_reweighted(rows, log_weights, seed=seed)
         worth = f"{of}; weights are worth {excess.n_effective / len(reference):.0%} of the frames"
         name = "JS torsions: reweighted"
-        found.append(divergence_line("torsions", name, excess, goals.reweighted, worth))
+        lines.append(divergence_line("torsions", name, excess, goals.reweighted, worth))
     for label, (angles, groups) in samples.items():
         excess = excess_divergence(rows, torsion_rows(angles[:, axes]), groups=groups, seed=seed)
         goal = goals.independent if groups is None else goals.dynamics
         worth = f"{of}; {len(angles)} frames worth {excess.n_effective:.0f}"
-        found.append(divergence_line("torsions", f"JS torsions: {label}", excess, goal, worth))
-    return found
+        lines.append(divergence_line("torsions", f"JS torsions: {label}", excess, goal, worth))
+    return lines
 
 
 def free_energy_lines(
@@ -131,14 +129,14 @@ def free_energy_lines(
     Samples are angles (S, n), or (T, W, n) of walkers, whose populations are those of their
     starts if they did not cross 20 times.
     """
-    found = []
+    lines = []
     for name, n, a, b in torsions.parted:
         phi = reference[:, n]
         data, share = basin_free_energy(a(phi), b(phi)), b(phi).mean()
         if log_weights is not None:
             change = _reweighted_difference(a(phi), b(phi), log_weights)
             words = f"the data have {share:.2%} there"
-            found.append(_free_energy_line(f"{name}: reweighted", *change, words, goals))
+            lines.append(_free_energy_line(f"{name}: reweighted", *change, words, goals))
         for label, angles in samples.items():
             values = angles[..., n]
             if values.ndim == 2 and np.abs(np.diff(b(values), axis=0)).sum() < _CROSSINGS:
@@ -147,8 +145,8 @@ def free_energy_lines(
             error = np.hypot(ours.error, data.error)
             words = f"{b(values).mean():.2%} there, the data have {share:.2%}"
             change = ours.value - data.value, error
-            found.append(_free_energy_line(f"{name}: {label}", *change, words, goals))
-    return found
+            lines.append(_free_energy_line(f"{name}: {label}", *change, words, goals))
+    return lines
 
 
 def population_line(
@@ -159,15 +157,15 @@ def population_line(
     ``phi`` and ``near`` (T, L): angles, and whether the structures count.
     """
     in_a, in_b = ((mode(phi) & near).mean(0) for mode in (a, b))
-    p_a, p_b, known = in_a.mean(), in_b.mean(), basin_free_energy(a(data), b(data))
+    p_a, p_b, of_data = in_a.mean(), in_b.mean(), basin_free_energy(a(data), b(data))
     words = (
         f"from walkers in {a}: {p_b / near.mean():.2%} there, the data have {b(data).mean():.2%}"
     )
     value, error = np.inf, np.nan
     if p_a > 0 and p_b > 0:
         influence = in_b / p_b - in_a / p_a
-        error = np.hypot(influence.std(ddof=1) / np.sqrt(len(in_a)), known.error)
-        value = -np.log(p_b / p_a) - known.value
+        error = np.hypot(influence.std(ddof=1) / np.sqrt(len(in_a)), of_data.error)
+        value = -np.log(p_b / p_a) - of_data.value
         words += f", {value / error:+.1f} standard errors"
     return _free_energy_line(f"{name}: exchange", value, error, words, goals)
 
@@ -219,18 +217,18 @@ def width_lines(
         )
         each.append(_Coordinate(ours, data, added))
     kinds.append(("torsions", topology.torsions, each))
-    found = []
+    lines = []
     for kind, atoms, each in kinds:
         sets = {"": [_ratio(*one) for one in each]}
         if log_weights is not None:
             sets[": reweighted"] = [_reweighted_ratio(*one[1:], log_weights) for one in each]
         names = [atom_names(system, a) for a in atoms]
-        found += [
+        lines += [
             worst_line("widths", f"std of {kind}{by}", names, *np.transpose(rows), goal=goals.width)
             for by, rows in sets.items()
             if len(rows)
         ]
-    return found
+    return lines
 
 
 class _Coordinate(NamedTuple):
@@ -250,12 +248,12 @@ def _ratio(ours, data, added: float) -> tuple[float, float]:
     square = np.square(ours - ours[inside].mean(), where=inside, out=np.zeros_like(ours))
     variance = square.sum() / inside.sum()
     error = mean_estimate((square - variance * inside) / inside.mean()).error
-    known = std_estimate(data[np.isfinite(data)])
+    reference = std_estimate(data[np.isfinite(data)])
     clean = variance - added
-    if not (clean > 0 and known.value > _RIGID):
+    if not (clean > 0 and reference.value > _RIGID):
         return np.nan, np.nan
-    ratio = np.sqrt(clean) / known.value
-    return ratio, ratio * np.hypot(error / (2 * clean), known.error / known.value)
+    ratio = np.sqrt(clean) / reference.value
+    return ratio, ratio * np.hypot(error / (2 * clean), reference.error / reference.value)
 
 
 def _reweighted_ratio(data, added: float, log_weights) -> tuple[float, float]:

@@ -35,7 +35,7 @@ def distance_lines(
     ``reference`` (M, N, 3); samples (S, N, 3) and, of walkers, their groups (S,).
     """
     limits = _limits(system, reference)
-    rows, found = _rows(system, reference, limits), []
+    rows, lines = _rows(system, reference, limits), []
     data = _Density(rows, np.arange(len(reference)) * _GROUPS // len(reference), limits)
     places = data.places()
     for label, (x, groups) in samples.items():
@@ -43,7 +43,7 @@ def distance_lines(
         excess = excess_divergence(rows, table, groups=groups, seed=seed)
         goal = goals.independent if groups is None else goals.dynamics
         words = f"{len(x)} frames worth {excess.n_effective:.0f}"
-        found.append(divergence_line("distances", f"JS distances: {label}", excess, goal, words))
+        lines.append(divergence_line("distances", f"JS distances: {label}", excess, goal, words))
         ours = _Density(table, np.arange(len(x)) % _GROUPS if groups is None else groups, limits)
         names = [
             f"{what} of peak {n} at {place:.2f} Å"
@@ -56,8 +56,8 @@ def distance_lines(
         if names:
             name = f"peaks of g(r): {label}"
             errors = values * np.ravel(relative)
-            found.append(worst_line("distances", name, names, values, errors, goal=goals.peak))
-    return found
+            lines.append(worst_line("distances", name, names, values, errors, goal=goals.peak))
+    return lines
 
 
 class _Density:

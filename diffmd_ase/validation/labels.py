@@ -26,7 +26,7 @@ def energy_label_lines(
     std, n = std_estimate(gap), len(gap)
     r = float(np.corrcoef(true, model)[0, 1])
     goal, error = goals.energy_correlation, (1 - r**2) / np.sqrt(n)
-    found = [
+    lines = [
         line("labels", "std of U - E, kT", std.value, std.error, goal=goals.energy_std),
         line("labels", "energy correlation", r, error, expected=1.0, goal=goal),
     ]
@@ -37,10 +37,10 @@ def energy_label_lines(
         offset, error = in_b.mean() - in_a.mean(), np.hypot(_standard(in_a), _standard(in_b))
         words = f"mean there minus mean in {a}; {len(in_b)} frames there"
         name = f"U - E in {name}, kT"
-        found.append(line("labels", name, offset, error, goal=goals.offset, words=words))
+        lines.append(line("labels", name, offset, error, goal=goals.offset, words=words))
     slope = np.cov(true, model)[0, 1] / model.var(ddof=1)
     error = abs(slope) * np.sqrt((1 - r**2) / n) / abs(r)
-    return [*found, _label_temperature("energies", slope, error, r, goals)]
+    return [*lines, _label_temperature("energies", slope, error, r, goals)]
 
 
 def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]:

@@ -51,7 +51,7 @@ def distributions(
 ) -> list[Line]:
     """Distributions of all sets against the frames that no walker started from."""
     frames, goals, seed = bench.frames.positions, bench.goals, bench.noise.seed
-    system, torsions, found = bench.frames.system, bench.torsions, []
+    system, torsions, lines = bench.frames.system, bench.torsions, []
     rest = np.setdiff1d(np.arange(len(frames)), starts)
     t, w = walkers.energies.shape
     flat = walkers.positions.reshape(t * w, *frames.shape[1:])
@@ -62,24 +62,24 @@ def distributions(
         angles = torsions(frames)
         of = {label: (torsions(x), groups) for label, (x, groups) in sets.items()}
         some = None if log_weights is None else log_weights[rest]
-        found += compare.torsion_lines(torsions, angles[rest], of, some, goals, seed=seed)
+        lines += compare.torsion_lines(torsions, angles[rest], of, some, goals, seed=seed)
         series = {label: a for label, (a, _) in of.items()}
         series["corrected MD"] = series["corrected MD"].reshape(t, w, -1)
-        found += compare.free_energy_lines(torsions, angles, series, log_weights, goals)
+        lines += compare.free_energy_lines(torsions, angles, series, log_weights, goals)
     else:
         some = rest[:: max(1, len(rest) // 5000)]
-        found += distance_lines(system, frames[some], sets, goals, seed=seed)
+        lines += distance_lines(system, frames[some], sets, goals, seed=seed)
     if not system.periodic:
         topology, sigma = bench.frames.topology, bench.potential.sigma
         if len(topology.bonds):
-            found += compare.width_lines(
+            lines += compare.width_lines(
                 system, topology, frames, walkers.positions, sigma, goals, log_weights
             )
         off = mean_estimate(~Range(frames)(walkers.positions))
         words = "with a distance that no snapshot has, by 0.3 Å"
         name = "corrected MD off all data"
-        found.append(line("stability", name, off.value, off.error, goal=goals.lost, words=words))
-    return found + compare.energy_lines(
+        lines.append(line("stability", name, off.value, off.error, goal=goals.lost, words=words))
+    return lines + compare.energy_lines(
         energies[rest], walkers.energies, bench.kT, goals, seed=seed
     )
 
@@ -88,10 +88,10 @@ def plain_dynamics(bench: Bench, progress) -> Line:
     """How many walkers of plain dynamics are lost, or end where nothing can be right."""
     starts = bench.starts(bench.effort.walkers // 4)
     steps = bench.effort.plain_steps
-    found = plain_walkers(**bench.dynamics(starts, _PLAIN), steps=steps, progress=progress)
-    collapsed = unphysical_frames(bench.frames.system, bench.whole(found.positions))
-    lost = found.lost + len(collapsed)
-    words = f"{lost} of {len(starts)} in {steps} steps, D·t = {found.diffused:.2g} Å² each"
+    walkers = plain_walkers(**bench.dynamics(starts, _PLAIN), steps=steps, progress=progress)
+    collapsed = unphysical_frames(bench.frames.system, bench.whole(walkers.positions))
+    lost = walkers.lost + len(collapsed)
+    words = f"{lost} of {len(starts)} in {steps} steps, D·t = {walkers.diffused:.2g} Å² each"
     for walker, why in list(collapsed.items())[:1]:
         words += f"; {len(collapsed)} collapsed: survivor {walker}, {why}"
     name, goal = "lost, plain dynamics", bench.goals.lost
@@ -105,8 +105,8 @@ def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Not
     parted = [row for row in torsions.parted if row[1] in rotors]
     if not parted:
         return [], [(None, "no exchange from one mode: no torsion of the map has two in the data")]
-    n, first, known = parted[0][1], parted[0][2], torsions(frames)
-    inside = np.flatnonzero(first(known[:, n]))
+    n, first, data = parted[0][1], parted[0][2], torsions(frames)
+    inside = np.flatnonzero(first(data[:, n]))
     count = bench.effort.ladders * STATES
     rows = np.random.default_rng(bench.noise.seed).choice(inside, count)
     start = bench.dynamics(rows, _EXCHANGE)
@@ -121,7 +121,7 @@ def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Not
     )
     near, angles = Range(frames)(x), torsions(x)
     lines = [
-        compare.population_line(name, a, b, angles[..., k], near, known[:, k], bench.goals)
+        compare.population_line(name, a, b, angles[..., k], near, data[:, k], bench.goals)
         for name, k, a, b in parted
     ]
     accepted, away = summary.acceptance.mean(0).tolist(), 1 - near.mean()

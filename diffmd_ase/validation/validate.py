@@ -121,8 +121,8 @@ def validate(
 
 def _cost(model: ScoreModel) -> dict:
     """What the training took."""
-    known = model.card.training
-    return {k: known[k] for k in ("seconds", "peak_memory_MB", "device") if k in known}
+    training = model.card.training
+    return {k: training[k] for k in ("seconds", "peak_memory_MB", "device") if k in training}
 
 
 class _Stages:

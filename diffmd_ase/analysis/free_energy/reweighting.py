@@ -165,18 +165,18 @@ def bias_columns(table: PlumedTable) -> dict[str, str]:
 
     A column that is just ``bias`` has the label "".
     """
-    found = {}
+    kinds = {}
     for name in table.fields:
         label, _, part = name.rpartition(".")
         if part != "bias":
             continue
         if any(_of(label, p) in table for p in _OPES):
-            found[label] = "opes"
+            kinds[label] = "opes"
         elif _of(label, "rbias") in table or _of(label, "rct") in table:
-            found[label] = "metad"
+            kinds[label] = "metad"
         else:
-            found[label] = "bias"
-    return found
+            kinds[label] = "bias"
+    return kinds
 
 
 def choose_method(table: PlumedTable, hills: Hills | None) -> str:

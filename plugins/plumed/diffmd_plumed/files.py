@@ -18,13 +18,13 @@ _RESERVED = 64  # file descriptors left to everything else
 
 def lengths(folder: str | Path, names: Iterable[str]) -> dict[str, list[int]]:
     """Byte length of each file, and a checksum of its last bytes; files that exist only."""
-    found = {}
+    state = {}
     for name in sorted(names):
         path = Path(folder, name)
         if path.is_file():
             size = path.stat().st_size
-            found[name] = [size, _checksum(path, size)]
-    return found
+            state[name] = [size, _checksum(path, size)]
+    return state
 
 
 def cut_back(folder: str | Path, saved: dict[str, list[int]], names: Iterable[str] = ()) -> None:

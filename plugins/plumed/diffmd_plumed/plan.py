@@ -52,8 +52,8 @@ class Action:
 
     def number(self, pattern: str) -> int | None:
         """The number after ``pattern``."""
-        found = re.search(pattern + r" (\d+)", self.text)
-        return None if found is None else int(found.group(1))
+        match = re.search(pattern + r" (\d+)", self.text)
+        return None if match is None else int(match.group(1))
 
     def __str__(self) -> str:
         return f"{self.name} (label {self.label})"
