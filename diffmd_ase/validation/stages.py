@@ -14,7 +14,7 @@ from ..independent.draws import sample
 from ..potentials.base import Potential
 from . import comparisons as compare
 from . import labels
-from .bench import _ENOUGH, _EXCHANGE, _IID, _PLAIN, Bench, energies_and_forces
+from .bench import ENOUGH, Bench, Part, energies_and_forces
 from .distances import distance_lines
 from .scorecard import Line, Note, line
 from .walkers import HOT, STATES, Corrected, exchanged_walkers, plain_walkers
@@ -31,7 +31,7 @@ __all__ = [
 
 def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     """I.i.d. samples (S, N, 3), and how many of them are broken."""
-    device, noise = str(bench.potential.device), bench.noise.child(_IID)
+    device, noise = str(bench.potential.device), bench.noise.child(Part.INDEPENDENT)
     count = bench.effort.samples
     drawn = sample(bench.model, count, noise=noise, device=device, progress=progress)
     x, frames = drawn.double().cpu().numpy(), bench.frames.positions
@@ -88,7 +88,7 @@ def plain_dynamics(bench: Bench, progress) -> Line:
     """How many walkers of plain dynamics are lost, or end where nothing can be right."""
     starts = bench.starts(bench.effort.walkers // 4)
     steps = bench.effort.plain_steps
-    walkers = plain_walkers(**bench.dynamics(starts, _PLAIN), steps=steps, progress=progress)
+    walkers = plain_walkers(**bench.dynamics(starts, Part.PLAIN), steps=steps, progress=progress)
     collapsed = unphysical_frames(bench.frames.system, bench.whole(walkers.positions))
     lost = walkers.lost + len(collapsed)
     words = f"{lost} of {len(starts)} in {steps} steps, D·t = {walkers.diffused:.2g} Å² each"
@@ -109,7 +109,7 @@ def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Not
     inside = np.flatnonzero(first(data[:, n]))
     count = bench.effort.ladders * STATES
     rows = np.random.default_rng(bench.noise.seed).choice(inside, count)
-    start = bench.dynamics(rows, _EXCHANGE)
+    start = bench.dynamics(rows, Part.EXCHANGE)
     del start["mean_free"]
     topology, turned = bench.frames.topology, list(rotors.values())
     x, summary = exchanged_walkers(
@@ -154,7 +154,7 @@ def unknown(bench: Bench, lines: list[Line]) -> list[Note]:
         f"the snapshots are worth {n:.0f} independent ones: widths are known to "
         f"{1 / np.sqrt(2 * n):.1%}, the population of a mode of 5 % to {np.sqrt(19 / n):.0%} of it"
     )
-    notes.append((None, told) if n >= _ENOUGH else (False, f"{told}; too few for most goals"))
+    notes.append((None, told) if n >= ENOUGH else (False, f"{told}; too few for most goals"))
     single = [m for m, arcs in zip(torsions.names, torsions.modes, strict=True) if len(arcs) < 2]
     if single:
         told = f"only one mode in the data of {', '.join(single)}: populations elsewhere "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..potentials.base import Potential
 from ..score.model import ScoreModel
 from ..score.snapshots import Snapshots
-from .bench import _CORRECTED, Bench, Effort
+from .bench import Bench, Effort, Part
 from .scorecard import Goals, Validation
 from .stages import (
     distributions,
@@ -87,7 +87,7 @@ def validate(
     tell("corrected dynamics")
     starts = bench.starts(bench.effort.walkers)
     walkers = corrected_walkers(
-        **bench.dynamics(starts, _CORRECTED), moves=bench.effort.moves, progress=tell.part
+        **bench.dynamics(starts, Part.CORRECTED), moves=bench.effort.moves, progress=tell.part
     )
     walkers = walkers._replace(positions=bench.whole(walkers.positions))
     lines += distributions(bench, samples, walkers, starts, log_weights, energies)
