@@ -5,17 +5,15 @@ from __future__ import annotations
 import html
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..analysis.statistics import Estimate
-from ..io.atomic import replacing
 from ..system import System
 from . import plots
 
-__all__ = ["Page", "flat", "image", "pair", "plain", "render", "save", "table"]
+__all__ = ["Page", "flat", "image", "pair", "plain", "render", "table"]
 
 
 @dataclass
@@ -93,9 +91,3 @@ def render(page: Page, title: str, system: System, temperature_K: float) -> str:
         "one standard error and account for correlation in time.</p>"
         f'<h2>Summary</h2><ul class="verdict">{lines}</ul>{"".join(page.body)}</body></html>\n'
     )
-
-
-def save(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
