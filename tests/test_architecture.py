@@ -29,6 +29,7 @@ ROOMS = (
 )
 FOUNDATIONS = {
     "_moved",
+    "geometry",
     "noise",
     "processes",
     "progress",

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .topology import Topology, orbits, signed_volumes
+from ..geometry import signed_volumes, triple_product
+from .topology import Topology, orbits
 
 __all__ = [
     "COORDINATES",
@@ -25,7 +26,6 @@ __all__ = [
     "differences",
     "parameter_numbers",
     "term_tables",
-    "triple_product",
 ]
 
 _WALL = 0.05  # Å: width of the wall, which begins at
@@ -107,7 +107,7 @@ class MechanicsPrior(nn.Module):
         }
         wall = 0.5 * (torch.relu(self.shortest - q["free"]) / _WALL).square().sum(-1)
         if len(self.centres):
-            volume = triple_product(*centres)
+            volume = triple_product(*centres, axis=-2)
             excess = torch.relu(1 - volume / self.least_volume)
             wall = wall + 0.5 * (excess / _HAND).square().sum(-1)
         return torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1), wall
@@ -152,11 +152,6 @@ def _cosine(b1: Tensor, b2: Tensor, b3: Tensor) -> Tensor:
     """cos φ of a dihedral."""
     n1, n2 = torch.linalg.cross(b1, b2, dim=-2), torch.linalg.cross(b2, b3, dim=-2)
     return (n1 * n2).sum(-2) * (n1.square().sum(-2) * n2.square().sum(-2) + TINY).rsqrt()
-
-
-def triple_product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a·(b×c) of vectors (B, 3, C): (B, C)."""
-    return (a * torch.linalg.cross(b, c, dim=-2)).sum(-2)
 
 
 COORDINATES: dict[str, Callable[..., Tensor]] = {

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from ..geometry import Lattice
 from ..system import System
 
 __all__ = ["check_positions", "check_shapes", "correlation", "duplicates"]
@@ -78,12 +79,11 @@ def _closest(system: System, positions) -> np.ndarray:
     smallest = np.full(len(positions), np.inf)
     if not len(i):
         return smallest
+    lattice = Lattice(system) if system.periodic else None
     for first in range(0, len(positions), 2000):
         part = slice(first, first + 2000)
         d = positions[part][:, i] - positions[part][:, j]
-        if system.periodic:
-            # wrapping fractional coordinates finds every pair this near in a sane cell
-            s = d @ np.linalg.inv(system.cell)
-            d = (s - np.round(s) * system.pbc) @ system.cell
+        # wrapping finds every pair this near
+        d = lattice.wrap(d) if lattice is not None else d
         smallest[part] = np.sqrt(np.einsum("mpd,mpd->mp", d, d).min(axis=1))
     return smallest

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ..force_field import MechanicsPrior, along, differences, triple_product
-from ..topology import signed_volumes
+from ...geometry import distances, signed_volumes, triple_product
+from ..force_field import MechanicsPrior, along, differences
 from .noise_level import NoiseEmbedding
 
 __all__ = [
@@ -46,13 +46,13 @@ class PairConfig(BaseModel):
 def internal_statistics(snapshots) -> dict[str, Tensor]:
     """What the data say of one molecule: pair distances, torsions, signed volumes."""
     x, topology = snapshots.positions, snapshots.topology
-    i, j = np.triu_indices(x.shape[1], 1)
+    pairs = np.stack(np.triu_indices(x.shape[1], 1), axis=-1)
     some = x[:: max(1, len(x) // 20_000)]
-    r = np.linalg.norm(some[:, i] - some[:, j], axis=-1)
+    r = distances(some, pairs)
     centres = topology.centres if topology.chiral else topology.centres[:0]
     volume = signed_volumes(some, centres)
     tables = {
-        "pairs": np.stack([i, j]),
+        "pairs": pairs.T,
         "mean": r.mean(0),
         "std": np.maximum(r.std(0), 1e-3),
         "torsions": topology.torsions,
@@ -115,7 +115,7 @@ class InternalCoordinates(nn.Module):
     def hand(self, planes: Tensor) -> Tensor:
         """Signed volumes (B, C) in units of their means; they change sign in a mirror."""
         a, b, c = along(planes, self.centre_arms).chunk(3, dim=-1)
-        return triple_product(a, b, c) / self.volume
+        return triple_product(a, b, c, axis=-2) / self.volume
 
 
 class MechanicsNetwork(nn.Module):
@@ -209,4 +209,4 @@ def torsion_features(b1: Tensor, b2: Tensor, b3: Tensor, s2: Tensor) -> tuple[Te
     soft = 4 * (0.1 + s2) ** 2
     norm = (n1.square().sum(-2) * n2.square().sum(-2) + soft).rsqrt()
     length = (b2.square().sum(-2) + 0.1 * s2).rsqrt()
-    return (n1 * n2).sum(-2) * norm, triple_product(b2, n1, n2) * norm * length
+    return (n1 * n2).sum(-2) * norm, triple_product(b2, n1, n2, axis=-2) * norm * length
