@@ -23,6 +23,7 @@ from diffmd_ase import EulerMaruyama, Noise, ScoreCalculator, ScoreModel, Snapsh
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.score.neighbours import edges
 from diffmd_ase.score.training import train
+from diffmd_ase.simulation.prepare import prepare
 
 SHELLS = np.sqrt([0.5, 1.0, 1.5])  # in lattice constants, the first three of fcc
 
@@ -148,7 +149,7 @@ def main():
     # 499 atoms: plain reverse diffusion from the lattice
     large = crystal(5)
     big = model.potential(System.from_atoms(large), device="cpu")
-    kernel = EulerMaruyama(big, kT=kT, h=0.2 / model.card.lambda_max)
+    kernel = prepare(big, temperature_K=model.card.temperature_K).kernel
     start = torch.as_tensor(large.positions).float().expand(4, -1, -1)
     kept, learned, reference = 0, [], []
     large.calc = EMT()

@@ -20,8 +20,9 @@ from ase.calculators.emt import EMT
 from copper_fidelity import amplitude, peaks, sample
 from make_copper import crystal, draw
 
-from diffmd_ase import EulerMaruyama, Noise, Snapshots, System, run
+from diffmd_ase import Noise, Snapshots, System, run
 from diffmd_ase.score.training import train
+from diffmd_ase.simulation.prepare import prepare
 from diffmd_ase.units import kT_from_temperature
 
 RUN_K = 500.0
@@ -77,11 +78,10 @@ def large(model):
     """499 atoms at 500 K: walkers kept of 4, spread of U - EMT in meV for each atom."""
     atoms = crystal(5, lattice=lattice(RUN_K))
     potential = model.potential(System.from_atoms(atoms), device="cpu")
-    kT = kT_from_temperature(RUN_K)
-    h = 0.2 / (model.card.lambda_max * model.card.kT / kT)
+    kernel = prepare(potential, temperature_K=RUN_K).kernel
     x = torch.as_tensor(atoms.positions).float().expand(4, -1, -1)
     atoms.calc, offset = EMT(), []
-    for state, _ in run(EulerMaruyama(potential, kT=kT, h=h), x, 1000, noise=Noise(4), every=100):
+    for state, _ in run(kernel, x, 1000, noise=Noise(4), every=100):
         if state.step > 400:
             atoms.positions = state.x[0].numpy()
             offset.append(float(state.energy[0]) - atoms.get_potential_energy())

@@ -30,7 +30,6 @@ __all__ = [
     "philox4x32",
     "stream_number",
     "to_normal",
-    "to_uniform",
 ]
 
 _MASK = 0xFFFFFFFF
@@ -91,6 +90,11 @@ class Noise:
     Parameters
     ----------
     seed : int in [0, 2⁶⁴) or None, which draws one (see ``self.seed``)
+
+    Raises
+    ------
+    TypeError : a seed that is no int
+    ValueError : a seed out of range
     """
 
     def __init__(self, seed: int | None = None):
@@ -145,18 +149,20 @@ class Noise:
         like : (N, 3) for walker 0, or (B, N, 3); with (T,) steps one more axis in front
         walkers : (B,) global ids of the last batch axis, default 0…B−1
         stream : what for, a name of `STREAMS`; (name, number) where a step has several
-        """
-        return self._draw(step, like, walkers, stream, to_normal)
-
-    def uniform(self, step, like: Tensor, *, walkers=None, stream: Stream = "accept") -> Tensor:
-        """Uniform numbers in (0, 1] with 53 bits, addressed as in :meth:`normal`.
-
-        ``like`` has the shape of the numbers wanted, one per walker, for example their
-        energies (B,); a 0-dimensional one is walker 0.
 
         Raises
         ------
         LookupError : a stream without a name, or a number beyond those it has
+        ValueError : steps or ids that do not fit the shape; a step outside [0, 2⁴⁸), an id
+            outside [0, 2³²)
+        """
+        return self._draw(step, like, walkers, stream, to_normal)
+
+    def uniform(self, step, like: Tensor, *, walkers=None, stream: Stream = "accept") -> Tensor:
+        """Uniform numbers in (0, 1] with 53 bits, addressed (and refused) as in :meth:`normal`.
+
+        ``like`` has the shape of the numbers wanted, one per walker, for example their
+        energies (B,); a 0-dimensional one is walker 0.
         """
         return self._draw(step, like, walkers, stream, to_uniform)
 
@@ -255,7 +261,7 @@ def _layout(shape, walkers, convert) -> tuple[tuple[int, ...], int]:
 
 
 def to_normal(words) -> Tensor:
-    """Box–Muller on 32-bit uniforms in (0, 1): two pairs from four words."""
+    """Box–Muller on 32-bit uniforms in (0, 1): numbers (…, 4) from four ``words`` (…)."""
     a = torch.stack((words[0], words[2]), dim=-1).double().add_(0.5).mul_(2.0**-32)
     b = torch.stack((words[1], words[3]), dim=-1).double().add_(0.5)
     radius, angle = a.log_().mul_(-2.0).sqrt_(), b.mul_(2.0 * math.pi * 2.0**-32)
@@ -263,7 +269,7 @@ def to_normal(words) -> Tensor:
 
 
 def to_uniform(words) -> Tensor:
-    """Two uniforms in (0, 1] with 53 bits from four words."""
+    """Uniforms (…, 2) in (0, 1] with 53 bits from four ``words`` (…)."""
     pairs = [
         ((a << 21) | (b >> 11)).double() + 1.0
         for a, b in ((words[0], words[1]), (words[2], words[3]))

@@ -62,7 +62,7 @@ class State:
     record: Record | None = None
 
     def take(self, rows: Tensor) -> State:
-        """The walkers of a mask (B,) or of indices (M,), in that order, with their ids."""
+        """The walkers in ``rows``, a mask (B,) or indices (M,), in that order, with their ids."""
         new = _mapped(lambda value: value[rows], self)
         if self.walkers is None:
             ids = torch.arange(self.x.shape[0], device=self.x.device)

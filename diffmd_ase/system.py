@@ -1,4 +1,4 @@
-"""What is simulated (`System`) and where it stands (`State`)."""
+"""What is simulated: atoms, masses and cell, without positions."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ class System:
     masses : (N,) in u
     cell : (3, 3) in Å, rows are lattice vectors, or None
     pbc : (3,) bool
+
+    Raises
+    ------
+    ValueError : shapes that do not fit; a periodic direction without a cell that has a volume
     """
 
     numbers: np.ndarray
@@ -63,6 +67,7 @@ class System:
 
     @property
     def periodic(self) -> bool:
+        """Any direction is."""
         return bool(self.pbc.any())
 
     @property
@@ -72,7 +77,7 @@ class System:
 
     @classmethod
     def from_atoms(cls, atoms) -> System:
-        """The system of an ``ase.Atoms``; a cell of zero volume counts as none."""
+        """The system of ``atoms``, an ``ase.Atoms``; a cell of zero volume counts as none."""
         cell = np.array(atoms.cell) if atoms.cell.rank == 3 else None
         return cls(atoms.numbers.copy(), atoms.get_masses(), cell, atoms.pbc.copy())
 

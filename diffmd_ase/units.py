@@ -21,7 +21,7 @@ __all__ = [
 
 
 def kT_from_temperature(temperature_K):
-    """Thermal energy ``kB·T`` in eV.
+    """Thermal energy ``kB·T`` in eV, for ``temperature_K`` in K.
 
     Raises ``ValueError`` for a temperature that is not positive.
     """
@@ -33,7 +33,8 @@ def kT_from_temperature(temperature_K):
 def h_from_mobility(*, kT, timestep, mobility):
     """Step size ``h = μ kT Δt`` (Å²).
 
-    ``mobility`` is ``μ = 1/(m γ)`` in Å²/(eV·ASE time): a scalar or one per atom.
+    ``mobility`` is ``μ = 1/(m γ)`` in Å²/(eV·ASE time): a scalar or one per atom;
+    ``timestep`` is Δt in ASE time.
     """
     return mobility * kT * timestep
 
@@ -48,15 +49,15 @@ def h_from_spring(k):
 
 
 def spring_from_h(h):
-    """Total stiffness ``k = 1/(2h)`` (1/Å²) of the coupling to the previous frame."""
+    """Total stiffness ``k = 1/(2h)`` (1/Å²) of the coupling to the previous frame; ``h`` in Å²."""
     return 1.0 / (2.0 * h)
 
 
 def h_from_schedule(*, eta, kappa):
     """Step size ``h = η/(1 + 2κη)`` (Å²) of a denoising move coupled to the last frame.
 
-    A Langevin denoising move ``N(x + ηs, 2ηI)`` times the spring
-    ``exp(-(κ/2)|x' - x|²)`` is the Gaussian ``N(x + hs, 2hI)``; the total stiffness
-    is ``k = κ + 1/(2η)``.
+    A Langevin denoising move ``N(x + ηs, 2ηI)``, with ``eta`` in Å², times the spring
+    ``exp(-(κ/2)|x' - x|²)``, with ``kappa`` in 1/Å², is the Gaussian ``N(x + hs, 2hI)``; the
+    total stiffness is ``k = κ + 1/(2η)``.
     """
     return eta / (1.0 + 2.0 * kappa * eta)

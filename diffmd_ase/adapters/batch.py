@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io.trajectory import Trajectory
@@ -15,17 +14,19 @@ from ase.optimize.optimize import BaseDynamics
 from ase.utils.abc import Optimizable
 
 from ..potentials.base import Potential
+from ..potentials.named import Source
 from ..sampling.kernels import Kernel
+from ..simulation.prepare import StepRequest
 from ..system import System
 from .chain import Chain, check_images, seed_of
 from .log import StepLog
 from .physics import OfKernel
-from .shared import _Adapter, _Reverse
+from .shared import Adapter, Reverse, flushed
 
-__all__ = ["BatchReverseDiffusion", "MonteCarlo", "Walkers"]
+__all__ = ["Batch", "BatchReverseDiffusion", "MonteCarlo", "Walkers"]
 
 
-class _Batch(_Adapter, BaseDynamics):
+class Batch(Adapter, BaseDynamics):
     """Several walkers under the conventions of ASE's dynamics."""
 
     def clock(self) -> list[tuple[str, float, str]]:
@@ -57,27 +58,25 @@ class _Batch(_Adapter, BaseDynamics):
 
     def step(self) -> None:
         """One step of every walker, one batched evaluation."""
-        self.chain.sync(self.nsteps)
-        self.chain.advance()
+        self.chain.advance(self.nsteps)
 
     def irun(self, steps: int = 50) -> Iterator[bool]:
         """Run, yielding before the first step and after each; True after the last."""
+        chain, done = self.chain, self._irun(steps)
+        return flushed(done, chain) if chain.kernel.potential.has_memory else done
+
+    def _irun(self, steps: int) -> Iterator[bool]:
         self.max_steps = self.nsteps + steps
         if self.nsteps == 0:
             self._refresh_properties()
-            self.log()
             self.call_observers()
-        try:
+        yield self.converged()
+        while not self.converged():
+            self.step()
+            self.nsteps += 1
+            self._refresh_properties()
+            self.call_observers()
             yield self.converged()
-            while not self.converged():
-                self.step()
-                self.nsteps += 1
-                self._refresh_properties()
-                self.log()
-                self.call_observers()
-                yield self.converged()
-        finally:
-            self.kernel.potential.flush()
 
     def run(self, steps: int = 50) -> bool:
         """Run ``steps`` steps; True."""
@@ -89,9 +88,6 @@ class _Batch(_Adapter, BaseDynamics):
     def converged(self, gradient=None) -> bool:
         """All steps are done."""
         return self.nsteps >= self.max_steps
-
-    def log(self) -> None:
-        """Nothing: the log is an observer."""
 
     def _refresh_properties(self) -> None:
         self.chain.sync(self.nsteps)
@@ -156,7 +152,7 @@ class Walkers(Optimizable):
             yield image
 
 
-class BatchReverseDiffusion(_Reverse, _Batch):
+class BatchReverseDiffusion(Reverse, Batch):
     """`ReverseDiffusion` of many walkers of one system, as one batch on the device.
 
     Parameters are those of `ReverseDiffusion`, except
@@ -190,7 +186,7 @@ class BatchReverseDiffusion(_Reverse, _Batch):
         mobility: float | np.ndarray | None = None,
         spring: float | np.ndarray | None = None,
         bias: Potential | None = None,
-        target: str | Potential | BaseCalculator | None = None,
+        target: Source | None = None,
         proposal_steps: int = 1,
         rng: int | np.random.Generator | np.random.RandomState | None = None,
         trajectory=None,
@@ -198,8 +194,8 @@ class BatchReverseDiffusion(_Reverse, _Batch):
         loginterval: int = 1,
         append_trajectory: bool = False,
     ):
-        words = (timestep, friction, mobility, spring)
-        self._start(list(images), True, temperature_K, words, bias, target, proposal_steps, rng)
+        step = StepRequest(timestep, friction, mobility, spring)
+        self._start(list(images), True, temperature_K, step, bias, target, proposal_steps, rng)
         self.dt = self.step_size.timestep
         self._open(trajectory, logfile, loginterval, append_trajectory)
 
@@ -208,7 +204,7 @@ class BatchReverseDiffusion(_Reverse, _Batch):
         return self.nsteps * self.dt
 
 
-class MonteCarlo(_Batch):
+class MonteCarlo(Batch):
     """Any kernel of `sampling` under the conventions of ASE: ``attach``, trajectory, ``irun``.
 
     Parameters

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..potentials.ase_calculator import PotentialCalculator
 from ..potentials.base import Potential, evaluate
-from ..potentials.committee import Mean, _mean
+from ..potentials.committee import Mean, Member
 from ..state import Evaluation
 from ..system import System
 
@@ -86,21 +86,19 @@ class ScoreCalculator(PotentialCalculator):
     ):
         if bias is not None and not isinstance(bias, Potential):
             raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
-        models = list(model) if isinstance(model, list | tuple) else [model]
+        models: list = list(model) if isinstance(model, list | tuple) else [model]
         if not models:
             raise ValueError("an empty list of models: a committee has at least 2 members")
-        self._models = [_checked(m) for m in models]
-        # absolute: a pickle may be read in another directory
-        self._sources = [_source(m) for m in models]
+        self._members = [Member(m) for m in models]
         self._bias = bias
         self._bound: dict[tuple, tuple] = {}
         self._shadow: tuple = (None, None)
         # (model, positions, stress, value, details) without the bias, which may learn
-        self._known: tuple | None = None
+        self._unbiased: tuple | None = None
         self.details: dict = {}
         super().__init__()
         self.set(
-            model=[_label(m) for m in models] if len(models) > 1 else _label(models[0]),
+            model=[m.label for m in self._members] if len(models) > 1 else self._members[0].label,
             device=device,
             dtype=dtype,
             sigma=sigma,
@@ -124,10 +122,10 @@ class ScoreCalculator(PotentialCalculator):
 
     def set(self, **changes):
         """Change ``sigma`` (Å), ``device`` or ``dtype``; results are discarded."""
-        known = _SETTABLE if self.parameters else ("model", "bias", *_SETTABLE)
+        settable = _SETTABLE if self.parameters else ("model", "bias", *_SETTABLE)
         for name in changes:
-            if name not in known:
-                raise InputError(f"{name!r} cannot be set, only {', '.join(known)} can")
+            if name not in settable:
+                raise InputError(f"{name!r} cannot be set, only {', '.join(settable)} can")
         # parameters are written into every trajectory: plain JSON values only
         if changes.get("device") is not None:
             changes["device"] = str(changes["device"])
@@ -229,21 +227,20 @@ class ScoreCalculator(PotentialCalculator):
 
     def _evaluate_model(self, model: Potential, x: Tensor, stress: bool):
         learns = self._bias is not None and self._bias.has_memory and not model.has_memory
-        if learns and self._known is not None:
-            known, positions, had_stress, base, details = self._known
-            if known is model and had_stress == stress and torch.equal(positions, x):
+        if learns and self._unbiased is not None:
+            evaluated, positions, had_stress, base, details = self._unbiased
+            if evaluated is model and had_stress == stress and torch.equal(positions, x):
                 return base, details  # only the bias has changed
         details = {}
         if isinstance(model, Mean):
-            members = model.members(x, stress=stress)
-            base = _mean(members)
-            details["forces_std"] = _numpy(torch.stack([m.forces for m in members]).std(0))
+            base, deviation = model.spread(x, stress=stress)
+            details["forces_std"] = _numpy(deviation.forces)
             if base.energy is not None and x.ndim == 2:
-                details["energy_std"] = float(torch.stack([m.energy for m in members]).std(0))
+                details["energy_std"] = float(deviation.energy)
         else:
             base = evaluate(model.terms, x, stress=stress)
         if learns:
-            self._known = model, x, stress, base, details
+            self._unbiased = model, x, stress, base, details
         return base, details
 
     def _bind(self, atoms: Atoms) -> tuple[Potential, Potential, torch.device]:
@@ -251,8 +248,13 @@ class ScoreCalculator(PotentialCalculator):
         key = _key(atoms)
         if key not in self._bound:
             system = System.from_atoms(atoms)
+            device, dtype, sigma = (self.parameters[name] for name in _SETTABLE)
+            dtype = None if dtype is None else getattr(torch, dtype)
             try:
-                members = [self._potential(i, system) for i in range(len(self._models))]
+                members = [
+                    m.potential(system, sigma=sigma, device=device, dtype=dtype)
+                    for m in self._members
+                ]
                 model = members[0] if len(members) == 1 else Mean(*members)
                 total = model if self._bias is None else model + self._bias
             except ValueError as error:
@@ -261,32 +263,6 @@ class ScoreCalculator(PotentialCalculator):
                 del self._bound[next(iter(self._bound))]
             self._bound[key] = total, model, self._device_of(members)
         return self._bound[key]
-
-    def _potential(self, index: int, system: System) -> Potential:
-        from ..score.model import ScoreModel
-
-        model = self._models[index]
-        device, dtype, sigma = (self.parameters[name] for name in _SETTABLE)
-        if isinstance(model, str | Path):
-            model = self._models[index] = ScoreModel.load(model)
-        if isinstance(model, ScoreModel):
-            dtype = None if dtype is None else getattr(torch, dtype)
-            return model.potential(system, sigma=sigma, device=device, dtype=dtype)
-        for name, value in (("sigma", sigma), ("dtype", dtype)):
-            if value is not None:
-                raise ValueError(
-                    f"{name}={value!r} is a setting of a ScoreModel; a {_label(model)} has none: "
-                    "choose it where the potential is made"
-                )
-        if not isinstance(model, Potential):
-            return model(system)
-        known = model.system
-        if known is not None and not _same(known, system):
-            raise ValueError(
-                f"{type(model).__name__} is bound to {_describe(known)}, the atoms are "
-                f"{_describe(system)}: give a function System -> Potential to follow such changes"
-            )
-        return model
 
     def _device_of(self, members: list[Potential]) -> torch.device:
         from ..potentials.learned import ScorePotential
@@ -304,7 +280,6 @@ class ScoreCalculator(PotentialCalculator):
         memo[id(self)] = new
         new.__dict__.update(self.__getstate__())
         # weights are shared, not loaded again
-        new._models = list(self._models)
         new._bound = dict(self._bound)
         new.parameters = type(self.parameters)(self.parameters)
         new.results = dict(self.results)  # replaced, never changed in place
@@ -313,44 +288,10 @@ class ScoreCalculator(PotentialCalculator):
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        state["_models"] = [
-            model if source is None else source
-            for model, source in zip(self._models, self._sources, strict=True)
-        ]
-        state["_bound"], state["_shadow"], state["_known"] = {}, (None, None), None
+        state["_bound"], state["_shadow"], state["_unbiased"] = {}, (None, None), None
         # a method that ASE sets on the instance
         state.pop("get_spin_polarized", None)
         return state
-
-
-def _checked(model):
-    """The model if it is of a kind that `ScoreCalculator` takes."""
-    if isinstance(model, str | Path) or callable(model):
-        return model
-    from ..score.model import ScoreModel
-
-    if isinstance(model, ScoreModel):
-        return model
-    raise TypeError(
-        f"model is a {type(model).__name__}; expected a path or shipped name, a ScoreModel, a "
-        "Potential, a function System -> Potential, or a list of these"
-    )
-
-
-def _source(model) -> str | None:
-    """Where to load the model again: absolute path or shipped name; None: nowhere."""
-    if not isinstance(model, str | Path):
-        return None
-    return str(Path(model).resolve()) if Path(model).exists() else str(model)
-
-
-def _label(model) -> str:
-    """What trajectories and messages call the model."""
-    if isinstance(model, str | Path):
-        return str(model)
-    if inspect.isfunction(model):
-        return model.__qualname__
-    return type(model).__name__
 
 
 def _dtype_name(dtype: str | torch.dtype) -> str:
@@ -363,20 +304,6 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
 def _key(atoms: Atoms) -> tuple:
     """What a potential is bound to; cheap, since it is looked up at every call."""
     return atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
-
-
-def _same(a: System, b: System) -> bool:
-    """Equal for a potential: elements, pbc and, where periodic, cell; masses are free."""
-    return (
-        np.array_equal(a.numbers, b.numbers)
-        and np.array_equal(a.pbc, b.pbc)
-        and (not b.periodic or np.allclose(a.cell, b.cell, rtol=0, atol=1e-10))
-    )
-
-
-def _describe(system: System) -> str:
-    cell = "" if system.cell is None else f", cell {np.round(system.cell, 4).tolist()}"
-    return f"{system.formula} ({len(system)} atoms, pbc={system.pbc.tolist()}{cell})"
 
 
 def _check_stress(potential: Potential, atoms: Atoms) -> None:
@@ -415,9 +342,9 @@ def _results(value: Evaluation, *, stress: bool) -> dict:
 
 def register(name: str = "diffmd") -> None:
     """Make ``get_calculator_class(name)`` of ASE know `ScoreCalculator`; again is fine."""
-    known = ase_calculator.external_calculators.get(name)
-    if known is ScoreCalculator:
+    registered = ase_calculator.external_calculators.get(name)
+    if registered is ScoreCalculator:
         return
-    if known is not None or name in ase_calculator.names:
+    if registered is not None or name in ase_calculator.names:
         raise ValueError(f"{name!r} is already the name of another ASE calculator")
     ase_calculator.register_calculator_class(name, ScoreCalculator)

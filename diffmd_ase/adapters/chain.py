@@ -17,10 +17,11 @@ from ase import Atoms
 from ase.parallel import world
 
 from ..noise import Noise
+from ..potentials.ase_calculator import PotentialCalculator
 from ..sampling.acceptance import Tally
 from ..sampling.adaptation import Adaptation, DualAveraging, adapt
 from ..sampling.kernels import DivergedError
-from ..sampling.run import advance
+from ..sampling.run import survive
 from ..state import State
 from .physics import Physics
 
@@ -38,6 +39,13 @@ class Chain:
     physics : kernel and energies
     batched : positions of the state are (B, N, 3); False: of one walker, (N, 3)
     seed : of the noise
+
+    Attributes
+    ----------
+    kernel : of the walkers that are left
+    live, lost : walkers that are left; {walker: step} of those that are not
+    state, before : where the chain is, and was a step ago; None where that is not known
+    tally : of the steps that were accepted or rejected
     """
 
     def __init__(self, images: list[Atoms], physics: Physics, *, batched: bool, seed: int):
@@ -45,15 +53,19 @@ class Chain:
         self.live = list(range(len(images)))
         self.lost: dict[int, int] = {}
         self.noise = Noise(seed)
+        self.kernel = physics.kernel
         self.state: State | None = None
         self.before: State | None = None
         self.tally = Tally.empty(len(images))
         self.adaptation: Adaptation | None = None
+        self._plain = 0  # evaluations in steps that are not judged
         self._written: np.ndarray | None = None
+        self._seen = self._bound_to()
 
     @property
-    def kernel(self):
-        return self.physics.kernel
+    def evaluations(self) -> int | torch.Tensor:
+        """Structures that the drift was evaluated for, those of starts left out."""
+        return self._plain + self.tally.drift
 
     def sync(self, step: int) -> None:
         """Make the state that of the atoms as they are now, at step count ``step``.
@@ -61,30 +73,52 @@ class Chain:
         Costs an evaluation only if positions, cell, elements or calculator have changed
         since the last step.
         """
-        if self.physics.follow():
-            self.state = None
+        seen = self._bound_to()
+        if seen != self._seen:
+            self._seen = seen
+            if self.physics.follow():
+                self.state = None
+                self._choose_kernel()
         if self.state is None or not np.array_equal(self.positions(), self._written):
             self._start(step)
         elif self.state.step != step:
             self.state, self.before = replace(self.state, step=step), None
 
-    def advance(self) -> None:
-        """One step; diverged walkers of a batch are put aside and the others go on."""
-        while True:
-            try:
-                new, info = advance(self.kernel, self.state, self.noise)
-                break
-            except DivergedError as error:
-                if error.survivors is None:
-                    raise
-                self.state = error.survivors
-                self.live = error.survivors.walkers.tolist()
-                self.lost |= dict.fromkeys(error.walkers, error.step)
-                warnings.warn(str(error), RuntimeWarning, stacklevel=3)
-        self.before, self.state = self.state, new
-        self.tally = self._tally().add(info, self._columns())
-        self.physics.keep(new)
+    def advance(self, step: int) -> None:
+        """One step from where the atoms are now, which is number ``step``.
+
+        Diverged walkers of a batch are put aside and the others go on.
+        """
+        self.sync(step)
+        self.before = self.state
+        self.kernel, self.state, info = survive(self.kernel, self.state, self.noise, self._lose)
+        if info.accepted is None and isinstance(info.drift_evaluations, int):
+            self._plain += len(self.live) * info.drift_evaluations
+        else:
+            self.tally = self._tally().add(info, self._columns())
+        if self.physics.remembered:
+            self.physics.keep(self.state)
         self._write()
+
+    def _lose(self, error: DivergedError) -> None:
+        self.lost |= dict.fromkeys(error.walkers, error.step)
+        self.before = error.survivors
+        self.live = error.survivors.walkers.tolist()
+        warnings.warn(str(error), RuntimeWarning, stacklevel=5)
+
+    def _bound_to(self) -> tuple:
+        """What the kernel depends on: calculator with its settings, elements, cell, pbc."""
+        atoms = self.images[0]
+        calc = atoms.calc
+        # those of our own calculators are plain values, and change what they compute
+        settings = dict(calc.parameters) if isinstance(calc, PotentialCalculator) else None
+        cell = atoms.cell.array.tobytes()
+        return id(calc), settings, atoms.numbers.tobytes(), cell, atoms.pbc.tobytes()
+
+    def _choose_kernel(self) -> None:
+        whole = len(self.live) == len(self.images)
+        kernel = self.physics.kernel
+        self.kernel = kernel if whole else kernel.take(torch.tensor(self.live))
 
     def adapt(self, n_steps: int, settings: DualAveraging | None) -> Adaptation:
         """Tune the step size in ``n_steps`` steps, which are not written or counted."""
@@ -92,6 +126,7 @@ class Chain:
             self.kernel, self.state, n_steps, noise=self.noise, settings=settings
         )
         self.physics.scale(record.factor)
+        self._choose_kernel()
         self.adaptation = record
         rows = state.x.double().cpu().numpy().reshape(len(self.live), -1, 3)
         for i, row in zip(self.live, rows, strict=True):
@@ -107,6 +142,7 @@ class Chain:
         if not set(ids) <= set(range(len(self.images))):
             raise ValueError(f"walkers {list(ids)} for {len(self.images)} images")
         self.live = list(ids)
+        self._choose_kernel()
         for i, row in zip(ids, rows, strict=True):
             self.images[i].set_positions(row, apply_constraint=False)
         self.state = None
@@ -129,10 +165,10 @@ class Chain:
         try:
             state = self.kernel.init(x, walkers=ids)
         except ValueError as error:
-            count, words = self.physics.failed
-            if not count:
+            failures, last = self.physics.failed
+            if not failures:
                 raise
-            raise ValueError(f"{error}; {words}") from error
+            raise ValueError(f"{error}; {last}") from error
         self.physics.keep(state, first=True)
         if not torch.isfinite(state.x.sum() + state.forces.sum()):
             raise ValueError(

@@ -1,7 +1,7 @@
-"""`ReverseDiffusion`, `BatchReverseDiffusion` and `MonteCarlo`: chains as ASE dynamics.
+"""`ReverseDiffusion`: a chain as the dynamics of one `Atoms` in ASE; `batch` has many.
 
-Adapters only: the steps are kernels of `sampling`, the loop `sampling.run`, and
-`dynamics_chain` keeps `Atoms` and state in step. The ensemble is that of ``exp(-U/kT)`` at
+Adapters only: the steps are kernels of `sampling`, made by `simulation.prepare`, and `chain`
+keeps `Atoms` and state in step. The ensemble is that of ``exp(-U/kT)`` at
 constant cell, overdamped: there are no velocities, and momenta of atoms are left alone.
 """
 
@@ -11,17 +11,19 @@ from collections.abc import Iterator
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator
 from ase.md.md import MolecularDynamics
 
 from ..potentials.base import Potential
+from ..potentials.named import Source
+from ..simulation.prepare import StepRequest
+from ..state import Evaluation
 from .log import StepLog
-from .shared import _Reverse
+from .shared import Reverse, flushed
 
 __all__ = ["ReverseDiffusion"]
 
 
-class ReverseDiffusion(_Reverse, MolecularDynamics):
+class ReverseDiffusion(Reverse, MolecularDynamics):
     """Dynamics from a score, ``x' = x + (h/kT) F + sqrt(2h) ξ``, for one `Atoms`.
 
     Each step is a reverse-diffusion step coupled to the last frame by a spring of
@@ -70,7 +72,7 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
     >>> from ase.build import bulk
     >>> from ase.calculators.emt import EMT
     >>> from ase.calculators.lj import LennardJones
-    >>> from diffmd_ase import ReverseDiffusion
+    >>> from diffmd_ase import Reverse, flushedDiffusion
     >>> atoms = bulk("Cu", cubic=True)
     >>> atoms.calc = LennardJones(sigma=2.3, epsilon=0.4, rc=5.0)
     >>> dyn = ReverseDiffusion(atoms, temperature_K=300, target=EMT(), rng=1)
@@ -97,7 +99,7 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
         mobility: float | np.ndarray | None = None,
         spring: float | np.ndarray | None = None,
         bias: Potential | None = None,
-        target: str | Potential | BaseCalculator | None = None,
+        target: Source | None = None,
         proposal_steps: int = 1,
         rng: int | np.random.Generator | np.random.RandomState | None = None,
         trajectory=None,
@@ -105,8 +107,8 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
         loginterval: int = 1,
         append_trajectory: bool = False,
     ):
-        words = (timestep, friction, mobility, spring)
-        self._start([atoms], False, temperature_K, words, bias, target, proposal_steps, rng)
+        step = StepRequest(timestep, friction, mobility, spring)
+        self._start([atoms], False, temperature_K, step, bias, target, proposal_steps, rng)
         super().__init__(
             atoms,
             self.step_size.timestep,
@@ -119,19 +121,20 @@ class ReverseDiffusion(_Reverse, MolecularDynamics):
 
     def step(self) -> None:
         """One step and one evaluation; one more if somebody has moved the atoms."""
-        self.chain.sync(self.nsteps)
-        self.chain.advance()
+        self.chain.advance(self.nsteps)
 
     def irun(self, steps: int = 50) -> Iterator[bool]:
         """Run, yielding before the first step and after each; True after the last."""
-        try:
-            yield from super().irun(steps)
-        finally:  # COLVAR and HILLS are there for who reads them next
-            self.kernel.potential.flush()
+        chain, done = self.chain, super().irun(steps)
+        return flushed(done, chain) if chain.kernel.potential.has_memory else done
 
     def _refresh_properties(self) -> None:
         # ASE would evaluate here; the chain already has
-        self.chain.sync(self.nsteps)
-        physics, state = self.chain.physics, self.chain.state
+        chain = self.chain
+        chain.sync(self.nsteps)
+        physics, state = chain.physics, chain.state
+        if physics.adopt is not None:
+            physics.adopt(self.atoms, Evaluation(state.energy, state.forces))
+            return
         physics.seed(state)
         self.atoms.info |= {name: value[0] for name, value in physics.frame_info(state).items()}

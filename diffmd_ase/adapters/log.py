@@ -22,7 +22,7 @@ from ..state import State
 from ..units import kB
 
 if TYPE_CHECKING:
-    from .batch import _Batch
+    from .batch import Batch
     from .dynamics import ReverseDiffusion
 
 __all__ = ["ConfigurationalTemperature", "StepLog"]
@@ -80,19 +80,19 @@ class StepLog:
     logfile : name (appended to), open file, or "-" for standard output
     """
 
-    def __init__(self, dyn: ReverseDiffusion | _Batch, logfile):
+    def __init__(self, dyn: ReverseDiffusion | Batch, logfile):
         appends = logfile != "-" and isinstance(logfile, str | Path) and Path(logfile).exists()
         self._dyn = dyn
         self._file = sys.stdout if logfile == "-" else logfile
         self._adjusted = not isinstance(dyn.kernel, EulerMaruyama)
         self._temperature = ConfigurationalTemperature()
-        self._last = perf_counter(), dyn.chain.tally.drift
+        self._last = perf_counter(), dyn.chain.evaluations
         self._headed = appends and bool(Path(logfile).stat().st_size)
 
     def __call__(self) -> None:
         dyn, chain = self._dyn, self._dyn.chain
         now, (then, before) = perf_counter(), self._last
-        self._last = now, chain.tally.drift
+        self._last = now, chain.evaluations
         # name, value, format
         row: list[tuple[str, float, str]] = [("Step", dyn.nsteps, "10d")]
         row += dyn.clock()
@@ -108,10 +108,10 @@ class StepLog:
             row.append(("Accept", chain.tally.acceptance, "12.4f"))
             row.append(("Failed", chain.physics.failed[0], "12d"))
         else:
-            if chain.before is not None:
+            if chain.before is not None and isinstance(chain.kernel, EulerMaruyama):
                 self._temperature.add(chain.kernel, chain.before, chain.state, chain.noise)
             row.append(("Tconf[K]", self._temperature.kelvin, "12.1f"))
-        rate = float(chain.tally.drift - before) / max(now - then, 1e-9)
+        rate = float(chain.evaluations - before) / max(now - then, 1e-9)
         row.append(("Evals/s", rate, "12.1f"))
         if not self._headed:
             self._headed = True

@@ -7,8 +7,8 @@ are kept row by row for those walkers whose state they are of.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,35 +19,45 @@ from ase.constraints import FixAtoms, FixCom
 from torch import Tensor
 
 from ..potentials.ase_calculator import AsePotential
-from ..potentials.base import Potential, Sum
-from ..potentials.curvature import measured_stiffness
-from ..potentials.named import find_target
-from ..sampling.euler import EulerMaruyama
+from ..potentials.base import Potential, Sum, unwrapped
+from ..potentials.named import MODEL, Source, find_potential
 from ..sampling.kernels import Kernel
-from ..sampling.metropolis import Metropolis
-from ..sampling.step_size import Step, card_stiffness, check_step, check_temperature, choose_step
+from ..simulation.prepare import Prepared, StepRequest, prepare
 from ..state import Evaluation, State
 from ..system import System
 from .calculator import ScoreCalculator
-from .remembered import _inner, _Remembered, _total
+from .remembered import Remembered, total
 
 __all__ = ["OfCalculator", "OfKernel", "Physics"]
 
-log = logging.getLogger(__name__)
-
 
 class Physics(ABC):
-    """A kernel, and the energies of the states that it reaches."""
+    """A kernel, and the energies of the states that it reaches.
+
+    Attributes
+    ----------
+    kernel : of all walkers
+    device : where they live
+    com : the centre of mass is held
+    remembered : terms that keep their values at the states reached; `keep` tells them
+    adopt : gives the calculator of a single `Atoms` the values of its state, where that is all
+        there is to say of a step; None: `seed` and `frame_info` say it
+    """
 
     kernel: Kernel
-    com: bool = False  # the centre of mass is held
+    device: torch.device | str
+    com: bool = False
+    remembered: Sequence[Remembered] = ()
+    adopt: Callable[[Atoms, Evaluation], None] | None = None
 
     def follow(self) -> bool:
-        """Follow the atoms; True if the kernel is another one now."""
+        """The atoms have another calculator or cell: True if the kernel is another one now."""
         return False
 
-    def keep(self, state: State, *, first: bool = False) -> None:  # noqa: B027
+    def keep(self, state: State, *, first: bool = False) -> None:
         """The chain has come to ``state``, or starts (``first``) there."""
+        for term in self.remembered:
+            term.keep(state.x, first=first)
 
     def felt(self, state: State) -> list[Tensor]:
         """Forces of everything that a shift of all atoms might change the energy of."""
@@ -55,11 +65,6 @@ class Physics(ABC):
 
     def seed(self, state: State) -> None:  # noqa: B027
         """Give the calculator of a single `Atoms` what is known, so that reading is free."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device | str:
-        """Where the walkers live."""
 
     @abstractmethod
     def scale(self, factor: float) -> None:
@@ -88,27 +93,23 @@ class Physics(ABC):
     @property
     def failed(self) -> tuple[int, str]:
         """Structures for which a calculator failed so far, and what it said last."""
-        terms = [_inner(t) for t in self.kernel.potential.terms]
-        found = [t for t in terms if isinstance(t, AsePotential) and t.failed]
-        return sum(t.failed for t in found), found[-1].last_failure if found else ""
+        terms = [unwrapped(term) for term in self.kernel.potential.terms]
+        failing = [t for t in terms if isinstance(t, AsePotential) and t.failed]
+        return sum(t.failed for t in failing), failing[-1].last_failure if failing else ""
 
 
 class OfKernel(Physics):
     """A kernel as the user made it; frames and log show the energy of its target."""
 
     def __init__(self, kernel: Kernel, system: System, device: torch.device | str = "cpu"):
-        known = kernel.potential.system
-        if known is not None and known != system:
+        bound = kernel.potential.system
+        if bound is not None and bound != system:
             raise ValueError(
-                f"the kernel is bound to {known.formula} ({len(known)} atoms), the atoms are "
+                f"the kernel is bound to {bound.formula} ({len(bound)} atoms), the atoms are "
                 f"{system.formula} ({len(system)} atoms) with this cell and these masses: make "
                 "its potentials for System.from_atoms(atoms)"
             )
-        self.kernel, self._device = kernel, device
-
-    @property
-    def device(self):
-        return self._device
+        self.kernel, self.device = kernel, device
 
     def scale(self, factor) -> None:
         self.kernel = self.kernel.scaled(factor)
@@ -129,103 +130,72 @@ class OfCalculator(Physics):
     Parameters
     ----------
     images : the first has the calculator; constraints are read from it
-    target : None for plain dynamics; see `targets.find_target`
+    batched : positions are (B, N, 3); False: of one walker, (N, 3)
+    temperature_K, step, proposal_steps : see `simulation.prepare.prepare`
+    bias : felt by drift and target, no part of the energies that frames show
+    target : None for plain dynamics; see `potentials.named.find_potential`
+
+    Attributes
+    ----------
+    step_size : the resolved step
     """
 
     def __init__(
-        self, images: list[Atoms], *, temperature_K: float, kT: float, bias, target, proposal_steps
+        self,
+        images: Sequence[Atoms],
+        *,
+        batched: bool,
+        temperature_K: float,
+        step: StepRequest,
+        bias: Potential | None,
+        target: Source | None,
+        proposal_steps: int,
     ):
         if bias is not None and not isinstance(bias, Potential):
             raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
-        if target is None and proposal_steps != 1:
-            raise ValueError(
-                f"{proposal_steps=} without a target: steps of plain dynamics are not proposals; "
-                "give target="
-            )
-        self._images, self.temperature_K, self.kT, self.bias = images, temperature_K, kT, bias
+        self.temperature_K, self.bias = temperature_K, bias
+        self._images, self._asked = images, step
         self._target, self._proposal_steps = target, proposal_steps
-        self.fixed, self.com = _constraints(images[0])
-        self._ase: tuple | None = None
-        self._factor = 1.0
         self._results: tuple[np.ndarray, dict] | None = None
-        self._base = self._field()
-        self._bind()
-
-    def choose(self, x: Tensor, *, timestep, friction, mobility, spring) -> None:
-        """Resolve the step and make the kernel; ``x`` is where a stiffness is measured."""
-        atoms, moving = self._images[0], ~self.fixed
-        if not moving.any():
-            raise ValueError("all atoms are fixed: there is nothing to simulate")
-        # what a bias adds to the stiffness is on no card
-        card = None if self.bias is not None else card_stiffness(self._base, self.kT)
-        if self._target in (None, "model"):  # another reference has the last word
-            check_temperature(self._base, self.temperature_K)
-
-        def stiffness() -> tuple[float, str]:
-            if card is not None:
-                return card, "from the model card"
-            lam, evaluations = measured_stiffness(self._drift, x, self.kT)
-            return lam, f"measured at the start with {evaluations} extra evaluations"
-
-        self._said = {
-            name: value if value is None else np.asarray(value, float).tolist()
-            for name, value in {
-                "friction": friction, "mobility": mobility, "spring": spring
-            }.items()
-        }  # fmt: skip
-        self.step_size = choose_step(
-            kT=self.kT,
-            masses=atoms.get_masses(),
-            timestep=timestep,
-            friction=friction,
-            mobility=mobility,
-            spring=spring,
-            stiffness=stiffness,
+        fixed, self.com = _constraints(images[0])
+        drift, accepts = self._bind()
+        x = torch.tensor(np.stack([image.positions for image in images]), device=self.device)
+        self._use(
+            prepare(
+                drift,
+                System.from_atoms(images[0]),
+                temperature_K=temperature_K,
+                step=step,
+                target=MODEL if accepts is None and target is not None else accepts,
+                proposal_steps=proposal_steps,
+                bias=bias,
+                moving=~fixed,
+                mean_free=self.com,
+                x=x if batched else x[0],
+            )
         )
-        # a step that is too large is rejected where there is a target
-        if card is not None and self._target is None and not (timestep is spring is None):
-            check_step(self.step_size, card, moving)
-        h: float | Tensor = torch.tensor(np.where(moving, self.step_size.h, 0.0))
-        if np.ndim(self.step_size.h) == 0 and moving.all():
-            h = float(self.step_size.h)
-        log.info("step h = %s A^2 (%s)", h, self.step_size.source)
-        self._h = h
-        self._make()
 
-    @property
-    def device(self):
-        atoms = self._images[0]
-        return atoms.calc.device(atoms) if isinstance(atoms.calc, ScoreCalculator) else "cpu"
+    def _use(self, prepared: Prepared) -> None:
+        self._prepared, self.kernel, self.step_size = prepared, prepared.kernel, prepared.step
 
     def follow(self) -> bool:
-        field = self._field()
-        if field is self._base:
-            return False
-        self._base = field
-        self._bind()
-        self._make()
+        drift, accepts = self._bind()
+        if self.bias is not None:
+            drift, accepts = drift + self.bias, None if accepts is None else accepts + self.bias
+        self._use(self._prepared.bound(drift, accepts))
         return True
 
     def scale(self, factor) -> None:
-        step = self.step_size
-        self._h = self._h * factor
-        self.step_size = Step(
-            step.h * factor, step.timestep * factor, step.physical, f"{step.source}, adapted"
-        )
-        self._make()
-
-    def keep(self, state, *, first=False) -> None:
-        for term in self._remembered:
-            term.keep(state.x, first=first)
+        self._use(self._prepared.scaled(factor))
 
     def felt(self, state) -> list[Tensor]:
-        target = [_total(self._target_terms, state.x).forces] if self._target_terms else []
+        target = [total(self._target_terms, state.x).forces] if self._target_terms else []
         return [state.forces, *target]
 
     def values(self, state) -> Evaluation:
-        if not self._remembered:
+        if not self.remembered:
             return Evaluation(state.energy, state.forces)
-        return _total(self._drift_terms, state.x)
+        return total(self._drift_terms, state.x)
 
     def described(self, state) -> dict[str, Tensor]:
         return {} if self.bias is None else self.bias.describe(state.x)
@@ -253,7 +223,7 @@ class OfCalculator(Physics):
         """Energy of what decides, without the bias."""
         if not self._target_terms:
             return self.values(state).energy
-        return _total(self._target_terms, state.x).energy
+        return total(self._target_terms, state.x).energy
 
     def _bias_energy(self, state: State) -> Tensor | None:
         if self.bias is None or state.energy is None:
@@ -281,13 +251,43 @@ class OfCalculator(Physics):
         return {
             "timestep": self.step_size.timestep,
             "temperature_K": self.temperature_K,
-            **self._said,
+            "friction": _plain(self._asked.friction),
+            "mobility": _plain(self._asked.mobility),
+            "spring": _plain(self._asked.spring),
             "h": np.asarray(self.step_size.h).tolist(),
             "step-source": self.step_size.source,
             "bias": None if self.bias is None else type(self.bias).__name__,
-            "target": target if target is None or isinstance(target, str) else _name(target),
+            "target": target
+            if target is None or isinstance(target, str)
+            else type(target).__name__,
             "proposal-steps": self._proposal_steps,
         }
+
+    def _bind(self) -> tuple[Potential, Potential | None]:
+        """Drift and separate target of the atoms as they are now, without the bias.
+
+        Their terms remember their values where frames show less than what drives.
+        """
+        atoms, target = self._images[0], None
+        calc, base = atoms.calc, self._field()
+        ours = isinstance(calc, ScoreCalculator)
+        self.device = calc.device(atoms) if ours else "cpu"
+        of_model = self._target is calc or (isinstance(self._target, str) and self._target == MODEL)
+        if self._target is not None and not of_model:
+            target = find_potential(self._target, System.from_atoms(atoms), model=base)
+        # one for each term, so that what drift and target share stays shared
+        wrapped: dict[int, Remembered] = {}
+        if self.bias is not None or target is not None:
+            for term in (*base.terms, *(() if target is None else target.terms)):
+                wrapped.setdefault(id(term), Remembered(term))
+        self.remembered = list(wrapped.values())
+        self.adopt = calc.adopt if ours and not wrapped else None
+        self._drift_terms = [wrapped[id(term)] for term in base.terms] if wrapped else []
+        self._target_terms = [] if target is None else [wrapped[id(t)] for t in target.terms]
+        return (
+            Sum(*self._drift_terms) if wrapped else base,
+            None if target is None else Sum(*self._target_terms),
+        )
 
     def _field(self) -> Potential:
         atoms = self._images[0]
@@ -296,49 +296,15 @@ class OfCalculator(Physics):
             return calc.potential(atoms)
         if calc is None:
             raise ValueError("the atoms have no calculator: atoms.calc = ScoreCalculator(...)")
-        key = calc, atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
-        if self._ase is None or self._ase[0] != key:
-            for name in ("initial_charges", "initial_magmoms"):
-                if atoms.has(name) and atoms.arrays[name].any():
-                    raise ValueError(
-                        f"atoms have {name}, which a potential does not carry: give the "
-                        "calculator its charges and moments by its own settings"
-                    )
-            # plain dynamics has no other state to stay in
-            failures: Literal["raise", "reject"] = "raise" if self._target is None else "reject"
-            self._ase = key, AsePotential(calc, System.from_atoms(atoms), failures=failures)
-        return self._ase[1]
-
-    def _bind(self) -> None:
-        atoms, target = self._images[0], None
-        if self._target is not None and self._target is not atoms.calc:
-            target = find_target(self._target, System.from_atoms(atoms))
-        # one for each term, so that what drift and target share stays shared
-        wrapped: dict[int, _Remembered] = {}
-        if self.bias is not None or target is not None:
-            for term in (*self._base.terms, *(() if target is None else target.terms)):
-                wrapped.setdefault(id(term), _Remembered(term))
-        self._remembered = list(wrapped.values())
-        self._drift_terms = [wrapped.get(id(t), t) for t in self._base.terms]
-        self._drift = self._with_bias(self._drift_terms) if wrapped else self._base
-        self._target_terms = [] if target is None else [wrapped[id(t)] for t in target.terms]
-        self._accepts = self._with_bias(self._target_terms) if target is not None else None
-
-    def _with_bias(self, terms) -> Potential:
-        return Sum(*terms) if self.bias is None else Sum(*terms) + self.bias
-
-    def _make(self) -> None:
-        proposal = EulerMaruyama(self._drift, kT=self.kT, h=self._h, mean_free=self.com)
-        self.kernel = proposal
-        if self._target is not None:
-            if self._accepts is None and not self._drift.conservative:
+        for name in ("initial_charges", "initial_magmoms"):
+            if atoms.has(name) and atoms.arrays[name].any():
                 raise ValueError(
-                    f"target='model', but {_name(self._images[0].calc)} has no energy (its forces "
-                    "are not a gradient), and a Metropolis step compares energies: give target= "
-                    "an ASE calculator or a Potential that has one, and keep this score as the "
-                    "drift"
+                    f"atoms have {name}, which a potential does not carry: give the calculator "
+                    "its charges and moments by its own settings"
                 )
-            self.kernel = Metropolis(proposal, self._accepts, self._proposal_steps)
+        # plain dynamics has no other state to stay in
+        failures: Literal["raise", "reject"] = "raise" if self._target is None else "reject"
+        return AsePotential(calc, System.from_atoms(atoms), failures=failures)
 
 
 def _values(value: Tensor) -> list[float]:
@@ -349,8 +315,9 @@ def _mean(energy: Tensor | None) -> float:
     return float("nan") if energy is None else float(energy.mean())
 
 
-def _name(thing) -> str:
-    return type(thing).__name__
+def _plain(value) -> float | list | None:
+    """A number or an array as JSON has it."""
+    return value if value is None else np.asarray(value, float).tolist()
 
 
 def _copied(results: dict) -> dict:

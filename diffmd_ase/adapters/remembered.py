@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from ..potentials.base import Potential, Wrapped, add_term
 from ..state import Evaluation
 
-__all__ = []
+__all__ = ["Remembered", "total"]
 
 
-class _Remembered(Wrapped):
+class Remembered(Wrapped):
     """A term that keeps its value at the state of each walker, whatever is proposed."""
 
     def __init__(self, term: Potential):
@@ -28,12 +30,12 @@ class _Remembered(Wrapped):
     def keep(self, x: Tensor, *, first: bool) -> None:
         """Positions of the walkers are ``x`` now."""
         seen, value = self._last
-        known = None if first else self._kept
-        if seen is x or known is None or known[0].shape != x.shape or seen.shape != x.shape:
+        kept = None if first else self._kept
+        if seen is x or kept is None or kept[0].shape != x.shape or seen.shape != x.shape:
             self._kept = self._last
         else:
             here = (seen == x).flatten(-2).all(-1)
-            before, old = known
+            before, old = kept
             self._kept = _rows(here, seen, before), _rows(here, value, old)
         self._complete = self._kept[0] is x or torch.equal(self._kept[0], x)
 
@@ -51,12 +53,9 @@ def _rows(mask: Tensor, new, old):
     return torch.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
 
 
-def _total(terms, x: Tensor) -> Evaluation:
-    total = None
+def total(terms: Iterable[Remembered], x: Tensor) -> Evaluation:
+    """Sum of the terms at the state x (*batch, N, 3); what they remember is not evaluated."""
+    value = None
     for term in terms:
-        total, _ = add_term(total, term, x, value=term.known())
-    return total
-
-
-def _inner(term: Potential) -> Potential:
-    return term.inner if isinstance(term, _Remembered) else term
+        value, _ = add_term(value, term, x, value=term.known())
+    return value

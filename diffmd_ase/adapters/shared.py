@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from ase import units as ase_units
@@ -15,10 +16,10 @@ from ..state import State
 from .chain import Chain, check_images, seed_of
 from .physics import OfCalculator
 
-__all__ = []
+__all__ = ["Adapter", "Reverse", "flushed"]
 
 
-class _Adapter:
+class Adapter:
     """What all classes show of their chain."""
 
     chain: Chain
@@ -82,35 +83,25 @@ class _Adapter:
         }
 
 
-class _Reverse(_Adapter):
+class Reverse(Adapter):
     """What one walker and a batch of harmonic-coupled steps have in common."""
 
     dt: float
 
     def _start(
-        self, images, batched, temperature_K, words, bias, target, proposal_steps, rng
+        self, images, batched, temperature_K, step, bias, target, proposal_steps, rng
     ) -> None:
         check_images(images)
-        kelvin = float(temperature_K)
-        kT = units.kT_from_temperature(kelvin)
-        physics = OfCalculator(
+        self._physics = OfCalculator(
             images,
-            temperature_K=kelvin,
-            kT=kT,
+            batched=batched,
+            temperature_K=float(temperature_K),
+            step=step,
             bias=bias,
             target=target,
             proposal_steps=proposal_steps,
         )
-        self.chain = Chain(images, physics, batched=batched, seed=seed_of(rng))
-        timestep, friction, mobility, spring = words
-        physics.choose(
-            self.chain.tensor(),
-            timestep=timestep,
-            friction=friction,
-            mobility=mobility,
-            spring=spring,
-        )
-        self._physics = physics
+        self.chain = Chain(images, self._physics, batched=batched, seed=seed_of(rng))
 
     @property
     def step_size(self) -> Step:
@@ -128,4 +119,13 @@ class _Reverse(_Adapter):
         if self.step_size.physical:
             return [("Time[ps]", time / (1000 * ase_units.fs), "14.6f")]
         # with unit mobility the clock is D·t = kT·t
-        return [("D*t[A^2]", time * self._physics.kT, "14.6e")]
+        kT = units.kT_from_temperature(self._physics.temperature_K)
+        return [("D*t[A^2]", time * kT, "14.6e")]
+
+
+def flushed(steps: Iterator[bool], chain: Chain) -> Iterator[bool]:
+    """``steps``; files of potentials with memory are complete when they end."""
+    try:
+        yield from steps
+    finally:  # COLVAR and HILLS are there for who reads them next
+        chain.kernel.potential.flush()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..io.atomic import replacing
+from ..processes import Command, run_side_by_side
 from ..report.make import make_report
 from ..score.model import ScoreModel
+from ..simulation.prepare import prepare
 from ..simulation.settings import Files
 
 __all__ = ["run_demo"]
@@ -47,37 +49,24 @@ def run_demo(
     model, drawn = directory / "model.safetensors", directory / "samples.npz"
     common = ["--seed", str(seed), "--device", device]
     shown = "--progress" if progress else "--no-progress"
-    clock = directory / "times.json"
-    times: dict[str, float] = json.loads(clock.read_text()) if clock.exists() else {}
-
-    def part(name: str, *commands: list[str]) -> None:
-        began = time.monotonic()
-        _together([[sys.executable, "-m", "diffmd_ase", *command] for command in commands])
-        times[name] = round(times.get(name, 0.0) + time.monotonic() - began, 1)
-        _write_json(clock, times)
-
+    part = partial(_part, directory / "times.json")
     if not model.exists():
         keep = ["--directory", str(directory / "training"), "--max-minutes", str(minutes)]
         part("train", ["train", snapshots, "-o", str(model), *keep, *common, shown])
     if not drawn.exists():
         drawing = ["sample", str(model), "-o", str(drawn), "-n", str(samples)]
         part("sample", [*drawing, *common, shown])
-    h = 0.2 / ScoreModel.load(model).card.lambda_max  # the default step of `diffmd run`
-    every = max(1, round(0.02 / h))  # a frame every 0.02 Å² of D·t
-    steps = every * -(-round(d_t / h) // every)
-    commands, paths = [], []
-    for first, count in _shares(walkers, min(2, os.cpu_count() or 1)):
-        files = Files(str(directory / f"md-{first:04d}"))
-        paths.append(files.trajectory)
-        command = ["run", str(model), "--start", str(drawn), "--prefix", files.prefix]
-        command += ["--walkers", str(count), "--first-walker", str(first)]
-        command += ["--steps", str(steps), "--every", str(every), *common]
-        if files.restart.exists():
-            command.append("--restart")
-        # two bars would overwrite each other
-        commands.append([*command, shown if first == 0 else "--no-progress"])
-    part("run", *commands)
-    runs = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+    steps, every = _steps(model, d_t)
+    run = ["run", str(model), "--start", str(drawn), "--steps", str(steps), "--every", str(every)]
+    shares = _shares(walkers, min(2, os.cpu_count() or 1))
+    files = [Files(str(directory / f"md-{first:04d}")) for first, _ in shares]
+    # one bar: two would overwrite each other
+    commands = [
+        [*run, *common, *_share(first, count, into), shown if first == 0 else "--no-progress"]
+        for (first, count), into in zip(shares, files, strict=True)
+    ]
+    times = part("run", *commands)
+    runs = [json.loads(one.summary.read_text()) for one in files]
     speed = sum(run["walker_steps_per_second"] for run in runs)
     began = time.monotonic()
     summary = make_report(
@@ -85,7 +74,7 @@ def run_demo(
         directory / "report.html",
         snapshots=snapshots,
         samples=drawn,
-        trajectories=paths,
+        trajectories=[one.trajectory for one in files],
         skip=0.2,
         summary={"times_s": times, "steps": steps, "evaluations_per_s": speed},
         title=f"{Path(snapshots).stem.replace('-', ' ').capitalize()}: score dynamics",
@@ -95,38 +84,45 @@ def run_demo(
     return summary
 
 
-def _together(commands: list[list[str]]) -> None:
-    """Run processes side by side; the first failure stops all."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # the results are ours to tell; errors and progress pass through
-    running = [
-        (command, subprocess.Popen(command, env=environment, stdout=_stream(command)))
-        for command in commands
-    ]
-    waiting = list(running)
-    try:
-        while waiting:
-            time.sleep(0.05)
-            for command, process in [one for one in waiting if one[1].poll() is not None]:
-                waiting.remove((command, process))
-                if process.returncode:
-                    raise RuntimeError(f"`diffmd {' '.join(command[3:])}` failed, see above")
-    finally:
-        for _, process in waiting:
-            process.terminate()
-        for _, process in running:
-            process.wait()
+def _steps(model: Path, d_t: float) -> tuple[int, int]:
+    """Steps in all and between frames, one every 0.02 Å² of D·t, at the default step."""
+    loaded = ScoreModel.load(model)
+    prepared = prepare(loaded.potential(device="cpu"), temperature_K=loaded.card.temperature_K)
+    h = float(prepared.step.h)
+    every = max(1, round(0.02 / h))
+    return every * -(-round(d_t / h) // every), every
 
 
-def _stream(command: list[str]) -> int | None:
-    # training shows its bars on standard output
-    return None if "train" in command and "--progress" in command else subprocess.DEVNULL
+def _part(clock: Path, name: str, *commands: list[str]) -> dict[str, float]:
+    """Run commands side by side; the seconds of all parts so far, which ``clock`` keeps."""
+    times = json.loads(clock.read_text()) if clock.exists() else {}
+    began = time.monotonic()
+    run_side_by_side([_diffmd(command) for command in commands])
+    times[name] = round(times.get(name, 0.0) + time.monotonic() - began, 1)
+    _write_json(clock, times)
+    return times
+
+
+def _diffmd(arguments: list[str]) -> Command:
+    """A command of ours: errors and progress pass through, the results are ours to tell."""
+    facts_shown = "train" in arguments and "--progress" in arguments  # those of the model
+    return Command(
+        [sys.executable, "-m", "diffmd_ase", *arguments],
+        name=f"`diffmd {' '.join(arguments)}`",
+        quiet=not facts_shown,
+    )
 
 
 def _shares(walkers: int, processes: int) -> list[tuple[int, int]]:
     """(first, count) of the walkers of each process."""
     bounds = np.linspace(0, walkers, min(processes, walkers) + 1).astype(int)
     return [(int(a), int(b - a)) for a, b in pairwise(bounds)]
+
+
+def _share(first: int, count: int, files: Files) -> list[str]:
+    """Options of one process: its walkers, its files, and whether it goes on."""
+    words = ["--first-walker", str(first), "--walkers", str(count), "--prefix", files.prefix]
+    return [*words, "--restart"] if files.restart.exists() else words
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,61 +13,73 @@ from .output import bar, say, show, show_verdicts
 
 __all__ = ["fes"]
 
+_Inputs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="COLVAR files (one per walker), with HILLS or KERNELS if there are any; a folder "
+        "that holds them; or .h5 of `diffmd run`"
+    ),
+]
+_Output = Annotated[
+    Path, typer.Option("--output", "-o", help="PNG; numbers go to .npz and .csv beside it")
+]
+_Variables = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="column, or for .h5 a definition: phi=torsion:4,6,8,14, d=distance:0,5, "
+        "a=angle:0,1,2 (atoms from 0, Å, rad); repeat for two; default: those of HILLS"
+    ),
+]
+_Temperature = Annotated[
+    float | None, typer.Option(help="of the run, K; needed unless it is a .h5 or the unit is kT")
+]
+_Unit = Annotated[
+    str, typer.Option(help="of the files: kJ/mol, kcal/mol, eV, Ha or kT (see UNITS)")
+]
+_Reweight = Annotated[
+    str,
+    typer.Option(
+        help="rbias (metadynamics, c(t)), last (final bias), opes, static, none; auto: what the "
+        "columns say"
+    ),
+]
+_Basins = Annotated[
+    list[str] | None,
+    typer.Option(help="name:low:high, or two such joined by a comma; give two basins for ΔF"),
+]
+_Bins = Annotated[int | None, typer.Option(min=4, help="of each variable")]
+_Range = Annotated[
+    list[str] | None, typer.Option("--range", help="'phi:-3.14:3.14'; default: all data")
+]
+_Bandwidth = Annotated[
+    list[float] | None,
+    typer.Option(help="Gaussian kernels of this width instead of bins; one per variable"),
+]
+_Skip = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=0.95, help="fraction left out at first; default: 0.2 of a growing bias"
+    ),
+]
+_Blocks = Annotated[
+    int | None, typer.Option(min=2, help="for the errors; default: by correlation time")
+]
+
 
 def fes(
     context: typer.Context,
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="COLVAR files (one per walker), with HILLS or KERNELS if there are any; a "
-            "folder that holds them; or .h5 of `diffmd run`"
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="PNG; numbers go to .npz and .csv beside it")
-    ] = Path("fes.png"),
-    cv: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="column, or for .h5 a definition: phi=torsion:4,6,8,14, d=distance:0,5, "
-            "a=angle:0,1,2 (atoms from 0, Å, rad); repeat for two; default: those of HILLS"
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="of the run, K; needed unless it is a .h5 or the unit is kT"),
-    ] = None,
-    energy_unit: Annotated[
-        str, typer.Option(help="of the files: kJ/mol, kcal/mol, eV, Ha or kT (see UNITS)")
-    ] = "kJ/mol",
-    reweight: Annotated[
-        str,
-        typer.Option(
-            help="rbias (metadynamics, c(t)), last (final bias), opes, static, none; auto: "
-            "what the columns say"
-        ),
-    ] = "auto",
-    basin: Annotated[
-        list[str] | None,
-        typer.Option(help="name:low:high, or two such joined by a comma; give two basins for ΔF"),
-    ] = None,
-    bins: Annotated[int | None, typer.Option(min=4, help="of each variable")] = None,
-    bounds: Annotated[
-        list[str] | None, typer.Option("--range", help="'phi:-3.14:3.14'; default: all data")
-    ] = None,
-    bandwidth: Annotated[
-        list[float] | None,
-        typer.Option(help="Gaussian kernels of this width instead of bins; one per variable"),
-    ] = None,
-    skip: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.95, help="fraction left out at first; default: 0.2 of a growing bias"
-        ),
-    ] = None,
-    blocks: Annotated[
-        int | None, typer.Option(min=2, help="for the errors; default: by correlation time")
-    ] = None,
+    inputs: _Inputs,
+    output: _Output = Path("fes.png"),
+    cv: _Variables = None,
+    temperature: _Temperature = None,
+    energy_unit: _Unit = "kJ/mol",
+    reweight: _Reweight = "auto",
+    basin: _Basins = None,
+    bins: _Bins = None,
+    bounds: _Range = None,
+    bandwidth: _Bandwidth = None,
+    skip: _Skip = None,
+    blocks: _Blocks = None,
     progress: Progress = True,
     as_json: AsJson = False,
     config: Config = None,
@@ -98,13 +110,9 @@ def fes(
     save_resolved(context, output)
     for note in result.notes:
         say(note)
-    numbers: dict[str, Any] = {
-        **result.numbers,
-        "verdicts": result.verdicts,
-        "files": [str(f) for f in files],
-    }
     if as_json:
-        show(numbers, as_json)
+        told = {"verdicts": result.verdicts, "files": [str(f) for f in files]}
+        show(result.numbers | told, True)
         return
     show_verdicts(result.verdicts)
     say(f"wrote {', '.join(str(f) for f in files)}")

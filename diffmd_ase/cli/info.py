@@ -27,7 +27,10 @@ def doctor(as_json: AsJson = False) -> None:
 
 def model_facts(model) -> dict[str, Any]:
     """What a person wants to know of a model, by name."""
+    from ..sampling.step_size import DEFAULT_H_LAMBDA
+
     card = model.card
+    step = None if not card.lambda_max else round(DEFAULT_H_LAMBDA / card.lambda_max, 8)
     return {
         "formula": card.formula,
         "temperature_K": card.temperature_K,
@@ -37,7 +40,7 @@ def model_facts(model) -> dict[str, Any]:
         # fitted in closed form or by gradients
         "parameters": sum(v.numel() for n in model.networks for v in n.state_dict().values()),
         "lambda_max_1/A2": None if card.lambda_max is None else round(card.lambda_max, 1),
-        "default_step_A2": None if not card.lambda_max else round(0.2 / card.lambda_max, 8),
+        "default_step_A2": step,
         "snapshots": card.data["snapshots"],
         "source": card.data["source"],
         "training_seconds": card.training.get("seconds"),

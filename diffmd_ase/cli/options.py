@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 __all__ = [
     "AsJson",
@@ -15,9 +19,12 @@ __all__ = [
     "Progress",
     "Seed",
     "check_output",
-    "json_object",
+    "checked",
     "one_thread",
+    "options_of",
 ]
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
 
 Seed = Annotated[int, typer.Option(min=0, help="seed of all randomness")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
@@ -35,15 +42,57 @@ def check_output(path: Path) -> None:
         raise ValueError(f"{path} is a folder; give the name of a file")
 
 
-def json_object(flag: str, words: str | None) -> dict[str, Any]:
-    """The value of ``flag``, a JSON object; empty if it was not given."""
+def checked(kind: type[_Settings], values: dict[str, Any]) -> _Settings:
+    """The pydantic model with these options; what is wrong, in the words of the flags.
+
+    Raises ``ValueError``.
+    """
     try:
-        values = {} if words is None else json.loads(words)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} {words!r} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f'{flag} {words!r}: expected an object, {{"name": value}}')
-    return values
+        return kind(**values)
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_complaint, error.errors()))) from error
+
+
+def _complaint(error) -> str:
+    if error["type"] == "value_error":  # our own words
+        return str(error["ctx"]["error"])
+    return f"--{str(error['loc'][0]).replace('_', '-')}: {error['msg']}, got {error['input']!r}"
+
+
+def options_of(kind: type[BaseModel]) -> Callable[[Callable], Callable]:
+    """Decorator of a command: the fields of ``kind`` are its options, given as ``settings``.
+
+    What the help says of an option is the description of its field. A field without a default
+    is an argument. Options of the command itself come after them.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def call(**given):
+            fields = {name: given.pop(name) for name in kind.model_fields}
+            return command(settings=checked(kind, fields), **given)
+
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        del own["settings"]
+        least = {n: p.get("minimum") for n, p in kind.model_json_schema()["properties"].items()}
+        fields = [_parameter(n, field, least[n]) for n, field in kind.model_fields.items()]
+        call.__dict__["__signature__"] = inspect.Signature(
+            [p.replace(kind=p.KEYWORD_ONLY) for p in (*fields, *own.values())]
+        )
+        return call
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo, least: float | None) -> inspect.Parameter:
+    told: Any = typer.Argument(help=field.description)
+    default = inspect.Parameter.empty
+    if not field.is_required():
+        told, default = typer.Option(help=field.description, min=least), field.default
+    annotation = Annotated[field.annotation, told]  # type: ignore[name-defined]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
 def one_thread() -> None:

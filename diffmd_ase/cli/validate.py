@@ -7,63 +7,74 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..simulation.settings import json_object
 from .config import Config, save_resolved
-from .options import AsJson, Device, Model, Progress, Seed, check_output, json_object, one_thread
+from .options import AsJson, Device, Model, Progress, Seed, check_output, one_thread
 from .output import bar, say, show, show_table, show_verdicts
 
 if TYPE_CHECKING:
+    from ..potentials.base import Potential
+    from ..score.snapshots import Snapshots
     from ..validation.scorecard import Line, Validation
 
 __all__ = ["validate"]
+
+_Snapshots = Annotated[
+    str, typer.Argument(help="frames: anything ASE reads, .npz, or a shipped set")
+]
+_Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="the card (default: MODEL.validation.json)")
+]
+_Plot = Annotated[
+    Path | None, typer.Option(help="a picture of all deviations and goals (.png, .pdf, .svg)")
+]
+_Temperature = Annotated[
+    float | None, typer.Option(help="of the snapshots, K (default: as stated, or the model's)")
+]
+_Effort = Annotated[
+    float,
+    typer.Option(
+        help="how much is sampled: 0.1 for a quick look, 4 where an error is to be halved; "
+        "at 1, a small molecule takes minutes, 64 periodic atoms half an hour"
+    ),
+]
+_Modes = Annotated[
+    bool,
+    typer.Option("--modes", help="populations of the model's modes by exchange from one of them"),
+]
+_Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="what made the snapshots, to compare forces with: an installed potential (openmm), "
+        "a calculator of ASE (emt), or another model"
+    ),
+]
+_ReferenceOptions = Annotated[
+    str | None, typer.Option(help="of that potential or calculator, as JSON")
+]
+_Committee = Annotated[
+    list[str] | None,
+    typer.Option(help="further models of the same data: is their spread the error? repeat"),
+]
+_Torsion = Annotated[
+    list[str] | None,
+    typer.Option(help="phi=4,6,8,14 (atoms from 0); repeat; default: all of heavy atoms"),
+]
 
 
 def validate(
     context: typer.Context,
     model: Model,
-    snapshots: Annotated[
-        str, typer.Argument(help="frames: anything ASE reads, .npz, or a shipped set")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="the card (default: MODEL.validation.json)"),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="a picture of all deviations and goals (.png, .pdf, .svg)")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="of the snapshots, K (default: as stated, or the model's)")
-    ] = None,
-    effort: Annotated[
-        float,
-        typer.Option(
-            help="how much is sampled: 0.1 for a quick look, 4 where an error is to be halved; "
-            "at 1, a small molecule takes minutes, 64 periodic atoms half an hour"
-        ),
-    ] = 1.0,
-    modes: Annotated[
-        bool,
-        typer.Option(
-            "--modes", help="populations of the model's modes by exchange from one of them"
-        ),
-    ] = False,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="what made the snapshots, to compare forces with: an installed potential "
-            "(openmm) or a calculator of ASE (emt)"
-        ),
-    ] = None,
-    reference_options: Annotated[
-        str | None, typer.Option(help="of that potential or calculator, as JSON")
-    ] = None,
-    committee: Annotated[
-        list[str] | None,
-        typer.Option(help="further models of the same data: is their spread the error? repeat"),
-    ] = None,
-    torsion: Annotated[
-        list[str] | None,
-        typer.Option(help="phi=4,6,8,14 (atoms from 0); repeat; default: all of heavy atoms"),
-    ] = None,
+    snapshots: _Snapshots,
+    output: _Output = None,
+    plot: _Plot = None,
+    temperature: _Temperature = None,
+    effort: _Effort = 1.0,
+    modes: _Modes = False,
+    reference: _Reference = None,
+    reference_options: _ReferenceOptions = None,
+    committee: _Committee = None,
+    torsion: _Torsion = None,
     seed: Seed = 0,
     device: Device = "auto",
     progress: Progress = True,
@@ -77,12 +88,9 @@ def validate(
     their sampling floor, what exact draws would have. Writes the card as JSON, and the options
     used to CARD.yml.
     """
-
-    from ..potentials.base import Potential
-    from ..potentials.named import named_target
+    from ..analysis.observables import Coordinate
     from ..report.make import NAMED_TORSIONS
     from ..score.model import ScoreModel
-    from ..score.snapshots import Snapshots
     from ..simulation.frames import read_frames
     from ..validation.bench import Effort
     from ..validation.validate import validate as judge
@@ -91,22 +99,13 @@ def validate(
     card = output or _beside(model)
     for path in filter(None, (card, plot)):
         check_output(path)
-    if reference is None and reference_options is not None:
-        raise ValueError("--reference-options are those of a --reference: name one")
     loaded = ScoreModel.load(model)
-    if temperature is None:
-        frames = read_frames(snapshots, loaded)
-    else:
-        frames = Snapshots.read(snapshots, temperature_K=temperature)
-    truth = None
-    if reference is not None:
-        named_potential = named_target(
-            reference, frames.system, json_object("--reference-options", reference_options)
-        )
-        if not isinstance(named_potential, Potential):
-            raise ValueError(f"--reference {reference}: expected what made the snapshots")
-        truth = named_potential
-    named = dict(_torsion(words, len(frames.system)) for words in torsion or [])
+    frames = read_frames(snapshots, loaded, temperature_K=temperature)
+    truth = _potential(reference, reference_options, frames, device)
+    parsed = [
+        Coordinate.parse(text, len(frames.system), kinds=("torsion",)) for text in torsion or []
+    ]
+    named = {coordinate.name: coordinate.atoms for coordinate in parsed}
     with bar("validate", 1.0, progress) as update:
         found = judge(
             loaded,
@@ -123,6 +122,24 @@ def validate(
         update(1.0)
     found.save(card)
     save_resolved(context, card)
+    _tell(found, card, plot, as_json)
+
+
+def _potential(
+    name: str | None, options: str | None, frames: Snapshots, device: str
+) -> Potential | None:
+    """What made the snapshots, if somebody named it."""
+    from ..potentials.named import find_potential
+
+    if name is None:
+        if options is not None:
+            raise ValueError("--reference-options are those of a --reference: name one")
+        return None
+    settings = json_object("--reference-options", options)
+    return find_potential(name, frames.system, role="reference", options=settings, device=device)
+
+
+def _tell(found: Validation, card: Path, plot: Path | None, as_json: bool) -> None:
     if plot is not None:
         from ..validation.plots import deviations
 
@@ -165,14 +182,3 @@ def _beside(model: str) -> Path:
     """MODEL.validation.json, of a shipped model in this folder."""
     path = Path(model)
     return path.with_name(f"{path.name.removesuffix('.safetensors')}.validation.json")
-
-
-def _torsion(words: str, n_atoms: int) -> tuple[str, tuple[int, int, int, int]]:
-    name, _, listed = words.partition("=")
-    try:
-        i, j, k, m = (int(part) for part in listed.split(","))
-    except ValueError as error:
-        raise ValueError(f"--torsion {words!r}: expected phi=4,6,8,14") from error
-    if len({i, j, k, m}) < 4 or not all(0 <= a < n_atoms for a in (i, j, k, m)):
-        raise ValueError(f"--torsion {words!r}: atoms must differ and lie in 0…{n_atoms - 1}")
-    return name, (i, j, k, m)

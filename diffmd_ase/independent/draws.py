@@ -47,8 +47,15 @@ def sample(
     Parameters
     ----------
     noise : draw number i is the same in any batch
+    corrector_steps, churn : as of `reverse_levels`
     first : number of the first draw
+    batch_size : draws made side by side
     progress : called with the finished fraction
+
+    Raises
+    ------
+    ValueError : a model of a periodic system; levels, churn or corrector steps out of range
+    DivergedError : names the level (or the step) and the draws
     """
     card = model.card
     if card.pbc != (False, False, False):
@@ -85,7 +92,10 @@ def sample(
 
 
 def gaussian_start(model: ScoreModel, noise: Noise, walkers: Tensor) -> Tensor:
-    """Draws from ``N(0, (C + σ_max²) ⊗ 1)`` with C of the card: p_σmax but for shape."""
+    """Draws (B, N, 3) in Å of ``walkers`` (B,): p_σmax of ``model`` but for shape.
+
+    From ``N(0, (C + σ_max²) ⊗ 1)`` with the covariance C of its card, mean removed.
+    """
     covariance = np.array(model.card.covariance) + model.card.sigma_max**2 * np.eye(
         len(model.card.numbers)
     )

@@ -93,6 +93,7 @@ class ReversePaths:
     ) -> tuple[Tensor, Tensor]:
         """Ends of new paths (*batch, N, 3) as float64, shaped like ``like``, and their log q.
 
+        ``step`` is the address of the noise: another step, other paths.
         log q (*batch) is ``log N(x_0) + Σ log p_rev - Σ log q_fwd``: the weight of an end
         towards ``exp(-u)`` is ``exp(-u - log q)``. NaN where the score was not finite.
         """
@@ -115,7 +116,8 @@ class ReversePaths:
     def retrace(self, x: Tensor, step: int, walkers: Tensor | None, noise: Noise) -> Tensor:
         """log q (*batch) of a path with its end at x, drawn upwards by the noising steps.
 
-        Given an end from the target, such a path is one of the target's own.
+        Given an end from the target, such a path is one of the target's own. ``step`` is the
+        address of the noise.
         """
         x = x.double()
         x = without_mean(x) if self.mean_free else x
@@ -167,6 +169,7 @@ def path_samples(
 
     Parameters
     ----------
+    paths : the proposals
     target : any potential with an energy
     like : (B, N, 3): shape and device; its values are not used
     kT : of the target, default that of the paths
@@ -201,6 +204,10 @@ class PathIndependence(TargetKernel):
     paths : the proposals
     target : has the energy that decides
     temperature : kT of the target in eV, default that of the paths
+
+    Raises
+    ------
+    ValueError : a target without energy, a temperature that is not positive
     """
 
     paths: ReversePaths

@@ -30,7 +30,10 @@ _FIRST = 1 << 40  # address of the first draw: no dynamics gets that far
 
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, n: int) -> Tensor:
-    """``n`` noise levels (Å) from ``sigma_max`` down to ``sigma_min``, of constant ratio."""
+    """``n`` noise levels (Å) from ``sigma_max`` down to ``sigma_min``, of constant ratio.
+
+    Raises ``ValueError`` unless 0 < sigma_min < sigma_max and n ≥ 2.
+    """
     _check_range(sigma_max, sigma_min, n)
     return torch.logspace(math.log10(sigma_max), math.log10(sigma_min), n, dtype=torch.float64)
 

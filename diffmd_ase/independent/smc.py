@@ -61,7 +61,8 @@ def smc(
 
     ``.log_z`` is ``log Z_T/Z_0``, hence ``ΔF = -kT log_z`` at one temperature, with an error from
     independent populations; ``.mean(values)`` are reweighted averages. Warns where the
-    weights have degenerated.
+    weights have degenerated. ``kernels``, ``n_steps``, ``populations``, ``threshold`` and
+    errors are those of `smc_levels`.
     """
     levels = smc_levels(
         kernels,
@@ -104,7 +105,7 @@ def smc_levels(
     x : (M·P, N, 3), M populations of P particles, exact samples of the first kernel's law
         (whose own steps are not used); or the `Particles` of a level, to go on from it
     noise : steps are addressed from 2⁴⁶ on, far from dynamics with the same seed
-    populations : M, independent of each other, for the error; not less than 4
+    populations : M, independent of each other, for the error, which wants 4 or more
     threshold : 0 never resamples: annealed importance sampling, whose particles are all
         independent and whose ``-log_weights`` are the works that ``pymbar.bar`` takes
 

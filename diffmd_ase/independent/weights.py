@@ -23,6 +23,10 @@ class Weighted:
     log_weights : (B,) float64; -inf where a sample cannot be
     groups : independent groups of equal size, in order, on which errors are based; None: every
         sample is independent
+
+    Raises
+    ------
+    ValueError : shapes or groups that do not fit; no finite weight
     """
 
     x: Tensor
@@ -95,7 +99,7 @@ class Weighted:
 
 
 def effective_fraction(log_weights: Tensor) -> Tensor:
-    """``(Σ w)²/(n Σ w²)`` over the last axis; 0 where no weight is finite."""
+    """``(Σ w)²/(n Σ w²)`` of ``log_weights`` (…, n); 0 where no weight is finite."""
     total = 2.0 * log_weights.logsumexp(-1) - (2.0 * log_weights).logsumexp(-1)
     return (total.exp() / log_weights.shape[-1]).nan_to_num(nan=0.0)
 

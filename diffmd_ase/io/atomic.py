@@ -9,7 +9,11 @@ __all__ = ["replacing", "sync"]
 
 
 class replacing:
-    """Write a file beside ``path``, then put it in its place in one step."""
+    """Write a file beside ``path``, then put it in its place in one step.
+
+    ``with replacing(path) as temporary:`` says where to write; after an error that file is
+    removed, and what is at ``path`` stays.
+    """
 
     def __init__(self, path: Path):
         self._path = Path(path)
@@ -28,8 +32,5 @@ class replacing:
 
 def sync(path: Path) -> None:
     """Wait until the file is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with path.open("rb+") as file:  # Windows refuses for files opened to be read only
+        os.fsync(file.fileno())

@@ -40,7 +40,8 @@ class Checkpoint:
 def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = None) -> None:
     """Write ``state``, ``seed`` and ``parameters`` (JSON) to ``path``; keep the one before.
 
-    Values that can be evaluated again are left out. Flush the trajectory before.
+    Values that can be evaluated again are left out. Flush the trajectory before. Raises
+    ``TypeError`` for parameters that JSON does not hold.
     """
     path = Path(path)
     tensors = {"x": state.x, "forces": state.forces}
@@ -66,9 +67,10 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
         "step": int(state.step),
         "seed": int(seed),
         "records": kinds,
-        "sha256": _digest(tensors),
         "parameters": {} if parameters is None else parameters,
     }
+    header = json.loads(json.dumps(header))  # as it will be read
+    header["sha256"] = _digest(tensors, header)
     content = to_bytes(tensors, metadata={"diffmd_ase": json.dumps(header)})
     if path.exists():  # a copy, so that a kill never finds ``path`` missing
         with replacing(previous(path)) as temporary:
@@ -124,19 +126,23 @@ def _load(path: Path, device) -> Checkpoint:
         header = json.loads(metadata.get("diffmd_ase", "{}"))
     except json.JSONDecodeError:
         header = {}
+    header = header if isinstance(header, dict) else {}
     if header.get("format") != _FORMAT:
         raise ValueError(
             f"{path} is a safetensors file but not a checkpoint (format "
             f"{header.get('format')!r}, expected {_FORMAT!r}); a model file goes to --model"
         )
-    if header["schema_version"] > SCHEMA_VERSION:
+    schema = header.get("schema_version")
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
         raise ValueError(
-            f"{path}: written with schema {header['schema_version']}, this version reads up "
-            f"to {SCHEMA_VERSION}; update diffmd_ase"
+            f"{path}: written with schema {schema}, this version reads up to {SCHEMA_VERSION}; "
+            "update diffmd_ase"
         )
-    if _digest(tensors) != header["sha256"]:
+    digest = header.pop("sha256", None)
+    # of the first schema the header had no part in it
+    if _digest(tensors, None if schema == 1 else header) != digest:
         raise ValueError(f"{path} was altered or damaged: its checksum does not match")
-    if header["schema_version"] == 1:
+    if schema == 1:
         tensors = _from_first_schema(path, tensors)
     state = State(
         x=tensors["x"],
@@ -174,15 +180,18 @@ def _from_first_schema(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str
     strange = sorted(n for n in tensors if n.startswith("extra.") and n != "extra.momenta")
     if strange:
         raise ValueError(
-            f"{path} was written by an earlier version, by a kernel made of kernels "
-            f"({', '.join(strange)}): these draw other random numbers now, so that the chain "
-            "cannot go on; finish it with that version, or start a new one from its last frame"
+            f"{path} was written by an earlier version and holds {', '.join(strange)}, "
+            "which is kept in another form now (and replica exchange draws other numbers): "
+            "finish the run with that version, or start a new one from its last frame"
         )
     return {name.removeprefix("extra."): value for name, value in tensors.items()}
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
+def _digest(tensors: dict[str, torch.Tensor], header: dict[str, Any] | None = None) -> str:
+    """SHA-256 of all values: step, seed and parameters of the header, and every tensor."""
     total = hashlib.sha256()
+    if header is not None:
+        total.update(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         values = tensors[name].cpu().contiguous()
         total.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())

@@ -96,7 +96,7 @@ def open_to_append(path: Path) -> h5py.File:
 
 
 def column(name: str) -> str:
-    """Where the values of a named column are."""
+    """Where the values of the column ``name`` are in the file."""
     return f"observables/{name}/value"
 
 
@@ -105,8 +105,15 @@ def create_file(
 ) -> None:
     """An H5MD file without frames.
 
-    Raises ``ValueError`` unless the ids of walkers differ, and for names of columns that
-    HDF5 reads as paths.
+    Parameters
+    ----------
+    walkers : (W,) global ids
+    info : what the frames will mean
+    columns : names of further numbers of each walker and frame
+
+    Raises
+    ------
+    ValueError : ids that do not differ, or none; names of columns that HDF5 reads as paths
     """
     count, n_atoms = len(walkers), len(system)
     if not count or len(set(walkers.tolist())) != count:
@@ -160,7 +167,17 @@ def _grow(file, name, shape, dtype, rows) -> None:
 def append_frames(
     file, steps, positions, energies, named: dict[str, np.ndarray], system: System, info: RunInfo
 ) -> None:
-    """Add frames: steps (n,), positions (n, W, N, 3), energies and named columns (n, W)."""
+    """Add frames to a file of `create_file`; those that are there from ``steps[0]`` on go.
+
+    Parameters
+    ----------
+    file : as `open_to_append` gives it
+    steps : (n,) completed steps, increasing
+    positions : (n, W, N, 3) in Å
+    energies : (n, W) in eV
+    named : {column: (n, W)}
+    info : has the clock, ``timestep_fs`` or ``h``
+    """
     # again after an interrupt in the middle: the same frames in the same place
     start, count = int(np.searchsorted(file[STEP][:], steps[0])), len(steps)
     clock = info.h if info.timestep_fs is None else info.timestep_fs

@@ -41,12 +41,13 @@ def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
 
     Parameters
     ----------
+    paths : H5MD files (``.h5``), or any that ASE reads
     skip : fraction of the frames left out at first
 
     Raises
     ------
     FileNotFoundError : no such file
-    ValueError : files of different systems, no frames, only lost walkers
+    ValueError : no files, or of different systems, no frames, only lost walkers
     """
     if not paths:
         raise ValueError("no files: give at least one trajectory")

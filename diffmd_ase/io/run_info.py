@@ -25,6 +25,10 @@ class RunInfo:
     model_sha256 : of the model file, or None
     package_version : of diffmd_ase
     extra : anything that JSON holds
+
+    Raises
+    ------
+    ValueError : `from_json` of what a later version wrote
     """
 
     seed: int
@@ -37,11 +41,13 @@ class RunInfo:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """One JSON object, which `from_json` reads."""
         unit = "fs" if self.timestep_fs is not None else "D·t in Å²"
         return json.dumps({"schema_version": SCHEMA_VERSION, "clock": unit, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str, source) -> RunInfo:
+        """From the ``text`` that `to_json` gave; ``source`` is named in errors."""
         data = json.loads(text)
         if data.get("schema_version", 0) > SCHEMA_VERSION:
             raise ValueError(

@@ -29,6 +29,19 @@ class TrajectoryWriter:
 
     Frames are kept until ``block`` of them are there, or until :meth:`flush` or
     :meth:`close`. Flush before a checkpoint is saved, so that the file is never behind it.
+
+    Parameters
+    ----------
+    walkers : (W,) global ids
+    info : what the frames mean
+    block : frames that are written at once
+    columns : names of further numbers of each walker and frame
+
+    Raises
+    ------
+    FileExistsError : `create` does not overwrite a trajectory
+    ValueError : ids or names of columns that a file cannot have; a state of another shape or of
+        other walkers, or whose step is not after the last one
     """
 
     def __init__(
@@ -37,7 +50,7 @@ class TrajectoryWriter:
         self.path, self.system, self.info = Path(path), system, info
         self.columns = tuple(columns)
         self.walkers = np.asarray(walkers)
-        self._column = {int(w): n for n, w in enumerate(self.walkers)}
+        self._order = np.argsort(self.walkers)
         self._block = block
         # (step, positions, energies, named columns) of each frame
         self._pending: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -55,12 +68,7 @@ class TrajectoryWriter:
         columns: Sequence[str] = (),
         block: int = 64,
     ) -> TrajectoryWriter:
-        """A new file for the walkers with the global ids ``walkers`` (W,).
-
-        ``columns`` are names of further numbers of each walker and frame.
-
-        Raises ``FileExistsError`` rather than overwrite a trajectory.
-        """
+        """A new file; the parameters are those of the class."""
         path = Path(path)
         if path.exists():
             raise FileExistsError(
@@ -77,6 +85,7 @@ class TrajectoryWriter:
 
         The frames kept are copied to a new file that then replaces the old one, so that a
         kill in between costs nothing. Walkers lost before are still named in the file.
+        Raises as `Trajectory`.
         """
         old = Trajectory(path)
         keep = int(np.searchsorted(old.steps, step, side="right"))
@@ -107,14 +116,14 @@ class TrajectoryWriter:
                 f"step {state.step} after step {self._last_step}: frames must come in order; "
                 "use resume(path, step=...) to go back"
             )
-        ids = range(len(x)) if state.walkers is None else state.walkers.tolist()
-        unknown = sorted(set(ids) - set(self._column))
-        if unknown or len(x) != len(ids):
+        ids = np.arange(len(x)) if state.walkers is None else state.walkers.cpu().numpy()
+        near = np.searchsorted(self.walkers, ids, sorter=self._order)
+        columns = self._order[np.minimum(near, len(self.walkers) - 1)]
+        if len(x) != len(ids) or (self.walkers[columns] != ids).any():
             raise ValueError(
-                f"{len(x)} structures with walkers {list(ids)}: the file holds the walkers "
+                f"{len(x)} structures with walkers {ids.tolist()}: the file holds the walkers "
                 f"{self.walkers.tolist()}"
             )
-        columns = [self._column[w] for w in ids]
         frame = np.full((len(self.walkers), n_atoms, 3), np.nan, np.float32)
         frame[columns] = x
         energy = np.full(len(self.walkers), np.nan)
@@ -144,6 +153,7 @@ class TrajectoryWriter:
         self._pending = []
 
     def close(self) -> None:
+        """`flush`; the file itself is never left open."""
         self.flush()
 
     def __enter__(self) -> TrajectoryWriter:
@@ -155,7 +165,7 @@ class TrajectoryWriter:
 
 
 class Positions:
-    """Positions (frames, W, N, 3) float32 in Å, read from disk when indexed."""
+    """Positions of ``shape`` (frames, W, N, 3), float32 in Å, read from disk when indexed."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]):
         self._path, self.shape = path, shape
@@ -206,7 +216,13 @@ class Trajectory:
     energies : (frames, W) eV
     columns : {name: (frames, W)} of further numbers
     walkers : (W,) global ids
-    system, info, closed_cleanly
+    system, info : atoms, and what the frames mean
+    closed_cleanly : no block is being written, and none was cut off by a kill
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    ValueError : damaged, of a later version, or no trajectory of diffmd_ase
     """
 
     def __init__(self, path):
@@ -251,7 +267,10 @@ class Trajectory:
         return self.walkers[np.isnan(self.positions[-1]).any(axis=(1, 2))]
 
     def to_atoms(self, frame: int, walker: int):
-        """``ase.Atoms`` of one frame; ``walker`` is a global id."""
+        """``ase.Atoms`` of one ``frame``; ``walker`` is a global id.
+
+        Raises ``LookupError`` for an id that the file does not hold.
+        """
         column = self._column(walker)
         return self._atoms(frame, column, self.positions[frame, column])
 
@@ -267,7 +286,10 @@ class Trajectory:
         return atoms
 
     def write(self, path, walker: int, *, every: int = 1) -> None:
-        """One walker in any format of ASE (``.extxyz``, ``.traj``, …), up to its loss."""
+        """One walker in any format of ASE (``.extxyz``, ``.traj``, …), up to its loss.
+
+        From the first frame on every ``every``-th. Raises as `to_atoms`.
+        """
         from ase.io import write
 
         column = self._column(walker)

@@ -54,7 +54,8 @@ class AsePotential(Potential):
 
     Raises
     ------
-    ValueError : the calculator has no forces, or positions do not fit the system
+    ValueError : the calculator has no forces, positions do not fit the system, processes are
+        below 1, or failures another word
     TypeError : processes > 1 with a calculator that does not pickle
     RuntimeError : the calculator failed; the message names it and the structure
     """

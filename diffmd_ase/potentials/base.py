@@ -2,7 +2,7 @@
 
 ``model + bias`` is the physics: a sum of potentials is a potential. Evaluation is
 pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``, which
-``sampling.run`` calls once per completed step with accepted positions.
+`sampling.run.advance` calls once per completed step with accepted positions.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..state import Evaluation
 from ..system import System
 
-__all__ = ["Potential", "Sum", "Wrapped"]
+__all__ = ["Potential", "Sum", "Wrapped", "add_term", "evaluate", "unwrapped"]
 
 
 class Potential(ABC):
@@ -26,13 +25,19 @@ class Potential(ABC):
     A potential in a user's script is a subclass with ``__call__(self, x)`` alone.
     One with ``needs_base`` (a bias on the potential energy) is called as
     ``bias(x, base=evaluation)`` with the evaluation of the terms before it in the sum.
+
+    Attributes
+    ----------
+    system : what it is bound to, or None
+    conservative : forces are minus the gradient of an energy; otherwise the energy is None
+    has_memory : `update` may change it
+    per_walker : row b of a batch has a function of its own, as the states of a ladder have
     """
 
     system: System | None = None
     conservative: bool = True
     has_memory: bool = False
     needs_base: bool = False
-    # row b of a batch has a function of its own, as the states of a ladder have
     per_walker: bool = False
 
     @abstractmethod
@@ -40,7 +45,7 @@ class Potential(ABC):
         """Evaluate at ``x`` (*batch, N, 3); never changes the potential."""
 
     def update(self, x: Tensor, step: int) -> bool:
-        """Learn from accepted positions; True if the potential changed."""
+        """Learn from the accepted positions x of ``step``; True if the potential changed."""
         return False
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
@@ -54,8 +59,8 @@ class Potential(ABC):
     def select(self, keep: Tensor) -> None:  # noqa: B027  # most have nothing to do
         """Forget the walkers outside the boolean mask ``keep`` (B,), which were lost.
 
-        Only what remembers each walker on its own has anything to do; `sampling.run` calls
-        this once, when walkers of a batch diverge and the others go on.
+        Only what remembers each walker on its own has anything to do; `advance` calls this
+        once, when walkers of a batch diverge and the others go on.
         """
 
     def flush(self) -> None:  # noqa: B027
@@ -69,7 +74,7 @@ class Potential(ABC):
         return {}
 
     def restore(self, saved: dict, x: Tensor, step: int) -> None:  # noqa: B027
-        """Go on from ``checkpoint()``, taken at positions ``x`` after ``step``.
+        """Go on from ``saved``, what `checkpoint` gave at positions ``x`` after ``step``.
 
         Called on a new potential, built with the settings of the run, before it is evaluated;
         from then on it is the one of the uninterrupted run.
@@ -84,23 +89,10 @@ class Potential(ABC):
         the start is none. Frames of ``dyn``, whenever its trajectory was attached, have what
         `describe` says in ``atoms.info``, of the bias that acted: before it learns from them.
         """
-        atoms, last = dyn.atoms, dyn.nsteps
+        # a name of this room, the work of the adapters: the one import against the arrow here
+        from ..adapters.observer import Observer
 
-        def say() -> None:
-            said = self.describe(torch.tensor(atoms.positions))
-            atoms.info |= {name: float(value) for name, value in said.items()}
-
-        dyn.insert_observer(say)
-
-        def learn() -> None:
-            nonlocal last
-            if dyn.nsteps <= last:
-                return
-            last = dyn.nsteps
-            if self.update(torch.tensor(atoms.positions), last):
-                atoms.calc.reset()  # its results are those before the bias has learned
-
-        return learn
+        return Observer(self, dyn)
 
     @property
     def terms(self) -> tuple[Potential, ...]:
@@ -114,7 +106,12 @@ class Potential(ABC):
 
 
 class Sum(Potential):
-    """``Σ_i U_i(x)``, in order; built by ``a + b``."""
+    """``Σ_i U_i(x)``, in order; built by ``a + b``.
+
+    Raises
+    ------
+    ValueError : terms of different systems; one first that needs a base
+    """
 
     def __init__(self, *terms: Potential):
         systems = [t.system for t in terms if t.system is not None]
@@ -202,6 +199,13 @@ class Wrapped(Potential):
         self.inner.restore(saved, x, step)
 
 
+def unwrapped(term: Potential) -> Potential:
+    """The potential inside of all that is `Wrapped` around it."""
+    while isinstance(term, Wrapped):
+        term = term.inner
+    return term
+
+
 def evaluate(
     terms: tuple[Potential, ...],
     x: Tensor,
@@ -209,9 +213,9 @@ def evaluate(
     stress: bool = False,
     base: Evaluation | None = None,
 ) -> Evaluation:
-    """``base`` plus the terms in order, each called with only the arguments it needs.
+    """``base`` plus the ``terms`` in order, each called with only the arguments it needs.
 
-    A missing energy or stress of one term makes that of the sum missing.
+    ``stress`` asks for one. A missing energy or stress of one term makes that of the sum missing.
     """
     for term in terms:
         base, _ = add_term(base, term, x, stress=stress)
@@ -226,7 +230,10 @@ def add_term(
     stress: bool = False,
     value: Evaluation | None = None,
 ) -> tuple[Evaluation, Evaluation]:
-    """``base`` plus one term, and the term's own ``value``, evaluated unless known."""
+    """``base`` plus one ``term``, and the term's own ``value``, evaluated unless known.
+
+    ``stress`` asks for one.
+    """
     if value is None:
         options: dict = {"stress": True} if stress else {}
         if term.needs_base:

@@ -1,20 +1,30 @@
-"""Several potentials as one: their mean, and how far they spread."""
+"""Several models as one: what each of them is, their mean, and how far they spread."""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..state import Evaluation
+from ..system import System
 from .base import Potential, evaluate
+from .named import find_potential
 
-__all__ = ["Mean"]
+if TYPE_CHECKING:
+    from ..score.model import ScoreModel
+
+__all__ = ["Mean", "Member"]
 
 
 class Mean(Potential):
     """Committee: ``U(x) = (1/M) Σ_m U_m(x)``, M ≥ 2 potentials of one system.
 
-    Energies, forces and stresses are averaged; see :meth:`members` for the spread.
+    Energies, forces and stresses are averaged; see :meth:`spread`.
     """
 
     def __init__(self, *members: Potential):
@@ -26,18 +36,81 @@ class Mean(Potential):
         self.system = members[0].system
         self.conservative = all(m.conservative for m in members)
 
-    def members(self, x: Tensor, *, stress: bool = False) -> list[Evaluation]:
-        """One evaluation for each member."""
-        return [evaluate(m.terms, x, stress=stress) for m in self.potentials]
-
     def __call__(self, x, *, stress=False) -> Evaluation:
-        return _mean(self.members(x, stress=stress))
+        return self.spread(x, stress=stress)[0]
 
-
-def _mean(values: list[Evaluation]) -> Evaluation:
-    return Evaluation(
-        *(
-            None if any(v is None for v in part) else torch.stack(part).mean(0)
+    def spread(self, x: Tensor, *, stress: bool = False) -> tuple[Evaluation, Evaluation]:
+        """Mean and standard deviation over the members (M - 1 in the denominator), part by part."""
+        values = [evaluate(m.terms, x, stress=stress) for m in self.potentials]
+        parts = [
+            None if any(v is None for v in part) else torch.stack(part)
             for part in zip(*values, strict=True)
+        ]
+        return (
+            Evaluation(*(None if part is None else part.mean(0) for part in parts)),
+            Evaluation(*(None if part is None else part.std(0) for part in parts)),
         )
-    )
+
+
+class Member:
+    """One model as its user gave it, loaded when it is first asked for a potential.
+
+    Parameters
+    ----------
+    source : path or shipped name of a model, a `ScoreModel`, a `Potential`, or a function
+        ``System -> Potential``
+
+    Attributes
+    ----------
+    label : what trajectories and messages call it
+
+    A pickle of one that came from a file holds only where that is.
+
+    Raises
+    ------
+    TypeError : something else
+    """
+
+    def __init__(self, source: str | Path | ScoreModel | Potential | Callable):
+        if not isinstance(source, str | Path) and not callable(source):
+            from ..score.model import ScoreModel  # networks are heavy, and not all need them
+
+            if not isinstance(source, ScoreModel):
+                raise TypeError(
+                    f"model is a {type(source).__name__}; expected a path or shipped name, a "
+                    "ScoreModel, a Potential, a function System -> Potential, or a list of these"
+                )
+        self._model, self._file, self.label = source, None, type(source).__name__
+        if isinstance(source, str | Path):
+            self.label = str(source)
+            # absolute: a pickle may be read in another directory
+            self._file = str(Path(source).resolve()) if Path(source).exists() else str(source)
+        elif inspect.isfunction(source):
+            self.label = source.__qualname__
+
+    def potential(
+        self, system: System, *, sigma: float | None, device: str, dtype: torch.dtype | None
+    ) -> Potential:
+        """The potential of these atoms; σ in Å and precision are settings of a `ScoreModel`.
+
+        Raises ``ValueError`` for atoms that it does not fit, and for settings that it has not.
+        """
+        if isinstance(self._model, str | Path):
+            from ..score.model import ScoreModel
+
+            self._model = ScoreModel.load(self._model)
+        if not callable(self._model):
+            return self._model.potential(system, sigma=sigma, device=device, dtype=dtype)
+        for name, value in (("sigma", sigma), ("dtype", dtype)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value!r} is a setting of a ScoreModel; a {self.label} has none: "
+                    "choose it where the potential is made"
+                )
+        return find_potential(self._model, system, role="model", needs_energy=False)
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        if self._file is not None:
+            state["_model"] = self._file
+        return state

@@ -24,6 +24,10 @@ class Held(Potential):
     inner : of all N atoms, without memory
     places : (N, 3) in Å; those of moving atoms do not matter
     moving : (N,) bool
+
+    Raises
+    ------
+    ValueError : shapes that do not fit, nothing that moves, a memory or a function for each walker
     """
 
     def __init__(self, inner: Potential, places: np.ndarray, moving: np.ndarray):

@@ -41,7 +41,8 @@ class ScorePotential(Potential):
 
     Raises
     ------
-    ValueError : elements, pairs of elements, number of atoms, pbc or σ the model does not know
+    ValueError : elements, pairs of elements, number of atoms, pbc or σ the model does not know;
+        positions that do not fit the system
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ScorePotential(Potential):
     ):
         self.model = model
         self.system = system or model.system
+        self._count = len(self.system)
         self.sigma = model.card.sigma_min if sigma is None else float(sigma)
         # networks of neighbours know any number of atoms, those of one molecule its own
         self._cutoff = model.cutoff(self.sigma)
@@ -71,14 +73,14 @@ class ScorePotential(Potential):
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
-        if x.shape[-2:] != (len(self.system), 3):
+        if x.shape[-2:] != (self._count, 3):
             raise ValueError(
-                f"positions {tuple(x.shape)} for {len(self.system)} atoms: expected "
-                f"(*batch, {len(self.system)}, 3)"
+                f"positions {tuple(x.shape)} for {self._count} atoms: expected "
+                f"(*batch, {self._count}, 3)"
             )
         stress = stress and self._cell is not None
         flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
-        size = len(flat) if self._cutoff is None else max(1, _CHUNK // len(self.system))
+        size = len(flat) if self._cutoff is None else max(1, _CHUNK // self._count)
         parts = [self._evaluate(part, stress, n) for n, part in enumerate(flat.split(max(1, size)))]
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)

@@ -1,94 +1,158 @@
-"""What accepts the steps: a user's word, calculator or potential as the target of a chain."""
+"""One resolver: what a user calls a target, a reference, a baseline, a draft or an end state.
+
+A name, a file, a calculator or a potential comes in, and a `Potential` bound to the system goes
+out. Rooms from here on ask it; nobody else turns a name into a potential.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import BaseCalculator
 
 from ..plugins import installed_potentials, load_potential
 from ..system import System
 from .ase_calculator import AsePotential, PotentialCalculator
-from .base import Potential
+from .base import Potential, unwrapped
 
-__all__ = ["find_target", "named_target"]
+if TYPE_CHECKING:
+    from ..score.model import ScoreModel
+
+__all__ = ["MODEL", "Source", "find_potential"]
+
+MODEL = "model"  # the one name that depends on who asks: the model that drives
+
+Source: TypeAlias = (
+    "str | Path | Potential | ScoreModel | BaseCalculator | Callable[[System], Potential]"
+)
 
 
-def find_target(target, system: System) -> Potential | None:
-    """The target of a Metropolis step; None where it is the model itself.
+def find_potential(
+    source: Source,
+    system: System,
+    *,
+    role: str = "target",
+    model: Potential | None = None,
+    options: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    needs_energy: bool = True,
+) -> Potential:
+    """The potential that ``source`` means for these atoms.
 
     Parameters
     ----------
-    target : "model", a `Potential`, or an ASE calculator. Structures for which a calculator
-        fails are rejected and counted
+    source : "model"; a `Potential`; a `ScoreModel`, its file, or the name of a shipped one; an
+        installed plugin by name; an ASE calculator or its name (emt, lj, xtb, …); or a function
+        ``System -> Potential``. Structures for which a calculator fails have an energy of NaN,
+        which a Metropolis step rejects, and are counted
+    system : the atoms that it is used for
+    role : what it is to be, for messages
+    model : what "model" means here; None: nothing
+    options : settings of what is named: of the plugin or the calculator; ``sigma`` of a model
+    device : of the network of a model
+    needs_energy : refuse a field that is no gradient
 
     Raises
     ------
-    ValueError : another word; no energy; another system than that of the atoms
-    TypeError : something else
+    ValueError : a name that nobody knows, options that do not fit, another system, no energy
+    TypeError : something that is no source
     """
-    if isinstance(target, str):
-        if target != "model":
-            raise ValueError(
-                f"{target=}: expected 'model' (the energy of the atoms' own calculator), an ASE "
-                "calculator such as EMT(), or a Potential"
-            )
-        return None
-    return _required(target, system)
+    settings = dict(options or {})
+    if isinstance(source, str | Path):
+        potential = _named(str(source), system, role, model, settings, device)
+    elif settings:
+        raise ValueError(f"options {settings} are those of a name, the {role} is made already")
+    else:
+        potential = _made(source, system, role, device)
+    if potential.system is not None and not _same(potential.system, system):
+        raise ValueError(
+            f"the {role} {type(potential).__name__} is bound to {_described(potential.system)}, "
+            f"the atoms are {_described(system)}: make it for these atoms "
+            "(System.from_atoms(atoms)), or give a function System -> Potential, which follows them"
+        )
+    if needs_energy and not potential.conservative:
+        blamed = [type(unwrapped(t)).__name__ for t in potential.terms if not t.conservative]
+        stays = ", and keep this score as the drift" if role == "target" else ""
+        raise ValueError(
+            f"{', '.join(blamed)} has no energy (its forces are not a gradient), and energies are "
+            f"what a {role} is for: give an ASE calculator or a Potential that has one{stays}"
+        )
+    return potential
 
 
-def _required(target, system: System) -> Potential:
-    if isinstance(target, PotentialCalculator):
-        target = target.potential(system.to_atoms([[0.0, 0.0, 0.0]] * len(system)))
-    elif isinstance(target, BaseCalculator):
-        target = AsePotential(target, system, failures="reject")
-    if not isinstance(target, Potential):
+def _made(source, system: System, role: str, device: str) -> Potential:
+    if isinstance(source, PotentialCalculator):
+        return source.potential(system.to_atoms(np.zeros((len(system), 3))))
+    if isinstance(source, BaseCalculator):
+        return AsePotential(source, system, failures="reject")
+    made = source(system) if callable(source) and not isinstance(source, Potential) else source
+    if isinstance(made, Potential):
+        return made
+    from ..score.model import ScoreModel  # networks are heavy, and not all need them
+
+    if not isinstance(made, ScoreModel):
         raise TypeError(
-            f"target is a {type(target).__name__}; expected 'model', an ASE calculator or a "
-            "Potential"
+            f"{role} is a {type(made).__name__}; expected 'model', an ASE calculator, a "
+            "ScoreModel, a Potential, or the name of one"
         )
-    if target.system is not None and target.system != system:
-        raise ValueError(
-            f"the target is bound to {_words(target.system)}, the atoms are {_words(system)}: "
-            "make it for these atoms (System.from_atoms(atoms))"
-        )
-    if not target.conservative:
-        raise ValueError(
-            f"{type(target).__name__} has no energy, and a Metropolis step compares energies: "
-            "give a target that has one"
-        )
-    return target
+    return made.potential(system, device=device)
 
 
-def named_target(name: str, system: System, options: dict | None = None) -> str | Potential:
-    """A target by name: "model", an installed plugin, or a calculator of ASE with ``options``.
-
-    Raises ``ValueError`` for a name that nobody knows, and for options that do not fit.
-    """
-    settings = options or {}
-    if name == "model":
+def _named(
+    name: str, system: System, role: str, model: Potential | None, settings: dict, device: str
+) -> Potential:
+    if name == MODEL and model is not None:
         if settings:
-            raise ValueError(f"target 'model' takes no options, got {settings}")
-        return name
+            raise ValueError(f"{role} {MODEL!r} takes no options, got {settings}")
+        return model
     plugins = installed_potentials()
     if name in plugins:
         try:
-            return _required(load_potential(name, system, **settings), system)
+            return load_potential(name, system, **settings)
         except TypeError as error:
-            raise ValueError(f"target {name!r} with options {settings}: {error}") from error
-    if name.lower() not in ase_calculator.names:
-        raise ValueError(
-            f"target {name!r} is neither 'model' nor an installed potential "
-            f"({', '.join(plugins) or 'none'}) nor a calculator of ASE (emt, lj, xtb, …)"
-        )
+            raise ValueError(f"{role} {name!r} with options {settings}: {error}") from error
+    if name.lower() in ase_calculator.names:
+        return AsePotential(_calculator(name, role, settings), system, failures="reject")
+    from ..score.model import ScoreModel
+
     try:
-        calculator = ase_calculator.get_calculator_class(name.lower())(**settings)
+        loaded = ScoreModel.load(name)
+    except FileNotFoundError as error:
+        own = "" if model is None else f"{MODEL!r} (the energy of the atoms' own calculator), "
+        raise ValueError(
+            f"{role} {name!r} is neither {repr(MODEL) + ' nor ' if own else ''}an installed "
+            f"potential ({', '.join(plugins) or 'none'}) nor a calculator of ASE (emt, lj, xtb, …) "
+            f"nor a model: expected {own}a name, a model file, an ASE calculator such as EMT(), "
+            "or a Potential"
+        ) from error
+    if strange := sorted(set(settings) - {"sigma"}):
+        raise ValueError(f"{role} {name!r} is a model, whose option is sigma (Å), not {strange}")
+    return loaded.potential(system, device=device, **settings)
+
+
+def _calculator(name: str, role: str, settings: dict) -> BaseCalculator:
+    try:
+        return ase_calculator.get_calculator_class(name.lower())(**settings)
     except Exception as error:  # a calculator raises what it likes where a program is missing
         raise ValueError(
-            f"target {name!r}: the calculator of ASE cannot be made with options {settings} "
-            f"({type(error).__name__}: {error}); give others, or use ReverseDiffusion(target=…)"
+            f"{role} {name!r}: the calculator of ASE cannot be made with options {settings} "
+            f"({type(error).__name__}: {error}); give others, or the calculator itself in Python"
         ) from error
-    return _required(calculator, system)
 
 
-def _words(system: System) -> str:
-    return f"{system.formula} ({len(system)} atoms, pbc={system.pbc.tolist()})"
+def _same(a: System, b: System) -> bool:
+    """Equal for a potential: elements, pbc and, where periodic, cell; masses are free."""
+    return (
+        np.array_equal(a.numbers, b.numbers)
+        and np.array_equal(a.pbc, b.pbc)
+        and (not b.periodic or np.allclose(a.cell, b.cell, rtol=0, atol=1e-10))
+    )
+
+
+def _described(system: System) -> str:
+    cell = "" if system.cell is None else f", cell {np.round(system.cell, 4).tolist()}"
+    return f"{system.formula} ({len(system)} atoms, pbc={system.pbc.tolist()}{cell})"

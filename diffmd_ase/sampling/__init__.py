@@ -1,1 +1,1 @@
-"""State and noise → state: kernels, the loop, reverse diffusion."""
+"""State and noise → state: kernels, and chains of their steps."""

@@ -17,7 +17,7 @@ __all__ = ["Tally", "acceptance_probability"]
 
 
 def acceptance_probability(info: Info) -> Tensor:
-    """``min(1, exp(log α))``, float64 (*batch); 0 for divergent proposals.
+    """``min(1, exp(log α))`` of one step's ``info``, float64 (*batch); 0 where divergent.
 
     Raises ``TypeError`` for a step that was not accepted or rejected.
     """
@@ -54,11 +54,12 @@ class Tally:
 
     @classmethod
     def empty(cls, walkers: int, device: str | torch.device = "cpu") -> Tally:
+        """No steps yet, for a number of ``walkers``."""
         zero = torch.zeros(walkers, dtype=torch.float64, device=device)
         return cls(zero, zero, zero, zero)
 
     def add(self, info: Info, columns: Tensor | None = None) -> Tally:
-        """With one more step of the walkers in ``columns``, default all."""
+        """With the ``info`` of one more step of the walkers in ``columns`` (B,), default all."""
         count = len(self.steps) if columns is None else len(columns)
 
         def more(total: Tensor, part) -> Tensor:
@@ -106,7 +107,7 @@ class Tally:
 
     @classmethod
     def from_dict(cls, saved: dict, device: str | torch.device = "cpu") -> Tally:
-        """The tally that `to_dict` gave, on ``device``."""
+        """The tally that `to_dict` ``saved``, on ``device``."""
 
         def read(name: str) -> Tensor:
             return torch.tensor(saved[name], dtype=torch.float64, device=device)

@@ -31,6 +31,10 @@ class DualAveraging:
         for HMC
     t0, gamma, kappa : t₀ ≥ 0 damps the first steps, γ > 0 shrinks towards μ, κ in (0.5, 1]
         forgets
+
+    Raises
+    ------
+    ValueError : one of them out of range
     """
 
     acceptance: float = MALA_ACCEPTANCE
@@ -94,6 +98,11 @@ def adapt(
         log ε̄_m = m^-κ log ε_{m+1} + (1 - m^-κ) log ε̄_{m-1}
 
     and ε̄ of the last step is frozen. Step counts, and so the noise, go on.
+
+    Parameters
+    ----------
+    kernel : has a step size and accepts or rejects its steps
+    settings : δ, t₀, γ and κ; default those of `DualAveraging`
 
     Raises
     ------

@@ -14,7 +14,7 @@ from .field import Field, reduced
 from .kernels import Kernel
 from .metropolis import TargetKernel, accept, finite
 
-__all__ = ["DelayedAcceptance", "Surrogate"]
+__all__ = ["DelayedAcceptance"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from ..state import Evaluation, State
 from .field import Field
 from .kernels import Info, Kernel, check_kT, take_rows
 
-__all__ = ["EulerMaruyama"]
+__all__ = ["EulerMaruyama", "without_mean"]
 
 
 _NO_INFO = Info()
@@ -72,10 +72,13 @@ class EulerMaruyama(Kernel):
     def from_timestep(
         cls, potential, *, kT, timestep, friction=None, masses=None, mobility=None, **options
     ) -> EulerMaruyama:
-        """From Δt (ASE time) and friction γ (1/ASE time) with masses (u), or mobility μ.
+        """From a ``timestep`` Δt and a friction γ with masses m, or a mobility μ.
 
-        ``h = kT Δt/(m γ)`` or ``h = μ kT Δt``; exactly one of ``friction`` and
-        ``mobility`` is given.
+        ``h = kT Δt/(m γ)`` or ``h = μ kT Δt``, with Δt in ASE time, γ in 1/ASE time, m in u and
+        μ in Å²/(eV·ASE time). Exactly one of ``friction`` and ``mobility`` is given. Masses are
+        those of the potential's system by default; ``options`` go to the class.
+
+        Raises ``ValueError`` if both or none are given, or masses are missing.
         """
         if (friction is None) == (mobility is None):
             raise ValueError(
@@ -98,7 +101,7 @@ class EulerMaruyama(Kernel):
 
     @classmethod
     def from_schedule(cls, potential, *, kT, eta, kappa, **options) -> EulerMaruyama:
-        """From a denoising move η (Å²) and spring κ (1/Å²), ``h = η/(1 + 2κη)``."""
+        """From a denoising move ``eta`` (Å²) and spring ``kappa`` (1/Å²), ``h = η/(1 + 2κη)``."""
         h = units.h_from_schedule(eta=eta, kappa=kappa)
         return cls(potential, kT=kT, h=h, **options)
 
@@ -119,7 +122,10 @@ class EulerMaruyama(Kernel):
         *,
         stream: Stream = "kernel",
     ) -> Tensor:
-        """The next positions, with the noise of ``step``; nothing is evaluated."""
+        """The next positions, for drift ``forces`` at x (eV/Å) and the noise of ``step``.
+
+        Nothing is evaluated. ``stream`` is that of the Gaussian numbers.
+        """
         drift, sigma = self._coefficients(x)
         kick = sigma * noise.normal(step, x, walkers=walkers, stream=stream)
         if self.mean_free:
@@ -127,14 +133,14 @@ class EulerMaruyama(Kernel):
         return x + self._drift(drift, forces) + kick
 
     def mean(self, x: Tensor, forces: Tensor) -> Tensor:
-        """Mean of the next positions, ``x + M F/kT``."""
+        """Mean of the next positions, ``x + M F/kT``, for drift ``forces`` F at x (eV/Å)."""
         drift, _ = self._coefficients(x)
         return x + self._drift(drift, forces)
 
     def log_proposal_ratio(
         self, x: Tensor, forces_x: Tensor, y: Tensor, forces_y: Tensor
     ) -> Tensor:
-        """``log q(x|y) - log q(y|x)``, float64 (*batch), for drift forces at both points.
+        """``log q(x|y) - log q(y|x)``, float64 (*batch), drift forces ``forces_x``, ``forces_y``.
 
             -½ (y-x)·(s_x + s_y) - ¼ (s_yᵀ M s_y - s_xᵀ M s_x)        s = F/kT
 

@@ -22,7 +22,7 @@ from ..state import Record, State
 from .field import reduced
 from .kernels import Info, Kernel
 
-__all__ = ["ExchangeSummary", "ReplicaExchange"]
+__all__ = ["ExchangeSummary", "ReplicaExchange", "adopt_target"]
 
 _UP, _DOWN = 1, 2  # has been at the first state; and since then at the last
 

@@ -85,7 +85,10 @@ class Field:
         *,
         fixed: dict[int, Evaluation] | None = None,
     ) -> State:
-        """The state at ``x``: energy of the target, forces of the drift."""
+        """The state at ``x`` after ``step`` steps: energy of the target, forces of the drift.
+
+        ``fixed`` are values known from before.
+        """
         value = self(x, fixed=fixed)
         energy, forces = value.target.energy, value.drift.forces
         return State(x, energy, forces, step, walkers, fixed=value.fixed)
@@ -135,5 +138,5 @@ def target_of(drift: Potential, target: Potential | None) -> Potential:
 
 
 def reduced(energy: Tensor, kT) -> Tensor:
-    """``U/kT``, float64 (*batch)."""
+    """``U/kT`` of an ``energy`` U (*batch) in eV, float64."""
     return energy.double() / torch.as_tensor(kT, dtype=torch.float64, device=energy.device)

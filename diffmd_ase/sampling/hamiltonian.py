@@ -231,6 +231,10 @@ class GeneralizedHMC(_Hamiltonian):
     friction : γ in 1/ASE time, not negative
     n_leapfrog : default 1
     others : as of `HamiltonianMonteCarlo`
+
+    Raises
+    ------
+    ValueError : a friction that is negative or infinite; others as of `HamiltonianMonteCarlo`
     """
 
     friction: float
@@ -268,6 +272,10 @@ class MALT(_Hamiltonian):
     ----------
     friction : γ in 1/ASE time, not negative
     others : as of `HamiltonianMonteCarlo`
+
+    Raises
+    ------
+    ValueError : a friction that is negative or infinite; others as of `HamiltonianMonteCarlo`
     """
 
     friction: float

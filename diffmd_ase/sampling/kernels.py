@@ -80,6 +80,10 @@ class Kernel(ABC):
     drift : gives the forces of the state, where it is one potential; else None
     exact : leaves ``exp(-U/kT)`` of the target invariant at any step size
     reversible : and a step from and to positions alone satisfies detailed balance
+
+    Raises
+    ------
+    TypeError : `scaled`, of a kernel without a step size
     """
 
     potential: Potential
@@ -109,10 +113,7 @@ class Kernel(ABC):
         return self.refresh(replace(state, momenta=None, fixed={}, record=None))
 
     def scaled(self, factor: float) -> Kernel:
-        """The same kernel with its step size h multiplied by ``factor``.
-
-        Raises ``TypeError`` for a kernel without a step size.
-        """
+        """The same kernel with its step size h multiplied by ``factor``."""
         raise TypeError(f"{type(self).__name__} has no step size to scale")
 
     def take(self, rows: Tensor) -> Kernel:
@@ -137,7 +138,10 @@ def check_kT(kT) -> None:
 
 
 def take_rows(value, rows: Tensor, *, ndim: int):
-    """Rows of a hyper-parameter that has one for each walker, a tensor of ``ndim`` axes."""
+    """``rows`` of a hyper-parameter ``value``, where it is a tensor of ``ndim`` axes.
+
+    With that many axes there is one row for each walker; any other value is one for all.
+    """
     return value[rows] if isinstance(value, Tensor) and value.ndim == ndim else value
 
 

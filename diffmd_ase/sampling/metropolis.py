@@ -38,6 +38,10 @@ class TargetKernel(Kernel, ABC):
     Attributes
     ----------
     field : drift and target, evaluated together
+
+    Raises
+    ------
+    ValueError : a target without energy, memory in the drift alone; a start as `init` says
     """
 
     exact = True
@@ -166,6 +170,7 @@ def accept(
 
     Parameters
     ----------
+    old, new : the states at x and at y
     log_q : (*batch) float64, what the proposal adds; NaN where it failed
     evaluations : of drift and separate target, for `Info`
     """
@@ -182,7 +187,10 @@ def decide(
     *,
     evaluations: tuple[int | Tensor, int | Tensor] = (1, 0),
 ) -> tuple[State, Info]:
-    """`accept` for a given ``delta_u`` (*batch), ΔU/kT from old to new."""
+    """`accept` for a given ``delta_u`` (*batch), ΔU/kT from ``old`` to ``new``.
+
+    ``log_q`` and ``evaluations`` are those of `accept`.
+    """
     log_ratio = log_q - delta_u
     finite = torch.isfinite(new.forces).flatten(-2).all(-1)
     divergent = ~finite | torch.isnan(log_ratio) | (log_ratio == torch.inf)

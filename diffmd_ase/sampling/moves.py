@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry import Lattice, rotate_about
 from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
@@ -46,6 +47,10 @@ class Move(TargetKernel):
     ----------
     target : has the energy
     kT : thermal energy in eV, scalar or (B,)
+
+    Raises
+    ------
+    ValueError : a target without energy, kT that is not positive
     """
 
     target: Potential
@@ -61,8 +66,8 @@ class Move(TargetKernel):
     ) -> tuple[Tensor, Tensor | float]:
         """New positions (*batch, N, 3) and ``log q(x|y) - log q(y|x)`` (*batch) or 0.
 
-        -inf where there is nothing to propose. The streams "kernel", "choose" and "rotor" of the
-        step are free to use.
+        -inf where there is nothing to propose. The streams "kernel", "choose" and "rotor" of
+        ``step`` are free to use.
         """
 
     def take(self, rows: Tensor) -> Move:
@@ -82,6 +87,11 @@ class Displacement(Move):
     Parameters
     ----------
     size : standard deviation in Å; scalar, (N,) or (B, N); 0 holds an atom fixed
+    others : as of `Move`
+
+    Raises
+    ------
+    ValueError : a size that is negative or does not fit; others as of `Move`
     """
 
     size: float | Tensor = 0.05
@@ -108,6 +118,11 @@ class SingleDisplacement(Move):
     Parameters
     ----------
     size : standard deviation in Å; scalar, (N,) or (B, N); an atom with 0 is never moved
+    others : as of `Move`
+
+    Raises
+    ------
+    ValueError : a size that is negative or does not fit; others as of `Move`
     """
 
     size: float | Tensor = 0.2
@@ -135,7 +150,7 @@ class AtomSwap(Move):
     """Two atoms of different elements exchange their positions.
 
     The pair is drawn uniformly from all pairs of different elements, a fixed list, so that the
-    move is symmetric. Only positions move; the composition stays.
+    move is symmetric. Only positions move; the composition stays. Parameters as of `Move`.
 
     Raises
     ------
@@ -181,6 +196,7 @@ class TorsionRotation(Move):
     moved : (K, N) bool, what turns with each
     size : largest angle in rad; π draws from the whole circle
     mean_free : the mean of the positions stays (isolated molecules)
+    others : as of `Move`
 
     Raises
     ------
@@ -226,7 +242,9 @@ class TorsionRotation(Move):
         for number, (axis, mask) in enumerate(zip(rotors, moved.to(x.device), strict=True)):
             like = x[..., 0, 0]
             u = noise.uniform(step, like, walkers=walkers, stream=("rotor", number))
-            y = torch.where(mask[:, None], _turned(y, axis, self.size * (2.0 * u - 1.0)), y)
+            a, b = (y[..., atom, :] for atom in axis.tolist())
+            turned = rotate_about(y, a, b, self.size * (2.0 * u - 1.0))
+            y = torch.where(mask[:, None], turned, y)
         if self.mean_free:
             y = y + (x - y).mean(-2, keepdim=True)
         return y, 0.0
@@ -253,6 +271,7 @@ class VacancyHop(Move):
     vectors : (V, 3) in Å, such as those to the nearest sites; their negatives are added
     clearance : in Å, about half the distance of neighbours: vibrations rarely reach it, sites
         that are taken are not tried
+    others : as of `Move`
 
     Raises
     ------
@@ -269,12 +288,7 @@ class VacancyHop(Move):
             raise ValueError(
                 f"vectors {tuple(vectors.shape)} must be (V, 3), the jumps of one atom in Å, none 0"
             )
-        if self._wrap is not None:
-            cell, _, pbc = self._wrap
-            widths = 1.0 / torch.linalg.inv(cell).norm(dim=0)
-            room = float(torch.where(pbc > 0, widths, torch.inf).min()) / 2
-        else:
-            room = torch.inf
+        room = math.inf if self._lattice is None else float(self._lattice.widths.min()) / 2
         if not 0 <= self.clearance < room:
             raise ValueError(
                 f"{self.clearance=} must not be negative and below half the cell, {room:.3g} Å"
@@ -295,9 +309,8 @@ class VacancyHop(Move):
         """(*batch, N, V): the place of the jump is free."""
         sites = x[..., :, None, :] + self._jumps.to(x)
         away = sites[..., None, :] - x[..., None, None, :, :]  # (*batch, N, V, N, 3)
-        if self._wrap is not None:
-            cell, inverse, pbc = (w.to(x) for w in self._wrap)
-            away = away - ((away @ inverse).round() * pbc) @ cell
+        if self._lattice is not None:
+            away = self._lattice.wrap(away)
         near = away.square().sum(-1) < self.clearance**2
         itself = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)[:, None, :]
         return ~(near & ~itself).any(-1)
@@ -314,12 +327,9 @@ class VacancyHop(Move):
         return torch.cat((forward, -forward.flip(0)))
 
     @cached_property
-    def _wrap(self) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _lattice(self) -> Lattice | None:
         system = self.target.system
-        if system is None or not system.periodic:
-            return None
-        cell = torch.as_tensor(system.cell)
-        return cell, torch.linalg.inv(cell), torch.as_tensor(system.pbc).double()
+        return None if system is None or not system.periodic else Lattice(system)
 
 
 def _apart(k: int, m: int, turned, axes) -> bool:
@@ -330,18 +340,6 @@ def _apart(k: int, m: int, turned, axes) -> bool:
 def _inside(k: int, m: int, turned, axes) -> bool:
     """Rotation m carries axis and part of k along as a whole, and k leaves the axis of m."""
     return turned[k] | axes[k] <= turned[m] | axes[m] and not turned[k] & axes[m]
-
-
-def _turned(x: Tensor, axis: Tensor, angle: Tensor) -> Tensor:
-    """All atoms turned about the line through two of them (Rodrigues' formula)."""
-    a, b = axis.tolist()
-    origin = x[..., a : a + 1, :]
-    along = torch.nn.functional.normalize(x[..., b : b + 1, :] - origin, dim=-1)
-    away = x - origin
-    cosine, sine = torch.cos(angle)[..., None, None], torch.sin(angle)[..., None, None]
-    parallel = (away * along).sum(-1, keepdim=True) * along
-    across = torch.linalg.cross(along.expand_as(away), away)
-    return origin + parallel + cosine * (away - parallel) + sine * across
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""The one loop: a kernel, a start, and steps; everything else wraps it."""
+"""A chain from a kernel, a start and steps; what survives where walkers diverge."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def run(
 
     Parameters
     ----------
+    kernel : makes the steps
     x : positions (N, 3) or (*batch, B, N, 3) in Å, or a `State`, whose step count
         (and so its noise) goes on: a restart gives the uninterrupted chain
     noise : a `Noise`; step n of walker w sees the same numbers in any batch
@@ -30,6 +31,7 @@ def run(
     Raises
     ------
     DivergedError : names step and walkers and carries the surviving state
+    ValueError : ``n_steps`` negative, ``every`` below 1; a start that the kernel refuses
     """
     if n_steps < 0 or every < 1:
         raise ValueError(f"{n_steps=} must be >= 0 and {every=} >= 1")
@@ -42,7 +44,10 @@ def run(
 
 
 def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
-    """One completed step: move, check, let the potential learn from the new positions."""
+    """One completed ``kernel`` step: move, check, let the potential learn from the new positions.
+
+    Raises `DivergedError` where positions, forces or energy are not finite.
+    """
     new, info = kernel.step(state, noise)
     _check(new, state, kernel.potential)
     if kernel.potential.has_memory and kernel.potential.update(new.x, new.step):
@@ -57,6 +62,7 @@ def survive(
 
     Parameters
     ----------
+    kernel : of all walkers of ``state``
     lost : told of every loss, before the step is made again without those walkers
 
     Raises

@@ -13,19 +13,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.units import fs
 
 from .. import units
-from ..potentials.base import Potential
+from ..potentials.base import Potential, unwrapped
 from ..potentials.committee import Mean
 
 if TYPE_CHECKING:
     from ..score.card import Card
 
-__all__ = ["Step", "card_stiffness", "check_step", "check_temperature", "choose_step"]
+__all__ = [
+    "DEFAULT_H_LAMBDA",
+    "Step",
+    "card_stiffness",
+    "check_step",
+    "check_temperature",
+    "choose_step",
+]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_H_LAMBDA = 0.2  # variance of the stiffest mode 1/(1 - 0.1): 11 % too wide
+"""h λ of the step that is taken where nobody chose one."""
 _SAME = 0.02  # relative: 298 K is 300 K
 
 
@@ -117,8 +126,8 @@ def check_step(step: Step, lam: float, moving: np.ndarray) -> None:
         f"h*lambda = {low:.3g}"
         + (f" to {high:.3g}" if high > low else "")
         + f" (lambda = {lam:.4g}/A^2 from the model card, limit 2): use timestep="
-        f"{step.timestep * good:.3g}, spring={1 / (2 * h.max() * good):.4g} or no step at all "
-        f"(h = {h.max() * good:.3g} A^2)"
+        f"{step.timestep * good:.3g}, which is {step.timestep * good / fs:.3g} fs, spring="
+        f"{1 / (2 * h.max() * good):.4g} or no step at all (h = {h.max() * good:.3g} A^2)"
     )
     if low > 2:
         raise ValueError(f"the step h = {h.max():.3g} A^2 is unstable: {remedy}")
@@ -162,7 +171,7 @@ def _cards(potential: Potential) -> Iterator[Card]:
     """The cards of the learned terms, members of committees included."""
     from ..potentials.learned import ScorePotential
 
-    for term in potential.terms:
+    for term in map(unwrapped, potential.terms):
         for member in term.potentials if isinstance(term, Mean) else (term,):
             if isinstance(member, ScorePotential):
                 yield member.model.card

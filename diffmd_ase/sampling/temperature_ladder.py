@@ -30,6 +30,10 @@ def by_replica(values: Tensor, replica: Tensor, n_states: int) -> Tensor:
     Returns
     -------
     (T, B, …) : row ``m·K + r`` follows replica r of ladder m through the states
+
+    Raises
+    ------
+    ValueError : shapes that do not fit
     """
     if values.shape[:2] != replica.shape or replica.shape[1] % n_states:
         raise ValueError(
@@ -42,8 +46,11 @@ def by_replica(values: Tensor, replica: Tensor, n_states: int) -> Tensor:
 
 
 def geometric_kT(kT_min: float, kT_max: float, n_states: int) -> Tensor:
-    """(K,) thermal energies of constant ratio, equal acceptance if the heat capacity is
-    constant."""
+    """``n_states`` thermal energies (K,) from ``kT_min`` to ``kT_max`` (eV), of constant ratio.
+
+    Acceptance is equal if the heat capacity is constant. Raises ``ValueError`` unless
+    0 < kT_min < kT_max and n_states ≥ 2.
+    """
     if not (0 < kT_min < kT_max < np.inf and n_states >= 2):
         raise ValueError(f"{kT_min=} < {kT_max=} must be positive, and {n_states=} at least 2")
     return torch.as_tensor(np.geomspace(kT_min, kT_max, n_states))
@@ -60,6 +67,10 @@ def equalised_kT(kT: Tensor, acceptance: Sequence[float] | Tensor) -> Tensor:
     ----------
     kT : (K,), increasing or decreasing
     acceptance : (K-1,), of a run with this ladder
+
+    Raises
+    ------
+    ValueError : shapes that do not fit; an acceptance that is NaN, of a pair that never tried
     """
     kT = torch.as_tensor(kT, dtype=torch.float64)
     alpha = torch.as_tensor(acceptance, dtype=torch.float64)
@@ -93,7 +104,7 @@ def tuned_kT(
 
     Parameters
     ----------
-    make : thermal energies (K,) → the kernel of these states
+    make : thermal energies (K,) in eV → the kernel of these states
     kT : (K,), where to start, as from `geometric_kT`
     x : (M·K, N, 3); acceptance is averaged over the ladders
 
@@ -101,6 +112,10 @@ def tuned_kT(
     -------
     kT : (K,)
     state : the last one, of the ladder before the last change; its positions are a start
+
+    Raises
+    ------
+    ValueError : ``n_steps`` so few that a pair never tried to swap
     """
     state = None
     for _ in range(rounds):

@@ -61,10 +61,16 @@ def read_sets(sources: Sequence[str | Path], temperatures: Sequence[float]) -> l
     ]
 
 
-def read_frames(source: str | Path, model: ScoreModel) -> Snapshots:
-    """Frames to start from or compare with; the model's temperature stands in for theirs."""
-    stated = states_temperature(source)
-    return Snapshots.read(source, temperature_K=None if stated else model.card.temperature_K)
+def read_frames(
+    source: str | Path, model: ScoreModel, *, temperature_K: float | None = None
+) -> Snapshots:
+    """Frames to start from or compare with.
+
+    Their temperature is ``temperature_K``, or what they state, or else the model's.
+    """
+    if temperature_K is None and not states_temperature(source):
+        temperature_K = model.card.temperature_K
+    return Snapshots.read(source, temperature_K=temperature_K)
 
 
 def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:

@@ -7,16 +7,17 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..io.checkpoint import load_checkpoint
-from ..io.trajectory import RunInfo, Trajectory, TrajectoryWriter
+from ..io.run_info import RunInfo
+from ..io.trajectory import Trajectory, TrajectoryWriter
 from ..sampling.acceptance import Tally
 from ..sampling.kernels import Kernel
 from ..state import State
 from .settings import Files
 
-__all__ = []
+__all__ = ["adapted", "read_checkpoint", "summary"]
 
 
-def _adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel, RunInfo]:
+def adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel, RunInfo]:
     """Kernel and clock with the step that an adaptation has found."""
     if record is None:
         return kernel, info
@@ -25,7 +26,7 @@ def _adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel
     return kernel.scaled(factor), replace(info, h=info.h * factor, timestep_fs=clock)
 
 
-def _resume(
+def read_checkpoint(
     files: Files,
     info: RunInfo,
     n_steps: int,
@@ -34,7 +35,10 @@ def _resume(
     warm_up: int,
     device,
 ) -> tuple[State, TrajectoryWriter, dict]:
-    """State, open trajectory and facts of the checkpoint, if it is one of this run."""
+    """State, open trajectory and facts of the checkpoint, if it is one of this run.
+
+    Raises ``ValueError`` naming a setting that differs, and what it was.
+    """
     saved = load_checkpoint(files.restart, device=device)
     before = Trajectory(files.trajectory).info
     factor = saved.parameters.get("adaptation", {}).get("factor", 1.0)
@@ -72,7 +76,8 @@ def _short(value) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def _summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
+def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
+    """What the file of a finished run says of it, see `course.Course.facts`; JSON values."""
     tally = Tally.from_dict(facts["tally"])
     judged = {}
     if tally.judged.any():

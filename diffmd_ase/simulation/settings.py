@@ -1,22 +1,105 @@
-"""The settings of a run, and the kernel that they mean."""
+"""What a run is asked to do, and the files that it leaves. Imports nothing heavy: the command
+line makes its options of it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from ase import units as ase_units
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..potentials.base import Potential
-from ..potentials.named import find_target
-from ..sampling.euler import EulerMaruyama
-from ..sampling.metropolis import Metropolis
-from ..sampling.step_size import Step, card_stiffness, check_step, check_temperature, choose_step
-from ..units import kT_from_temperature, spring_from_h
+__all__ = ["Files", "RunSettings", "json_object"]
 
-__all__ = ["coupled_kernel", "Files"]
+
+class RunSettings(BaseModel):
+    """The options of ``diffmd run``, in the words of its help; what ``--config`` reads.
+
+    Raises
+    ------
+    ValueError : options that contradict each other; a pydantic ValidationError is one
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="model file, or name of a shipped model")
+    start: str | None = Field(
+        None,
+        description="starting frames: anything ASE reads, .npz, shipped set; default: i.i.d. "
+        "samples (molecules)",
+    )
+    steps: int = Field(100_000, ge=0, description="steps in all")
+    walkers: int = Field(1, ge=1, description="copies run as one batch")
+    first_walker: int = Field(
+        0, ge=0, description="id of the first walker, to share a batch between processes"
+    )
+    temperature: float | None = Field(
+        None, description="of the run, K (default: that of the snapshots)"
+    )
+    timestep: float | None = Field(None, description="time step, fs (with friction)")
+    friction: float | None = Field(None, description="friction, 1/fs: sets the clock")
+    spring: float | None = Field(None, description="spring to the frame before, k = 1/(2h), 1/Å²")
+    step_size: float | None = Field(None, description="h = D·Δt, Å² (default: 0.2/λ)")
+    target: str | None = Field(
+        None,
+        description="accept steps to the Boltzmann law of: model (its own energy), another model, "
+        "an installed potential (openmm), or a calculator of ASE (emt); default: plain dynamics",
+    )
+    target_options: str | None = Field(None, description="of that potential or calculator, as JSON")
+    proposal_steps: int = Field(1, ge=1, description="reverse steps of one proposal to the target")
+    plumed: Path | None = Field(
+        None,
+        description="input of PLUMED: its biases act on all walkers together; its files go on "
+        "with --restart (needs the plugin `plumed`)",
+    )
+    adapt: int = Field(
+        0,
+        ge=0,
+        description="first steps, in no frame, that adapt h to 57 % acceptance, then freeze it",
+    )
+    every: int = Field(100, ge=1, description="steps between frames")
+    prefix: str = Field("md", description="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
+    seed: int = Field(0, ge=0, description="seed of all randomness")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> RunSettings:
+        h = self.step_size
+        if h is not None and (self.spring is not None or self.timestep is not None):
+            raise ValueError(f"step size {h} Å² and a spring or time step: give one, each sets h")
+        if h is not None and not h > 0:
+            raise ValueError(f"step size {h} Å² must be positive")
+        if self.timestep is not None and self.friction is None:
+            raise ValueError(
+                f"time step {self.timestep} fs needs a friction (1/fs): only together they make a "
+                "step h; give neither for the default"
+            )
+        if self.target is None and (self.adapt or self.target_options is not None):
+            raise ValueError("--adapt and --target-options are for accepted steps: give --target")
+        if self.adapt > self.steps:
+            raise ValueError(
+                f"--adapt {self.adapt} of --steps {self.steps}: it is the first part of the run"
+            )
+        if self.plumed is not None and self.adapt:  # PLUMED's times are set before the run
+            raise ValueError("--plumed and --adapt: adapt without the bias, then give --step-size")
+        json_object("--target-options", self.target_options)
+        return self
+
+
+def json_object(flag: str, text: str | None) -> dict[str, Any]:
+    """The value of ``flag``, a JSON object; empty if it was not given.
+
+    Raises ``ValueError`` for what is not JSON, or not an object.
+    """
+    try:
+        values = {} if text is None else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{flag} {text!r} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f'{flag} {text!r}: expected an object, {{"name": value}}')
+    return values
 
 
 @dataclass(frozen=True)
@@ -48,70 +131,3 @@ class Files:
                 raise FileExistsError(
                     f"{path} exists: restart that run, remove it, or choose another prefix"
                 )
-
-
-def coupled_kernel(
-    potential: Potential,
-    *,
-    temperature_K: float,
-    timestep_fs: float | None = None,
-    friction_per_fs: float | None = None,
-    spring: float | None = None,
-    h: float | None = None,
-    target: str | Potential | None = None,
-    proposal_steps: int = 1,
-    moving: np.ndarray | None = None,
-) -> tuple[EulerMaruyama | Metropolis, Step]:
-    """The harmonic-coupled step in a user's words, judged by the stiffness on the card.
-
-    Isolated molecules lose no mean: drift and noise are projected. With a ``target`` ("model"
-    or as in `targets.find_target`) ``proposal_steps`` steps are accepted or rejected, and a
-    step that is too large is rejected instead of refused. Atoms outside of ``moving`` (N,) are
-    held: their h is 0.
-
-    Raises
-    ------
-    ValueError : contradictory words, a step beyond the limit of stability, or none where
-        the card knows no stiffness
-    """
-    if h is not None and (spring is not None or timestep_fs is not None):
-        raise ValueError(f"step size {h} Å² and a spring or time step: give one, each sets h")
-    if timestep_fs is not None and friction_per_fs is None:
-        raise ValueError(
-            f"time step {timestep_fs} fs needs a friction (1/fs): only together they make a step "
-            "h; give neither for the default"
-        )
-    if h is not None and not h > 0:
-        raise ValueError(f"step size {h} Å² must be positive")
-    kT = kT_from_temperature(temperature_K)
-    moving = np.ones(len(potential.system), bool) if moving is None else moving
-    stiffness = card_stiffness(potential, kT)
-    if target in (None, "model"):  # another reference has the last word
-        check_temperature(potential, temperature_K)
-
-    def known() -> tuple[float, str]:
-        if stiffness is None:
-            raise ValueError("the model card holds no stiffness to choose a step by: give one")
-        return stiffness, "from the model card"
-
-    step = choose_step(
-        kT=kT,
-        masses=potential.system.masses,
-        timestep=None if timestep_fs is None else timestep_fs * ase_units.fs,
-        friction=None if friction_per_fs is None else friction_per_fs / ase_units.fs,
-        mobility=None,
-        spring=spring if h is None else spring_from_h(h),
-        stiffness=known,
-    )
-    if stiffness is not None and target is None:
-        # its words are those of this call: fs
-        in_fs = replace(step, timestep=step.timestep / ase_units.fs)
-        check_step(in_fs, stiffness, moving)
-    mean_free = not potential.system.periodic
-    size = torch.as_tensor(step.h if moving.all() else step.h * moving)
-    proposal = EulerMaruyama(potential, kT=kT, h=size, mean_free=mean_free)
-    if target is None:
-        if proposal_steps != 1:
-            raise ValueError(f"{proposal_steps=} without a target: nothing is proposed")
-        return proposal, step
-    return Metropolis(proposal, find_target(target, potential.system), proposal_steps), step

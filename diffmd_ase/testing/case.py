@@ -22,6 +22,7 @@ class Case:
 
     Parameters
     ----------
+    name : for messages
     target : U, with an energy
     drift : not conservative; proposes roughly what the forces of the target would
     surrogate : conservative and about 15 % off, for kernels that need a cheap energy
@@ -60,13 +61,13 @@ class Case:
 
 
 def boltzmann_nodes(target, kT, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes (Q, N, 3) of a regular grid, and weights (Q,) ∝ exp(-U/kT) with sum 1."""
+    """``nodes`` (Q, N, 3) of a regular grid, and weights (Q,) ∝ exp(-U/kT) of ``target``, sum 1."""
     logs = -target(nodes).energy / kT
     return nodes, torch.softmax(logs, 0)
 
 
 def gauss_hermite(counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Nodes (Q, 3) and weights of a standard normal."""
+    """Nodes (Q, d) and weights (Q,) of a standard normal, ``counts`` of them along each axis."""
     rules = [np.polynomial.hermite_e.hermegauss(count) for count in counts]
     nodes = np.array(list(product(*(rule[0] for rule in rules))))
     weights = np.array([np.prod(w) for w in product(*(rule[1] for rule in rules))])
@@ -76,8 +77,17 @@ def gauss_hermite(counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def rejection(log_density, edges: tuple[np.ndarray, ...], n: int, rng) -> np.ndarray:
     """``n`` exact draws (n, d) of a density on a grid of cells, from a constant in each.
 
-    The constant is that of the largest corner and a tenth more; cells where that would not
-    be an envelope are noticed.
+    The constant is ``e^0.1`` times the density at the largest of a cell's corners.
+
+    Parameters
+    ----------
+    log_density : (M, d) → (M,), up to a constant
+    edges : of the cells, one increasing array for each of the d axes
+    rng : ``numpy.random.Generator``
+
+    Raises
+    ------
+    RuntimeError : a cell where that is no envelope
     """
     corners = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1)
     logs = log_density(corners.reshape(-1, len(edges))).reshape(corners.shape[:-1])

@@ -34,7 +34,10 @@ class Quartic(Potential):
 
 
 class Banana(Potential):
-    """``U = x²/2 + (y - b(x² - 1))²/(2 w²) + z²/2`` for each atom (eV, Å), curved and narrow."""
+    """``U = x²/2 + (y - b(x² - 1))²/(2 w²) + z²/2`` for each atom (eV, Å).
+
+    Curved by ``b`` and narrow by ``w``.
+    """
 
     def __init__(self, *, b: float, w: float):
         self.b, self.w = b, w
@@ -48,7 +51,7 @@ class Banana(Potential):
 
 
 class Scaled(Potential):
-    """``factor · U``."""
+    """``factor · U`` of ``potential``."""
 
     def __init__(self, potential: Potential, factor: float):
         self.potential, self.factor, self.system = potential, factor, potential.system
@@ -59,7 +62,10 @@ class Scaled(Potential):
 
 
 class WrongDrift(Potential):
-    """``F = scale · F_target + spin × x_i + tilt`` for each atom; no gradient, so no energy."""
+    """``F = scale · F_target + spin × x_i + tilt`` for each atom; no gradient, so no energy.
+
+    ``target`` gives F_target, ``spin`` (3,) is in eV/Å² and ``tilt`` (3,) in eV/Å.
+    """
 
     conservative = False
 

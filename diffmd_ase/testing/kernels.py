@@ -57,6 +57,10 @@ def zscores(
     Returns
     -------
     (20,) or (K, 20), standard normal if the kernel leaves the law of the case invariant
+
+    Raises
+    ------
+    AssertionError : an address of the noise was drawn twice (`check_addresses`)
     """
     ends = _ends(kernel, case, n, steps, seed)
     z = np.stack([_scores(*end) for end in ends])
@@ -90,7 +94,8 @@ def check_kernel_exact(
     A step that does nothing leaves every law invariant, so that positions must have changed;
     and no address of the noise may have been drawn twice (`check_addresses`).
 
-    Returns the z-scores of `zscores`, whose parameters these are; raises ``AssertionError``.
+    Returns the z-scores of `zscores`, whose ``case``, ``n`` and ``steps`` these are; raises
+    ``AssertionError``.
     """
     rows = []
     for number, (one, before, after) in enumerate(_ends(kernel, case, n, steps, seed)):
@@ -124,6 +129,11 @@ def check_antisymmetric(
     ----------
     log_ratio : (*batch) for positions x and y; for a `Metropolis` kernel ``lambda x, y:
         log_ratio(kernel, [x, y])``
+    x, y : (*batch, N, 3) in Å
+
+    Raises
+    ------
+    AssertionError : it is not
     """
     forward, back = log_ratio(x, y).double(), log_ratio(y, x).double()
     error = float((forward + back).abs().max())
@@ -138,7 +148,8 @@ def log_ratio(kernel: Metropolis, path: Sequence[Tensor]) -> Tensor:
     """The log ratio (*batch) that the kernel's own step gives to a path of positions.
 
     The noise that leads from each point to the next is solved for and given to ``step``.
-    ``path`` has ``n_steps + 1`` points; free atoms only (h > 0), no fixed mean.
+    ``path`` has ``n_steps + 1`` points (*batch, N, 3), else ``ValueError`` is raised; free atoms
+    only (h > 0), no fixed mean.
     """
     if len(path) != kernel.n_steps + 1:
         raise ValueError(f"{len(path)} points for {kernel.n_steps} steps: expected one more")
@@ -167,6 +178,7 @@ def enumerate_moves(
     ----------
     states : (S, N, 3), all states that can be reached from each other
     choices : by stream of uniform numbers, the count of equally likely values
+    tol : in Å, within which positions are those of a state
 
     Raises
     ------
@@ -202,7 +214,10 @@ def enumerate_moves(
 
 
 def check_detailed_balance(P: Tensor, log_weights: Tensor, *, tol: float = 1e-12) -> None:
-    """``π_i P_ij = π_j P_ji`` with π ∝ exp(log_weights) (S,), and rows that sum to 1."""
+    """``π_i P_ij = π_j P_ji`` with π ∝ exp(log_weights) (S,), and rows of P (S, S) that sum to 1.
+
+    Raises ``AssertionError`` where either is off by more than ``tol``.
+    """
     flow = torch.softmax(log_weights.double(), 0)[:, None] * P
     error = float((flow - flow.T).abs().max())
     if not error <= tol:
@@ -223,7 +238,13 @@ def check_kernel(
 
     Parameters
     ----------
+    steps : of the chain that is looked at
     independent : walkers do not see each other (not so for replica exchange)
+
+    Raises
+    ------
+    AssertionError : the kernel does not keep the contract
+    ValueError : x is not (B, N, 3) with B > 1
     """
     if x.ndim != 3 or len(x) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, N, 3) with B > 1")

@@ -147,7 +147,7 @@ class _ForwardDrift(EulerMaruyama):
 
 
 def forward_drift(kernel: Metropolis) -> Metropolis:
-    """The reverse kernel drifts with the forces at x instead of those at y."""
+    """``kernel`` whose reverse proposal drifts with the forces at x instead of those at y."""
     p = kernel.proposal
     return replace(kernel, proposal=_ForwardDrift(p.potential, p.kT, p.h, p.mean_free))
 

@@ -21,6 +21,10 @@ class Prescribed(Noise):
     ----------
     noise : gives all other numbers, and the children of combined kernels
     normal, uniform : by stream, numbers or tensors that fit the shape asked for
+
+    Raises
+    ------
+    LookupError : a stream without a name (`stream_number`)
     """
 
     def __init__(

@@ -87,7 +87,7 @@ def check_stress(
     """Stress (xx yy zz yz xz xy) = (1/V) dE/dε by finite strain of cell and positions.
 
     ``factory(system)`` gives the potential of a cell; ``step`` is the largest displacement of
-    an atom in Å, ``rtol`` is relative to the largest component.
+    an atom in Å, ``rtol`` is relative to the largest component. Raises ``AssertionError``.
     """
     _require(system is not None and system.cell is not None, "a stress needs a system with a cell")
     x = x.detach().double()
@@ -116,8 +116,9 @@ def check_equivariant(
 ) -> None:
     """``E(xRᵀ) = E(x)`` and ``F(xRᵀ) = F(x)Rᵀ`` for rotations R, and shifts of all atoms.
 
-    ``reflections`` adds improper rotations (achiral potentials). ``rtol`` is relative to the
-    largest force, and to 1 eV for the energy; float32 networks: 1e-5. For systems without pbc.
+    ``potential`` must be of a system without pbc. ``reflections`` adds improper rotations
+    (achiral potentials). ``rtol`` is relative to the largest force, and to 1 eV for the energy;
+    float32 networks: 1e-5. Raises ``AssertionError``.
     """
     here = _evaluated(potential, x)
     generator = torch.Generator().manual_seed(0)

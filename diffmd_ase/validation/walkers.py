@@ -20,9 +20,9 @@ from ..sampling.hamiltonian import MALT
 from ..sampling.kernels import DivergedError, Kernel
 from ..sampling.metropolis import Metropolis
 from ..sampling.moves import TorsionRotation
-from ..sampling.run import advance, run
+from ..sampling.run import run, survive
 from ..sampling.temperature_ladder import geometric_kT
-from ..state import State
+from ..simulation.prepare import Prepared
 
 __all__ = [
     "HOT",
@@ -41,7 +41,6 @@ _MASS = 12.0  # u, of every atom: only configurations count, and equal masses al
 _FREQUENCY_STEP = 0.8  # ω Δt of the stiffest mode at first; leapfrog is stable below 2
 _DAMPING = 0.002  # of that frequency
 _ACCEPTANCE = 0.75
-_PLAIN = 0.2  # h λ, the default step of plain dynamics
 _MALA = 0.55  # h λ
 _EVERY = 10
 
@@ -103,33 +102,26 @@ def corrected_walkers(
 
 
 def plain_walkers(
-    potential: Potential,
+    prepared: Prepared,
     x: Tensor,
     *,
-    kT: float,
-    stiffness: float,
     steps: int,
-    mean_free: bool,
     noise: Noise,
     progress: Callable[[float], None],
 ) -> Plain:
-    """``steps`` plain steps of walkers (W, N, 3), the default step; lost ones are counted."""
-    h = _PLAIN / stiffness
-    kernel = EulerMaruyama(potential, kT=kT, h=h, mean_free=mean_free)
-    state: State | None = kernel.init(x.float())
-    done = lost = 0
-    while state is not None and done < steps:
+    """``steps`` plain steps of walkers x (W, N, 3) in Å; lost ones are counted."""
+    kernel: Kernel = prepared.kernel
+    lost: list[int] = []
+    diffused = steps * float(prepared.step.h)
+    state = kernel.init(x.float())
+    for done in range(1, steps + 1):
         try:
-            state, _ = advance(kernel, state, noise)
-        except DivergedError as error:
-            lost += len(error.walkers)
-            state = error.survivors
-            continue
-        done += 1
+            kernel, state, _ = survive(kernel, state, noise, lambda e: lost.extend(e.walkers))
+        except DivergedError:  # nobody is left
+            return Plain(len(x), diffused, np.zeros((0, *x.shape[1:])))
         if done % 50 == 0:
             progress(done / steps)
-    left = np.zeros((0, *x.shape[1:])) if state is None else state.x.double().cpu().numpy()
-    return Plain(lost, steps * h, left)
+    return Plain(len(lost), diffused, state.x.double().cpu().numpy())
 
 
 def exchanged_walkers(

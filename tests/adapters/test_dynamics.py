@@ -10,6 +10,7 @@ import torch
 from argon_atoms import (
     STEP,
     Boost,
+    Cliff,
     Count,
     Counted,
     Swirl,
@@ -34,21 +35,11 @@ from diffmd_ase.adapters.log import ConfigurationalTemperature
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.potentials.ase_calculator import AsePotential
-from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.curvature import measured_stiffness
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.sampling.run import advance, run
-from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
-
-
-class Cliff(Potential):
-    """Free particles; those that pass x = 1 Å get forces that are not finite."""
-
-    def __call__(self, x):
-        forces = torch.where(x[..., :1] > 1.0, torch.nan, 0.0) * torch.ones_like(x)
-        return Evaluation(x.new_zeros(x.shape[:-2]), forces)
 
 
 def counted(make=cluster):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from argon_atoms import STEP, Count, Counted, Swirl, argon, attached, cluster
+from argon_atoms import STEP, Cliff, Count, Counted, Swirl, argon, attached, cluster
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
@@ -466,6 +466,33 @@ class TestMonteCarlo:
         dyn = MonteCarlo(atoms, kernel, rng=7)
         dyn.run(3)
         assert math.isnan(dyn.acceptance)
+
+    def test_temperatures_go_on_with_the_walkers_that_are_left(self):
+        """kT of each walker; the others are bitwise as if the lost one had never been there."""
+        kT = torch.tensor([0.5, 1.0, 2.0])
+        places = [-50.0, 0.9, -40.0]  # of a wall at 1 Å, behind which nothing is finite
+
+        def images(rows):
+            return [Atoms("He", [[places[i], 0, 0]]) for i in rows]
+
+        some = images(range(3))
+        dyn = MonteCarlo(some, EulerMaruyama(Cliff(), kT=kT, h=0.1), rng=2)
+        with pytest.warns(RuntimeWarning, match=r"walkers \[1\] diverged"):
+            dyn.run(40)
+        assert list(dyn.lost) == [1] and dyn.kernel.kT.tolist() == [0.5, 2.0]
+        start = EulerMaruyama(Cliff(), kT=kT[[0, 2]], h=0.1)
+        x = torch.tensor(np.stack([image.positions for image in images((0, 2))]))
+        first = start.init(x, walkers=torch.tensor([0, 2]))
+        *_, (never, _) = run(start, first, 40, noise=Noise(2))
+        left = np.stack([some[i].positions for i in (0, 2)])
+        assert np.array_equal(left, never.x.numpy())
+        # a user who moves the survivors, and one who brings back a state of theirs
+        some[0].positions[0, 1] += 1.0
+        dyn.run(1)
+        again = MonteCarlo(images(range(3)), EulerMaruyama(Cliff(), kT=kT, h=0.1), rng=2)
+        again.state = never
+        assert again.kernel.kT.tolist() == [0.5, 2.0]
+        again.run(1)
 
     def test_refusals(self):
         atoms = cluster()

@@ -1,4 +1,4 @@
-"""``diffmd run --target``: accepted steps, restarted; what a target may not be."""
+"""``diffmd run``: accepted steps, restarted; what a target may not be; one kernel for a run."""
 
 import json
 
@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from diffmd_ase.io.trajectory import Trajectory
+from diffmd_ase.potentials.analytic import Harmonic
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.simulation import planned
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,29 @@ def test_run_and_restart(diffmd, start, target):
 def test_mistakes(diffmd, start, words, said):
     code, _, err = diffmd(*start, *words, "--steps", 40)
     assert code == 1 and said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--target", "model"], ["--plumed", "p.dat"], ["--plumed", "p.dat", "--dry-run"]]
+)
+def test_the_command_builds_one_kernel(diffmd, start, monkeypatch, words):
+    made, biases = [], []
+    inner = EulerMaruyama.__post_init__
+
+    def counted(kernel):
+        inner(kernel)
+        made.append(kernel)
+
+    def bias(name, system, **options):
+        biases.append((name, options["kT"], options["timestep"]))
+        return Harmonic(0.1)
+
+    monkeypatch.setattr(EulerMaruyama, "__post_init__", counted)
+    monkeypatch.setattr(planned, "load_potential", bias)
+    # its own samples would be drawn by kernels of other kinds
+    code, _, err = diffmd(*start, *words, "--steps", 3)
+    assert code == 0, err
+    assert len(made) == 1
+    wet = "--plumed" in words and "--dry-run" not in words
+    assert [name for name, *_ in biases] == ["plumed"] * wet
+    assert len(made[0].potential.terms) == 1 + wet

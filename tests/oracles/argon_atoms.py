@@ -68,6 +68,14 @@ class Count(Potential):
         return True
 
 
+class Cliff(Potential):
+    """Free particles; those that pass x = 1 Å get forces that are not finite."""
+
+    def __call__(self, x):
+        forces = torch.where(x[..., :1] > 1.0, torch.nan, 0.0) * torch.ones_like(x)
+        return Evaluation(x.new_zeros(x.shape[:-2]), forces)
+
+
 def cluster() -> Atoms:
     rng = np.random.default_rng(3)
     atoms = Atoms("Ar4", [[0, 0, 0], [3.8, 0, 0], [0, 3.8, 0], [0, 0, 3.8]])

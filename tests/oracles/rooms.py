@@ -39,6 +39,7 @@ ELSEWHERE = {"plugins": "potentials", "__main__": "cli"}
 # (module, imported module, why)
 EXCEPTIONS = {
     ("score.model", "potentials.learned"): "ScoreModel.potential: a model is asked for its own",
+    ("potentials.base", "adapters.observer"): "Potential.observer: a name that stays, ASE's work",
 }
 
 

@@ -17,13 +17,13 @@ from diffmd_ase.score.embedded_fit import fit_embedded
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.networks.embedded import EmbeddedConfig, EmbeddedEnergy
 from diffmd_ase.score.networks.molecule import MechanicsConfig
-from diffmd_ase.score.objective import _Objective
+from diffmd_ase.score.objective import Objective
 from diffmd_ase.score.plan import Expert, TrainConfig, plan
 from diffmd_ase.score.sets import as_sets
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import train
 from diffmd_ase.simulation.frames import read_sets
-from diffmd_ase.simulation.settings import coupled_kernel
+from diffmd_ase.simulation.prepare import StepRequest, prepare
 from diffmd_ase.system import System
 from diffmd_ase.units import kT_from_temperature
 
@@ -111,7 +111,7 @@ def stiffness(snapshots, sites):
 
     Of displacements u the set estimates k by d/|u|², so that all of them count alike.
     """
-    objective = _Objective(EXPERT, tuple(snapshots), "cpu")
+    objective = Objective(EXPERT, tuple(snapshots), "cpu")
     slopes = []
     for k in (0.0, 1.0):
         generator, springs = torch.Generator().manual_seed(1), Springs(sites[0].float(), k)
@@ -186,7 +186,7 @@ def test_the_loss_is_the_mean_over_all_frames():
             return (x - at.float()).square().sum((1, 2)) * 30
 
     batches = [torch.as_tensor(p.positions, dtype=torch.float32) for p in (small, large)]
-    terms = _Objective(EXPERT, (small, large), "cpu")(Pull(), batches, seeded())
+    terms = Objective(EXPERT, (small, large), "cpu")(Pull(), batches, seeded())
     by_hand, generator = 0.0, seeded()
     for x, at, share, tempering in zip(batches, (sites, more), (0.25, 0.75), (1, 0.5), strict=True):
         torch.rand(len(x), generator=generator, dtype=x.dtype)  # its noise levels
@@ -320,10 +320,10 @@ def test_runs_tell_of_temperatures_without_snapshots(model, sets, recwarn):
     """300 to 900 K is known; a model of one temperature knows that one."""
     potential = model.potential(sets[0].system, device="cpu")
     for kelvin in (298.15, 600, 910):
-        coupled_kernel(potential, temperature_K=kelvin)
+        prepare(potential, temperature_K=kelvin)
     assert not [w for w in recwarn if "temperature_K" in str(w.message)]
     with pytest.warns(UserWarning, match=r"temperature_K=1200.* between 300 and 900 K.*hotter"):
-        coupled_kernel(potential, temperature_K=1200)
+        prepare(potential, temperature_K=1200)
     atoms = bulk("Cu", a=3.68, cubic=True).repeat(2)
     atoms.calc = ScoreCalculator("copper-vacancy", device="cpu")
     words = "temperature_K=700.* Cu31 are at 900 K: the same energy is used with the kT of the run"
@@ -338,7 +338,8 @@ def test_drift_is_that_of_the_temperature_of_the_run(model, sets):
     x = torch.as_tensor(sets[0].positions[:5])
     drifts = []
     for kelvin in (400.0, 800.0):
-        kernel, _ = coupled_kernel(potential, temperature_K=kelvin, h=1e-4)
+        step = StepRequest(spring=1 / 2e-4)
+        kernel = prepare(potential, temperature_K=kelvin, step=step).kernel
         state = kernel.init(x)
         drifts.append(kernel.h / kernel.kT * state.forces)
     assert torch.allclose(drifts[0], 2 * drifts[1])

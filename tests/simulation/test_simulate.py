@@ -17,15 +17,13 @@ from quartic_run import KERNEL, KT, SYSTEM, H, Quartic, go, info, same
 
 from diffmd_ase.io.checkpoint import load_checkpoint
 from diffmd_ase.io.trajectory import Trajectory
-from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.simulation.frames import frame_writer, states_temperature
-from diffmd_ase.simulation.settings import Files, coupled_kernel
+from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.signals import Deferred
 from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.state import Evaluation
-from diffmd_ase.system import System
 
 
 def content(prefix):
@@ -106,6 +104,31 @@ def test_lost_walkers_are_named_and_the_others_go_on(tmp_path):
     fine, some = content(tmp_path / "fine")[1], trajectory.positions[:]
     assert np.array_equal(fine[:, [0, 2]], some[:, [0, 2]])
     assert len(ase.io.read(tmp_path / "some.extxyz", index=":")) == 2
+
+
+HOT = torch.tensor([0.5, 1.0, 2.0, 4.0])
+
+
+def test_temperatures_go_on_with_the_walkers_that_are_left(tmp_path):
+    """kT of each walker: the survivors are bitwise those of a run without the lost one."""
+
+    def kernel(kT):
+        return EulerMaruyama(Quartic(), kT=kT, h=H)
+
+    summary = go(tmp_path / "some", 30, bad=(1,), kernel=kernel(HOT))
+    assert set(summary["lost"]) == {"1"} and summary["walkers"] == 3
+    rows = torch.tensor([0, 2, 3])
+    go(tmp_path / "never", 30, walkers=(0, 2, 3), kernel=kernel(HOT[rows]))
+    some, never = content(tmp_path / "some"), content(tmp_path / "never")
+    assert np.array_equal(some[1][:, rows], never[1])
+    assert np.array_equal(some[2][:, rows], never[2])
+    # and across a restart, which is given the kernel of all who began
+    go(tmp_path / "parts", 13, bad=(1,), kernel=kernel(HOT))
+    go(tmp_path / "parts", 30, restart=True, kernel=kernel(HOT))
+    assert same(some, content(tmp_path / "parts"))
+    # the check can fail: one temperature for all is another chain
+    go(tmp_path / "one", 30, walkers=(0, 2, 3), kernel=kernel(1.0))
+    assert not np.array_equal(never[1], content(tmp_path / "one")[1])
 
 
 def test_all_lost_leaves_readable_files(tmp_path):
@@ -267,59 +290,6 @@ def test_a_second_signal_does_not_wait():
             assert signals.pending == signal.SIGINT  # acts at the end at the latest
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class Springs(Potential):
-    """Bound to the system, as the models of the command line are."""
-
-    def __init__(self, system=SYSTEM):
-        self.system = system
-
-    def __call__(self, x):
-        return Evaluation(x.square().sum((-2, -1)) / 2, -x)
-
-
-@pytest.mark.xfail(
-    os.environ.get("DIFFMD_TEST_DTYPE") == "float32",
-    strict=True,
-    reason="simulation/settings.py rounds h to torch's default dtype",
-)
-def test_the_words_for_a_step_agree():
-    h = 1e-3
-    kernels = [
-        coupled_kernel(Springs(), temperature_K=300, h=h)[0],
-        coupled_kernel(Springs(), temperature_K=300, spring=1 / (2 * h))[0],
-    ]
-    assert {float(k.h) for k in kernels} == {h}
-    kernel, step = coupled_kernel(
-        Springs(), temperature_K=300, timestep_fs=0.5, friction_per_fs=0.1
-    )
-    # h = kT Δt/(m γ); 1 eV = 9.64853e-3 u Å²/fs²
-    kT = 300 * 8.617333e-5 * 9.64853e-3
-    assert kernel.h.numpy() == pytest.approx(kT * 0.5 / (SYSTEM.masses * 0.1), rel=1e-5)
-    assert step.physical and kernel.mean_free
-
-
-def test_periodic_systems_keep_their_mean():
-    cell = System(SYSTEM.numbers, SYSTEM.masses, 5 * np.eye(3), np.ones(3, bool))
-    assert not coupled_kernel(Springs(cell), temperature_K=300, h=1e-3)[0].mean_free
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ({}, "no stiffness"),
-        ({"h": 1e-3, "spring": 10.0}, "give one"),
-        ({"h": 1e-3, "timestep_fs": 1.0, "friction_per_fs": 1.0}, "give one"),
-        ({"h": 0.0}, "must be positive"),
-        ({"h": float("nan")}, "must be positive"),
-        ({"spring": -1.0}, "must be positive"),
-        ({"timestep_fs": 1.0}, "needs a friction"),
-    ],
-)
-def test_contradictory_words(words, message):
-    with pytest.raises(ValueError, match=message):
-        coupled_kernel(Springs(), temperature_K=300, **words)
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.extxyz", "x.traj"])

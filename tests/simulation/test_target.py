@@ -13,7 +13,7 @@ from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.simulation.settings import Files, coupled_kernel
+from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.state import Evaluation
 
@@ -189,15 +189,3 @@ def test_flush_again_is_flush_once(tmp_path):
 def test_columns_that_are_paths(tmp_path, name):
     with pytest.raises(ValueError, match="cannot be the name of a column"):
         TrajectoryWriter.create(tmp_path / "a.h5", SYSTEM, [0], info(), columns=[name])
-
-
-def test_words_of_a_target():
-    potential = Harmonic(1.0, system=SYSTEM)
-    kernel, _ = coupled_kernel(potential, temperature_K=300, h=1e-3, target="model")
-    assert kernel.target is None and kernel.proposal.mean_free
-    kernel, _ = coupled_kernel(
-        potential, temperature_K=300, h=1e-3, target=Harmonic(2.0), proposal_steps=3
-    )
-    assert isinstance(kernel.target, Harmonic) and kernel.n_steps == 3
-    with pytest.raises(ValueError, match="without a target"):
-        coupled_kernel(potential, temperature_K=300, h=1e-3, proposal_steps=3)

@@ -11,6 +11,8 @@ __all__ = ["NoiseEmbedding"]
 class NoiseEmbedding(nn.Module):
     """log σ as Fourier features and a small network: (B,) → (B, width)."""
 
+    frequency: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.register_buffer("frequency", 0.45 * torch.arange(1.0, 9.0))

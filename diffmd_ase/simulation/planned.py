@@ -1,0 +1,212 @@
+"""The run that `RunSettings` ask for: model, start and kernel, each made once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.units import fs
+from torch import Tensor
+
+from ..io.run_info import RunInfo
+from ..io.trajectory import Trajectory
+from ..plugins import load_potential
+from ..potentials.named import find_potential
+from ..score.model import ScoreModel, resolve_device
+from ..score.snapshots import Snapshots
+from ..system import System
+from ..units import kT_from_temperature, spring_from_h
+from .frames import read_frames, starting_positions
+from .prepare import Prepared, StepRequest, prepare
+from .settings import Files, RunSettings, json_object
+from .simulate import simulate
+
+__all__ = ["PlannedRun"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a run will do; :meth:`of` makes it.
+
+    Parameters
+    ----------
+    settings : what was asked for
+    model : the score that drives
+    frames : to start from; None: i.i.d. samples, or a restart
+    system : of the walkers
+    prepared : kernel and step
+    restart : go on from the checkpoint
+    """
+
+    settings: RunSettings
+    model: ScoreModel
+    frames: Snapshots | None
+    system: System
+    prepared: Prepared
+    restart: bool
+
+    @classmethod
+    def of(cls, settings: RunSettings, *, restart: bool = False, dry: bool = False) -> PlannedRun:
+        """The run of these settings; ``dry`` opens no file of PLUMED.
+
+        Raises
+        ------
+        ValueError : what does not fit together, see `prepare`
+        FileExistsError : another run left its files, and this is no restart
+        """
+        files = Files(settings.prefix)
+        if not (restart or dry):
+            files.check_free()
+        model = ScoreModel.load(settings.model)
+        frames = None
+        if settings.start is not None and not restart:
+            frames = read_frames(settings.start, model)
+        if restart:
+            system = Trajectory(files.trajectory).system
+        else:
+            system = model.system if frames is None else frames.system
+        prepared = _prepared(settings, model, system, restart=restart, dry=dry)
+        return cls(settings, model, frames, system, prepared, restart)
+
+    @property
+    def h(self) -> float:
+        """Step size in Å²; with friction that of the lightest atom."""
+        return float(np.max(self.prepared.step.h))
+
+    @property
+    def timestep_fs(self) -> float | None:
+        """Time step where a friction sets the clock."""
+        step = self.prepared.step
+        return step.timestep / fs if step.physical else None
+
+    @property
+    def held_atoms(self) -> dict[str, int]:
+        """How many atoms are held, by that name; empty where none is."""
+        held = int((~self.model.card.moving(self.system)).sum())
+        return {"held_atoms": held} if held else {}
+
+    @property
+    def _walkers(self) -> Tensor:
+        first = self.settings.first_walker
+        return torch.arange(first, first + self.settings.walkers)
+
+    def facts(self) -> dict[str, Any]:
+        """What it will do, by name with units."""
+        settings = self.settings
+        return {
+            "model": settings.model,
+            "formula": self.system.formula,
+            "temperature_K": _kelvin(settings, self.model),
+            "h_A2": self.h,
+            "h_from": self.prepared.step.source,
+            "timestep_fs": self.timestep_fs,
+            "target": settings.target,
+            "walkers": settings.walkers,
+            **self.held_atoms,
+            "steps": settings.steps,
+            "D_t_per_walker_A2": self.h * settings.steps,
+            "trajectory": str(Files(settings.prefix).trajectory),
+        }
+
+    def start(self) -> Tensor | None:
+        """Positions (B, N, 3) in Å that the walkers start from; None for a restart."""
+        if self.restart:
+            return None
+        settings = self.settings
+        return starting_positions(
+            self.model, self.frames, self._walkers, seed=settings.seed, device=settings.device
+        )
+
+    def run(
+        self,
+        x: Tensor | None,
+        *,
+        extra: dict[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run from `start`, see `simulate`; the summary.
+
+        Parameters
+        ----------
+        extra : options to be kept in the trajectory, JSON values
+        progress : called with steps done and walkers alive
+        """
+        settings = self.settings
+        info = RunInfo(
+            seed=settings.seed,
+            kT=float(self.prepared.kernel.kT),
+            h=self.h,
+            kinetics_valid=settings.target is None and settings.plumed is None,
+            timestep_fs=self.timestep_fs,
+            model_sha256=_sha256(settings.model),
+            extra=extra,
+        )
+        summary = simulate(
+            self.prepared.kernel,
+            self.system,
+            x,
+            settings.steps,
+            files=Files(settings.prefix),
+            info=info,
+            every=settings.every,
+            walkers=self._walkers,
+            restart=self.restart,
+            warm_up=settings.adapt,
+            device=resolve_device(settings.device),
+            progress=progress,
+        )
+        return summary | self.held_atoms
+
+
+def _kelvin(settings: RunSettings, model: ScoreModel) -> float:
+    return model.card.temperature_K if settings.temperature is None else settings.temperature
+
+
+def _prepared(
+    settings: RunSettings, model: ScoreModel, system: System, *, restart: bool, dry: bool
+) -> Prepared:
+    drift = model.potential(system, device=settings.device)
+    kelvin = _kelvin(settings, model)
+
+    def plumed(step):
+        return load_potential(
+            "plumed",
+            system,
+            input=settings.plumed,
+            kT=kT_from_temperature(kelvin),
+            # without a clock PLUMED's times count steps, as femtoseconds
+            timestep=step.timestep if step.physical else fs,
+            restart=restart,
+        )
+
+    options = json_object("--target-options", settings.target_options)
+    target = None
+    if settings.target is not None:
+        target = find_potential(
+            settings.target, system, model=drift, options=options, device=settings.device
+        )
+    spring = settings.spring if settings.step_size is None else spring_from_h(settings.step_size)
+    return prepare(
+        drift,
+        temperature_K=kelvin,
+        step=StepRequest(
+            timestep=None if settings.timestep is None else settings.timestep * fs,
+            friction=None if settings.friction is None else settings.friction / fs,
+            spring=spring,
+        ),
+        target=target,
+        proposal_steps=settings.proposal_steps,
+        bias=None if settings.plumed is None or dry else plumed,
+        moving=model.card.moving(system),
+        mean_free=not system.periodic,
+    )
+
+
+def _sha256(model: str) -> str | None:
+    path = Path(model)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
