@@ -37,7 +37,7 @@ from diffmd_ase.sampling.moves import Displacement, SingleDisplacement
 from diffmd_ase.sampling.run import run
 from diffmd_ase.sampling.temperature_ladder import equalised_kT, geometric_kT
 from diffmd_ase.score.model import ScoreModel
-from diffmd_ase.simulation.settings import coupled_kernel
+from diffmd_ase.simulation.prepare import StepRequest, prepare
 from diffmd_ase.system import System
 
 N, W, KT = 5, 4, 0.1
@@ -181,10 +181,13 @@ CASES = {
     "ladder of temperatures": lambda: torch.as_tensor(geometric_kT(0.1, 0.7, 5)),
     "equalised ladder": lambda: torch.as_tensor(equalised_kT([0.1, 0.3, 0.7], [0.3, 0.1])),
     "step of a run": lambda: torch.as_tensor(
-        coupled_kernel(WELL, temperature_K=300.0, spring=33.3)[0].h, dtype=torch.float64
+        prepare(WELL, temperature_K=300.0, step=StepRequest(spring=33.3)).kernel.h,
+        dtype=torch.float64,
     ),
     "step with a clock": lambda: torch.as_tensor(
-        coupled_kernel(WELL, temperature_K=300.0, timestep_fs=0.3, friction_per_fs=0.1)[0].h
+        prepare(
+            WELL, temperature_K=300.0, step=StepRequest(timestep=0.03, friction=0.01)
+        ).kernel.h
     ),
     "kT": lambda: torch.tensor(units.kT_from_temperature(300.0), dtype=torch.float64),
     "uniform": lambda: Noise(1).uniform(3, torch.zeros(W, dtype=torch.float64)),
@@ -192,29 +195,7 @@ CASES = {
 }  # fmt: skip
 
 
-# numbers that still pass through the default: where, and what is wrong with it
-BROKEN = {
-    "rmsd": "potentials/biases/cvs.py: torch.as_tensor(weights) of a list",
-    "moving restraint": "potentials/biases/restraints.py, restore: torch.tensor(work).double()",
-    "euler, time step": "sampling/euler.py, from_timestep: torch.as_tensor(masses) of a list",
-    "displacement": "sampling/moves.py, _widths: torch.as_tensor(size).to(x)",
-    "one displacement": "the same",
-    "mixture of kernels": "the same",
-    "annealing": "independent/smc.py: torch.tensor(float(P)).log(), use math.log(P)",
-    "paths": "independent/paths.py: torch.as_tensor(self.centre).to(x), twice",
-    "step of a run": "simulation/settings.py: torch.as_tensor(step.h)",
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=BROKEN[name]))
-        if name in BROKEN
-        else name
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_float64_does_not_depend_on_the_default(name):
     results = []
     for dtype in (torch.float64, torch.float32):

@@ -101,7 +101,7 @@ class ReversePaths:
         first = self._levels[0][0]
         total = self.variance + first**2
         away = math.sqrt(total) * self._normal(noise, step, like, walkers, ("path down", 0))
-        centre = torch.as_tensor(self.centre).to(like)
+        centre = torch.as_tensor(self.centre, dtype=torch.float64).to(like)
         x = away + (without_mean(centre.expand_as(like)) if self.mean_free else centre)
         log_q = self._log_density(away, total)
         for number, (high, low, potential) in enumerate(self._levels, start=1):
@@ -130,7 +130,7 @@ class ReversePaths:
             log_q = log_q + self._log_density(x - mean, variance)
             log_q = log_q - self._log_density(kick, spread)
             x = above
-        centre = torch.as_tensor(self.centre).to(x)
+        centre = torch.as_tensor(self.centre, dtype=torch.float64).to(x)
         away = without_mean(x - centre) if self.mean_free else x - centre
         return log_q + self._log_density(away, self.variance + self._levels[0][0] ** 2)
 

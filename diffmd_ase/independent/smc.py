@@ -6,6 +6,7 @@ kernel keeps the law ``exp(-u_t)``, ``u_t = U_t/kT_t``, of its own target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -188,6 +189,6 @@ def _resample(state: State, log_w: Tensor, which: Tensor, noise: Noise) -> tuple
     # the last step of the ladder may miss 1 by round-off
     parent = torch.searchsorted(ladder / ladder[:, -1:], places, right=True).clamp(max=P - 1)
     parent = torch.where(which[:, None], rows[:, :1] + parent, rows).flatten()
-    mean = (log_w.logsumexp(-1) - torch.tensor(float(P)).log())[:, None].expand(M, P)
+    mean = (log_w.logsumexp(-1) - math.log(P))[:, None].expand(M, P)
     moved = replace(state.take(parent), walkers=state.walkers)
     return moved, torch.where(which[:, None], mean, log_w).flatten()

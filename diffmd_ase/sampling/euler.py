@@ -90,7 +90,7 @@ class EulerMaruyama(Kernel):
                 if system is None:
                     raise ValueError("friction needs masses: pass masses=, or mobility=")
                 masses = system.masses
-            mobility = 1.0 / (torch.as_tensor(masses) * friction)
+            mobility = 1.0 / (torch.as_tensor(masses, dtype=torch.float64) * friction)
         h = units.h_from_mobility(kT=kT, timestep=timestep, mobility=mobility)
         return cls(potential, kT=kT, h=h, **options)
 

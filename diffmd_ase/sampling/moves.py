@@ -353,7 +353,7 @@ def _choose(
 
 
 def _widths(size, x: Tensor) -> Tensor:
-    size = torch.as_tensor(size).to(x)
+    size = torch.as_tensor(size, dtype=torch.float64).to(x)
     if size.ndim and size.shape != x.shape[x.ndim - 1 - size.ndim : -1]:
         raise ValueError(
             f"size {tuple(size.shape)} does not fit positions {tuple(x.shape)}: expected a scalar, "

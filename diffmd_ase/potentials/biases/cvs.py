@@ -266,8 +266,8 @@ class RMSD(CV):
         chosen = check_atoms(system, range(len(system)) if atoms is None else atoms)
         self.system, self.names, self.domains, self.plumed_units = system, (name,), (None,), (NM,)
         reference = torch.as_tensor(reference, dtype=torch.float64)
-        w = torch.ones(len(chosen)) if weights is None else torch.as_tensor(weights)
-        w = w.double()
+        weights = [1.0] * len(chosen) if weights is None else weights
+        w = torch.as_tensor(weights, dtype=torch.float64)
         if reference.shape != (len(chosen), 3) or w.shape != (len(chosen),):
             raise ValueError(
                 f"reference {tuple(reference.shape)} and weights {tuple(w.shape)} do not fit "

@@ -166,7 +166,9 @@ class MovingRestraint(CVBias):
 
     def restore(self, saved, x, step) -> None:
         self._step, work = saved["step"], saved["work"]
-        self.work = None if work is None else torch.tensor(work).double().to(x.device)
+        self.work = (
+            None if work is None else torch.tensor(work, dtype=torch.float64, device=x.device)
+        )
 
     def _at_step(self, s: Tensor, step: int) -> tuple[Tensor, Tensor]:
         at, kappa = self.centre(step)

@@ -1,7 +1,6 @@
 """Restraints and walls: PLUMED's numbers, derivatives, work, restarts, bad input."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -124,11 +123,6 @@ def test_work_obeys_jarzynski():
     assert bias.work.mean() - 0.5 * kT * math.log(2.0) > 10 * bias.work.std() / walkers**0.5
 
 
-@pytest.mark.xfail(
-    os.environ.get("DIFFMD_TEST_DTYPE") == "float32",
-    strict=True,
-    reason="MovingRestraint.restore rounds the work to torch's default dtype",
-)
 def test_moving_restart_is_uninterrupted():
     whole, first, second = moving(), moving(), moving()
     for step in range(1, 16):
