@@ -35,7 +35,7 @@ check: $(VENV)/.installed-test ## ruff and mypy (about 1 minute)
 	$(VENV)/bin/mypy
 
 clean: ## remove the environment, caches and the results of the demo
-	rm -rf $(VENV) demo dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) demo dist build .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

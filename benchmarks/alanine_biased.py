@@ -49,7 +49,7 @@ from alanine_exchange import (
 )
 from torch import Tensor
 
-from diffmd_ase.analysis.observables import dihedrals
+from diffmd_ase.geometry import dihedrals
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.biases.cvs import Distance, Torsion

@@ -37,7 +37,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmd_ase.analysis.observables import correct_hand, dihedrals
+from diffmd_ase.analysis.observables import correct_hand
+from diffmd_ase.geometry import dihedrals
 from diffmd_ase.independent.weights import Weighted
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential

@@ -69,7 +69,7 @@ def learn(choice: Expert | int, frames: Snapshots, config: TrainConfig, seed: in
                 seed=seed,
                 device="cpu",
                 folder=folder,
-                report=lambda _: None,
+                report=lambda *told: None,
             )
             network, card = load_best(folder, choice)
     else:

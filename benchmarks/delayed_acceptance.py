@@ -32,8 +32,9 @@ from arviz_stats.base import array_stats
 from ase import units
 from diffmd_openmm import PHI, PSI, OpenMMPotential, alanine_dipeptide
 
-from diffmd_ase.analysis.observables import angle_triples, angles, dihedrals, distances
-from diffmd_ase.analysis.statistics import jensen_shannon
+from diffmd_ase.analysis.divergence import jensen_shannon
+from diffmd_ase.analysis.observables import angle_triples
+from diffmd_ase.geometry import angles, dihedrals, distances
 from diffmd_ase.noise import Noise
 from diffmd_ase.sampling.delayed import DelayedAcceptance
 from diffmd_ase.sampling.euler import EulerMaruyama

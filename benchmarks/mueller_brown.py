@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from toys import Config, Learned, contenders, fit
 
-from diffmd_ase.analysis.statistics import jensen_shannon
+from diffmd_ase.analysis.divergence import jensen_shannon
 from diffmd_ase.noise import Noise
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis

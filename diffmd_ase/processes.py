@@ -5,69 +5,108 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
 
-__all__ = ["run_side_by_side"]
+__all__ = ["Command", "run_side_by_side"]
+
+_LAST = 15  # lines of its standard error that are told of a process that failed
 
 
-def run_side_by_side(
-    commands: list[list[str]], processes: int, report: Callable[[dict], None]
-) -> None:
-    """Run commands, ``processes`` at a time, each with one thread; pass on their reports.
+class Command(NamedTuple):
+    """A command and what becomes of its output.
 
-    Two OpenMP threads on a shared machine wait for each other. The first failure stops all
-    and is a ``RuntimeError`` with the last words of the process.
+    Parameters
+    ----------
+    arguments : the program and its arguments
+    name : what it is called where it fails
+    report : called with each line of its standard output, which is JSON; its standard error is
+        kept for the message of a failure. None: both go where ours go
+    quiet : without ``report``, its standard output is dropped
+    """
+
+    arguments: list[str]
+    name: str
+    report: Callable[[Any], None] | None = None
+    quiet: bool = False
+
+
+def run_side_by_side(commands: Sequence[Command], *, at_once: int | None = None) -> None:
+    """Run commands, ``at_once`` at a time (default: all), each with one thread.
+
+    Two OpenMP threads on a shared machine wait for each other. Reports are passed on in the
+    thread of the caller. The first failure, an error of a report included, ends all that run.
+
+    Raises
+    ------
+    RuntimeError : a process failed; with its name, its code and its last words
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    waiting = list(commands)
+    waiting = deque(commands)
     running: list[_Child] = []
     try:
         while waiting or running:
-            while waiting and len(running) < processes:
-                running.append(_Child(waiting.pop(0), environment, report))
-            time.sleep(0.2)
-            for child in [c for c in running if c.finished()]:
-                running.remove(child)
+            while waiting and len(running) < (at_once or len(commands)):
+                running.append(_Child(waiting.popleft(), environment))
+            time.sleep(0.05)
+            for child in list(running):
+                if child.finished():
+                    running.remove(child)
     finally:
         for child in running:
             child.stop()
 
 
 class _Child:
-    """A training process: reports come as JSON lines on its standard output."""
+    """A process; threads read its pipes, so that it never waits for us."""
 
-    def __init__(self, command, environment, report):
+    def __init__(self, command: Command, environment: dict[str, str]):
+        self.command = command
+        self.reports: SimpleQueue = SimpleQueue()
+        self.last_words: deque[str] = deque(maxlen=_LAST)
+        piped = command.report is not None
+        dropped = subprocess.DEVNULL if command.quiet else None
         self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command.arguments,
+            env=environment,
+            stdout=subprocess.PIPE if piped else dropped,
+            stderr=subprocess.PIPE if piped else None,
+            text=True,
         )
-        self.words: list[str] = []
-        self.threads = [
-            threading.Thread(target=self._reports, args=(report,), daemon=True),
-            threading.Thread(target=self._complaints, daemon=True),
-        ]
+        readers = (self._read_reports, self._read_errors) if piped else ()
+        self.threads = [Thread(target=reader, daemon=True) for reader in readers]
         for thread in self.threads:
             thread.start()
 
-    def _reports(self, report):
+    def _read_reports(self) -> None:
         for line in self.process.stdout:
-            report(json.loads(line))
+            try:
+                self.reports.put(json.loads(line))
+            except ValueError:  # some library talks
+                self.last_words.append(line)
 
-    def _complaints(self):
-        for line in self.process.stderr:
-            self.words.append(line)
+    def _read_errors(self) -> None:
+        self.last_words.extend(self.process.stderr)
 
     def finished(self) -> bool:
-        if self.process.poll() is None:
-            return False
-        for thread in self.threads:
-            thread.join()
+        """Pass on what it reported; whether it has ended, and well."""
+        ended = self.process.poll() is not None
+        if ended:
+            self.stop()
+        while not self.reports.empty():
+            self.command.report(self.reports.get())
         if self.process.returncode:
-            last = "".join(self.words[-15:]).strip() or "no message"
-            raise RuntimeError(f"training stopped with code {self.process.returncode}: {last}")
-        self.stop()
-        return True
+            message = "see above"
+            if self.command.report is not None:
+                message = "".join(self.last_words).strip() or "no message"
+            raise RuntimeError(
+                f"{self.command.name} stopped with code {self.process.returncode}: {message}"
+            )
+        return ended
 
     def stop(self) -> None:
         """End the process, if it has not ended, and let go of its pipes."""
@@ -75,5 +114,6 @@ class _Child:
         self.process.wait()
         for thread in self.threads:
             thread.join()
-        self.process.stdout.close()
-        self.process.stderr.close()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()

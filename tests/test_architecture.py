@@ -29,6 +29,7 @@ ROOMS = (
 )
 FOUNDATIONS = {
     "_moved",
+    "geometry",
     "noise",
     "processes",
     "progress",
@@ -196,13 +197,13 @@ FORBIDDEN = {
     "torch.set_default_device": set(),
     "torch.load": set(),
     "torch.save": set(),
-    "torch.manual_seed": {"score.training"},  # within fork_rng, for the first weights
+    "torch.manual_seed": {"score.fit"},  # within fork_rng, for the first weights
     "np.random.seed": set(),
     "pickle.load": set(),
     # a calculator on its way to our own worker processes, never a file
     "pickle.loads": {"potentials.ase_calculator"},
     # the report of a training process to its parent is its standard output
-    "print": {"cli.main", "cli.demo", "score.training"},
+    "print": {"cli.main", "cli.demo", "score.job"},
     "hasattr": set(),
     "eval": set(),
     "exec": set(),

@@ -5,24 +5,24 @@ Here the estimators of the field judge both: split rank R-hat, bulk and tail eff
 sample sizes and Monte Carlo standard errors of Vehtari et al., Bayesian Analysis 16, 667
 (2021), nested R-hat of Margossian et al., Bayesian Analysis 19 (2024) for many short chains
 (`arviz_stats`), and the statistical inefficiency of Chodera et al., JCTC 3, 26 (2007)
-(`pymbar.timeseries`).
+(`statistics`).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from .statistics import statistical_inefficiency
+
 __all__ = ["Diagnosis", "diagnose", "diagnose_angle", "verdict"]
 
 _MIXED, _NEARLY = 1.01, 1.05  # R-hat: Vehtari et al. 2021, and what was usual before
 _ENOUGH, _FEW = 400.0, 100.0  # effective samples; below the first R-hat itself is noisy
 _TAILS = (0.05, 0.95)  # the quantiles of the tail
-_STRIDES = 5000  # frames from which on pymbar takes lags in growing strides
 _SHORTEST = 8  # frames; estimators split chains in halves
 
 
@@ -38,7 +38,7 @@ class Diagnosis:
         quantiles
     rhat : split rank R-hat; 1 if walkers and halves agree
     rhat_nested : of groups of walkers with one start, or None
-    inefficiency : g of pymbar, frames from one independent sample to the next
+    inefficiency : g, frames from one independent sample to the next
     good : True enough, None usable with care, False not
     words : why
     """
@@ -100,8 +100,8 @@ def diagnose_angle(name: str, angle: np.ndarray, *, groups: np.ndarray | None = 
 
 def verdict(rows: Mapping[str, Diagnosis] | list[Diagnosis]) -> tuple[bool | None, str]:
     """Of all observables together: the worst, in words."""
-    found = list(rows.values()) if isinstance(rows, Mapping) else list(rows)
-    judged = [row for row in found if not math.isnan(row.rhat)]
+    every = rows.values() if isinstance(rows, Mapping) else rows
+    judged = [row for row in every if not math.isnan(row.rhat)]
     if not judged:
         return None, "no observable changes: there is nothing to judge"
     bad = [row for row in judged if row.good is False]
@@ -147,9 +147,6 @@ def _constant(name: str, a: np.ndarray) -> Diagnosis:
 def _mixing(parts: np.ndarray, groups: np.ndarray | None):
     """ESS bulk and tail, R-hat, nested R-hat and g of parts (P, T, W): the worst of the parts."""
     stats = _stats()
-    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
-    from pymbar.timeseries import statistical_inefficiency_multiple
-
     moving = [part for part in parts if np.ptp(part) > 0]
     bulk = min(float(stats.ess(p.T, method="bulk")) for p in moving)
     tail = min(float(stats.ess(p.T, method="tail", prob=_TAILS)) for p in moving)
@@ -164,11 +161,7 @@ def _mixing(parts: np.ndarray, groups: np.ndarray | None):
             )
         ids = np.asarray(groups)
         nested = max(float(stats.rhat_nested(p.T, ids, method="rank")) for p in moving)
-    g = max(
-        float(statistical_inefficiency_multiple(list(p.T.copy()), fast=len(p) > _STRIDES))
-        for p in moving
-    )
-    return bulk, tail, rhat, nested, g
+    return bulk, tail, rhat, nested, max(map(statistical_inefficiency, moving))
 
 
 def _judged(name, a: np.ndarray, mean, std, error, numbers) -> Diagnosis:

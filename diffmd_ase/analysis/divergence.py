@@ -10,25 +10,31 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
+from scipy.spatial.distance import jensenshannon
 
-from .statistics import jensen_shannon
+from ..independent.weights import effective_fraction
+from .statistics import jackknife_error
 
 __all__ = [
-    "Excess",
+    "Divergence",
     "cell_rows",
     "effective_number",
     "excess_divergence",
     "excess_reweighted",
+    "jensen_shannon",
     "torsion_rows",
+    "walker_groups",
 ]
 
 _BINS = 64
 _SPLITS = 20
 _GROUPS = 20  # of independent frames, for the jackknife
+_MANY_WALKERS = 8
 
 
-class Excess(NamedTuple):
+class Divergence(NamedTuple):
     """A Jensen–Shannon divergence (nats) from a reference and what exact draws would give.
 
     ``floor`` is the divergence of as many frames of the reference itself from the rest of
@@ -41,6 +47,11 @@ class Excess(NamedTuple):
     excess: float
     error: float
     n_effective: float
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
+    """Divergence of two histograms in nats, in [0, ln 2]: scipy's distance, squared."""
+    return float(jensenshannon(np.ravel(p), np.ravel(q)) ** 2)
 
 
 def cell_rows(owner: np.ndarray, cells: np.ndarray, shape: tuple[int, int]) -> csr_array:
@@ -57,9 +68,20 @@ def torsion_rows(angles: np.ndarray, *, bins: int = _BINS) -> csr_array:
     return cell_rows(np.arange(len(cells)), cells, (len(cells), bins ** place.shape[1]))
 
 
+def walker_groups(frames: int, walkers: int) -> np.ndarray:
+    """(T·W,) which independent group each frame of (T, W) is of.
+
+    Its walker or, of fewer than 8 walkers, a piece of it; there are 20 pieces or more, which
+    must be longer than the memory of a walker.
+    """
+    pieces = 1 if walkers >= _MANY_WALKERS else -(-_GROUPS // walkers)
+    piece = np.arange(frames) * pieces // frames
+    return (piece[:, None] * walkers + np.arange(walkers)).ravel()
+
+
 def excess_divergence(
-    reference: csr_array, samples: csr_array, *, walkers: np.ndarray | None = None, seed: int = 0
-) -> Excess:
+    reference: csr_array, samples: csr_array, *, groups: np.ndarray | None = None, seed: int = 0
+) -> Divergence:
     """Divergence of samples (n, K) from a reference (M, K) of independent frames, and its excess.
 
     The reference is cut at random into a part A, of as many frames as the samples are
@@ -73,34 +95,36 @@ def excess_divergence(
 
     Parameters
     ----------
-    walkers : (n,) which walker a frame is of; those are the independent groups, and
+    groups : (n,) which independent group a frame is of, see `walker_groups`;
         `effective_number` says what their frames are worth. None: frames are independent
     """
     rng = np.random.default_rng(seed)
     m, n = reference.shape[0], samples.shape[0]
-    if walkers is None:
+    if groups is None:
         groups, worth = rng.permutation(n) % min(_GROUPS, n), float(n)
     else:
-        groups = np.unique(walkers, return_inverse=True)[1]
+        groups = np.unique(groups, return_inverse=True)[1]
         worth = effective_number(reference, samples, groups, seed=seed)
     table = _by_group(samples, groups)
     count = max(1, min(round(worth), m // 2))
     kept = max(2, round(min(1.0, count / worth) * len(table)))
-    found, floor = [], []
+    from_rest, floor = [], []
     for _ in range(_SPLITS):
         order = rng.permutation(m)
         first, rest = _sum(reference, order[:count]), _sum(reference, order[count:])
         part = table[rng.permutation(len(table))[:kept]].sum(0)
         floor.append(jensen_shannon(first, rest))
-        found.append(jensen_shannon(part, rest))
+        from_rest.append(jensen_shannon(part, rest))
     total = _sum(reference, np.arange(m))
-    left = np.array([jensen_shannon(table.sum(0) - row, total) for row in table])
-    js, level = float(np.mean(found)), float(np.mean(floor))
-    error = max(float(np.std(floor, ddof=1)), _jackknife_error(left))
-    return Excess(js, level, js - level, error, worth)
+    left = [jensen_shannon(table.sum(0) - row, total) for row in table]
+    js, level = float(np.mean(from_rest)), float(np.mean(floor))
+    error = max(float(np.std(floor, ddof=1)), float(jackknife_error(left)))
+    return Divergence(js, level, js - level, error, worth)
 
 
-def excess_reweighted(reference: csr_array, log_weights: np.ndarray, *, seed: int = 0) -> Excess:
+def excess_reweighted(
+    reference: csr_array, log_weights: np.ndarray, *, seed: int = 0
+) -> Divergence:
     """Divergence of the law ``w p`` from p, of frames (M, K) of p with log weights (M,).
 
         excess = ⟨JS(w·A, B) - JS(w'·A, B)⟩ over random halves A, B
@@ -128,9 +152,9 @@ def excess_reweighted(reference: csr_array, log_weights: np.ndarray, *, seed: in
 
     js, floor = both(np.ones(m), splits)
     each = [both((groups != g).astype(float), splits[:4]) for g in range(groups.max() + 1)]
-    error = _jackknife_error(np.array([a - b for a, b in each]))
-    worth = w.sum() ** 2 / (w**2).sum()
-    return Excess(float(js), float(floor), float(js - floor), error, float(worth))
+    error = float(jackknife_error([a - b for a, b in each]))
+    worth = m * float(effective_fraction(torch.as_tensor(log_weights)))
+    return Divergence(float(js), float(floor), float(js - floor), error, worth)
 
 
 def effective_number(
@@ -159,11 +183,6 @@ def effective_number(
     falling = np.minimum.accumulate(curve)
     log_k = np.interp(-np.mean(halves), -falling, np.log(sizes))
     return float(np.clip(2 * np.exp(log_k), 2, samples.shape[0]))
-
-
-def _jackknife_error(left: np.ndarray) -> float:
-    """Of values without one group each (G,)."""
-    return float(np.sqrt(len(left) - 1) * np.std(left))
 
 
 def _by_group(samples: csr_array, groups: np.ndarray) -> np.ndarray:

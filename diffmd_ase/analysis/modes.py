@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from scipy.ndimage import gaussian_filter1d
 
+from ..geometry import distances
 from ..score.topology import Topology
 from ..system import System
-from .observables import distances
+from .observables import angular_vectors
 
-__all__ = ["Arc", "Range", "atom_names", "torsion_modes", "unphysical_frames"]
+__all__ = ["Arc", "Range", "atom_names", "map_axes", "torsion_modes", "unphysical_frames"]
 
 _BINS = 120  # 3° each
 _SMOOTH = 2.0  # bins
@@ -109,9 +111,9 @@ def unphysical_frames(
     frames, and 0.05 Å, from their median.
     """
     pairs = np.stack(np.triu_indices(len(system), 1), 1)
-    found: dict[int, str] = {}
+    wrong: dict[int, str] = {}
     if not len(pairs):
-        return found
+        return wrong
     limit = _OVERLAP * covalent_radii[system.numbers][pairs].sum(1)
     begin = 0
     for part in _chunks(positions, len(pairs)):
@@ -119,7 +121,7 @@ def unphysical_frames(
         for frame in np.flatnonzero((d < limit).any(1)).tolist():
             worst = int(np.argmin(d[frame] / limit))
             atoms = atom_names(system, pairs[worst])
-            found[begin + frame] = f"{atoms} overlap ({d[frame, worst]:.2f} Å)"
+            wrong[begin + frame] = f"{atoms} overlap ({d[frame, worst]:.2f} Å)"
         begin += len(part)
     if topology is not None and len(topology.bonds):
         lengths = distances(positions, topology.bonds)
@@ -129,11 +131,20 @@ def unphysical_frames(
         for frame in np.flatnonzero((away > limit).any(1)).tolist():
             worst = int(np.argmax(away[frame] / limit))
             atoms = atom_names(system, topology.bonds[worst])
-            found.setdefault(
+            wrong.setdefault(
                 frame,
                 f"bond {atoms} is {lengths[frame, worst]:.2f} Å, {median[worst]:.2f} Å in most",
             )
-    return dict(sorted(found.items()))
+    return dict(sorted(wrong.items()))
+
+
+def map_axes(names: Sequence[str], phi: np.ndarray) -> list[int]:
+    """Which torsions, of angles (M, n) in rad, make the map: ``phi`` and ``psi``, or the two
+    that spread most; one if there is one."""
+    if "phi" in names and "psi" in names:
+        return [names.index("phi"), names.index("psi")]
+    length = np.linalg.norm(angular_vectors(phi).mean(0), axis=-1)
+    return sorted(np.argsort(length)[:2].tolist())
 
 
 def atom_names(system: System, atoms) -> str:

@@ -1,69 +1,98 @@
-"""What is measured on positions: arrays or tensors (*batch, N, 3) in Å, angles in rad."""
+"""What is measured on positions (*batch, N, 3) in Å, beyond distances and angles themselves."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from ..score.topology import signed_volumes
+from .._moved import forward
+from ..geometry import Lattice, angles, dihedrals, distances, signed_volumes
 from ..system import System
 from .statistics import Estimate, mean_estimate, std_estimate
 
 __all__ = [
-    "BondRow",
+    "Coordinate",
     "angle_triples",
-    "angles",
     "angular_vectors",
-    "bond_table",
     "bonds_intact",
     "correct_hand",
-    "dihedrals",
-    "distances",
     "mean_square_displacement",
-    "minimum_image",
+    "WidthRow",
     "radial_distribution",
-    "radius_of_gyration",
+    "width_table",
 ]
 
 _RIGID = 1e-6  # Å
+_FORMS = {"torsion": "i,j,k,l", "angle": "i,j,k", "distance": "i,j"}
 
 
-def distances(x, pairs, *, system: System | None = None):
-    """``|x_j - x_i|`` for pairs (n, 2): (*batch, n); of the nearest image if periodic."""
-    pairs = _index(pairs, 2)
-    d = x[..., pairs[:, 1], :] - x[..., pairs[:, 0], :]
-    if system is not None and system.periodic:
-        d = minimum_image(d, system)
-    return (d * d).sum(-1) ** 0.5
+class Coordinate(NamedTuple):
+    """A torsion or angle (rad) or a distance (Å) of some atoms, by name.
 
-
-def angles(x, triples):
-    """Angles i-j-k in [0, π] at the middle atom of triples (n, 3): (*batch, n)."""
-    triples = _index(triples, 3)
-    a = x[..., triples[:, 0], :] - x[..., triples[:, 1], :]
-    b = x[..., triples[:, 2], :] - x[..., triples[:, 1], :]
-    xp = _namespace(x)
-    normal = xp.linalg.cross(a, b)
-    # atan2 keeps its precision at 0 and π, arccos does not
-    return xp.atan2((normal * normal).sum(-1) ** 0.5, (a * b).sum(-1))
-
-
-def dihedrals(x, quadruples):
-    """Dihedrals i-j-k-l in (-π, π] of quadruples (n, 4), IUPAC sign: (*batch, n).
-
-    ``atan2(|b2| b1·(b2×b3), (b1×b2)·(b2×b3))`` with b1, b2, b3 the three bonds; the sign
-    of ``ase.Atoms.get_dihedral``, there in [0°, 360°).
+    Called with positions (*batch, N, 3) of a system it gives values (*batch); atoms are taken
+    with the nearest images of those before them.
     """
-    quadruples = _index(quadruples, 4)
-    i, j, k, m = (x[..., quadruples[:, n], :] for n in range(4))
-    b1, b2, b3 = j - i, k - j, m - k
-    xp = _namespace(x)
-    n1, n2 = xp.linalg.cross(b1, b2), xp.linalg.cross(b2, b3)
-    sine = (b2 * b2).sum(-1) ** 0.5 * (b1 * n2).sum(-1)
-    return xp.atan2(sine, (n1 * n2).sum(-1))
+
+    name: str
+    kind: str
+    atoms: tuple[int, ...]
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        n_atoms: int,
+        *,
+        kinds: Sequence[str] = tuple(_FORMS),
+        others: Sequence[str] = (),
+    ) -> Coordinate:
+        """From ``phi=torsion:4,6,8,14``, ``a=angle:0,1,2`` or ``d=distance:0,5``.
+
+        Without a name the definition is the name; without a kind the number of atoms tells it.
+
+        Parameters
+        ----------
+        n_atoms : of the system; atoms count from 0
+        kinds : those that are allowed
+        others : words that were expected as well, for the message
+
+        Raises
+        ------
+        ValueError : other words, atoms that are not in the system, or one of them twice
+        """
+        name, _, definition = text.rpartition("=")
+        kind, _, listed = definition.rpartition(":")
+        try:
+            atoms = tuple(int(part) for part in listed.split(","))
+        except ValueError:
+            atoms = ()
+        counts = {len(form.split(",")): k for k, form in _FORMS.items() if k in kinds}
+        kind = kind or counts.get(len(atoms), "")
+        if counts.get(len(atoms)) != kind:
+            forms = [*others, *(f"name={k}:{_FORMS[k]}" for k in kinds)]
+            raise ValueError(
+                f"{text!r}: expected {' or '.join(forms)}, such as phi=torsion:4,6,8,14 or "
+                "d=distance:0,5, with atoms counted from 0"
+            )
+        if len(set(atoms)) < len(atoms) or not all(0 <= atom < n_atoms for atom in atoms):
+            raise ValueError(
+                f"{text!r}: atoms {', '.join(map(str, atoms))} must differ and lie in "
+                f"0…{n_atoms - 1}, counted from 0"
+            )
+        return cls(name or definition, kind, atoms)
+
+    @property
+    def period(self) -> float:
+        """2π of a torsion, 0 of what is not periodic."""
+        return 2 * math.pi if self.kind == "torsion" else 0.0
+
+    def __call__(self, x, system: System):
+        measure = {"torsion": dihedrals, "angle": angles, "distance": distances}[self.kind]
+        return measure(x, [self.atoms], system=system)[..., 0]
 
 
 def angular_vectors(phi: np.ndarray) -> np.ndarray:
@@ -74,47 +103,13 @@ def angular_vectors(phi: np.ndarray) -> np.ndarray:
 def angle_triples(bonds) -> np.ndarray:
     """All i-j-k with bonds i-j and j-k, from bonds (n, 2): (m, 3)."""
     near: dict[int, list[int]] = {}
-    for i, j in _index(bonds, 2).tolist():
+    for i, j in np.asarray(bonds, int).reshape(-1, 2).tolist():
         near.setdefault(i, []).append(j)
         near.setdefault(j, []).append(i)
-    found = [
+    triples = [
         (i, centre, k) for centre in sorted(near) for i, k in combinations(sorted(near[centre]), 2)
     ]
-    return np.array(found, int).reshape(-1, 3)
-
-
-def radius_of_gyration(x, masses):
-    """``sqrt(Σ m |x - x_cm|² / Σ m)`` in Å: (*batch)."""
-    weights = np.asarray(masses, float) / np.sum(masses)
-    weights = torch.as_tensor(weights).to(x) if isinstance(x, torch.Tensor) else weights
-    centre = (weights[:, None] * x).sum(-2)[..., None, :]
-    return (weights * ((x - centre) ** 2).sum(-1)).sum(-1) ** 0.5
-
-
-def minimum_image(d, system: System):
-    """The shortest of the periodic images of displacements (…, 3).
-
-    Exact below half the smallest width of the cell; beyond it, for any cell whose
-    neighbours of neighbours are farther than its neighbours (as after a Niggli reduction).
-    """
-    cell: Any = np.asarray(system.cell)
-    inverse: Any = np.linalg.inv(cell)
-    pbc: Any = np.asarray(system.pbc, float)
-    if isinstance(d, torch.Tensor):
-        cell, inverse, pbc = (torch.as_tensor(a).to(d) for a in (cell, inverse, pbc))
-    fraction = d @ inverse
-    fraction = fraction - fraction.round() * pbc
-    d = fraction @ cell
-    if abs(float(_off_diagonal(system.cell))) < 1e-12:
-        return d
-    best, shortest = d, (d * d).sum(-1)
-    xp = _namespace(d)
-    for shift in np.ndindex(3, 3, 3):
-        moved = d + _like(d, ((np.array(shift) - 1) * system.pbc) @ system.cell)
-        length = (moved * moved).sum(-1)
-        best = xp.where((length < shortest)[..., None], moved, best)
-        shortest = xp.where(length < shortest, length, shortest)
-    return best
+    return np.array(triples, int).reshape(-1, 3)
 
 
 def radial_distribution(
@@ -129,10 +124,7 @@ def radial_distribution(
     if not system.pbc.all():
         raise ValueError(f"pbc={system.pbc.tolist()}: g(r) needs a system periodic in 3 directions")
     volume = abs(np.linalg.det(system.cell))
-    widths = volume / np.linalg.norm(
-        np.cross(system.cell[[1, 2, 0]], system.cell[[2, 0, 1]]), axis=1
-    )
-    limit = float(widths.min()) / 2
+    limit = float(Lattice(system).widths.min()) / 2
     r_max = limit if r_max is None else r_max
     if not 0 < r_max <= limit * (1 + 1e-9):
         raise ValueError(f"{r_max=} must lie in (0, {limit:.3f}] Å, half the smallest cell width")
@@ -172,42 +164,31 @@ def mean_square_displacement(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(each.mean(1), 0.0), error
 
 
-class BondRow(NamedTuple):
-    """One bond: mean and std (Å) of the samples and the reference, and the ratio of stds."""
+class WidthRow(NamedTuple):
+    """One coordinate of samples against the reference: the difference of the means, and the
+    ratio of the standard deviations."""
 
-    bond: tuple[int, int]
-    mean: Estimate
-    std: Estimate
-    reference_mean: Estimate
-    reference_std: Estimate
+    number: int
+    shift: Estimate
     ratio: Estimate
 
 
-def bond_table(x: np.ndarray, reference: np.ndarray, bonds) -> list[BondRow]:
-    """Lengths of samples (T, N, 3) or (T, W, N, 3) against the reference (M, N, 3).
+def width_table(samples: np.ndarray, reference: np.ndarray) -> list[WidthRow]:
+    """Coordinates (T, n) or (T, W, n) of samples against those of the reference (M, n).
 
     Sorted by how far the ratio of the standard deviations is from 1, worst first.
     """
-    bonds = _index(bonds, 2)
-    samples, expected = distances(x, bonds), distances(reference, bonds)
     rows = []
-    for n, bond in enumerate(bonds.tolist()):
-        lengths, reference_lengths = samples[..., n], expected[..., n]
-        std, reference_std = std_estimate(lengths), std_estimate(reference_lengths)
+    for n in range(reference.shape[-1]):
+        ours, data = samples[..., n], reference[..., n]
+        means, stds = ([f(v) for v in (ours, data)] for f in (mean_estimate, std_estimate))
+        gap, error = means[0].value - means[1].value, np.hypot(means[0].error, means[1].error)
         # rigid bonds (constraints) have no width; a floor keeps their ratio finite
-        a, b = max(std.value, _RIGID), max(reference_std.value, _RIGID)
-        value, relative = a / b, np.hypot(std.error / a, reference_std.error / b)
-        ratio = Estimate(value, float(value * relative), std.n_effective)
-        rows.append(
-            BondRow(
-                tuple(bond),
-                mean_estimate(lengths),
-                std,
-                mean_estimate(reference_lengths),
-                reference_std,
-                ratio,
-            )
-        )
+        a, b = (max(std.value, _RIGID) for std in stds)
+        relative = np.hypot(stds[0].error / a, stds[1].error / b)
+        shift = Estimate(gap, float(error), means[0].n_effective)
+        ratio = Estimate(a / b, float(a / b * relative), stds[0].n_effective)
+        rows.append(WidthRow(n, shift, ratio))
     return sorted(rows, key=lambda row: -abs(np.log(row.ratio.value)))
 
 
@@ -227,28 +208,8 @@ def correct_hand(x, reference, centres) -> np.ndarray:
     The sign is that of the signed volume ``(i-c)·((j-c)×(k-c))``; the reference (M, N, 3)
     votes, so it must hold one hand only.
     """
-    centres = _index(centres, 4)
     sign = np.sign(np.median(signed_volumes(np.asarray(reference, float), centres), axis=0))
     return (signed_volumes(np.asarray(x, float), centres) * sign > 0).all(-1)
 
 
-def _index(values, width: int) -> np.ndarray:
-    values = (
-        np.asarray(values, dtype=int).reshape(-1, width)
-        if len(values)
-        else np.zeros((0, width), int)
-    )
-    return values
-
-
-def _namespace(x):
-    return torch if isinstance(x, torch.Tensor) else np
-
-
-def _like(d, values):
-    return torch.as_tensor(values).to(d) if isinstance(d, torch.Tensor) else values
-
-
-def _off_diagonal(cell: np.ndarray) -> float:
-    gram = cell @ cell.T
-    return float(np.abs(gram - np.diag(np.diag(gram))).max())
+__getattr__ = forward(__name__, "geometry")

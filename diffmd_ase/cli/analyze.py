@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from ..io.read_trajectories import Series
 
 __all__ = ["analyze", "diagnose_series"]
-
-_ATOMS = {"distance": 2, "angle": 3, "torsion": 4}
 
 
 def analyze(
@@ -108,38 +105,19 @@ def _of_graph(kind: str, series: Series) -> list[Diagnosis]:
     return [_geometric(f"{form}:{','.join(map(str, row))}", series) for row in rows.tolist()]
 
 
-def _geometric(words: str, series: Series) -> Diagnosis:
+def _geometric(text: str, series: Series) -> Diagnosis:
     import numpy as np
 
     from ..analysis.diagnostics import diagnose, diagnose_angle
-    from ..analysis.observables import angles, dihedrals, distances
+    from ..analysis.observables import Coordinate
 
-    name, _, definition = words.rpartition("=")
-    kind, _, listed = definition.partition(":")
-    try:
-        atoms = [int(part) for part in listed.split(",")]
-    except ValueError:
-        atoms = []
-    if len(atoms) != _ATOMS.get(kind, -1):
-        raise ValueError(
-            f"--observe {words!r}: expected {', '.join(series.columns)}, torsions, bonds, or "
-            "phi=torsion:4,6,8,14, d=distance:0,5, a=angle:0,1,2"
-        )
-    if not all(0 <= i < len(series.system) for i in atoms) or len(set(atoms)) < len(atoms):
-        raise ValueError(
-            f"--observe {words!r}: atoms must differ and lie in 0…{len(series.system) - 1}"
-        )
-    x, label = series.positions, name or definition
-    if kind == "distance":
-        d = distances(x, [atoms], system=series.system)[..., 0]
-        return diagnose(label, d, groups=series.groups)
-    if series.system.periodic:
-        raise ValueError(f"--observe {words!r}: angles across periodic images are not known here")
-    measure: Callable = angles if kind == "angle" else dihedrals
-    values = measure(x, [atoms])[..., 0]
-    if kind == "angle":
-        return diagnose(label, np.degrees(values), groups=series.groups)
-    return diagnose_angle(label, values, groups=series.groups)
+    others = (*series.columns, "torsions", "bonds")
+    coordinate = Coordinate.parse(text, len(series.system), others=others)
+    values = coordinate(series.positions, series.system)
+    if coordinate.kind == "torsion":
+        return diagnose_angle(coordinate.name, values, groups=series.groups)
+    values = np.degrees(values) if coordinate.kind == "angle" else values
+    return diagnose(coordinate.name, values, groups=series.groups)
 
 
 def _cells(row: Diagnosis, nested: bool) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..io.atomic import replacing
+from ..processes import Command, run_side_by_side
 from ..report.make import make_report
 from ..score.model import ScoreModel
 from ..simulation.prepare import prepare
@@ -97,38 +97,20 @@ def _part(clock: Path, name: str, *commands: list[str]) -> dict[str, float]:
     """Run commands side by side; the seconds of all parts so far, which ``clock`` keeps."""
     times = json.loads(clock.read_text()) if clock.exists() else {}
     began = time.monotonic()
-    _together([[sys.executable, "-m", "diffmd_ase", *command] for command in commands])
+    run_side_by_side([_diffmd(command) for command in commands])
     times[name] = round(times.get(name, 0.0) + time.monotonic() - began, 1)
     _write_json(clock, times)
     return times
 
 
-def _together(commands: list[list[str]]) -> None:
-    """Run processes side by side; the first failure stops all."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # the results are ours to tell; errors and progress pass through
-    running = [
-        (command, subprocess.Popen(command, env=environment, stdout=_stream(command)))
-        for command in commands
-    ]
-    waiting = list(running)
-    try:
-        while waiting:
-            time.sleep(0.05)
-            for command, process in [one for one in waiting if one[1].poll() is not None]:
-                waiting.remove((command, process))
-                if process.returncode:
-                    raise RuntimeError(f"`diffmd {' '.join(command[3:])}` failed, see above")
-    finally:
-        for _, process in waiting:
-            process.terminate()
-        for _, process in running:
-            process.wait()
-
-
-def _stream(command: list[str]) -> int | None:
-    # training shows its bars on standard output
-    return None if "train" in command and "--progress" in command else subprocess.DEVNULL
+def _diffmd(arguments: list[str]) -> Command:
+    """A command of ours: errors and progress pass through, the results are ours to tell."""
+    facts_shown = "train" in arguments and "--progress" in arguments  # those of the model
+    return Command(
+        [sys.executable, "-m", "diffmd_ase", *arguments],
+        name=f"`diffmd {' '.join(arguments)}`",
+        quiet=not facts_shown,
+    )
 
 
 def _shares(walkers: int, processes: int) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ __all__ = ["GROUP", "examine"]
 #: entry points of plugins: a name, and a function without arguments that gives one line
 GROUP = "diffmd_ase.doctor"
 
-_PACKAGES = ("torch", "ase", "e3nn", "numpy", "scipy", "openmm", "deeptime", "pymbar", "h5py")
+_PACKAGES = ("torch", "ase", "e3nn", "numpy", "scipy", "openmm", "pymbar", "h5py")
 
 
 def examine() -> dict[str, str]:

@@ -13,11 +13,12 @@ from typing import Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["bar", "execute", "say", "show", "show_table", "show_verdicts"]
+from ..progress import Bars
+
+__all__ = ["bar", "bars", "execute", "say", "show", "show_table", "show_verdicts"]
 
 _errors, _results = Console(stderr=True), Console()
 # neither typer nor, since it brings its own click, click names this class in public
@@ -107,24 +108,11 @@ def show_verdicts(verdicts: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def bar(name: str, total: float, shown: bool) -> Iterator:
-    """A progress bar on standard error; gives ``update(done, note)``, the first starts it."""
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=_errors,
-    )
-    task = bars.add_task(name, total=total, note="")
+    """Progress on standard error (see `Bars`); gives ``update(done, note)``."""
+    with bars(shown) as report:
+        yield lambda done, note=None: report(name, done / total if total else 1.0, note)
 
-    def update(done: float, note: str = "") -> None:
-        if shown:
-            bars.start()  # again and again is as once
-            bars.update(task, completed=done, note=note)
 
-    try:
-        yield update
-    finally:
-        if bars.live.is_started:
-            bars.stop()
+def bars(shown: bool) -> Bars:
+    """Progress of several parts, on the console that warnings go to."""
+    return Bars(shown, console=_errors)

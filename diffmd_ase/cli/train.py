@@ -10,7 +10,7 @@ import typer
 from .config import Config, save_resolved
 from .info import model_facts
 from .options import AsJson, Device, Progress, Seed, check_output, checked
-from .output import say, show
+from .output import bars, say, show
 
 __all__ = ["train"]
 
@@ -93,14 +93,10 @@ def train(
     data = read_sets(snapshots, temperature or [])
     for part in data:
         say(f"{len(part)} snapshots of {part.system.formula} at {part.temperature_K:g} K")
-    model = fit(
-        data,
-        config=settings,
-        seed=seed,
-        device=device,
-        progress=progress and not as_json,  # its bars are on standard output
-        directory=directory,
-    )
+    with bars(progress and not as_json) as report:
+        model = fit(
+            data, config=settings, seed=seed, device=device, progress=report, directory=directory
+        )
     model.save(output)
     save_resolved(context, output)
     show({"model": str(output), **model_facts(model)}, as_json)

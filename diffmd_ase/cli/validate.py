@@ -88,6 +88,7 @@ def validate(
     their sampling floor, what exact draws would have. Writes the card as JSON, and the options
     used to CARD.yml.
     """
+    from ..analysis.observables import Coordinate
     from ..report.make import NAMED_TORSIONS
     from ..score.model import ScoreModel
     from ..simulation.frames import read_frames
@@ -101,7 +102,10 @@ def validate(
     loaded = ScoreModel.load(model)
     frames = read_frames(snapshots, loaded, temperature_K=temperature)
     truth = _potential(reference, reference_options, frames, device)
-    named = dict(_torsion(words, len(frames.system)) for words in torsion or [])
+    parsed = [
+        Coordinate.parse(text, len(frames.system), kinds=("torsion",)) for text in torsion or []
+    ]
+    named = {coordinate.name: coordinate.atoms for coordinate in parsed}
     with bar("validate", 1.0, progress) as update:
         found = judge(
             loaded,
@@ -178,14 +182,3 @@ def _beside(model: str) -> Path:
     """MODEL.validation.json, of a shipped model in this folder."""
     path = Path(model)
     return path.with_name(f"{path.name.removesuffix('.safetensors')}.validation.json")
-
-
-def _torsion(words: str, n_atoms: int) -> tuple[str, tuple[int, int, int, int]]:
-    name, _, listed = words.partition("=")
-    try:
-        i, j, k, m = (int(part) for part in listed.split(","))
-    except ValueError as error:
-        raise ValueError(f"--torsion {words!r}: expected phi=4,6,8,14") from error
-    if len({i, j, k, m}) < 4 or not all(0 <= a < n_atoms for a in (i, j, k, m)):
-        raise ValueError(f"--torsion {words!r}: atoms must differ and lie in 0…{n_atoms - 1}")
-    return name, (i, j, k, m)

@@ -32,8 +32,5 @@ class replacing:
 
 def sync(path: Path) -> None:
     """Wait until the file is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with path.open("rb+") as file:  # Windows refuses for files opened to be read only
+        os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from ase import units
 
 from ..units import kT_from_temperature
 
-__all__ = ["ENERGY_UNITS", "PlumedTable", "kind", "read_plumed", "thermal_energy"]
+__all__ = ["ENERGY_UNITS", "PlumedTable", "kind", "read_plumed", "read_rows", "thermal_energy"]
 
 # eV, by PLUMED's names
 ENERGY_UNITS = {
@@ -116,6 +116,16 @@ def kind(path: str | Path) -> str:
     return "colvar"
 
 
+def read_rows(path: str | Path) -> np.ndarray:
+    """All complete rows (n, columns) of one file, as they stand there; it may have none.
+
+    Raises ``ValueError`` for a file without a header, or with different ones.
+    """
+    segments, _, _ = _parse(Path(path))
+    rows = [row for segment in segments for row in segment.rows]
+    return np.array(rows, float).reshape(-1, len(segments[0].fields))
+
+
 @dataclass
 class _Segment:
     """Rows below one header."""
@@ -161,10 +171,6 @@ def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
 
 def _read_one(path: Path) -> PlumedTable:
     segments, constants, broken = _parse(path)
-    if not segments:
-        kind(path)  # says that there is no header
-    for other in segments[1:]:
-        _same_fields(segments[0].fields, other.fields, f"{path}: headers")
     fields, notes = segments[0].fields, []
     parts = [np.array(s.rows, float).reshape(-1, len(fields)) for s in segments]
     parts = [part for part in parts if len(part)]
@@ -211,11 +217,11 @@ def _parse(path: Path) -> tuple[list[_Segment], dict[str, str], int]:
             half, mark, header = line.partition("#!")
             if mark:
                 broken += bool(half.strip())
-                words = header.split()
-                if words[:1] == ["FIELDS"]:
-                    segments.append(_Segment(tuple(words[1:])))
-                elif words[:1] == ["SET"] and len(words) > 2:
-                    constants[words[1]] = " ".join(words[2:])
+                what, *values = header.split() or [""]
+                if what == "FIELDS":
+                    segments.append(_Segment(tuple(values)))
+                elif what == "SET" and len(values) > 1:
+                    constants[values[0]] = " ".join(values[1:])
                 continue
             text = line.partition("#")[0].split()
             if not text or not segments:
@@ -225,14 +231,18 @@ def _parse(path: Path) -> tuple[list[_Segment], dict[str, str], int]:
                 broken += 1
             else:
                 segments[-1].rows.append(row)
+    if not segments:
+        kind(path)  # says that there is no header
+    for other in segments[1:]:
+        _same_fields(segments[0].fields, other.fields, f"{path}: headers")
     return segments, constants, broken
 
 
-def _row(words: list[str], width: int) -> list[float] | None:
-    if len(words) != width:
+def _row(text: list[str], width: int) -> list[float] | None:
+    if len(text) != width:
         return None
     try:
-        return [float(word) for word in words]
+        return [float(number) for number in text]
     except ValueError:
         return None
 

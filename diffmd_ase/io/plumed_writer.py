@@ -10,15 +10,24 @@ moment of writing: a run that is killed loses nothing that was written.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 from ase import units
 
-__all__ = ["KJ_PER_MOL", "PlumedFile"]
+from .plumed_tables import read_rows
+
+__all__ = ["KJ_PER_MOL", "PlumedFile", "plumed_number"]
 
 KJ_PER_MOL = units.mol / units.kJ  # in one eV
+
+
+def plumed_number(value: float) -> str:
+    """A limit as PLUMED's input and files have it: ``pi`` by name, since it compares the text of
+    periods; all digits of others."""
+    return {math.pi: "pi", -math.pi: "-pi"}.get(value, f"{value:.17g}")
 
 
 class PlumedFile:
@@ -49,6 +58,10 @@ class PlumedFile:
                 first = file.readline().split()
             if first[2:] != fields:
                 raise ValueError(f"{self.path} has columns {first[2:]}, expected {fields}")
+            # a kill may have left half a line, which the next one must not continue
+            whole = self.path.read_bytes().rfind(b"\n") + 1
+            if 0 < whole < self.length:
+                self.truncate(whole)
         else:
             self._write("\n".join(header) + "\n")
 
@@ -59,10 +72,7 @@ class PlumedFile:
 
     def read(self) -> np.ndarray:
         """All rows (n, columns)."""
-        with self.path.open() as file:
-            lines = [line for line in file if not line.startswith("#")]
-        rows = np.array([line.split() for line in lines], dtype=float)
-        return rows.reshape(-1, len(self.fields))
+        return read_rows(self.path)
 
     @property
     def length(self) -> int:

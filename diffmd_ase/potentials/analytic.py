@@ -7,12 +7,12 @@ External fields have no stress (None); `LennardJones` has one where there is a c
 from __future__ import annotations
 
 import math
-from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry import Lattice
 from ..state import Evaluation
 from ..system import System
 from .base import Potential
@@ -244,23 +244,20 @@ class LennardJones(Potential):
             raise ValueError(f"{sigma=} and {rc=} must be positive (Å)")
         self.system, self.epsilon, self.sigma, self.rc = system, epsilon, sigma, rc
         self._shift = 4.0 * epsilon * ((sigma / rc) ** 12 - (sigma / rc) ** 6)
-        cell = np.eye(3) if system.cell is None else system.cell
-        self._cell = torch.from_numpy(cell.copy())
-        self._wrap = torch.from_numpy(system.pbc.astype(float))
-        # a wrapped pair is at most half a cell away along each periodic direction
-        heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-        reach = np.where(system.pbc, np.floor(rc / heights + 0.5), 0).astype(int)
-        cells = sorted(product(*(range(-r, r + 1) for r in reach)), key=lambda c: c != (0, 0, 0))
-        self._images = torch.tensor(cells, dtype=torch.float64) @ self._cell
-        self._itself = torch.zeros(len(system), len(system), len(cells), dtype=torch.bool)
+        self._cell = None if system.cell is None else torch.from_numpy(system.cell.copy())
+        self._lattice, images = None, np.zeros((1, 3))
+        if system.periodic:
+            self._lattice = Lattice(system)
+            # a wrapped pair is at most half a cell away along each periodic direction
+            images = self._lattice.images(np.floor(rc / self._lattice.widths + 0.5).astype(int))
+        self._images = torch.from_numpy(images)
+        self._itself = torch.zeros(len(system), len(system), len(images), dtype=torch.bool)
         self._itself[..., 0] = torch.eye(len(system), dtype=torch.bool)
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         apart = x[..., None, :, :] - x[..., :, None, :]  # towards the neighbour
-        if self.system.periodic:
-            cell = self._cell.to(x)
-            fractional = apart @ torch.linalg.inv(cell)
-            apart = apart - (torch.round(fractional) * self._wrap.to(x)) @ cell
+        if self._lattice is not None:
+            apart = self._lattice.wrap(apart)
         apart = apart[..., None, :] + self._images.to(x)
         r2 = apart.square().sum(-1)
         near = (r2 <= self.rc**2) & ~self._itself.to(x.device)
@@ -269,7 +266,7 @@ class LennardJones(Potential):
         slope = -24.0 * self.epsilon * (2.0 * c6 * c6 - c6) / torch.where(near, r2, 1.0)
         pulls = slope[..., None] * apart
         virial = None
-        if stress and self.system.cell is not None:
+        if stress and self._cell is not None:
             volume = torch.linalg.det(self._cell).abs().to(x)
             full = 0.5 * torch.einsum("...ijma,...ijmb->...ab", pulls, apart) / volume
             virial = full[..., (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
+from ..score.curvature import both_sides, derivative, divergence, power_iteration
 from .base import Potential, evaluate
 
 __all__ = ["forces_and_divergence", "measured_stiffness", "non_conservativeness"]
@@ -33,14 +36,15 @@ def measured_stiffness(
     ValueError : no stiffness there (free particles, forces that are not finite)
     """
     # a fixed seed: the step must not depend on the seed of the run
-    v = Noise(0).normal(0, x, stream="probe")
+    start = Noise(0).normal(0, x, stream="probe")
+
+    def product(v: Tensor) -> Tensor:
+        return -derivative(_forces(potential), x, v, length) / kT
+
     lam, evaluations = 0.0, 0
-    for _ in range(most):
-        v = v / v.square().sum((-2, -1), keepdim=True).sqrt()
-        both = evaluate(potential.terms, torch.stack([x + length * v, x - length * v])).forces
+    for _, image in islice(power_iteration(product, start), most):
         evaluations += 2
-        v = (both[1] - both[0]) / (2.0 * length * kT)
-        before, lam = lam, float(v.square().sum((-2, -1)).max().sqrt())
+        before, lam = lam, float(image.square().sum((-2, -1)).max().sqrt())
         if not np.isfinite(lam) or lam < 1e-8:
             break
         if abs(lam - before) < 0.01 * lam:
@@ -59,18 +63,15 @@ def forces_and_divergence(
 ) -> tuple[Tensor, Tensor]:
     """|F|² in eV²/Å² and an unbiased estimate of -∇·F in eV/Å² at x (M, N, 3): each (M,).
 
-    ``-∇·F ≈ -v·[F(x + εv) - F(x - εv)]/2ε`` with components v of ±1 (Hutchinson), ε = ``step``.
+    The probes of `divergence` have components of ±1; ``step`` in Å.
     """
-    squares, divergences = [], []
+    forces, squares, divergences = _forces(potential), [], []
     for begin in range(0, len(x), batch):
         part = x[begin : begin + batch]
         walkers = torch.arange(begin, begin + len(part))
         v = torch.sign(noise.normal(0, part, walkers=walkers, stream="probe"))
-        forces, ahead, behind = (
-            evaluate(potential.terms, y).forces for y in (part, part + step * v, part - step * v)
-        )
-        squares.append(forces.square().sum((1, 2)))
-        divergences.append(-(v * (ahead - behind)).sum((1, 2)) / (2 * step))
+        squares.append(forces(part).square().sum((1, 2)))
+        divergences.append(-divergence(*both_sides(forces, part, v, step), v, step))
     return torch.cat(squares), torch.cat(divergences)
 
 
@@ -99,11 +100,11 @@ def non_conservativeness(
     if n_probes < 1:
         raise ValueError(f"{n_probes=} must be at least 1")
     noise = Noise(0) if noise is None else noise
-    x = x.double()
+    forces, x = _forces(potential), x.double()
     rotation, stretch = 0.0, 0.0
     for probe in range(n_probes):
         u, v = (noise.normal(2 * probe + side, x, stream="probe") for side in (0, 1))
-        j_u, j_v = (_derivative(potential, x, direction, step) for direction in (u, v))
+        j_u, j_v = (derivative(forces, x, direction, step).double() for direction in (u, v))
         uv, vu = ((a * b).sum((-2, -1)) for a, b in ((u, j_v), (v, j_u)))
         rotation += float((uv - vu).square().mean())
         stretch += float((uv + vu).square().mean())
@@ -112,6 +113,5 @@ def non_conservativeness(
     return (rotation / stretch) ** 0.5 if stretch > 0 else float("inf")
 
 
-def _derivative(potential: Potential, x: Tensor, direction: Tensor, step: float) -> Tensor:
-    ahead, behind = (evaluate(potential.terms, x + s * direction).forces for s in (step, -step))
-    return (ahead.double() - behind.double()) / (2.0 * step)
+def _forces(potential: Potential) -> Callable[[Tensor], Tensor]:
+    return lambda x: evaluate(potential.terms, x).forces

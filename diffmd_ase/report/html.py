@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from ..analysis.statistics import Estimate
 from ..system import System
 from . import plots
 
-__all__ = ["Page", "flat", "image", "pair", "plain", "render", "save", "table"]
+__all__ = ["Page", "flat", "image", "pair", "plain", "render", "table"]
 
 
 @dataclass
@@ -79,9 +77,9 @@ ul.verdict li.bad{border-color:#c0392b}
 
 def render(page: Page, title: str, system: System, temperature_K: float) -> str:
     """The whole page as HTML: verdicts first, then the sections."""
-    words = {True: ("good", "agrees"), False: ("bad", "look here"), None: ("", "note")}
+    shown = {True: ("good", "agrees"), False: ("bad", "look here"), None: ("", "note")}
     lines = "".join(
-        f'<li class="{words[good][0]}"><b>{words[good][1]}</b> · {html.escape(text)}</li>'
+        f'<li class="{shown[good][0]}"><b>{shown[good][1]}</b> · {html.escape(text)}</li>'
         for good, text in page.verdicts
     )
     name = html.escape(title)
@@ -93,10 +91,3 @@ def render(page: Page, title: str, system: System, temperature_K: float) -> str:
         "one standard error and account for correlation in time.</p>"
         f'<h2>Summary</h2><ul class="verdict">{lines}</ul>{"".join(page.body)}</body></html>\n'
     )
-
-
-def save(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

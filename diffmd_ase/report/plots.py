@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..analysis.statistics import torsion_histogram
+from ..analysis.divergence import torsion_rows
 
 __all__ = ["curves", "distributions", "embed", "free_energy_maps"]
 
@@ -25,7 +26,7 @@ def embed(figure: Figure) -> str:
 
 
 def free_energy_maps(
-    angles: dict[str, np.ndarray], names: tuple[str, str], *, bins: int = 64
+    angles: dict[str, np.ndarray], names: Sequence[str], *, bins: int = 64
 ) -> Figure:
     """``F/kT = -ln p + const`` of pairs of angles (…, 2), side by side, one colour scale.
 
@@ -34,8 +35,8 @@ def free_energy_maps(
     """
     density = {}
     for label, values in angles.items():
-        counts = torsion_histogram(values, bins=bins).T
-        density[label] = counts / counts.sum()
+        counts = torsion_rows(values.reshape(-1, 2), bins=bins).sum(0)
+        density[label] = counts.reshape(bins, bins).T / counts.sum()
     top = np.median([np.percentile(p[p > 0], 99.5) for p in density.values()])
     figure = Figure(figsize=(3.6 * len(angles) + 0.8, 3.6), layout="constrained")
     axes = figure.subplots(1, len(angles), squeeze=False, sharey=True)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from ..analysis.statistics import (
     statistical_inefficiency,
     std_estimate,
 )
+from ..io.atomic import replacing
 from ..score.topology import Topology
 from ..system import System
 from ..units import kT_from_temperature
 from . import plots
-from .html import Page, flat, image, pair, plain, render, save, table
+from .html import Page, flat, image, pair, plain, render, table
 from .molecule import geometry_sections, torsion_sections
 
 __all__ = ["write_report"]
@@ -36,7 +37,7 @@ def write_report(
     trajectory: np.ndarray | None = None,
     Dt: np.ndarray | None = None,
     energies: dict[str, np.ndarray] | None = None,
-    torsions: dict[str, tuple[int, int, int, int]] | None = None,
+    torsions: Mapping[str, Sequence[int]] | None = None,
     card: dict[str, Any] | None = None,
     training: list[dict[str, float]] | None = None,
     summary: dict[str, Any] | None = None,
@@ -75,16 +76,18 @@ def write_report(
     if iid is not None:
         iid = _positions("iid", iid, 3, system)
         page.numbers["n_iid"] = len(iid)
+    given = {"data": reference, "i.i.d.": iid, "MD": md}
+    sets = {label: x for label, x in given.items() if x is not None}
     if system.periodic:
-        _periodic_sections(page, system, reference, iid, md, Dt, kinetics_valid)
+        _periodic_sections(page, system, sets, Dt, kinetics_valid)
     else:
         topology = Topology.from_positions(system.numbers, reference)
-        angles = torsion_sections(page, system, topology, reference, iid, md, torsions)
+        angles = torsion_sections(page, system, topology, sets, torsions)
         if md is not None and not kinetics_valid:
             page.judge(None, "MD: biased or adjusted dynamics has no clock: no time correlations.")
         elif md is not None:
             _memory_section(page, angles, md, Dt, energies)
-        geometry_sections(page, system, topology, reference, iid, md)
+        geometry_sections(page, system, topology, sets)
     if energies:
         _energy_section(page, energies, kT)
     if training:
@@ -96,7 +99,8 @@ def write_report(
         page.judge(None, f"Speed: {speed:,.0f} evaluations of one structure per second.")
     page.numbers["verdicts"] = [{"good": good, "text": text} for good, text in page.verdicts]
     numbers = json.loads(json.dumps(page.numbers, default=plain))
-    save(Path(path), render(page, title, system, temperature_K))
+    with replacing(path) as part:
+        part.write_text(render(page, title, system, temperature_K), encoding="utf-8")
     return numbers
 
 
@@ -152,15 +156,13 @@ def _memory_section(page: Page, angles, md, Dt, energies) -> None:
     page.section("Memory of the dynamics", image(figure), table(head, rows))
 
 
-def _periodic_sections(page: Page, system, reference, iid, md, Dt, kinetics_valid) -> None:
-    sets = {"data": reference, "i.i.d.": iid, "MD": md}
+def _periodic_sections(page: Page, system, sets, Dt, kinetics_valid) -> None:
     if system.pbc.all():
         lines, g = {}, {}
         for label, x in sets.items():
-            if x is not None:
-                x = x[:: max(1, x.size // (3 * len(system)) // 4000)]
-                r, g[label], error = ob.radial_distribution(x, system)
-                lines[label] = (r, g[label], error)
+            x = x[:: max(1, x.size // (3 * len(system)) // 4000)]
+            r, g[label], error = ob.radial_distribution(x, system)
+            lines[label] = (r, g[label], error)
         page.section("Radial distribution", image(plots.curves(lines, "r (Å)", "g(r)", zero=1.0)))
         for label in g:
             if label == "data":
@@ -175,8 +177,8 @@ def _periodic_sections(page: Page, system, reference, iid, md, Dt, kinetics_vali
                 f"{lines[label][0][largest]:.2f} Å, where the data have "
                 f"{g['data'][largest]:.2f}).",
             )
-    if md is not None and kinetics_valid:
-        msd, error = ob.mean_square_displacement(md)
+    if "MD" in sets and kinetics_valid:
+        msd, error = ob.mean_square_displacement(sets["MD"])
         half = len(msd) // 2
         lines = {"MD": (Dt[:half] - Dt[0], msd[:half], error[:half])}
         figure = plots.curves(lines, "D·t (Å²)", "mean-square displacement (Å²)")

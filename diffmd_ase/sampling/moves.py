@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry import Lattice, rotate_about
 from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
@@ -241,7 +242,9 @@ class TorsionRotation(Move):
         for number, (axis, mask) in enumerate(zip(rotors, moved.to(x.device), strict=True)):
             like = x[..., 0, 0]
             u = noise.uniform(step, like, walkers=walkers, stream=("rotor", number))
-            y = torch.where(mask[:, None], _turned(y, axis, self.size * (2.0 * u - 1.0)), y)
+            a, b = (y[..., atom, :] for atom in axis.tolist())
+            turned = rotate_about(y, a, b, self.size * (2.0 * u - 1.0))
+            y = torch.where(mask[:, None], turned, y)
         if self.mean_free:
             y = y + (x - y).mean(-2, keepdim=True)
         return y, 0.0
@@ -285,12 +288,7 @@ class VacancyHop(Move):
             raise ValueError(
                 f"vectors {tuple(vectors.shape)} must be (V, 3), the jumps of one atom in Å, none 0"
             )
-        if self._wrap is not None:
-            cell, _, pbc = self._wrap
-            widths = 1.0 / torch.linalg.inv(cell).norm(dim=0)
-            room = float(torch.where(pbc > 0, widths, torch.inf).min()) / 2
-        else:
-            room = torch.inf
+        room = math.inf if self._lattice is None else float(self._lattice.widths.min()) / 2
         if not 0 <= self.clearance < room:
             raise ValueError(
                 f"{self.clearance=} must not be negative and below half the cell, {room:.3g} Å"
@@ -311,9 +309,8 @@ class VacancyHop(Move):
         """(*batch, N, V): the place of the jump is free."""
         sites = x[..., :, None, :] + self._jumps.to(x)
         away = sites[..., None, :] - x[..., None, None, :, :]  # (*batch, N, V, N, 3)
-        if self._wrap is not None:
-            cell, inverse, pbc = (w.to(x) for w in self._wrap)
-            away = away - ((away @ inverse).round() * pbc) @ cell
+        if self._lattice is not None:
+            away = self._lattice.wrap(away)
         near = away.square().sum(-1) < self.clearance**2
         itself = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)[:, None, :]
         return ~(near & ~itself).any(-1)
@@ -330,12 +327,9 @@ class VacancyHop(Move):
         return torch.cat((forward, -forward.flip(0)))
 
     @cached_property
-    def _wrap(self) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _lattice(self) -> Lattice | None:
         system = self.target.system
-        if system is None or not system.periodic:
-            return None
-        cell = torch.as_tensor(system.cell)
-        return cell, torch.linalg.inv(cell), torch.as_tensor(system.pbc).double()
+        return None if system is None or not system.periodic else Lattice(system)
 
 
 def _apart(k: int, m: int, turned, axes) -> bool:
@@ -346,18 +340,6 @@ def _apart(k: int, m: int, turned, axes) -> bool:
 def _inside(k: int, m: int, turned, axes) -> bool:
     """Rotation m carries axis and part of k along as a whole, and k leaves the axis of m."""
     return turned[k] | axes[k] <= turned[m] | axes[m] and not turned[k] & axes[m]
-
-
-def _turned(x: Tensor, axis: Tensor, angle: Tensor) -> Tensor:
-    """All atoms turned about the line through two of them (Rodrigues' formula)."""
-    a, b = axis.tolist()
-    origin = x[..., a : a + 1, :]
-    along = torch.nn.functional.normalize(x[..., b : b + 1, :] - origin, dim=-1)
-    away = x - origin
-    cosine, sine = torch.cos(angle)[..., None, None], torch.sin(angle)[..., None, None]
-    parallel = (away * along).sum(-1, keepdim=True) * along
-    across = torch.linalg.cross(along.expand_as(away), away)
-    return origin + parallel + cosine * (away - parallel) + sine * across
 
 
 def _choose(

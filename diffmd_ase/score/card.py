@@ -10,11 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..system import System
 from .networks.build import NetworkConfig
-from .sets import joint_hash
+from .sets import Sets, joint_hash
 from .snapshots import Snapshots
 
-__all__ = ["Card", "ExpertCard", "SystemCard"]
-
+__all__ = ["SCHEMA_VERSION", "Card", "ExpertCard", "SystemCard"]
 
 SCHEMA_VERSION = 3  # since 2: `systems`; since 3: atoms of them that were held
 
@@ -112,8 +111,8 @@ class Card(BaseModel):
         """A file of schema 1: one set, told by the card itself."""
         if not self.systems:
             shared = ("formula", "numbers", "cell", "pbc", "temperature_K")
-            known = {k: v for k, v in self.data.items() if k in SystemCard.model_fields}
-            self.systems = [SystemCard(**known, **{name: getattr(self, name) for name in shared})]
+            fields = {k: v for k, v in self.data.items() if k in SystemCard.model_fields}
+            self.systems = [SystemCard(**fields, **{name: getattr(self, name) for name in shared})]
         return self
 
     def moving(self, system: System) -> np.ndarray:
@@ -133,7 +132,7 @@ class Card(BaseModel):
 
     @classmethod
     def describe(
-        cls, sets: tuple[Snapshots, ...], experts: list[ExpertCard], *, seed, config
+        cls, sets: Sets, experts: list[ExpertCard], *, seed: int, config: dict[str, Any]
     ) -> Card:
         """The card of freshly trained experts."""
         snapshots = sets[0]

@@ -1,17 +1,91 @@
-"""Curvature of a learned energy, and what it says of the temperature of snapshots."""
+"""Curvature of energies, and the temperature that follows from it.
+
+What needs forces only is here for learned networks and for any potential
+(`potentials.curvature`): differences, Hutchinson's divergence, power iteration. Then what is
+written on a model's card: the largest curvature, and the temperatures of its snapshots.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from .losses import score
 from .model import ScoreModel
-from .sets import temperings
+from .networks.inputs import Inputs
+from .sets import Sets, temperings
 from .snapshots import Snapshots
 
-__all__ = ["configurational_temperatures", "largest_curvature"]
+__all__ = [
+    "both_sides",
+    "configurational_temperatures",
+    "derivative",
+    "divergence",
+    "largest_curvature",
+    "power_iteration",
+    "temperature_ratio",
+]
+
+_COORDINATES = 12_000  # that a temperature is measured by: about 1 %
+_CONVERGED = 0.25  # of the balance that holds at the minimum
+_SUSPECT = 0.1  # of a temperature: beyond the error of a fit that does not fit all sets
+_ITERATIONS = 40
+_BATCH = 16
+
+Field = Callable[[Tensor], Tensor]  # (*batch, N, 3) -> (*batch, N, 3)
+
+
+def both_sides(forces: Field, x: Tensor, direction: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """``F(x + step v), F(x - step v)`` (*batch, N, 3) with v the ``direction``, like x."""
+    ahead, behind = (forces(x + s * direction) for s in (step, -step))
+    return ahead, behind
+
+
+def derivative(forces: Field, x: Tensor, direction: Tensor, step: float) -> Tensor:
+    """Jv (*batch, N, 3) with J = ∂F/∂x and v the ``direction``, by a central difference."""
+    ahead, behind = both_sides(forces, x, direction, step)
+    return (ahead - behind) / (2 * step)
+
+
+def divergence(ahead: Tensor, behind: Tensor, direction: Tensor, step: float) -> Tensor:
+    """``v·[F(x + step v) - F(x - step v)]/(2 step)`` (*batch): ∇·F on average over v.
+
+    v random with mean 0 and ⟨vvᵀ⟩ = 1 (Hutchinson, Commun. Stat. 19, 433 (1990)).
+    """
+    return (direction * (ahead - behind)).sum((-2, -1)) / (2 * step)
+
+
+def power_iteration(
+    product: Field, v: Tensor, shift: Tensor | float = 0.0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Without end ``v, Hv`` (*batch, N, 3), v of norm 1, ever nearer to the largest |λ + shift|.
+
+    Parameters
+    ----------
+    product : v → Hv
+    v : (*batch, N, 3) to begin with
+    shift : of the spectrum, one for each of the batch, (*batch, 1, 1)
+    """
+    while True:
+        v = v / v.flatten(-2).norm(dim=-1)[..., None, None]
+        image = product(v)
+        yield v, image
+        v = image + shift * v
+
+
+def temperature_ratio(squares: Tensor, slopes: Tensor) -> tuple[float, float]:
+    """``⟨|F|²/kT⟩/⟨-∇·F⟩``, the temperature of frames over that of kT, and its standard error.
+
+    1 for frames of the law exp(-U/kT) (Rugh, Phys. Rev. Lett. 78, 772 (1997); Butler et al.,
+    J. Chem. Phys. 109, 6519 (1998)). ``squares``, ``slopes``: (M,) of independent frames.
+    """
+    mean = slopes.mean()
+    ratio = float(squares.mean() / mean)
+    return ratio, float((squares - ratio * slopes).std() / mean) / len(squares) ** 0.5
 
 
 def largest_curvature(
@@ -26,65 +100,42 @@ def largest_curvature(
     index = torch.randperm(len(snapshots), generator=generator)[:frames]
     device = next(network.buffers()).device
     x = torch.as_tensor(snapshots.positions[index.numpy()], dtype=torch.float32, device=device)
-    sigma = x.new_full((len(x),), model.card.sigma_min)
-    system = snapshots.system
-    numbers = torch.as_tensor(system.numbers, device=device)
-    cell = None if system.cell is None else torch.as_tensor(system.cell, dtype=x.dtype).to(device)
-
-    def energy(positions: Tensor, level: Tensor) -> Tensor:
-        return network(positions, level, numbers=numbers, cell=cell, pbc=tuple(system.pbc.tolist()))
-
     x = x.requires_grad_()
-    value = energy(x, sigma)
+    energy = Inputs.of(snapshots.system, device=device).energy(network)
+    value = energy(x, x.new_full((len(x),), model.card.sigma_min))
     (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-    v = torch.randn(x.shape, generator=generator).to(x)
-    shift = rayleigh = x.new_zeros(len(x))
+
+    def product(v: Tensor) -> Tensor:
+        return torch.autograd.grad(gradient, x, v, retain_graph=True)[0]
+
+    shift = x.new_zeros(len(x), 1, 1)
     for _ in range(2):
-        for _ in range(40):
-            v = v / v.flatten(1).norm(dim=1)[:, None, None]
-            (hv,) = torch.autograd.grad(gradient, x, v, retain_graph=True)
-            rayleigh = (v * hv).sum((1, 2))
-            v = hv + shift[:, None, None] * v
+        start = torch.randn(x.shape, generator=generator).to(x)
+        for v, image in islice(power_iteration(product, start, shift), _ITERATIONS):
+            rayleigh = (v * image).sum((1, 2))
         # where the largest in size is negative: once more, with the spectrum moved above zero
-        shift = (-rayleigh).clamp_min(0)
+        shift = (-rayleigh).clamp_min(0)[:, None, None]
         if not shift.any():
             break
-        v = torch.randn(x.shape, generator=generator).to(x)
     return float(rayleigh.max())
 
 
-_COORDINATES = 12_000  # that a temperature is measured by: about 1 %
-
-
-_CONVERGED = 0.25  # of the balance that holds at the minimum
-
-
-_SUSPECT = 0.1  # of a temperature: beyond the error of a fit that does not fit all sets
-
-
-def configurational_temperatures(
-    network: nn.Module, sigma: float, sets: tuple[Snapshots, ...]
-) -> list[float]:
+def configurational_temperatures(network: nn.Module, sigma: float, sets: Sets) -> list[float]:
     """The temperature (K) that each set has by the forces of ``network``.
 
         T = T_n ⟨|s_n|²⟩ / ⟨-∇·s_n⟩        -∇·s ≈ ε·(s₋ - s₊)/(2σ)
 
-    which is that of its label if energy and label are right (Rugh, Phys. Rev. Lett. 78, 772
-    (1997); Butler et al., J. Chem. Phys. 109, 6519 (1998)). One set always agrees with its own
-    energy; of several, one with a wrong label does not: that is a warning.
+    which is that of its label if energy and label are right (`temperature_ratio`). One set always
+    agrees with its own energy; of several, one with a wrong label does not: that is a warning.
     """
-    found, suspects, squared, curved = [], [], 0.0, 0.0
+    kelvins, suspects, squared, curved = [], [], 0.0, 0.0
     for part, tempering in zip(sets, temperings(sets), strict=True):
-        generator = torch.Generator().manual_seed(0)
-        frames = max(128, _COORDINATES // (3 * len(part.system)))
-        index = torch.randperm(len(part), generator=generator)[:frames].numpy()
-        squares, slopes = _virial(network, sigma, part, index, tempering, generator)
-        ratio = float(squares.mean() / slopes.mean())
-        error = float((squares - ratio * slopes).std() / slopes.mean()) / len(index) ** 0.5
-        found.append(part.temperature_K * ratio)
-        known = float(slopes.mean() / slopes.std()) * len(index) ** 0.5 > 4
-        if known and abs(ratio - 1) > max(_SUSPECT, 4 * error):
-            suspects.append((part, found[-1]))
+        squares, slopes = _squares_and_slopes(network, sigma, part, tempering)
+        ratio, error = temperature_ratio(squares, slopes)
+        kelvins.append(part.temperature_K * ratio)
+        measured = float(slopes.mean() / slopes.std()) * len(slopes) ** 0.5 > 4
+        if measured and abs(ratio - 1) > max(_SUSPECT, 4 * error):
+            suspects.append((part, kelvins[-1]))
         squared += len(part) / tempering * float(squares.mean())
         curved += len(part) / tempering * float(slopes.mean())
     # at the minimum of the loss of all sets their ratio is 1: elsewhere the energy is to blame
@@ -96,25 +147,26 @@ def configurational_temperatures(
                 "snapshots out of equilibrium, or an energy that depends on temperature",
                 stacklevel=3,
             )
-    return found
+    return kelvins
 
 
-def _virial(network, sigma, part, index, tempering, generator) -> tuple[Tensor, Tensor]:
+def _squares_and_slopes(
+    network: nn.Module, sigma: float, part: Snapshots, tempering: float
+) -> tuple[Tensor, Tensor]:
     """|s|² and -∇·s (M,) of some frames."""
-    system = part.system
-    numbers = torch.as_tensor(system.numbers)
-    cell = None if system.cell is None else torch.as_tensor(system.cell).float()
+    generator = torch.Generator().manual_seed(0)
+    count = max(128, _COORDINATES // (3 * len(part.system)))
+    index = torch.randperm(len(part), generator=generator)[:count].numpy()
+    energy = Inputs.of(part.system).energy(network)
     moving = torch.as_tensor(part.moving)[:, None]
+
+    def own_score(x: Tensor) -> Tensor:
+        return tempering * score(energy, x, x.new_full((len(x),), sigma))[1] * moving
+
     squares, slopes = [], []
-    for x in torch.as_tensor(part.positions[index], dtype=torch.float32).split(16):
+    for x in torch.as_tensor(part.positions[index], dtype=torch.float32).split(_BATCH):
         epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype) * moving
-        level = x.new_full((len(x),), sigma)
-        scores = []
-        for sign in (1, -1):
-            y = (x + sign * sigma * epsilon).requires_grad_()
-            energy = network(y, level, numbers=numbers, cell=cell, pbc=tuple(system.pbc.tolist()))
-            scores.append(-tempering * torch.autograd.grad(energy.sum(), y)[0] * moving)
-        plus, minus = scores
+        plus, minus = both_sides(own_score, x, epsilon, sigma)
         squares.append(0.5 * (plus.square() + minus.square()).sum((1, 2)))
-        slopes.append((epsilon * (minus - plus)).sum((1, 2)) / (2 * sigma))
+        slopes.append(-divergence(plus, minus, epsilon, sigma))
     return torch.cat(squares).double(), torch.cat(slopes).double()

@@ -1,13 +1,8 @@
-"""Atoms in the density of their neighbours: an energy for metals, fitted in closed form.
+"""The energy of metals (`networks.embedded`), fitted in closed form by score matching.
 
-    E(x) = Σ_{i<j} V(r_ij) + Σ_i Σ_{a,p} w_ap [(ρ_ia + δ)^p - δ^p]        in kT
-    ρ_ia = Σ_j exp[-α_a (r_ij/r₀ - 1)] c(r_ij/r_c) / ⟨ρ_a⟩
-
-the embedded-atom form (Daw & Baskes, Phys. Rev. B 29, 6443 (1984); p = ½: Finnis & Sinclair,
-Phil. Mag. A 50, 45 (1984)). V is a cubic spline for each pair of elements that ends at the
-cutoff r_c with two continuous derivatives, c a smooth envelope, w a table for each element.
-The energy is linear in the values of V and in w, so that score matching of snapshots is linear
-least squares (Hyvärinen, JMLR 6, 695 (2005), section 3): with J = ∂f/∂x at x ± σε,
+The energy is linear in its parameters θ, the values of V and the weights w, so that score
+matching of snapshots is linear least squares (Hyvärinen, JMLR 6, 695 (2005), section 3): with
+J = ∂f/∂x at x ± σε,
 
     (G + λP + νN) θ = b        G = ⟨J₊J₊ᵀ + J₋J₋ᵀ⟩        b = ⟨(J₊ - J₋) ε⟩/σ
 
@@ -18,9 +13,6 @@ chosen by cross-validation. Of 400 frames of copper it halves the error of force
 Nothing of it knows the number of atoms: fitted to small cells, it runs on large ones, and G and
 b of several sets of snapshots add up (see `sets`). Sets of one composition leave what an
 atom of each element is worth undetermined: energies of two compositions have no common zero.
-
-With several elements S there are densities of all neighbours and of those of each element, since
-an atom may prefer its like (A = 3 or 3(1 + S) densities).
 """
 
 from __future__ import annotations
@@ -33,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from .neighbours import edges
-from .networks.embedded import _DECAYS, _END, _POWERS, EmbeddedEnergy
+from .networks.embedded import DECAYS, END, POWERS, EmbeddedEnergy
+from .networks.inputs import Inputs
 from .sets import as_sets, temperings
 from .snapshots import Snapshots
 
@@ -56,7 +49,7 @@ def fit_embedded(
     seed: int = 0,
     force_weight: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Tables of an `EmbeddedEnergy` from one or several sets, by this module's score matching.
+    """Tables of an `EmbeddedEnergy` from one or several sets of snapshots.
 
     With r_n = T_1/T_n the losses of `sets` have ``G = Σ_n r_n G_n`` and ``b = Σ_n b_n``.
 
@@ -88,10 +81,10 @@ def fit_embedded(
     grams, drives = unit[:, None] * grams * unit, unit * drives
     rough = unit[:, None] * _roughness(energy) * unit
     # both of order one where data speak: median, since features that they hardly see are scaled up
-    rough = rough / rough.diagonal()[: energy.pair[:, :-_END].numel()].median()
+    rough = rough / rough.diagonal()[: energy.pair[:, :-END].numel()].median()
     theta = unit * _regular(grams, drives, rough)
     pair, embedding = theta.split([len(theta) - energy.embedding.numel(), energy.embedding.numel()])
-    pair = nn.functional.pad(pair.reshape(len(energy.pair), functions), (0, _END))
+    pair = nn.functional.pad(pair.reshape(len(energy.pair), functions), (0, END))
     # the line inside of the data may be level but never pulls
     pair[:, 0] = torch.maximum(pair[:, 0], pair[:, 2])
     embedding = embedding.reshape(energy.embedding.shape)
@@ -129,7 +122,7 @@ def _roughness(energy: EmbeddedEnergy) -> Tensor:
     thrice = torch.eye(n_splines, dtype=energy.pair.dtype)
     for _ in range(3):
         thrice = thrice.diff(dim=0)
-    one = (thrice.T @ thrice)[:-_END, :-_END]  # the last ones are zero
+    one = (thrice.T @ thrice)[:-END, :-END]  # the last ones are zero
     others = energy.pair.new_zeros(energy.embedding.numel(), energy.embedding.numel())
     return torch.block_diag(*[one] * n_kinds, others)
 
@@ -141,21 +134,16 @@ class _Part:
     x: Tensor
     labels: Tensor | None  # F/kT (M, N, 3)
     weight: float
-    numbers: Tensor
-    cell: Tensor | None
-    pbc: tuple[bool, bool, bool]
+    inputs: Inputs
     moving: Tensor  # (N, 3) bool
     tempering: float
 
     @classmethod
     def of(cls, part: Snapshots, tempering: float, weight: float) -> _Part:
-        system = part.system
-        cell = None if system.cell is None else torch.as_tensor(system.cell)
         x = torch.as_tensor(part.positions, dtype=torch.float64)
-        numbers, pbc = torch.as_tensor(system.numbers), tuple(system.pbc.tolist())
+        labels = torch.as_tensor(part.reduced_forces, dtype=x.dtype) if weight else None
         moving = torch.as_tensor(part.moving)[:, None].expand(-1, 3)
-        labels = torch.as_tensor(part.forces / part.kT, dtype=x.dtype) if weight else None
-        return cls(x, labels, weight, numbers, cell, pbc, moving, tempering)
+        return cls(x, labels, weight, Inputs.of(part.system, dtype=x.dtype), moving, tempering)
 
     def take(self, index) -> _Part:
         labels = None if self.labels is None else self.labels[index]
@@ -168,31 +156,31 @@ class _Part:
     def edges(self, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """`edges` of at most 500 frames, some at a time."""
         for x in self.x[:: max(1, len(self.x) // 500)].split(_FRAMES):
-            yield edges(x, cutoff, self.cell, self.pbc)
+            yield edges(x, cutoff, self.inputs.cell, self.inputs.pbc)
 
 
 def _empty(parts: list[_Part], cutoff: float, functions: int) -> dict[str, Tensor]:
     """Tables with the scales of the data and no energy yet."""
-    elements = torch.unique(torch.cat([part.numbers for part in parts]))
+    elements = torch.unique(torch.cat([part.inputs.numbers for part in parts]))
     n, dtype = len(elements), torch.float64
-    kinds, a = n * (n + 1) // 2, len(_DECAYS) * (1 if n == 1 else 1 + n)
+    kinds, a = n * (n + 1) // 2, len(DECAYS) * (1 if n == 1 else 1 + n)
     tables = {
         "elements": elements,
         "inner": torch.tensor(0.0, dtype=dtype),
         "nearest": torch.tensor(1.0, dtype=dtype),
         "density": torch.ones(a, dtype=dtype),
-        "pair": torch.zeros(kinds, functions + _END, dtype=dtype),
-        "embedding": torch.zeros(n, a, len(_POWERS), dtype=dtype),
+        "pair": torch.zeros(kinds, functions + END, dtype=dtype),
+        "embedding": torch.zeros(n, a, len(POWERS), dtype=dtype),
     }
-    blank, lengths, found, atoms = EmbeddedEnergy(cutoff, tables), [], [], 0
+    blank, lengths, pair_kinds, atoms = EmbeddedEnergy(cutoff, tables), [], [], 0
     for part in parts:
-        species = blank.species(part.numbers)
+        species = blank.species(part.inputs.numbers)
         for source, target, vectors in part.edges(cutoff):
             element = species[torch.stack([target, source]) % len(species)]
             lengths.append(vectors.norm(dim=-1))
-            found.append(blank.kinds[element[0], element[1]])
+            pair_kinds.append(blank.kinds[element[0], element[1]])
         atoms += len(species) * len(part.x[:: max(1, len(part.x) // 500)])
-    r, kind = torch.cat(lengths), torch.cat(found)
+    r, kind = torch.cat(lengths), torch.cat(pair_kinds)
     if not len(r):
         raise ValueError(f"no two atoms are closer than {cutoff=} Å: give a larger cutoff")
     counts, places = torch.histc(r, 100, float(r.min()), cutoff), torch.linspace(0, 1, 101)
@@ -206,19 +194,18 @@ def _empty(parts: list[_Part], cutoff: float, functions: int) -> dict[str, Tenso
     )
     tables["inner"] = _INSIDE * (closest if kinds > 1 else closest[0])
     falls = EmbeddedEnergy(cutoff, tables).radial(r, kind).sum(0) / atoms
-    return {**tables, "density": falls.repeat(a // len(_DECAYS))}
+    return {**tables, "density": falls.repeat(a // len(DECAYS))}
 
 
 def _moments(energy, parts: list[_Part], sigma: float, generator) -> tuple[Tensor, Tensor]:
     """Σ_n r_n G_n and Σ_n b_n over some frames."""
-    size = energy.pair[:, :-_END].numel() + energy.embedding.numel()
+    size = energy.pair[:, :-END].numel() + energy.embedding.numel()
     gram, drive = energy.pair.new_zeros(size, size), energy.pair.new_zeros(size)
     for part in parts:
-        where = part.numbers, part.cell, part.pbc
         for first in range(0, len(part.x), _FRAMES):
             x = part.x[first : first + _FRAMES]
             epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype) * part.moving
-            plus, minus = (energy.jacobian(x + s * sigma * epsilon, *where) for s in (1, -1))
+            plus, minus = (energy.jacobian(x + s * sigma * epsilon, *part.inputs) for s in (1, -1))
             if not part.moving.all():  # scores of the others are not asked for
                 plus, minus = (j * part.moving.flatten() for j in (plus, minus))
             slope = ((plus - minus) * epsilon.flatten(1)).sum((1, 2)) / sigma

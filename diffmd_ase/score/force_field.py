@@ -1,11 +1,13 @@
 """The terms of classical force fields as functions of positions.
 
 Bond lengths and angles to second order, torsions to fourth order, out-of-plane angles, and
-1/r, 1/r⁶, 1/r¹² of every pair three or more bonds apart. `prior` fits their parameters.
+1/r, 1/r⁶, 1/r¹² of every pair three or more bonds apart. `force_field_fit`
+finds the parameters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations, permutations
 
 import networkx as nx
@@ -13,9 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .topology import Topology, orbits, signed_volumes
+from ..geometry import signed_volumes, triple_product
+from .topology import Topology, orbits
 
-__all__ = ["MechanicsPrior", "along", "differences", "parameter_numbers", "term_tables"]
+__all__ = [
+    "COORDINATES",
+    "TINY",
+    "MechanicsPrior",
+    "along",
+    "differences",
+    "parameter_numbers",
+    "term_tables",
+]
 
 _WALL = 0.05  # Å: width of the wall, which begins at
 _CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it,
@@ -31,6 +42,21 @@ class MechanicsPrior(nn.Module):
     themselves where no snapshot says what holds them together. The terms are blind to mirror
     images; a wall where the signed volume of a centre leaves the range of the data keeps the hand.
     """
+
+    n_atoms: Tensor
+    bonds: Tensor
+    angles: Tensor
+    torsions: Tensor
+    impropers: Tensor
+    free: Tensor
+    bond_mean: Tensor
+    angle_mean: Tensor
+    shortest: Tensor
+    centres: Tensor
+    least_volume: Tensor
+    theta: Tensor
+    unit: Tensor
+    arms: Tensor
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
@@ -81,7 +107,7 @@ class MechanicsPrior(nn.Module):
         }
         wall = 0.5 * (torch.relu(self.shortest - q["free"]) / _WALL).square().sum(-1)
         if len(self.centres):
-            volume = _volume(*centres)
+            volume = triple_product(*centres, axis=-2)
             excess = torch.relu(1 - volume / self.least_volume)
             wall = wall + 0.5 * (excess / _HAND).square().sum(-1)
         return torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1), wall
@@ -128,11 +154,7 @@ def _cosine(b1: Tensor, b2: Tensor, b3: Tensor) -> Tensor:
     return (n1 * n2).sum(-2) * (n1.square().sum(-2) * n2.square().sum(-2) + TINY).rsqrt()
 
 
-def _volume(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return (a * torch.linalg.cross(b, c, dim=-2)).sum(-2)
-
-
-COORDINATES = {
+COORDINATES: dict[str, Callable[..., Tensor]] = {
     "bonds": _length,
     "angles": _angle,
     "torsions": _cosine,

@@ -1,11 +1,10 @@
-"""A molecular-mechanics prior fitted to snapshots by score matching, in closed form.
+"""The parameters of a force field, fitted to snapshots by score matching, in closed form.
 
     E_prior(x) = Σ_f θ_f f(x)
 
-with the terms of classical force fields as features f: bond lengths and angles to second
-order, torsions to fourth order, out-of-plane angles, and 1/r, 1/r⁶, 1/r¹² of every pair three
-or more bonds apart. Score matching of an energy that is linear in its parameters is a linear
-least-squares problem (Hyvärinen, JMLR 6, 695 (2005), section 3): with J = ∂f/∂x at x ± σε,
+with the terms of `force_field` as features f. Score matching of an energy that is linear in its
+parameters is a linear least-squares problem (Hyvärinen, JMLR 6, 695 (2005), section 3): with
+J = ∂f/∂x at x ± σε,
 
     G θ = b        G = ⟨J₊J₊ᵀ + J₋J₋ᵀ⟩        b = ⟨(J₊ - J₋) ε⟩/σ
 
@@ -33,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .force_field import COORDINATES, MechanicsPrior, parameter_numbers, term_tables
+from .snapshots import Snapshots
 from .torsion_moves import TorsionProposals
 
 __all__ = ["fit_prior"]
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_prior(
-    snapshots,
+    snapshots: Snapshots,
     *,
     sigma: float,
     frames: int = 50_000,
@@ -52,23 +52,30 @@ def fit_prior(
     """Tables and parameters θ of a `MechanicsPrior`, from snapshots.
 
     The ridge that keeps undetermined combinations at zero is chosen on held-out frames.
-    ``moves``: between modes, from each snapshot; 0 leaves θ to score matching.
-    ``force_weight``: w of forces that the snapshots carry.
+
+    Parameters
+    ----------
+    snapshots : of one molecule, that is not periodic
+    sigma : noise in Å
+    frames : at most
+    moves : between modes, from each snapshot; 0 leaves θ to score matching
+    seed : of the noise, the moves and the held-out frames
+    force_weight : w of forces that the snapshots carry
     """
     topology = snapshots.topology
     positions = torch.as_tensor(snapshots.positions, dtype=torch.float32)
     labels = None
     if force_weight:
-        labels = torch.as_tensor(snapshots.forces / snapshots.kT, dtype=torch.float32)
+        labels = torch.as_tensor(snapshots.reduced_forces, dtype=torch.float32)
     statistics = term_tables(topology, positions)
     prior = MechanicsPrior(statistics)
     orbits = parameter_numbers(prior, topology)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(positions), generator=generator)[:frames]
     held_out = max(1, len(order) // 5)
-    known = _Frames(positions, labels, force_weight)
-    gram_out, drive_out = _moments(prior, orbits, known.take(order[:held_out]), sigma, generator)
-    gram, drive = _moments(prior, orbits, known.take(order[held_out:]), sigma, generator)
+    every = _Frames(positions, labels, force_weight)
+    gram_out, drive_out = _moments(prior, orbits, every.take(order[:held_out]), sigma, generator)
+    gram, drive = _moments(prior, orbits, every.take(order[held_out:]), sigma, generator)
     # features in their own units: the ridge must not see Å or radians
     unit = gram.diagonal().clamp_min(1e-20).rsqrt()
     gram, drive, gram_out, drive_out = (
@@ -88,7 +95,7 @@ def fit_prior(
     theta = _solve(gram, drive, ridge)
     if moves and len(topology.rotors):
         x = positions[order]
-        noise = _gradient_noise(prior, orbits, unit, theta, known.take(order), sigma, generator)
+        noise = _gradient_noise(prior, orbits, unit, theta, every.take(order), sigma, generator)
         precision = _precision(gram, ridge, noise, len(order))
         theta = _weigh_modes(prior, orbits, unit, theta, precision, x, topology, generator, moves)
     unit = unit[orbits].float()
@@ -127,14 +134,14 @@ def _precision(gram: Tensor, ridge: float, noise: Tensor, frames: int) -> Tensor
     return frames * regular @ torch.linalg.solve(noise + floor * eye, regular)
 
 
-def _gradient_noise(prior, orbits, unit, theta, known: _Frames, sigma, generator) -> Tensor:
+def _gradient_noise(prior, orbits, unit, theta, frames: _Frames, sigma, generator) -> Tensor:
     """Σ: covariance over frames of the gradient ``(J₊J₊ᵀ + J₋J₋ᵀ)θ - (J₊ - J₋)ε/σ``."""
     size = len(unit)
     total = torch.zeros(size, size, dtype=torch.float64)
     mean = torch.zeros(size, dtype=torch.float64)
     scale, weights = unit.float()[:, None], (unit * theta).float()
-    some = known.take(slice(None, None, max(1, len(known.positions) // 10_000)))
-    share = 1 / (1 + known.weight)
+    some = frames.take(slice(None, None, max(1, len(frames.positions) // 10_000)))
+    share = 1 / (1 + frames.weight)
     for planes, labels in some.planes(64):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
         gradient = planes.new_zeros(size, len(planes))
@@ -202,13 +209,13 @@ def _tied_features(prior, orbits, size: int, planes: Tensor) -> tuple[Tensor, Te
     return planes.new_zeros(len(planes), size).index_add(1, orbits, features), wall
 
 
-def _moments(prior, orbits, known: _Frames, sigma, generator) -> tuple[Tensor, Tensor]:
+def _moments(prior, orbits, frames: _Frames, sigma, generator) -> tuple[Tensor, Tensor]:
     """G and b over some frames, accumulated in float64."""
     size = int(orbits.max()) + 1
     gram = torch.zeros(size, size, dtype=torch.float64)
     drive = torch.zeros(size, dtype=torch.float64)
-    share = 1 / (1 + known.weight)
-    for planes, labels in known.planes(64):
+    share = 1 / (1 + frames.weight)
+    for planes, labels in frames.planes(64):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
         plus, minus = (
             _jacobian(prior, planes + sign * sigma * epsilon, orbits, size) for sign in (1, -1)
@@ -220,7 +227,7 @@ def _moments(prior, orbits, known: _Frames, sigma, generator) -> tuple[Tensor, T
         for j in (plus, minus):
             flat = j.flatten(1)
             gram += (flat @ flat.T).double()
-    return gram / len(known.positions), drive / len(known.positions)
+    return gram / len(frames.positions), drive / len(frames.positions)
 
 
 def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:
@@ -238,9 +245,8 @@ def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) 
                 for f in prior.features(kind, q)
             ]
         matrices = [prior.arms[:, columns] for columns in prior.columns[kind]]
-        wilson = sum(
-            s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)
-        )  # (B, 3, N, K)
+        terms = [s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)]
+        wilson = sum(terms[1:], terms[0])  # (B, 3, N, K)
         wilson = wilson.permute(3, 0, 1, 2).flatten(2)
         rows += [f.T[:, :, None] * wilson for f in functions]
     every = torch.cat(rows)

@@ -1,38 +1,108 @@
-"""A training run on disk and in processes: the job's folder, children, progress bars."""
+"""A training run on disk, for checkpoints and for child processes.
+
+The folder holds the job, and for each expert a checkpoint (see `training_state`). Children are
+told all that was decided, the plan and the structure of the molecules included, and decide
+nothing anew: ``python -m diffmd_ase.score.job FOLDER EXPERT``.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
 
+from ..io.atomic import replacing
+from ..processes import Command, run_side_by_side
+from ..progress import Report
 from ..system import System
-from .plan import TrainConfig
-from .sets import joint_hash
+from .fit import fit
+from .networks.build import below
+from .plan import Expert, TrainConfig
+from .sets import Sets, joint_hash
 from .snapshots import Snapshots
+from .topology import Topology
 
-__all__ = ["read_job", "write_job"]
+__all__ = ["Job", "fit_here", "fit_in_processes", "read_job", "write_job"]
 
 
-def write_job(folder: Path, sets: tuple[Snapshots, ...], config: TrainConfig, seed, device) -> None:
-    """Leave all that a training process needs in ``folder``; refuse one of another job."""
-    job = {
-        "data": joint_hash(sets),
-        "config": config.model_dump(mode="json"),
-        "seed": seed,
-        "device": device,
-        "sets": [
-            {key: getattr(part, key) for key in ("source", "temperature_K", "correlation")}
-            for part in sets
+class Job(BaseModel):
+    """What is trained and how, but for the snapshots."""
+
+    model_config = ConfigDict(frozen=True)
+    experts: tuple[Expert, ...]
+    config: TrainConfig
+    seed: int
+    device: str
+
+    def fit(self, expert: Expert, sets: Sets, folder: Path, report: Report) -> None:
+        """Train one of the experts; its checkpoint is in ``folder``."""
+        fit(
+            expert,
+            sets,
+            self.config,
+            seed=self.seed,
+            device=self.device,
+            folder=folder,
+            report=report,
+        )
+
+
+def fit_here(job: Job, sets: Sets, folder: Path, report: Report) -> None:
+    """Train all experts, one after the other, on one thread as processes do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for expert in job.experts:
+            job.fit(expert, sets, folder, report)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fit_in_processes(job: Job, folder: Path, at_once: int, report: Report) -> None:
+    """Train the experts of a job that was written, ``at_once`` side by side.
+
+    Raises
+    ------
+    RuntimeError : a process failed; with its last words
+    """
+
+    def passed_on(message: list) -> None:
+        report(*message)
+
+    run_side_by_side(
+        [
+            Command(
+                [sys.executable, "-m", __name__, str(folder), expert.name], "training", passed_on
+            )
+            for expert in job.experts
         ],
-    }
+        at_once=at_once,
+    )
+
+
+def write_job(folder: Path, sets: Sets, job: Job) -> None:
+    """Leave all that a training process needs in ``folder``.
+
+    Raises
+    ------
+    ValueError : the folder holds a run with other snapshots, config or seed
+    """
+    facts = {"data": joint_hash(sets), **job.model_dump(mode="json")}
+    facts["sets"] = [
+        {key: getattr(part, key) for key in ("source", "temperature_K", "correlation")}
+        for part in sets
+    ]
     path = folder / "job.json"
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
         before = json.loads(path.read_text())
-        changed = [k for k in ("data", "config", "seed") if before[k] != job[k]]
+        changed = [k for k in ("data", "config", "seed") if before[k] != facts[k]]
         if changed:
             raise ValueError(
                 f"{folder} holds a training run with another {' and '.join(changed)}; give "
@@ -40,26 +110,44 @@ def write_job(folder: Path, sets: tuple[Snapshots, ...], config: TrainConfig, se
             )
     arrays: dict[str, Any] = {}
     for n, part in enumerate(sets):
-        system = part.system
-        arrays |= {f"{n}.{key}": getattr(system, key) for key in ("numbers", "masses", "pbc")}
-        arrays[f"{n}.positions"] = part.positions
-        if config.force_weight:
-            arrays[f"{n}.forces"] = part.forces
-        if system.cell is not None:
-            arrays[f"{n}.cell"] = system.cell
+        values = {"positions": part.positions, "moving": part.moving}
+        values |= {f"system.{k}": v for k, v in asdict(part.system).items() if v is not None}
+        if job.config.force_weight:
+            values["forces"] = part.forces
+        if not part.system.periodic:
+            values |= {f"topology.{k}": v for k, v in asdict(part.topology).items()}
+        arrays |= {f"{n}.{k}": v for k, v in values.items()}
     np.savez(folder / "job.npz", **arrays)
-    path.write_text(json.dumps(job, indent=1))
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
 
 
-def read_job(folder: Path) -> tuple[tuple[Snapshots, ...], TrainConfig, dict]:
-    """What `write_job` left: sets of snapshots, config, and the rest."""
-    job = json.loads((folder / "job.json").read_text())
-    sets = []
-    with np.load(folder / "job.npz") as raw:
-        for n, facts in enumerate(job["sets"]):
-            cell = raw[f"{n}.cell"] if f"{n}.cell" in raw.files else None
-            numbers, masses, pbc = (raw[f"{n}.{key}"] for key in ("numbers", "masses", "pbc"))
-            system = System(numbers, masses, cell, pbc)
-            forces = raw[f"{n}.forces"] if f"{n}.forces" in raw.files else None
-            sets.append(Snapshots(system, raw[f"{n}.positions"], forces=forces, **facts))
-    return tuple(sets), TrainConfig(**job["config"]), job
+def read_job(folder: Path) -> tuple[Sets, Job]:
+    """What `write_job` left."""
+    facts = json.loads((folder / "job.json").read_text())
+    with np.load(folder / "job.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    sets = Sets(_set(below(arrays, f"{n}."), labels) for n, labels in enumerate(facts["sets"]))
+    return sets, Job(**{name: facts[name] for name in Job.model_fields})
+
+
+def _set(arrays: dict[str, np.ndarray], labels: dict[str, Any]) -> Snapshots:
+    system = System(**below(arrays, "system."))
+    positions, forces = arrays["positions"], arrays.get("forces")
+    frames = Snapshots(system, positions, forces=forces, checked=True, **labels)
+    topology = None
+    if not system.periodic:
+        tables = below(arrays, "topology.")
+        topology = Topology(**{**tables, "chiral": bool(tables["chiral"])})
+    return frames.with_structure(topology, arrays["moving"])
+
+
+def _main(folder: str, name: str) -> None:
+    torch.set_num_threads(1)
+    sets, job = read_job(Path(folder))
+    expert = next(e for e in job.experts if e.name == name)
+    job.fit(expert, sets, Path(folder), lambda *told: print(json.dumps(told), flush=True))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

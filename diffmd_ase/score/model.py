@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .._moved import forward
+from ..io.atomic import replacing
 from ..system import System
 from .card import SCHEMA_VERSION, Card
-from .networks.build import build
+from .networks.build import below, build
 from .networks.embedded import EmbeddedConfig, EmbeddedNetwork
 from .networks.equivariant import EquivariantConfig, EquivariantNetwork
+from .shipped import file_or_shipped
 
 if TYPE_CHECKING:
     from ..potentials.learned import ScorePotential
 
-from .._moved import forward
-
 __all__ = ["ScoreModel", "resolve_device"]
+
+_TRAIN_ONE = "; train one with `diffmd train SNAPSHOTS --temperature T -o model.safetensors`"
 
 
 class ScoreModel:
@@ -146,9 +147,8 @@ class ScoreModel:
             for card, network in zip(self.card.experts, self.networks, strict=True)
             for key, value in network.state_dict().items()
         }
-        part = path.with_name(path.name + ".part")
-        save_file(tensors, part, metadata={"diffmd_card": self.card.model_dump_json()})
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"diffmd_card": self.card.model_dump_json()})
         return path
 
     @classmethod
@@ -159,7 +159,9 @@ class ScoreModel:
         ------
         FileNotFoundError, ValueError : missing, truncated, foreign or newer files
         """
-        path = _find(path)
+        path = file_or_shipped(
+            path, folder="models", suffix=".safetensors", what="model file", remedy=_TRAIN_ONE
+        )
         try:
             with safe_open(path, framework="pt") as file:
                 raw = (file.metadata() or {}).get("diffmd_card")
@@ -177,8 +179,7 @@ class ScoreModel:
         card = _parse(raw, path)
         networks = []
         for expert in card.experts:
-            prefix = f"{expert.name}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            own = below(tensors, f"{expert.name}.")
             try:
                 network = build(expert.network, own)
                 network.load_state_dict(own)
@@ -203,21 +204,6 @@ def _parse(raw: str, path: Path) -> Card:
         return Card.model_validate(fields)
     except ValidationError as error:
         raise ValueError(f"{path.name} has a damaged card: {error}") from error
-
-
-def _find(path: str | Path) -> Path:
-    found = Path(path)
-    if found.exists():
-        return found
-    models = Path(str(resources.files("diffmd_ase") / "models"))
-    shipped = models / f"{path}.safetensors"
-    if shipped.exists():
-        return shipped
-    names = sorted(p.stem for p in models.glob("*.safetensors"))
-    raise FileNotFoundError(
-        f"no model file {str(path)!r}, and no shipped model of that name ({names or 'none'}); "
-        "train one with `diffmd train SNAPSHOTS --temperature T -o model.safetensors`"
-    )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -19,9 +19,6 @@ __all__ = [
     "edges",
     "envelope",
     "find_pairs",
-    "mean_neighbours",
-    "nearest_by_element",
-    "nearest_neighbours",
 ]
 
 _DENSE = 64  # atoms up to which all pairs are looked at
@@ -180,49 +177,6 @@ def _listed(x: Tensor, cutoff: float, cell, pbc):
         for parts in (targets, sources, shifts)
     )
     return target, source, shift.to(x)
-
-
-def mean_neighbours(snapshots, cutoff: float) -> float:
-    """Mean number of neighbours within ``cutoff`` (Å) in a few snapshots."""
-    x, target, _ = _some_edges(snapshots, cutoff)
-    return max(1.0, round(len(target) / (x.shape[0] * x.shape[1]), 2))
-
-
-def nearest_neighbours(snapshots) -> float:
-    """Mean distance (Å) of an atom's nearest neighbour, of those that have one within 6 Å."""
-    nearest = _nearest(snapshots)
-    nearest = nearest[nearest.isfinite()]
-    if not len(nearest):
-        raise ValueError(f"{snapshots.source}: no atom has a neighbour within 6 Å; give cutoff=")
-    return float(nearest.mean())
-
-
-def nearest_by_element(snapshots) -> dict[int, float]:
-    """The same for each atomic number that has neighbours."""
-    nearest = _nearest(snapshots)
-    numbers = torch.as_tensor(snapshots.system.numbers).repeat(
-        len(nearest) // len(snapshots.system)
-    )
-    means = {
-        z: nearest[(numbers == z) & nearest.isfinite()].mean() for z in numbers.unique().tolist()
-    }
-    return {z: float(mean) for z, mean in means.items() if mean.isfinite()}
-
-
-def _nearest(snapshots) -> Tensor:
-    """Distance of the nearest neighbour of each atom of some snapshots; inf beyond 6 Å."""
-    x, target, vectors = _some_edges(snapshots, 6.0)
-    nearest = torch.full((x.shape[0] * x.shape[1],), torch.inf, dtype=x.dtype)
-    return nearest.scatter_reduce(0, target, vectors.norm(dim=-1), "amin")
-
-
-def _some_edges(snapshots, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of at most 20 snapshots, targets and vectors of their edges."""
-    x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // 20)][:20])
-    system = snapshots.system
-    cell = None if system.cell is None else torch.as_tensor(system.cell)
-    _, target, vectors = edges(x, cutoff, cell, tuple(bool(p) for p in system.pbc))
-    return x, target, vectors
 
 
 def envelope(t: Tensor) -> Tensor:

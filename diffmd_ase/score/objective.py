@@ -1,4 +1,4 @@
-"""What a training minimises: the losses of all sets of snapshots, weighted."""
+"""What a training minimises: the losses of all sets of snapshots, weighted by their frames."""
 
 from __future__ import annotations
 
@@ -7,27 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from . import losses
+from .networks.inputs import Inputs
 from .plan import Expert
 from .sets import temperings
 from .snapshots import Snapshots
 from .torsion_moves import Moves
 
-__all__ = []
+__all__ = ["Objective", "SetLoss"]
 
 
-class _Objective:
-    """The loss of one expert: the mean over the frames of all sets."""
+class Objective:
+    """The loss of one expert: the mean over the frames of all sets.
+
+    Parameters
+    ----------
+    expert : gives the weights of the terms, and the noise levels
+    sets : of them the structure and the number of frames are used
+    device : where the batches are
+    """
 
     def __init__(self, expert: Expert, sets: tuple[Snapshots, ...], device):
         total = sum(len(part) for part in sets)
         self.shares = [len(part) / total for part in sets]
         self.parts = [
-            _Loss(expert, part, tempering, device)
+            SetLoss(expert, part, tempering, device)
             for part, tempering in zip(sets, temperings(sets), strict=True)
         ]
 
     def __call__(self, network: nn.Module, batches: list[Tensor], generator) -> dict:
-        """Mean losses by name of one batch of each set; ``loss`` is their weighted sum."""
+        """Mean losses by name of one batch (B, N, 3 or 6) of each set; ``loss``: their sum."""
         together: dict[str, Tensor] = {}
         for loss, share, x in zip(self.parts, self.shares, batches, strict=True):
             for name, value in loss(network, x, generator).items():
@@ -35,10 +43,10 @@ class _Objective:
         return together
 
 
-class _Loss:
+class SetLoss:
     """The loss of one expert on a batch of snapshots of one set, ``E_n = (T_1/T_n) E``.
 
-    Terms with squared scores are weighted by T_n/T_1 (see `sets`).
+    Terms with squared scores are weighted by T_n/T_1 (see `sets`). ``tempering``: T_1/T_n.
     """
 
     DELTA = 0.02  # rad, angular noise: far below the width of a torsional well
@@ -46,27 +54,23 @@ class _Loss:
 
     def __init__(self, expert: Expert, snapshots: Snapshots, tempering: float, device):
         self.expert, self.tempering = expert, tempering
-        system = snapshots.system
-        self.cell = None if system.cell is None else torch.as_tensor(system.cell).float().to(device)
-        self.numbers = torch.as_tensor(system.numbers, device=device)
-        self.pbc = tuple(bool(p) for p in system.pbc)
+        self.inputs = Inputs.of(snapshots.system, device=device)
         self.moving = torch.as_tensor(snapshots.moving, device=device)[:, None]
         self.force2 = 0.0  # mean square of a component of F/kT
         if expert.force_weight:
-            self.force2 = float(np.mean((snapshots.forces[:1000] / snapshots.kT) ** 2))
+            self.force2 = float(np.mean(snapshots.reduced_forces[:1000] ** 2))
         self.moves = self.permutations = None
-        if not system.periodic:
+        if not snapshots.system.periodic:
             self.permutations = torch.as_tensor(snapshots.topology.permutations, device=device)
             if len(snapshots.topology.rotors):
                 self.moves = Moves(snapshots.topology, device)
 
     def __call__(self, network: nn.Module, x: Tensor, generator: torch.Generator) -> dict:
-        """Mean losses by name; ``loss`` is their weighted sum."""
-        e, n = self.expert, len(x)
+        """Mean losses by name; ``loss`` is their weighted sum. x (B, N, 3), or with F/kT 6."""
+        e, n, of_first = self.expert, len(x), self.inputs.energy(network)
 
         def energy(positions, level):
-            value = network(positions, level, numbers=self.numbers, cell=self.cell, pbc=self.pbc)
-            return self.tempering * value
+            return self.tempering * of_first(positions, level)
 
         def random(shape):
             return torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)

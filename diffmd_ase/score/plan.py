@@ -16,13 +16,13 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from .neighbours import mean_neighbours, nearest_neighbours
 from .networks.build import NetworkConfig
 from .networks.embedded import EmbeddedConfig
 from .networks.equivariant import EquivariantConfig
 from .networks.molecule import MechanicsConfig, PairConfig
 from .sets import as_sets
 from .snapshots import Snapshots
+from .spacing import mean_neighbours, nearest_neighbours
 
 __all__ = ["Expert", "TrainConfig", "plan"]
 

@@ -18,15 +18,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from .neighbours import nearest_by_element
 from .snapshots import Snapshots
+from .spacing import nearest_by_element
 
-__all__ = ["as_sets", "joint_hash", "temperings"]
+__all__ = ["Sets", "as_sets", "joint_hash", "temperings"]
 
 _UNITS = 1.5  # nearest neighbours of one element differ less; Å and bohr differ by 1.9
 
 
-def as_sets(snapshots: Snapshots | Iterable[Snapshots]) -> tuple[Snapshots, ...]:
+class Sets(tuple[Snapshots, ...]):
+    """Sets that were seen to go together; `as_sets` looks, and does not look again at these."""
+
+
+def as_sets(snapshots: Snapshots | Iterable[Snapshots]) -> Sets:
     """One set or several, the same for all functions of this package.
 
     Raises
@@ -34,7 +38,9 @@ def as_sets(snapshots: Snapshots | Iterable[Snapshots]) -> tuple[Snapshots, ...]
     TypeError, ValueError : no sets; one of them twice; with and without periodicity; lengths
         that look like different units
     """
-    sets = (snapshots,) if isinstance(snapshots, Snapshots) else tuple(snapshots)
+    if isinstance(snapshots, Sets):
+        return snapshots
+    sets = Sets((snapshots,) if isinstance(snapshots, Snapshots) else snapshots)
     if not sets:
         raise ValueError("no snapshots: give at least one set")
     for part in sets:
@@ -60,7 +66,7 @@ def joint_hash(sets: tuple[Snapshots, ...]) -> str:
 def _check_together(sets: tuple[Snapshots, ...]) -> None:
     first = sets[0]
     hashes: dict[str, str] = {}
-    known = nearest_by_element(first)
+    nearest = nearest_by_element(first)
     for part in sets:
         if part.sha256 in hashes:
             twin = hashes[part.sha256]
@@ -72,10 +78,10 @@ def _check_together(sets: tuple[Snapshots, ...]) -> None:
                 f"{first.system.pbc.tolist()}: train on sets of the same periodicity"
             )
         near = nearest_by_element(part)
-        ratios = {z: near[z] / known[z] for z in near.keys() & known.keys()}
+        ratios = {z: near[z] / nearest[z] for z in near.keys() & nearest.keys()}
         if ratios and (min(ratios.values()) > _UNITS or max(ratios.values()) < 1 / _UNITS):
             z = min(ratios)
             raise ValueError(
-                f"nearest neighbours are {near[z]:.2f} Å apart in {part.source} but {known[z]:.2f} "
-                f"Å in {first.source}: are the positions of both in Å?"
+                f"nearest neighbours are {near[z]:.2f} Å apart in {part.source} but "
+                f"{nearest[z]:.2f} Å in {first.source}: are the positions of both in Å?"
             )

@@ -16,7 +16,9 @@ from ase.data import covalent_radii
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Topology", "orbits", "signed_volumes"]
+from ..geometry import signed_volumes
+
+__all__ = ["Topology", "orbits"]
 
 _BOND_TOLERANCE = 1.25  # times the sum of covalent radii
 _MAX_AUTOMORPHISMS = 10_000
@@ -79,12 +81,6 @@ class Topology:
             like = [(a, b) for a, b in combinations(ends, 2) if numbers[a] == numbers[b]]
             pairs += like[:1]
         return pairs
-
-
-def signed_volumes(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """``(i-c)·((j-c)×(l-c))`` in Å³ for positions (*batch, N, 3), centres (C, 4)."""
-    c, i, j, k = (x[..., centres[:, n], :] for n in range(4))
-    return np.sum((i - c) * np.cross(j - c, k - c), axis=-1)
 
 
 def _bond_graph(numbers, positions) -> nx.Graph:

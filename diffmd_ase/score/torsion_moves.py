@@ -9,6 +9,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from ..geometry import dihedrals, rotate_about
+
 __all__ = ["Moves", "TorsionProposals"]
 
 
@@ -32,17 +34,15 @@ class Moves:
         return torch.randint(len(self), (n,), generator=generator).to(self.axes.device)
 
     def rotate(self, x: Tensor, rotor: Tensor, angle: Tensor) -> Tensor:
-        """x (B, N, 3) after turning by ``angle`` (B,) about ``rotor`` (B,): Rodrigues."""
-        u, origin = self._axis(x, rotor)
-        v = x - origin
-        c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
-        turned = v * c + _cross(u, v) * s + u * (u * v).sum(-1, keepdim=True) * (1 - c)
-        return torch.where(self.moved[rotor][:, :, None], turned + origin, x)
+        """x (B, N, 3) after turning by ``angle`` (B,) about ``rotor`` (B,)."""
+        turned = rotate_about(x, *self._ends(x, rotor), angle)
+        return torch.where(self.moved[rotor][:, :, None], turned, x)
 
     def angular_score(self, x: Tensor, s: Tensor, rotor: Tensor) -> Tensor:
         """``Σ_moved s_i·(u × (x_i - a))`` (B,), the score along a rotor."""
-        u, origin = self._axis(x, rotor)
-        torque = (_cross(u, x - origin) * s).sum(-1)
+        a, b = self._ends(x, rotor)
+        u = torch.nn.functional.normalize(b - a, dim=-1)
+        torque = (torch.linalg.cross(u[:, None], x - a[:, None]) * s).sum(-1)
         return (torque * self.moved[rotor]).sum(-1)
 
     def scramble(self, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -54,15 +54,9 @@ class Moves:
             x = self.rotate(x, self.choose(n, generator), angle.to(x.device))
         return x
 
-    def _axis(self, x: Tensor, rotor: Tensor) -> tuple[Tensor, Tensor]:
+    def _ends(self, x: Tensor, rotor: Tensor) -> tuple[Tensor, Tensor]:
         row = torch.arange(len(x), device=x.device)
-        a, b = x[row, self.axes[rotor, 0]], x[row, self.axes[rotor, 1]]
-        u = b - a
-        return (u / u.norm(dim=-1, keepdim=True))[:, None], a[:, None]
-
-
-def _cross(u: Tensor, v: Tensor) -> Tensor:
-    return torch.linalg.cross(u.expand_as(v), v)
+        return x[row, self.axes[rotor, 0]], x[row, self.axes[rotor, 1]]
 
 
 class TorsionProposals:
@@ -81,7 +75,7 @@ class TorsionProposals:
     BINS, UNIFORM = 36, 0.1
 
     def __init__(self, topology, positions: Tensor):
-        self.moves, self.quads = Moves(topology), torch.as_tensor(topology.torsions)
+        self.moves, self.quads = Moves(topology), topology.torsions
         n = len(self.moves)
         self.groups = torch.tensor(list(combinations(range(n), min(2, n))))
         index = self._bins(self.angles(positions))  # (M, K)
@@ -104,10 +98,7 @@ class TorsionProposals:
 
     def angles(self, x: Tensor) -> Tensor:
         """Torsions (B, K) of the rotors in (-π, π]."""
-        i, j, k, m = (x[:, self.quads[:, n]] for n in range(4))
-        b1, b2, b3 = j - i, k - j, m - k
-        n1, n2 = torch.linalg.cross(b1, b2), torch.linalg.cross(b2, b3)
-        return torch.atan2((b1 * n2).sum(-1) * b2.norm(dim=-1), (n1 * n2).sum(-1))
+        return dihedrals(x, self.quads)
 
     def propose(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """y (B, N, 3) and ``log q(y) - log q(x)`` (B,)."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import resource
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,40 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..io.atomic import replacing
 from .card import ExpertCard
-from .networks.build import build
+from .networks.build import below, build
 from .networks.molecule import MechanicsConfig
 from .plan import Expert
 
-__all__ = ["load_best"]
+__all__ = [
+    "TrainingState",
+    "address",
+    "generator_of",
+    "load_best",
+    "peak_memory_MB",
+    "read_checkpoint",
+]
 
 
 @dataclass
-class _Progress:
-    """Where a training run stands, on disk after every validation."""
+class TrainingState:
+    """Where the training of one expert stands; on disk after every validation.
+
+    Parameters
+    ----------
+    step, seconds : done so far
+    best_step, best_losses, best : step, losses of parts of the held-out snapshots and weights of
+        the network that is best on these
+    history : an entry for each validation
+    """
 
     step: int = 0
     seconds: float = 0.0
     best_step: int = 0
-    best_losses: list[float] = None  # type: ignore[assignment]
-    history: list[dict] = None  # type: ignore[assignment]
-    best: dict[str, Tensor] = None  # type: ignore[assignment]
+    best_losses: list[float] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     def validate(self, objective, network, x, terms, seed) -> None:
         """Losses on held-out snapshots, always with the same noise; keep the best weights.
@@ -40,7 +55,7 @@ class _Progress:
         Later weights must be better by more than twice the standard error of the paired
         difference: a fitted prior is not given up for luck.
         """
-        generator = _generator(seed, "validation", 0)
+        generator = generator_of(seed, "validation", 0)
         # each part holds some frames of each set; what is left over is left out
         chunks = zip(*(p.split(max(1, min(128, len(p) // 8))) for p in x), strict=False)
         parts = [
@@ -48,7 +63,8 @@ class _Progress:
             for part in chunks
         ]
         entry: dict = {"step": self.step, "seconds": round(self.seconds, 1)}
-        entry["peak_memory_MB"] = _peak_memory_MB()
+        if (memory := peak_memory_MB()) is not None:
+            entry["peak_memory_MB"] = memory
         entry["training_loss"] = terms["loss"].item() if terms else None
         entry |= {f"validation_{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
         losses = [p["loss"] for p in parts]
@@ -60,6 +76,7 @@ class _Progress:
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
     def save(self, folder: Path, expert: Expert, network, average, optimiser) -> None:
+        """A file of ``folder``, in the place of the one before."""
         tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
@@ -67,31 +84,30 @@ class _Progress:
             tensors |= {f"adam.{n}.{k}": torch.as_tensor(v) for k, v in slot.items()}
         facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_losses")}
         facts |= {"history": self.history, "expert": expert.model_dump(mode="json")}
-        path = folder / f"{expert.name}.safetensors"
-        part = path.with_suffix(".part")
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(tensors, part, metadata={"progress": json.dumps(facts)})
-        os.replace(part, path)
+        with replacing(folder / f"{expert.name}.safetensors") as part:
+            save_file(tensors, part, metadata={"progress": json.dumps(facts)})
 
     @classmethod
-    def load(cls, folder: Path, expert: Expert, network, average, optimiser) -> _Progress:
+    def load(cls, folder: Path, expert: Expert, network, average, optimiser) -> TrainingState:
+        """As it stands in ``folder``, with networks and optimiser; a new one if there is none."""
         path = folder / f"{expert.name}.safetensors"
         if not path.exists():
-            return cls(history=[])
-        facts, tensors = _read_progress(path)
-
-        network.load_state_dict(_below(tensors, "network."))
-        average.module.load_state_dict(_below(tensors, "average."))
+            return cls()
+        facts, tensors = read_checkpoint(path)
+        network.load_state_dict(below(tensors, "network."))
+        average.module.load_state_dict(below(tensors, "average."))
         state: dict = {}
-        for name, value in _below(tensors, "adam.").items():
+        for name, value in below(tensors, "adam.").items():
             n, key = name.split(".")
             state.setdefault(int(n), {})[key] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
         facts.pop("expert")
-        return cls(**facts, best=_below(tensors, "best."))
+        return cls(**facts, best=below(tensors, "best."))
 
 
-def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Facts and tensors of a checkpoint."""
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["progress"])
         return facts, {name: file.get_tensor(name) for name in file.keys()}
@@ -99,10 +115,10 @@ def _read_progress(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
     """The weights that `fit` left, best on held-out snapshots, and their history."""
-    facts, tensors = _read_progress(folder / f"{expert.name}.safetensors")
-    best, config = _below(tensors, "best."), expert.network
+    facts, tensors = read_checkpoint(folder / f"{expert.name}.safetensors")
+    best, config = below(tensors, "best."), expert.network
     if isinstance(config, MechanicsConfig) and not facts["best_step"]:
-        # the perceptron did not improve on the prior: leave it out
+        # the perceptron did not improve on the force field: leave it out
         config = config.model_copy(update={"depth": 0})
         best = {k: v for k, v in best.items() if k.startswith("prior.")}
     network = build(config, best)
@@ -117,22 +133,28 @@ def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
     return network.eval(), card
 
 
-def _generator(seed: int, name: str, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_address(seed, name, step))
+def generator_of(seed: int, name: str, step: int) -> torch.Generator:
+    """The random numbers of one step of an expert: no generator has a state to keep."""
+    return torch.Generator().manual_seed(address(seed, name, step))
 
 
-def _address(seed: int, name: str, step: int) -> int:
+def address(seed: int, name: str, step: int) -> int:
+    """A seed of 63 bits for each step of each expert."""
     digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def _peak_memory_MB() -> int:
-    """Of this process so far; of the GPU's tensors as well where there is one."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10  # KiB on Linux
+def peak_memory_MB() -> int | None:
+    """Of this process so far; of the GPU's tensors as well where there is one.
+
+    None on systems that do not tell (Windows).
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if torch.cuda.is_available():
         peak += torch.cuda.max_memory_allocated()
     return round(peak / 1e6)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

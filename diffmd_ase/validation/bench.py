@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -23,22 +24,25 @@ from . import labels
 from .comparisons import Torsions
 from .scorecard import Goals, Line
 
-__all__ = ["Bench", "Effort", "energies_and_forces"]
+__all__ = ["ENOUGH", "Bench", "Effort", "Part", "energies_and_forces"]
 
-
-_FEW, _ENOUGH = 16, 1000  # independent snapshots: to compare anything, and widths within 3 %
-
-
+ENOUGH = 1000
+"""Independent snapshots that tell widths within 3 %."""
+_FEW = 16  # of them, to compare anything
 _ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
-
-
 _SAME_KELVIN = 0.01
-
-
 _BATCH = 500
 
 
-_IID, _CORRECTED, _PLAIN, _EXCHANGE, _SMOOTHED, _PROBES = range(6)  # children of the noise
+class Part(IntEnum):
+    """What draws random numbers, each from the child of the noise that has its number."""
+
+    INDEPENDENT = 0
+    CORRECTED = 1
+    PLAIN = 2
+    EXCHANGE = 3
+    SMOOTHED = 4
+    PROBES = 5
 
 
 @dataclass(frozen=True)
@@ -122,13 +126,15 @@ class Bench:
             raise ValueError(
                 f"{snapshots.source}: {len(snapshots)} snapshots are worth {len(frames)} "
                 f"independent ones; to compare anything it takes {_FEW} at least, for widths "
-                f"within 3 % some {_ENOUGH}"
+                f"within 3 % some {ENOUGH}"
             )
-        found = Torsions.find(system, topology, frames.positions, named)
+        looked_at = Torsions.find(system, topology, frames.positions, named)
         stiffness = model.card.lambda_max or largest_curvature(model, frames)
         effort, goals = effort or Effort(), goals or Goals()
         worth, noise = len(fine) / g, Noise(seed)
-        bench = cls(model, potential, stiffness, frames, worth, wrong, found, effort, goals, noise)
+        bench = cls(
+            model, potential, stiffness, frames, worth, wrong, looked_at, effort, goals, noise
+        )
         if abs(snapshots.temperature_K - model.card.temperature_K) > _SAME_KELVIN:
             raise ValueError(bench.another_temperature())
         return bench
@@ -159,7 +165,7 @@ class Bench:
         every[..., moving, :] = x
         return every
 
-    def dynamics(self, rows: np.ndarray, child: int) -> dict:
+    def dynamics(self, rows: np.ndarray, part: Part) -> dict:
         """What all walkers need that start from these frames."""
         potential, x = self.free(self.potential, rows)
         return {
@@ -168,7 +174,7 @@ class Bench:
             "kT": self.kT,
             "stiffness": self.stiffness,
             "mean_free": not self.frames.system.periodic,
-            "noise": self.noise.child(child),
+            "noise": self.noise.child(part),
         }
 
     def some(self, count: int) -> np.ndarray:
@@ -179,9 +185,9 @@ class Bench:
         device = str(self.potential.device)
         potential = self.model.potential(self.frames.system, device=device, dtype=torch.float64)
         free, y = self.free(potential, self.some(count))
-        noise, ids = self.noise.child(_SMOOTHED), torch.arange(len(y))
+        noise, ids = self.noise.child(Part.SMOOTHED), torch.arange(len(y))
         y = y + potential.sigma * noise.normal(0, y, walkers=ids)
-        probes = self.noise.child(_PROBES)
+        probes = self.noise.child(Part.PROBES)
         square, divergence = forces_and_divergence(free, y, noise=probes)
         return labels.temperature_line(square / self.kT, divergence, self.goals)
 

@@ -7,16 +7,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..analysis import observables as ob
 from ..analysis.divergence import (
-    Excess,
+    Divergence,
     cell_rows,
     excess_divergence,
     excess_reweighted,
     torsion_rows,
+    walker_groups,
 )
-from ..analysis.modes import Arc, atom_names, torsion_modes
+from ..analysis.modes import Arc, atom_names, map_axes, torsion_modes
+from ..analysis.observables import angle_triples
 from ..analysis.statistics import basin_free_energy, mean_estimate, std_estimate
+from ..geometry import dihedrals, distances, shortest
 from ..score.topology import Topology
 from ..system import System
 from .scorecard import Goals, Line, line, worst_line
@@ -58,13 +60,9 @@ class Torsions(NamedTuple):
         heavy = [q for q in rows if (system.numbers[q] > 1).all()]
         named |= {atom_names(system, q): q for q in (heavy if heavy or named else rows)}
         names, quadruples = list(named), np.array(list(named.values()), int).reshape(-1, 4)
-        phi = ob.dihedrals(frames, quadruples)
-        if "phi" in names and "psi" in names:
-            axes = [names.index("phi"), names.index("psi")]
-        else:
-            spread = np.linalg.norm(ob.angular_vectors(phi).mean(0), axis=-1)
-            axes = sorted(np.argsort(spread)[:2].tolist())
-        return cls(names, quadruples, [torsion_modes(p) for p in phi.T], axes)
+        phi = dihedrals(frames, quadruples)
+        modes = [torsion_modes(angle) for angle in phi.T]
+        return cls(names, quadruples, modes, map_axes(names, phi))
 
     @property
     def parted(self) -> list[tuple[str, int, Arc, Arc]]:
@@ -77,18 +75,16 @@ class Torsions(NamedTuple):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Angles (*batch, n) in rad."""
-        return ob.dihedrals(x, self.quadruples)
+        return dihedrals(x, self.quadruples)
 
 
-def divergence_line(group: str, name: str, found: Excess, goal: float, words: str) -> Line:
+def divergence_line(group: str, name: str, d: Divergence, goal: float, words: str) -> Line:
     """A divergence, expected at its sampling floor; nothing can be told from empty bins."""
-    error = found.error
-    if found.floor > _SATURATED:
-        error, words = np.inf, f"too few frames: counting alone gives {found.floor:.2f}; {words}"
-    details = {"n_effective": round(found.n_effective, 1)}
-    return line(
-        group, name, found.js, error, expected=found.floor, goal=goal, words=words, details=details
-    )
+    error = d.error
+    if d.floor > _SATURATED:
+        error, words = np.inf, f"too few frames: counting alone gives {d.floor:.2f}; {words}"
+    details = {"n_effective": round(d.n_effective, 1)}
+    return line(group, name, d.js, error, expected=d.floor, goal=goal, words=words, details=details)
 
 
 def torsion_lines(
@@ -103,22 +99,22 @@ def torsion_lines(
     """Divergences of the map of torsions, 64 bins along each.
 
     ``reference`` (M, n) angles of independent frames; ``samples``: name → angles (S, n) and,
-    of walkers, who they are of (S,); ``log_weights`` (M,) of the reference.
+    of walkers, their groups (S,); ``log_weights`` (M,) of the reference.
     """
     rows, axes = torsion_rows(reference[:, torsions.axes]), torsions.axes
     of = f"map of {', '.join(torsions.names[n] for n in axes)}"
-    found = []
+    lines = []
     if log_weights is not None:
         excess = excess_reweighted(rows, log_weights, seed=seed)
         worth = f"{of}; weights are worth {excess.n_effective / len(reference):.0%} of the frames"
         name = "JS torsions: reweighted"
-        found.append(divergence_line("torsions", name, excess, goals.reweighted, worth))
-    for label, (angles, walkers) in samples.items():
-        excess = excess_divergence(rows, torsion_rows(angles[:, axes]), walkers=walkers, seed=seed)
-        goal = goals.independent if walkers is None else goals.dynamics
+        lines.append(divergence_line("torsions", name, excess, goals.reweighted, worth))
+    for label, (angles, groups) in samples.items():
+        excess = excess_divergence(rows, torsion_rows(angles[:, axes]), groups=groups, seed=seed)
+        goal = goals.independent if groups is None else goals.dynamics
         worth = f"{of}; {len(angles)} frames worth {excess.n_effective:.0f}"
-        found.append(divergence_line("torsions", f"JS torsions: {label}", excess, goal, worth))
-    return found
+        lines.append(divergence_line("torsions", f"JS torsions: {label}", excess, goal, worth))
+    return lines
 
 
 def free_energy_lines(
@@ -133,14 +129,14 @@ def free_energy_lines(
     Samples are angles (S, n), or (T, W, n) of walkers, whose populations are those of their
     starts if they did not cross 20 times.
     """
-    found = []
+    lines = []
     for name, n, a, b in torsions.parted:
         phi = reference[:, n]
         data, share = basin_free_energy(a(phi), b(phi)), b(phi).mean()
         if log_weights is not None:
             change = _reweighted_difference(a(phi), b(phi), log_weights)
             words = f"the data have {share:.2%} there"
-            found.append(_free_energy_line(f"{name}: reweighted", *change, words, goals))
+            lines.append(_free_energy_line(f"{name}: reweighted", *change, words, goals))
         for label, angles in samples.items():
             values = angles[..., n]
             if values.ndim == 2 and np.abs(np.diff(b(values), axis=0)).sum() < _CROSSINGS:
@@ -149,8 +145,8 @@ def free_energy_lines(
             error = np.hypot(ours.error, data.error)
             words = f"{b(values).mean():.2%} there, the data have {share:.2%}"
             change = ours.value - data.value, error
-            found.append(_free_energy_line(f"{name}: {label}", *change, words, goals))
-    return found
+            lines.append(_free_energy_line(f"{name}: {label}", *change, words, goals))
+    return lines
 
 
 def population_line(
@@ -161,15 +157,15 @@ def population_line(
     ``phi`` and ``near`` (T, L): angles, and whether the structures count.
     """
     in_a, in_b = ((mode(phi) & near).mean(0) for mode in (a, b))
-    p_a, p_b, known = in_a.mean(), in_b.mean(), basin_free_energy(a(data), b(data))
+    p_a, p_b, of_data = in_a.mean(), in_b.mean(), basin_free_energy(a(data), b(data))
     words = (
         f"from walkers in {a}: {p_b / near.mean():.2%} there, the data have {b(data).mean():.2%}"
     )
     value, error = np.inf, np.nan
     if p_a > 0 and p_b > 0:
         influence = in_b / p_b - in_a / p_a
-        error = np.hypot(influence.std(ddof=1) / np.sqrt(len(in_a)), known.error)
-        value = -np.log(p_b / p_a) - known.value
+        error = np.hypot(influence.std(ddof=1) / np.sqrt(len(in_a)), of_data.error)
+        value = -np.log(p_b / p_a) - of_data.value
         words += f", {value / error:+.1f} standard errors"
     return _free_energy_line(f"{name}: exchange", value, error, words, goals)
 
@@ -204,33 +200,35 @@ def width_lines(
     widens a coordinate q by that; |∇q|² = 2 of a distance. One torsion for each rotatable bond,
     within its largest mode in the frames.
     """
-    pairs = topology.bonds, ob.angle_triples(topology.bonds)[:, [0, 2]]
+    pairs = topology.bonds, angle_triples(topology.bonds)[:, [0, 2]]
     kinds: list[tuple[str, np.ndarray, list[_Coordinate]]] = []
     for kind, atoms in zip(("bonds", "1-3 distances"), pairs, strict=True):
-        ours, data = ob.distances(walkers, atoms), ob.distances(frames, atoms)
+        ours, data = distances(walkers, atoms), distances(frames, atoms)
         each = [_Coordinate(ours[..., n], data[:, n], 2 * sigma**2) for n in range(len(atoms))]
         kinds.append((kind, atoms, each))
     each = []
     for quadruple in topology.torsions:
-        ours, data = (ob.dihedrals(x, [quadruple])[..., 0] for x in (walkers, frames))
+        ours, data = (dihedrals(x, [quadruple])[..., 0] for x in (walkers, frames))
         mode = torsion_modes(data)[0]
         centre = np.angle(np.exp(1j * data[mode(data)]).mean())
         added = sigma**2 * _square_gradient(frames[:500], quadruple)
-        ours, data = (np.where(mode(v), _wrapped(v - centre), np.nan) for v in (ours, data))
+        ours, data = (
+            np.where(mode(phi), shortest(phi - centre, 2 * np.pi), np.nan) for phi in (ours, data)
+        )
         each.append(_Coordinate(ours, data, added))
     kinds.append(("torsions", topology.torsions, each))
-    found = []
+    lines = []
     for kind, atoms, each in kinds:
         sets = {"": [_ratio(*one) for one in each]}
         if log_weights is not None:
             sets[": reweighted"] = [_reweighted_ratio(*one[1:], log_weights) for one in each]
         names = [atom_names(system, a) for a in atoms]
-        found += [
+        lines += [
             worst_line("widths", f"std of {kind}{by}", names, *np.transpose(rows), goal=goals.width)
             for by, rows in sets.items()
             if len(rows)
         ]
-    return found
+    return lines
 
 
 class _Coordinate(NamedTuple):
@@ -250,12 +248,12 @@ def _ratio(ours, data, added: float) -> tuple[float, float]:
     square = np.square(ours - ours[inside].mean(), where=inside, out=np.zeros_like(ours))
     variance = square.sum() / inside.sum()
     error = mean_estimate((square - variance * inside) / inside.mean()).error
-    known = std_estimate(data[np.isfinite(data)])
+    reference = std_estimate(data[np.isfinite(data)])
     clean = variance - added
-    if not (clean > 0 and known.value > _RIGID):
+    if not (clean > 0 and reference.value > _RIGID):
         return np.nan, np.nan
-    ratio = np.sqrt(clean) / known.value
-    return ratio, ratio * np.hypot(error / (2 * clean), known.error / known.value)
+    ratio = np.sqrt(clean) / reference.value
+    return ratio, ratio * np.hypot(error / (2 * clean), reference.error / reference.value)
 
 
 def _reweighted_ratio(data, added: float, log_weights) -> tuple[float, float]:
@@ -274,13 +272,9 @@ def _reweighted_ratio(data, added: float, log_weights) -> tuple[float, float]:
     return ratio, 0.5 * ratio * influence.std() / np.sqrt(len(x))
 
 
-def _wrapped(phi):
-    return (phi + np.pi) % (2 * np.pi) - np.pi
-
-
 def _square_gradient(frames, quadruple) -> float:
     x = torch.as_tensor(frames, dtype=torch.float64).requires_grad_()
-    (gradient,) = torch.autograd.grad(ob.dihedrals(x, [quadruple]).sum(), x)
+    (gradient,) = torch.autograd.grad(dihedrals(x, [quadruple]).sum(), x)
     return float(gradient.square().sum((1, 2)).mean())
 
 
@@ -294,12 +288,12 @@ def energy_lines(
     low, high = np.percentile(reference, [0.5, 99.5])
     bins = np.linspace(low, high, 31)
     flat = walkers.ravel()
-    who = np.broadcast_to(np.arange(walkers.shape[1]), walkers.shape).ravel()
     rows, table = (
         cell_rows(np.arange(len(e)), np.searchsorted(bins, e), (len(e), len(bins) + 1))
         for e in (reference, flat)
     )
-    excess = excess_divergence(rows, table, walkers=who, seed=seed)
+    groups = walker_groups(*walkers.shape)
+    excess = excess_divergence(rows, table, groups=groups, seed=seed)
     words = f"mean {(flat.mean() - reference.mean()) / kT:+.2f} kT from that of the data"
     ratio, error = _ratio(walkers, reference, 0.0)
     return [

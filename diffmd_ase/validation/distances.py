@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from scipy.signal import find_peaks
 
-from ..analysis import observables as ob
 from ..analysis.divergence import cell_rows, excess_divergence
+from ..analysis.statistics import jackknife_error
+from ..geometry import distances
 from ..score.neighbours import edges
 from ..system import System
 from .comparisons import divergence_line
@@ -31,20 +32,19 @@ def distance_lines(
 ) -> list[Line]:
     """Divergence of all distances; places and heights of up to three peaks of their density.
 
-    ``reference`` (M, N, 3); samples (S, N, 3) and, of walkers, who they are of (S,).
+    ``reference`` (M, N, 3); samples (S, N, 3) and, of walkers, their groups (S,).
     """
     limits = _limits(system, reference)
-    rows, found = _rows(system, reference, limits), []
+    rows, lines = _rows(system, reference, limits), []
     data = _Density(rows, np.arange(len(reference)) * _GROUPS // len(reference), limits)
     places = data.places()
-    for label, (x, walkers) in samples.items():
+    for label, (x, groups) in samples.items():
         table = _rows(system, x, limits)
-        excess = excess_divergence(rows, table, walkers=walkers, seed=seed)
-        goal = goals.independent if walkers is None else goals.dynamics
+        excess = excess_divergence(rows, table, groups=groups, seed=seed)
+        goal = goals.independent if groups is None else goals.dynamics
         words = f"{len(x)} frames worth {excess.n_effective:.0f}"
-        found.append(divergence_line("distances", f"JS distances: {label}", excess, goal, words))
-        groups = np.arange(len(x)) % _GROUPS if walkers is None else walkers
-        ours = _Density(table, groups, limits)
+        lines.append(divergence_line("distances", f"JS distances: {label}", excess, goal, words))
+        ours = _Density(table, np.arange(len(x)) % _GROUPS if groups is None else groups, limits)
         names = [
             f"{what} of peak {n} at {place:.2f} Å"
             for n, place in enumerate(places, 1)
@@ -56,8 +56,8 @@ def distance_lines(
         if names:
             name = f"peaks of g(r): {label}"
             errors = values * np.ravel(relative)
-            found.append(worst_line("distances", name, names, values, errors, goal=goals.peak))
-    return found
+            lines.append(worst_line("distances", name, names, values, errors, goal=goals.peak))
+    return lines
 
 
 class _Density:
@@ -81,7 +81,7 @@ class _Density:
     def peak(self, near: float) -> tuple[np.ndarray, np.ndarray]:
         """Place and height (2,) of the highest peak within 0.3 Å, and their errors (2,)."""
         left = [_top(self.r, g, near) for g in self.left]
-        return _top(self.r, self.whole, near), np.std(left, axis=0) * np.sqrt(len(left) - 1)
+        return _top(self.r, self.whole, near), jackknife_error(left)
 
 
 def _top(r, g, near) -> np.ndarray:
@@ -108,7 +108,7 @@ def _distances(system: System, x) -> tuple[np.ndarray, np.ndarray]:
     """Frames and lengths of all distances, of periodic systems up to 6 Å."""
     if not system.periodic:
         pairs = np.stack(np.triu_indices(len(system), 1), 1)
-        return np.repeat(np.arange(len(x)), len(pairs)), ob.distances(x, pairs).ravel()
+        return np.repeat(np.arange(len(x)), len(pairs)), distances(x, pairs).ravel()
     cell, pbc = torch.as_tensor(system.cell), tuple(bool(p) for p in system.pbc)
     lengths, frames = [], []
     for begin in range(0, len(x), 256):

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ..analysis.statistics import std_estimate
+from ..analysis.statistics import jackknife_error, std_estimate
+from ..score.curvature import temperature_ratio
 from .comparisons import Torsions
 from .scorecard import Goals, Line, line
 
@@ -26,7 +27,7 @@ def energy_label_lines(
     std, n = std_estimate(gap), len(gap)
     r = float(np.corrcoef(true, model)[0, 1])
     goal, error = goals.energy_correlation, (1 - r**2) / np.sqrt(n)
-    found = [
+    lines = [
         line("labels", "std of U - E, kT", std.value, std.error, goal=goals.energy_std),
         line("labels", "energy correlation", r, error, expected=1.0, goal=goal),
     ]
@@ -37,10 +38,10 @@ def energy_label_lines(
         offset, error = in_b.mean() - in_a.mean(), np.hypot(_standard(in_a), _standard(in_b))
         words = f"mean there minus mean in {a}; {len(in_b)} frames there"
         name = f"U - E in {name}, kT"
-        found.append(line("labels", name, offset, error, goal=goals.offset, words=words))
+        lines.append(line("labels", name, offset, error, goal=goals.offset, words=words))
     slope = np.cov(true, model)[0, 1] / model.var(ddof=1)
     error = abs(slope) * np.sqrt((1 - r**2) / n) / abs(r)
-    return [*found, _label_temperature("energies", slope, error, r, goals)]
+    return [*lines, _label_temperature("energies", slope, error, r, goals)]
 
 
 def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]:
@@ -53,7 +54,7 @@ def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]
         return np.array([np.corrcoef(a, b)[0, 1], relative, a @ b / (b @ b)])
 
     (r, relative, slope), left = of(slice(None)), [of(groups != g) for g in set(groups)]
-    errors = np.std(left, axis=0) * np.sqrt(len(left) - 1)
+    errors = jackknife_error(left)
     goal = goals.force_correlation
     return [
         line("labels", "force correlation", r, errors[0], expected=1.0, goal=goal),
@@ -86,9 +87,7 @@ def temperature_line(square: Tensor, divergence: Tensor, goals: Goals) -> Line:
     ----------
     square, divergence : (M,) of |F|²/kT_model and -∇·F in eV/Å², of independent frames
     """
-    ratio = float(square.mean() / divergence.mean())
-    influence = (square - ratio * divergence) / divergence.mean()
-    error = float(influence.std()) / len(square) ** 0.5
+    ratio, error = temperature_ratio(square, divergence)
     words = "configurational temperature: widths of stiff bonds in the data over the model's"
     goal = goals.temperature
     return line("temperature", "T by widths", ratio, error, expected=1.0, goal=goal, words=words)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..report.html import plain, save
+from ..io.atomic import replacing
+from ..report.html import plain
 
 __all__ = ["Goals", "Line", "Note", "Validation", "Verdict", "judged", "line", "worst_line"]
 
@@ -181,8 +182,9 @@ class Validation:
 
     def save(self, path: str | Path) -> Path:
         """Write the card as JSON, complete or not at all."""
-        path = Path(path)
-        save(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        path, text = Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        with replacing(path) as part:
+            part.write_text(text + "\n", encoding="utf-8")
         return path
 
 

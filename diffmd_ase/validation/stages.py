@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from ..analysis import observables as ob
+from ..analysis.divergence import walker_groups
 from ..analysis.modes import Range, unphysical_frames
 from ..analysis.statistics import mean_estimate
 from ..independent.draws import sample
@@ -14,7 +15,7 @@ from ..potentials.base import Potential
 from ..simulation.prepare import prepare
 from . import comparisons as compare
 from . import labels
-from .bench import _ENOUGH, _EXCHANGE, _IID, _PLAIN, Bench, energies_and_forces
+from .bench import ENOUGH, Bench, Part, energies_and_forces
 from .distances import distance_lines
 from .scorecard import Line, Note, line
 from .walkers import HOT, STATES, Corrected, exchanged_walkers, plain_walkers
@@ -31,7 +32,7 @@ __all__ = [
 
 def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     """I.i.d. samples (S, N, 3), and how many of them are broken."""
-    device, noise = str(bench.potential.device), bench.noise.child(_IID)
+    device, noise = str(bench.potential.device), bench.noise.child(Part.INDEPENDENT)
     count = bench.effort.samples
     drawn = sample(bench.model, count, noise=noise, device=device, progress=progress)
     x, frames = drawn.double().cpu().numpy(), bench.frames.positions
@@ -51,34 +52,35 @@ def distributions(
 ) -> list[Line]:
     """Distributions of all sets against the frames that no walker started from."""
     frames, goals, seed = bench.frames.positions, bench.goals, bench.noise.seed
-    system, torsions, found = bench.frames.system, bench.torsions, []
+    system, torsions, lines = bench.frames.system, bench.torsions, []
     rest = np.setdiff1d(np.arange(len(frames)), starts)
     t, w = walkers.energies.shape
-    who = np.broadcast_to(np.arange(w), (t, w)).ravel()
     flat = walkers.positions.reshape(t * w, *frames.shape[1:])
-    sets = {label: (x, None) for label, x in samples.items()} | {"corrected MD": (flat, who)}
+    sets = {label: (x, None) for label, x in samples.items()} | {
+        "corrected MD": (flat, walker_groups(t, w))
+    }
     if torsions.names:
         angles = torsions(frames)
-        of = {label: (torsions(x), ids) for label, (x, ids) in sets.items()}
+        of = {label: (torsions(x), groups) for label, (x, groups) in sets.items()}
         some = None if log_weights is None else log_weights[rest]
-        found += compare.torsion_lines(torsions, angles[rest], of, some, goals, seed=seed)
+        lines += compare.torsion_lines(torsions, angles[rest], of, some, goals, seed=seed)
         series = {label: a for label, (a, _) in of.items()}
         series["corrected MD"] = series["corrected MD"].reshape(t, w, -1)
-        found += compare.free_energy_lines(torsions, angles, series, log_weights, goals)
+        lines += compare.free_energy_lines(torsions, angles, series, log_weights, goals)
     else:
         some = rest[:: max(1, len(rest) // 5000)]
-        found += distance_lines(system, frames[some], sets, goals, seed=seed)
+        lines += distance_lines(system, frames[some], sets, goals, seed=seed)
     if not system.periodic:
         topology, sigma = bench.frames.topology, bench.potential.sigma
         if len(topology.bonds):
-            found += compare.width_lines(
+            lines += compare.width_lines(
                 system, topology, frames, walkers.positions, sigma, goals, log_weights
             )
         off = mean_estimate(~Range(frames)(walkers.positions))
         words = "with a distance that no snapshot has, by 0.3 Å"
         name = "corrected MD off all data"
-        found.append(line("stability", name, off.value, off.error, goal=goals.lost, words=words))
-    return found + compare.energy_lines(
+        lines.append(line("stability", name, off.value, off.error, goal=goals.lost, words=words))
+    return lines + compare.energy_lines(
         energies[rest], walkers.energies, bench.kT, goals, seed=seed
     )
 
@@ -87,19 +89,19 @@ def plain_dynamics(bench: Bench, progress) -> Line:
     """How many walkers of plain dynamics are lost, or end where nothing can be right."""
     starts = bench.starts(bench.effort.walkers // 4)
     steps = bench.effort.plain_steps
-    start = bench.dynamics(starts, _PLAIN)
+    start = bench.dynamics(starts, Part.PLAIN)
     prepared = prepare(
         start["potential"],
         temperature_K=bench.model.card.temperature_K,
         stiffness=start["stiffness"],
         mean_free=start["mean_free"],
     )
-    found = plain_walkers(
+    walkers = plain_walkers(
         prepared, start["x"], steps=steps, noise=start["noise"], progress=progress
     )
-    collapsed = unphysical_frames(bench.frames.system, bench.whole(found.positions))
-    lost = found.lost + len(collapsed)
-    words = f"{lost} of {len(starts)} in {steps} steps, D·t = {found.diffused:.2g} Å² each"
+    collapsed = unphysical_frames(bench.frames.system, bench.whole(walkers.positions))
+    lost = walkers.lost + len(collapsed)
+    words = f"{lost} of {len(starts)} in {steps} steps, D·t = {walkers.diffused:.2g} Å² each"
     for walker, why in list(collapsed.items())[:1]:
         words += f"; {len(collapsed)} collapsed: survivor {walker}, {why}"
     name, goal = "lost, plain dynamics", bench.goals.lost
@@ -113,11 +115,11 @@ def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Not
     parted = [row for row in torsions.parted if row[1] in rotors]
     if not parted:
         return [], [(None, "no exchange from one mode: no torsion of the map has two in the data")]
-    n, first, known = parted[0][1], parted[0][2], torsions(frames)
-    inside = np.flatnonzero(first(known[:, n]))
+    n, first, data = parted[0][1], parted[0][2], torsions(frames)
+    inside = np.flatnonzero(first(data[:, n]))
     count = bench.effort.ladders * STATES
     rows = np.random.default_rng(bench.noise.seed).choice(inside, count)
-    start = bench.dynamics(rows, _EXCHANGE)
+    start = bench.dynamics(rows, Part.EXCHANGE)
     del start["mean_free"]
     topology, turned = bench.frames.topology, list(rotors.values())
     x, summary = exchanged_walkers(
@@ -129,7 +131,7 @@ def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Not
     )
     near, angles = Range(frames)(x), torsions(x)
     lines = [
-        compare.population_line(name, a, b, angles[..., k], near, known[:, k], bench.goals)
+        compare.population_line(name, a, b, angles[..., k], near, data[:, k], bench.goals)
         for name, k, a, b in parted
     ]
     accepted, away = summary.acceptance.mean(0).tolist(), 1 - near.mean()
@@ -162,7 +164,7 @@ def unknown(bench: Bench, lines: list[Line]) -> list[Note]:
         f"the snapshots are worth {n:.0f} independent ones: widths are known to "
         f"{1 / np.sqrt(2 * n):.1%}, the population of a mode of 5 % to {np.sqrt(19 / n):.0%} of it"
     )
-    notes.append((None, told) if n >= _ENOUGH else (False, f"{told}; too few for most goals"))
+    notes.append((None, told) if n >= ENOUGH else (False, f"{told}; too few for most goals"))
     single = [m for m, arcs in zip(torsions.names, torsions.modes, strict=True) if len(arcs) < 2]
     if single:
         told = f"only one mode in the data of {', '.join(single)}: populations elsewhere "

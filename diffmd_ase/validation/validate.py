@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..potentials.base import Potential
 from ..score.model import ScoreModel
 from ..score.snapshots import Snapshots
-from .bench import _CORRECTED, Bench, Effort
+from .bench import Bench, Effort, Part
 from .scorecard import Goals, Validation
 from .stages import (
     distributions,
@@ -43,7 +43,7 @@ def validate(
     goals: Goals | None = None,
     reference: Potential | None = None,
     committee: Sequence[ScoreModel] = (),
-    torsions: dict[str, tuple[int, int, int, int]] | None = None,
+    torsions: Mapping[str, Sequence[int]] | None = None,
     modes: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -87,7 +87,7 @@ def validate(
     tell("corrected dynamics")
     starts = bench.starts(bench.effort.walkers)
     walkers = corrected_walkers(
-        **bench.dynamics(starts, _CORRECTED), moves=bench.effort.moves, progress=tell.part
+        **bench.dynamics(starts, Part.CORRECTED), moves=bench.effort.moves, progress=tell.part
     )
     walkers = walkers._replace(positions=bench.whole(walkers.positions))
     lines += distributions(bench, samples, walkers, starts, log_weights, energies)
@@ -121,8 +121,8 @@ def validate(
 
 def _cost(model: ScoreModel) -> dict:
     """What the training took."""
-    known = model.card.training
-    return {k: known[k] for k in ("seconds", "peak_memory_MB", "device") if k in known}
+    training = model.card.training
+    return {k: training[k] for k in ("seconds", "peak_memory_MB", "device") if k in training}
 
 
 class _Stages:

@@ -1,73 +1,62 @@
 """Observables against ASE, closed forms and brute force."""
 
-from itertools import combinations
-
 import numpy as np
 import pytest
-import torch
 from ase.build import bulk, molecule
 
 from diffmd_ase.analysis import observables as ob
+from diffmd_ase.geometry import distances
 from diffmd_ase.system import System
 
 ETHANOL = molecule("CH3CH2OH")
 BONDS = np.array([[0, 1], [0, 2], [1, 3], [0, 4], [0, 5], [1, 6], [1, 7], [1, 8]])
 
 
-@pytest.fixture
-def walkers(rng):
-    return ETHANOL.positions + 0.1 * rng.standard_normal((5, 3, 9, 3))
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("phi=torsion:4,6,8,2", ("phi", "torsion", (4, 6, 8, 2))),
+        ("phi=4,6,8,2", ("phi", "torsion", (4, 6, 8, 2))),
+        ("angle:0,1,2", ("angle:0,1,2", "angle", (0, 1, 2))),
+        ("0,8", ("0,8", "distance", (0, 8))),
+    ],
+)
+def test_coordinates_by_name(text, expected):
+    coordinate = ob.Coordinate.parse(text, 9)
+    assert coordinate == expected
+    assert coordinate.period == (2 * np.pi if expected[1] == "torsion" else 0)
+    system = System.from_atoms(ETHANOL)
+    (a, *_, b) = expected[2]
+    known = {
+        "torsion": lambda: np.radians((ETHANOL.get_dihedral(*expected[2]) + 180) % 360 - 180),
+        "angle": lambda: np.radians(ETHANOL.get_angle(*expected[2])),
+        "distance": lambda: ETHANOL.get_distance(a, b),
+    }
+    assert coordinate(ETHANOL.positions, system) == pytest.approx(known[expected[1]]())
 
 
-@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
-def test_internal_coordinates_are_those_of_ase(walkers, kind):
-    pairs, triples = BONDS[:4], ob.angle_triples(BONDS)[:6]
-    quadruples = [(2, 0, 1, 7), (3, 1, 0, 4), (5, 0, 1, 8)]
-    x = kind(walkers)
-    r, theta, phi = ob.distances(x, pairs), ob.angles(x, triples), ob.dihedrals(x, quadruples)
-    rg = ob.radius_of_gyration(x, ETHANOL.get_masses())
-    assert phi.shape == (5, 3, 3) and rg.shape == (5, 3)
-    for t, w in np.ndindex(5, 3):
-        atoms = ETHANOL.copy()
-        atoms.positions = walkers[t, w]
-        np.testing.assert_allclose(r[t, w], [atoms.get_distance(*p) for p in pairs])
-        expected = np.radians([atoms.get_angle(*p) for p in triples])
-        np.testing.assert_allclose(theta[t, w], expected, atol=1e-9)
-        expected = np.radians([atoms.get_dihedral(*q) for q in quadruples])
-        np.testing.assert_allclose(np.exp(1j * np.asarray(phi[t, w])), np.exp(1j * expected))
-        inertia = atoms.get_moments_of_inertia().sum() / 2 / atoms.get_masses().sum()
-        assert float(rg[t, w]) == pytest.approx(np.sqrt(inertia))
-
-
-def test_angles_of_straight_and_folded_atoms():
-    x = np.array([[-1.0, 0, 0], [0, 0, 0], [1.0, 1e-9, 0], [-2.0, 0, 0]])
-    theta = ob.angles(x, [(0, 1, 2), (0, 1, 3)])
-    np.testing.assert_allclose(theta, [np.pi - 1e-9, 0.0], atol=1e-12)
+@pytest.mark.parametrize(
+    "text, kinds, said",
+    [
+        ("x", None, "'x'.*or name=torsion:i,j,k,l.*such as phi=torsion:4,6,8,14"),
+        ("d=distance:0", None, "expected energy or"),
+        ("d=torsion:0,1", None, "name=distance:i,j"),
+        ("d=distance:0,x", None, "counted from 0"),
+        ("d=0,1", ("torsion",), "expected energy or name=torsion:i,j,k,l, such"),
+        ("d=distance:0,9", None, "'d=distance:0,9': atoms 0, 9 must differ and lie in 0…8"),
+        ("d=distance:1,1", None, "must differ"),
+        ("d=distance:-1,1", None, "lie in 0…8, counted from 0"),
+    ],
+)
+def test_coordinates_that_cannot_be(text, kinds, said):
+    options = {} if kinds is None else {"kinds": kinds}
+    with pytest.raises(ValueError, match=said):
+        ob.Coordinate.parse(text, 9, others=("energy",), **options)
 
 
 def test_angle_triples_of_methane():
     triples = ob.angle_triples([(0, 1), (0, 2), (0, 3), (0, 4)])
     assert len(triples) == 6 and (triples[:, 1] == 0).all()
-
-
-@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
-@pytest.mark.parametrize("cell", [np.diag([4.0, 5.0, 6.0]), [[4, 0, 0], [1.8, 5, 0], [-1, 2, 4]]])
-def test_minimum_image_is_the_shortest(rng, make, cell):
-    system = System([29], [63.5], cell, [True, True, False])
-    d = 10 * rng.standard_normal((200, 3))
-    # along the open direction: far for the upright cell, inside for the tilted one
-    d[:, 2] = np.clip(d[:, 2], -2, 2) * (4 if system.cell[2, 0] == 0 else 1)
-    found = np.linalg.norm(np.asarray(ob.minimum_image(make(d), system)), axis=-1)
-    shifts = np.array([(i, j, 0) for i in range(-15, 16) for j in range(-15, 16)])
-    brute = np.linalg.norm(d[:, None] + (shifts @ system.cell)[None], axis=-1).min(1)
-    np.testing.assert_allclose(found, brute, rtol=1e-12)
-
-
-def test_distance_through_the_boundary():
-    system = System([29, 29], [63.5] * 2, 4.0 * np.eye(3), True)
-    x = np.array([[0.1, 0, 0], [3.9, 0, 0]])
-    assert ob.distances(x, [(0, 1)], system=system) == pytest.approx([0.2])
-    assert ob.distances(x, [(0, 1)]) == pytest.approx([3.8])
 
 
 def test_rdf_of_an_ideal_gas_is_one(rng):
@@ -105,21 +94,27 @@ def test_msd_of_free_particles(rng):
     assert np.isnan(ob.mean_square_displacement(x[:, 0])[1]).all()
 
 
-def test_bond_table_finds_the_wrong_bond(rng):
+def test_width_table_finds_the_wrong_bond(rng):
     reference = ETHANOL.positions + 0.03 * rng.standard_normal((4000, 9, 3))
     same = ETHANOL.positions + 0.03 * rng.standard_normal((500, 8, 9, 3))
-    z = [(row.ratio.value - 1) / row.ratio.error for row in ob.bond_table(same, reference, BONDS)]
+    expected = distances(reference, BONDS)
+    rows = ob.width_table(distances(same, BONDS), expected)
+    z = [(row.ratio.value - 1) / row.ratio.error for row in rows]
     assert np.abs(z).max() < 4
     worse = same.copy()
     worse[..., 2, :] += 0.03 * rng.standard_normal((500, 8, 3))
-    top = ob.bond_table(worse, reference, BONDS)[0]
-    assert top.bond == (0, 2) and (top.ratio.value - 1) / top.ratio.error > 4
-    assert top.mean.value == pytest.approx(ETHANOL.get_distance(0, 2), abs=0.02)
+    top = ob.width_table(distances(worse, BONDS), expected)[0]
+    assert BONDS[top.number].tolist() == [0, 2]
+    assert (top.ratio.value - 1) / top.ratio.error > 4
+    assert top.shift.value == pytest.approx(0, abs=0.02)
+    longer = ob.width_table(expected[:500] + 0.1, expected)
+    assert all(row.shift.value == pytest.approx(0.1, abs=4 * row.shift.error) for row in longer)
 
 
 def test_rigid_bonds_have_a_ratio():
     x = np.broadcast_to(ETHANOL.positions, (20, 9, 3))
-    assert all(row.ratio.value == 1.0 for row in ob.bond_table(x, x, BONDS))
+    lengths = distances(x, BONDS)
+    assert all(row.ratio.value == 1.0 for row in ob.width_table(lengths, lengths))
 
 
 def test_broken_bonds_and_mirror_images(rng):
@@ -131,9 +126,3 @@ def test_broken_bonds_and_mirror_images(rng):
     centres = [(0, 1, 2, 4), (0, 2, 1, 4)]  # one volume positive, one negative
     hands = ob.correct_hand(x, reference, centres)
     assert hands[0] and hands[2] and not hands[3]
-
-
-def test_every_pair_of_a_batch_shape(walkers):
-    pairs = list(combinations(range(9), 2))
-    assert ob.distances(walkers, pairs).shape == (5, 3, 36)
-    assert ob.distances(walkers[0, 0], []).shape == (0,)

@@ -60,7 +60,7 @@ def test_table_and_verdict(diffmd, tmp_path, rng, monkeypatch):  # noqa: F811
 
 def test_what_is_not_converged_is_said(diffmd, tmp_path):  # noqa: F811
     """The same frames, sorted by their torsion: each walker saw a part."""
-    from diffmd_ase.analysis.observables import dihedrals
+    from diffmd_ase.geometry import dihedrals
 
     x = frames_of(400, 4).reshape(-1, 4, 3)
     order = np.argsort(dihedrals(x, [[0, 1, 2, 3]])[:, 0])
@@ -76,10 +76,10 @@ def test_what_is_not_converged_is_said(diffmd, tmp_path):  # noqa: F811
 
 def test_named_observables(diffmd, tmp_path):  # noqa: F811
     path = h5(tmp_path / "a.h5", frames_of(100, 2))
-    words = ["phi=torsion:0,1,2,3", "d=distance:0,3", "a=angle:0,1,2"]
+    words = ["phi=torsion:0,1,2,3", "d=0,3", "angle:0,1,2"]
     options = [part for word in words for part in ("--observe", word)]
     rows = json.loads(diffmd("analyze", path, *options, "--json")[1])["rows"]
-    assert [row["name"] for row in rows] == ["phi", "d", "a"]
+    assert [row["name"] for row in rows] == ["phi", "d", "angle:0,1,2"]
     assert abs(rows[2]["mean"] - 100) < 4 * rows[2]["error"] + 1e-9  # degrees, by construction
 
 

@@ -200,7 +200,7 @@ MISTAKES = [
     ("text", "no line '#! FIELDS"),
     ("md.h5 --cv x", "expected name=torsion:i,j,k,l"),
     ("md.h5", "a trajectory needs variables"),
-    ("md.h5 --cv t=torsion:0,1,2,9", "atoms (0, 1, 2, 9) of 4"),
+    ("md.h5 --cv t=torsion:0,1,2,9", "atoms 0, 1, 2, 9 must differ and lie in 0…3"),
     ("md.h5 --cv d=distance:0,1 --temperature 310", "ran at 300 K"),
     ("md.h5 --cv d=distance:0,1 --reweight opes", "it holds no bias"),
     ("md.h5 T --cv x", "give one or the other"),

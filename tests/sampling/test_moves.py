@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from diffmd_ase.analysis.observables import dihedrals
+from diffmd_ase.geometry import dihedrals
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.potentials.ase_calculator import AsePotential

@@ -10,11 +10,12 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 from pydantic import ValidationError
 
-from diffmd_ase.score.neighbours import edges, envelope, mean_neighbours
+from diffmd_ase.score.neighbours import edges, envelope
 from diffmd_ase.score.networks.build import build
 from diffmd_ase.score.networks.equivariant import EquivariantConfig
 from diffmd_ase.score.networks.molecule import MechanicsConfig, PairConfig
 from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.score.spacing import mean_neighbours
 from diffmd_ase.system import System
 
 ACHIRAL, CHIRAL = "ethanol", "dipeptide"

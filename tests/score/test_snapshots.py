@@ -11,6 +11,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import kB
 
+from diffmd_ase.score import snapshot_checks
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
 
@@ -356,6 +357,37 @@ def test_hash_sees_positions_numbers_and_temperature(rng):
     hashes |= {Snapshots(other, x, 300).sha256, Snapshots(system, x + 0.1, 300).sha256}
     assert len(hashes) == 4
     assert Snapshots(system, x.copy(), 300).sha256 in hashes
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """How many frames were searched for overlaps, in each search."""
+    counts = []
+    search = snapshot_checks.check_positions
+
+    def counted(system, positions, source):
+        counts.append(len(positions))
+        search(system, positions, source)
+
+    monkeypatch.setattr(snapshot_checks, "check_positions", counted)
+    return counts
+
+
+def test_overlaps_are_searched_once(tmp_path, rng, searched):
+    read = Snapshots.read(saved(tmp_path, **fields(frames(rng, 40))), temperature_K=300)
+    assert searched == [40]
+    training, held_out = read.split(0.2)
+    assert len(training.take([0, 3])) == 2 and len(held_out) == 8
+    assert searched == [40]
+    Snapshots(read.system, read.positions, 300)
+    assert searched == [40, 40]
+
+
+@pytest.mark.parametrize("index", [[], 3, slice(40, None)])
+def test_what_cannot_be_taken(rng, index):
+    whole = Snapshots(System.from_atoms(WATER), positions(frames(rng)), 300)
+    with pytest.raises(ValueError, match=r"no snapshots|shape \(3, 3\), expected"):
+        whole.take(index)
 
 
 def test_reading_leaves_nothing_behind(tmp_path, rng):

@@ -9,8 +9,9 @@ from ase import Atoms
 from ase.build import molecule
 from ase.cluster import Icosahedron
 
+from diffmd_ase.geometry import signed_volumes
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.topology import Topology, orbits, signed_volumes
+from diffmd_ase.score.topology import Topology, orbits
 
 
 def rattled(atoms, rng, count=30, amplitude=0.03):

@@ -1,8 +1,10 @@
 """Tiny trainings: determinism, restarts, refusals, early stopping, processes."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
+import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -17,9 +19,13 @@ from safetensors.torch import load_file
 
 from diffmd_ase.independent.draws import sample
 from diffmd_ase.noise import Noise
-from diffmd_ase.score.objective import _Loss
+from diffmd_ase.score import sets, snapshot_checks, training
+from diffmd_ase.score.fit import frames_of
+from diffmd_ase.score.job import Job, read_job, write_job
+from diffmd_ase.score.objective import SetLoss
+from diffmd_ase.score.sets import as_sets
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.training import TrainConfig, _frames, fit, plan, train
+from diffmd_ase.score.training import TrainConfig, fit, plan, train
 from diffmd_ase.system import System
 
 TINY = {"steps": 12, "batch_size": 16, "width": 8, "evaluations": 4, "processes": 1}
@@ -83,8 +89,8 @@ def test_forces_are_learned_by_networks(peroxide):
     )
     for part in (labelled, turned):
         expert = plan(part, config(force_weight=50))[0]
-        loss = _Loss(expert, part, 1.0, "cpu")
-        x = _frames(part, True, "cpu")
+        loss = SetLoss(expert, part, 1.0, "cpu")
+        x = frames_of(part, True, "cpu")
         assert x.shape == (200, 4, 6)
 
         def exact(y, level, **_):
@@ -132,7 +138,7 @@ def test_every_second_noise_level_decides_a_shape(peroxide):
 
     generator = torch.Generator().manual_seed(0)
     x = torch.as_tensor(peroxide.positions, dtype=torch.float32).repeat(10, 1, 1)
-    _Loss(broad, peroxide, 1.0, "cpu")(network, x, generator)
+    SetLoss(broad, peroxide, 1.0, "cpu")(network, x, generator)
     levels = seen[0][: len(x)]
     inside = (levels >= low) & (levels <= high)
     assert inside[::2].all()
@@ -209,8 +215,8 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("at", [3, 9])
 def test_interrupted_training_goes_on_to_the_same_weights(finished, peroxide, tmp_path, at):
-    def stop(message):
-        if message.get("step", 0) >= at:
+    def stop(name, fraction, note):
+        if fraction >= (at - 1) / config().steps:  # reported after the validation of step `at`
             raise Stopped
 
     for expert in plan(peroxide, config()):
@@ -341,6 +347,93 @@ def test_bad_configurations(peroxide):
             config(**wrong)
     with pytest.raises(ValueError, match="cannot hold out"):
         train(peroxide.take(slice(0, 2)), config=config(), device="cpu")
+
+
+# --------------------------------------------------------------- what is done once
+
+
+def test_one_process_writes_no_arrays_and_plans_once(finished, peroxide, monkeypatch):
+    """Unless a directory was asked for, of which test_a_model_comes_out speaks."""
+    plans = []
+    monkeypatch.setattr(training, "plan", lambda *given: plans.append(plan(*given)) or plans[-1])
+    monkeypatch.setattr(training, "write_job", None)
+    monkeypatch.setattr(snapshot_checks, "check_positions", None)
+    monkeypatch.setattr(np, "savez", None)
+    model = train(peroxide, config=config(), seed=3, device="cpu")
+    assert len(plans) == 1 and same(weights(model), weights(finished[0]))
+
+
+def test_several_sets_are_compared_once(copper, monkeypatch):
+    compared = []
+    nearest = sets.nearest_by_element
+    monkeypatch.setattr(
+        sets, "nearest_by_element", lambda part: compared.append(part) or nearest(part)
+    )
+    hot = Snapshots(copper.system, copper.positions + 0.01, 500)
+    train([copper, hot], config=config(), device="cpu")
+    assert compared == [copper, copper, hot]
+
+
+def test_a_job_tells_children_all(peroxide, copper, tmp_path):
+    """The plan, the frames, and the structure that was seen in more of them."""
+    for name, whole, more in (
+        ("molecule", peroxide, {"force_weight": 0.5}),
+        ("crystal", copper, {}),
+    ):
+        whole = replace(whole, forces=np.ones_like(whole.positions))
+        part = as_sets(whole.take(slice(0, 15)))
+        settings = config(**more)
+        job = Job(experts=tuple(plan(part, settings)), config=settings, seed=3, device="cpu")
+        write_job(tmp_path / name, part, job)
+        (again,), told = read_job(tmp_path / name)
+        assert told == job
+        assert again.system == whole.system and again.sha256 == part[0].sha256
+        assert (again.forces is None) == (not more)
+        assert again.correlation == whole.correlation and again.source == whole.source
+        assert np.array_equal(again.moving, whole.moving)
+        if name == "molecule":
+            for field in fields(whole.topology):
+                one, two = (getattr(p.topology, field.name) for p in (again, whole))
+                assert np.array_equal(one, two) and type(one) is type(two), field.name
+
+
+def test_threads_are_the_callers(peroxide):
+    """Also after a failure."""
+    torch.set_num_threads(2)
+    try:
+        train(peroxide, config=config(steps=1, evaluations=1), device="cpu")
+        assert torch.get_num_threads() == 2
+
+        def stop(name, fraction, note):
+            assert torch.get_num_threads() == 1
+            raise Stopped
+
+        with pytest.raises(Stopped):
+            train(peroxide, config=config(), device="cpu", progress=stop)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_progress_is_told(peroxide, capsys):
+    told = []
+    small = config(steps=4, evaluations=2)
+    train(peroxide, config=small, device="cpu", progress=lambda *one: told.append(one))
+    for name in ("fine", "broad"):
+        fractions = [fraction for part, fraction, _ in told if part == name]
+        assert fractions[0] == 0.0 and fractions[-1] == 1.0 and fractions == sorted(fractions)
+    assert re.fullmatch(r"step 4  validation -?[\d.e+-]+", told[-1][2])
+    train(peroxide, config=small, device="cpu", progress=True)
+    out, err = capsys.readouterr()
+    assert not out and re.findall(r"(\w+) 100%  step 4  validation", err) == ["fine", "broad"]
+
+
+def test_systems_that_do_not_tell_their_memory(peroxide, monkeypatch):
+    """As Windows: no module of resources, and no number."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    model = train(peroxide, config=config(steps=1, evaluations=1), device="cpu")
+    assert "peak_memory_MB" not in model.card.training
+    assert all("peak_memory_MB" not in e for c in model.card.experts for e in c.history)
 
 
 # ----------------------------------------------------------------------- processes

@@ -17,7 +17,7 @@ from diffmd_ase.score.embedded_fit import fit_embedded
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.networks.embedded import EmbeddedConfig, EmbeddedEnergy
 from diffmd_ase.score.networks.molecule import MechanicsConfig
-from diffmd_ase.score.objective import _Objective
+from diffmd_ase.score.objective import Objective
 from diffmd_ase.score.plan import Expert, TrainConfig, plan
 from diffmd_ase.score.sets import as_sets
 from diffmd_ase.score.snapshots import Snapshots
@@ -111,7 +111,7 @@ def stiffness(snapshots, sites):
 
     Of displacements u the set estimates k by d/|u|², so that all of them count alike.
     """
-    objective = _Objective(EXPERT, tuple(snapshots), "cpu")
+    objective = Objective(EXPERT, tuple(snapshots), "cpu")
     slopes = []
     for k in (0.0, 1.0):
         generator, springs = torch.Generator().manual_seed(1), Springs(sites[0].float(), k)
@@ -186,7 +186,7 @@ def test_the_loss_is_the_mean_over_all_frames():
             return (x - at.float()).square().sum((1, 2)) * 30
 
     batches = [torch.as_tensor(p.positions, dtype=torch.float32) for p in (small, large)]
-    terms = _Objective(EXPERT, (small, large), "cpu")(Pull(), batches, seeded())
+    terms = Objective(EXPERT, (small, large), "cpu")(Pull(), batches, seeded())
     by_hand, generator = 0.0, seeded()
     for x, at, share, tempering in zip(batches, (sites, more), (0.25, 0.75), (1, 0.5), strict=True):
         torch.rand(len(x), generator=generator, dtype=x.dtype)  # its noise levels

@@ -15,12 +15,6 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from diffmd_ase import Noise, ScoreModel, Snapshots, System
-from diffmd_ase.analysis.divergence import (
-    cell_rows,
-    excess_divergence,
-    excess_reweighted,
-    torsion_rows,
-)
 from diffmd_ase.analysis.modes import torsion_modes, unphysical_frames
 from diffmd_ase.potentials.curvature import forces_and_divergence
 from diffmd_ase.score.card import Card, ExpertCard
@@ -262,58 +256,7 @@ def test_widths_of_reweighted_frames_are_those_of_the_model(rng):
                 assert abs(value - expected) < 4 * error and 0 < error < 0.01
 
 
-# ----------------------------------------------------------------------- floors and verdicts
-
-
-def torsions(n, rng, share=0.1):
-    centre = np.where(rng.random(n) < share, 1.0, -1.5)
-    phi = np.stack([centre + 0.4 * rng.normal(size=n), 0.9 * rng.normal(size=n)], -1)
-    return torsion_rows((phi + np.pi) % (2 * np.pi) - np.pi)
-
-
-@pytest.mark.parametrize("n", [200, 2000, 10_000])
-def test_exact_draws_have_no_excess(n):
-    values = []
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        values.append(excess_divergence(torsions(8000, rng), torsions(n, rng), seed=seed))
-    excess, error = np.array([(v.excess, v.error) for v in values]).T
-    assert abs(excess.mean()) < 4 * excess.std(ddof=1) / 12**0.5
-    assert np.mean((excess / error) ** 2) < 2  # errors are no smaller than the scatter
-    assert np.mean([v.floor for v in values]) > 10 * abs(excess.mean())
-
-
-def test_draws_of_another_law_have_an_excess(rng):
-    found = excess_divergence(torsions(8000, rng), torsions(2000, rng, share=0.3))
-    assert found.excess > 4 * found.error
-    assert judged(found.excess, found.error, 0.002) == "fail"
-
-
-def test_correlated_walkers_are_worth_less_than_their_frames():
-    """Every frame five times: the floor is that of a fifth of the frames."""
-    worth, excess = [], []
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        rows = torsions(1000, rng)[np.repeat(np.arange(1000), 5)]
-        found = excess_divergence(
-            torsions(20_000, rng), rows, walkers=np.repeat(np.arange(100), 50), seed=seed
-        )
-        worth.append(found.n_effective)
-        excess.append(found.excess / found.error)
-    assert np.mean(worth) == pytest.approx(1000, rel=0.15)
-    assert abs(np.mean(excess)) < 4 / 8**0.5
-    naive = excess_divergence(torsions(20_000, rng), rows)
-    assert naive.excess > 4 * naive.error
-
-
-def test_weights_that_change_the_law(rng):
-    rows = torsions(8000, rng)
-    same = excess_reweighted(rows, 0.3 * rng.normal(size=8000))
-    assert abs(same.excess) < 4 * same.error + 5e-4
-    assert same.n_effective == pytest.approx(8000 * np.exp(-0.09), rel=0.02)
-    right = np.asarray(rows @ (np.arange(64 * 64) // 64 > 32).astype(float))
-    other = excess_reweighted(rows, np.log(2.0) * right)
-    assert other.excess > 4 * other.error
+# ----------------------------------------------------------------------- -----------verdicts
 
 
 def test_verdicts():
@@ -322,12 +265,6 @@ def test_verdicts():
     assert judged(0.001, 0.02, 0.01) == "cannot be told"
     assert judged(0.011, 0.004, 0.01) == "cannot be told"
     assert judged(np.inf, np.nan, 0.01) == "cannot be told"
-
-
-def test_cells_outside_are_left_out():
-    owner, cells = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 5, 2, 2, -1, 3])
-    rows = cell_rows(owner, cells, (3, 4)).toarray()
-    assert rows.tolist() == [[1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]
 
 
 def test_modes_of_a_torsion(rng):

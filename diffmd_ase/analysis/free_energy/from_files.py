@@ -5,113 +5,24 @@ COLVAR, HILLS, KERNELS or a trajectory go in; a surface, its doubts and three fi
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ...io.atomic import replacing
 from ...io.plumed_tables import PlumedTable, kind, read_plumed, thermal_energy
 from .from_trajectory import measured
-from .hills_files import Hills, free_energy_of_kernels, sum_hills
-from .plots import free_energy_figure
-from .reweighting import Samples, choose_method, keep_after, log_weights, variable_names
-from .surface import Axis, Basin, BlockScan, Convergence, basin_difference_on_grid
+from .hills_files import Hills, free_energy_of_components, sum_hills
+from .request import Request
+from .result import Result
+from .reweighting import Samples, choose_method, keep_after, log_weights
+from .surface import Axis, basin_difference_on_grid
 from .verdicts import judge_bias, judge_hills, report_samples
 
 __all__ = ["Request", "Result", "analyse"]
 
-_BINS = {1: 100, 2: 40}
 _GROWING = ("rbias", "last", "opes")
 _HISTORY = 40
-
-
-@dataclass(frozen=True)
-class Request:
-    """The words of a user; see the options of ``diffmd fes``."""
-
-    cvs: tuple[str, ...] = ()
-    temperature_K: float | None = None
-    unit: str = "kJ/mol"
-    reweight: str = "auto"
-    basins: tuple[str, ...] = ()
-    bins: int | None = None
-    ranges: tuple[str, ...] = ()
-    bandwidth: tuple[float, ...] | None = None
-    skip: float | None = None
-    blocks: int | None = None
-
-    def __post_init__(self):
-        if len(self.cvs) > 2:
-            raise ValueError(f"{len(self.cvs)} variables: a surface has one or two")
-        if len(self.basins) not in (0, 2):
-            raise ValueError(f"{len(self.basins)} basins: give two, ΔF = F(second) - F(first)")
-
-    def pair(self) -> tuple[Basin, Basin] | None:
-        """The two basins, if there are any."""
-        if not self.basins:
-            return None
-        first, second = (Basin(_ranges(text.split(","))) for text in self.basins)
-        return first, second
-
-
-@dataclass
-class Result:
-    """A surface with numbers and verdicts; ``write`` makes the files."""
-
-    axes: tuple[Axis, ...]
-    free_energy: np.ndarray
-    error: np.ndarray | None
-    unit: str
-    kT: float
-    basins: tuple[Basin, Basin] | None = None
-    settling: Convergence | None = None
-    scan: BlockScan | None = None
-    history: tuple[np.ndarray, np.ndarray] | None = None
-    numbers: dict[str, Any] = field(default_factory=dict)
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def write(self, picture: Path) -> list[Path]:
-        """The picture, and the surface beside it as .npz and .csv (one row per bin)."""
-        figure = free_energy_figure(
-            self.axes,
-            self.free_energy,
-            self.error,
-            unit=self.unit,
-            basins=self.basins or (),
-            settling=self.settling,
-            scan=self.scan,
-            history=self.history,
-            limit=self._limit(),
-        )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130, facecolor="white")
-        archive, rows = picture.with_suffix(".npz"), picture.with_suffix(".csv")
-        error = np.full_like(self.free_energy, np.nan) if self.error is None else self.error
-        centres = [axis.centres for axis in self.axes]
-        with replacing(picture) as part:
-            part.write_bytes(buffer.getvalue())
-        with replacing(archive) as part, open(part, "wb") as file:
-            arrays: dict[str, Any] = {f"centres_{n}": c for n, c in enumerate(centres)}
-            arrays |= {"free_energy": self.free_energy, "error": error, "kT": self.kT}
-            arrays |= {"unit": self.unit, "names": [axis.name for axis in self.axes]}
-            np.savez(file, **arrays)
-        columns = [c.ravel() for c in np.meshgrid(*centres, indexing="ij")]
-        with replacing(rows) as part, open(part, "w", newline="") as file:
-            writer = csv.writer(file)
-            names = [axis.name for axis in self.axes]
-            writer.writerow([*names, f"F ({self.unit})", f"error ({self.unit})"])
-            writer.writerows(zip(*columns, self.free_energy.ravel(), error.ravel(), strict=True))
-        return [picture, archive, rows]
-
-    def _limit(self) -> float | None:
-        finite = self.free_energy[np.isfinite(self.free_energy)]
-        return float(min(finite.max(), max(np.percentile(finite, 90), 10 * self.kT)))
 
 
 def _silent(done: float, note: str) -> None:
@@ -145,13 +56,13 @@ def analyse(
 
 
 def _sorted(inputs: Sequence[str | Path]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {k: [] for k in ("colvar", "hills", "kernels", "trajectory")}
+    files: dict[str, list[Path]] = {k: [] for k in ("colvar", "hills", "kernels", "trajectory")}
     for name in inputs:
         for path in _expanded(Path(name)):
-            found[kind(path)].append(path)
-    if len(found["trajectory"]) and sum(map(len, found.values())) > len(found["trajectory"]):
+            files[kind(path)].append(path)
+    if len(files["trajectory"]) and sum(map(len, files.values())) > len(files["trajectory"]):
         raise ValueError("a trajectory together with files of PLUMED: give one or the other")
-    return found
+    return files
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -172,7 +83,7 @@ def _expanded(path: Path) -> list[Path]:
 def _from_colvar(files, request, hills, kT, progress) -> Result:
     table = read_plumed(files["colvar"])
     method = choose_method(table, hills) if request.reweight == "auto" else request.reweight
-    names = _names(request, table, hills)
+    names = request.variables(table, hills)
     values = table.columns(names)
     progress(0.3, "weights")
     log_w = log_weights(table, method, kT, hills=hills)
@@ -196,8 +107,8 @@ def _from_colvar(files, request, hills, kT, progress) -> Result:
     ]
     result.verdicts[:0] = [c for c in checks if c is not None]
     if method == "last":
-        words = "The final bias is taken for exact: the noise of its last hills is in no error bar."
-        result.verdicts.append({"good": None, "text": words})
+        text = "The final bias is taken for exact: the noise of its last hills is in no error bar."
+        result.judge(None, text)
     result.notes += [*table.notes, *(hills.notes if hills is not None else ())]
     if files["kernels"]:
         result.notes.append("KERNELS were not needed: the bias is in the COLVAR")
@@ -230,42 +141,28 @@ def _from_hills(hills: Hills, request: Request, kT: float) -> Result:
             "the COLVAR as well, or use plumed sum_hills --idw"
         )
     _at_most_two(hills.names)
-    axes = tuple(
-        _axis(request, name, hills.grid(2)[n], hills.lows[n], hills.periods[n], len(hills.names))
-        for n, name in enumerate(hills.names)
-    )
+    axes = _axes(request, hills.names, hills.grid(2), hills.lows, hills.periods)
     points = [axis.centres for axis in axes]
-    energy = sum_hills(hills, points)
-    result = Result(axes, energy - energy.min(), None, request.unit, kT, request.pair())
-    result.numbers.update(
-        hills=len(hills), biasfactor=hills.biasfactor, kT=kT, unit=request.unit, reweight="sum"
-    )
+    result = _without_errors(axes, sum_hills(hills, points), request, kT, hills.notes)
+    result.numbers.update(hills=len(hills), biasfactor=hills.biasfactor, reweight="sum")
     check = judge_hills(hills, kT, request.unit)
     result.verdicts += [check] if check else []
     if result.basins is not None:
-        a, b = result.basins
         stops = np.unique(np.linspace(1, len(hills), _HISTORY + 1).round().astype(int))
+        sums = (sum_hills(hills.first(n), points) for n in stops)
         series = np.array(
-            [
-                basin_difference_on_grid(sum_hills(hills.first(n), points), axes, a, b, kT=kT)
-                for n in stops
-            ]
+            [basin_difference_on_grid(energy, axes, *result.basins, kT=kT) for energy in sums]
         )
         result.history = hills.time[stops - 1], series
         late = series[len(series) // 2 :]
         drift = float(late.max() - late.min())
         result.numbers.update(delta_F=[float(series[-1]), None], late_range=drift)
-        result.verdicts.append(
-            {
-                "good": drift < kT,
-                "text": f"ΔF = {series[-1]:.4g} {request.unit}; over the second half of the "
-                f"run it ranged over {drift:.2g} {request.unit} ({drift / kT:.2g} kT).",
-            }
+        result.judge(
+            drift < kT,
+            f"ΔF = {series[-1]:.4g} {request.unit}; over the second half of the "
+            f"run it ranged over {drift:.2g} {request.unit} ({drift / kT:.2g} kT).",
         )
-    result.verdicts.append(
-        {"good": None, "text": "A sum of hills has no error bar: give the COLVAR as well."}
-    )
-    result.notes += hills.notes
+    result.judge(None, "A sum of hills has no error bar: give the COLVAR as well.")
     return result
 
 
@@ -274,33 +171,31 @@ def _from_kernels(files: list[Path], request: Request, kT: float) -> Result:
     first = next(n for n, name in enumerate(table.fields) if name.startswith("sigma_"))
     names = table.fields[1:first]
     _at_most_two(names)
-    axes = []
-    for name in names:
-        values = table.column(name)
-        period = table.period(name) or 0.0
-        low = table.domains[name][0] if period else 0.0
-        axes.append(_axis(request, name, values, low, period, len(names)))
-    energy = free_energy_of_kernels(table, kT, [axis.centres for axis in axes])
-    result = Result(tuple(axes), energy, None, request.unit, kT, request.pair())
-    result.numbers.update(kernels=len(table), kT=kT, unit=request.unit, reweight="kernels")
+    lows = [_low(table, None, name) for name in names]
+    periods = [table.period(name) or 0.0 for name in names]
+    axes = _axes(request, names, table.columns(names).T, lows, periods)
+    energy = free_energy_of_components(table, kT, [axis.centres for axis in axes])
+    result = _without_errors(axes, energy, request, kT, table.notes)
+    result.numbers.update(kernels=len(table), reweight="kernels")
     if result.basins is not None:
         value = basin_difference_on_grid(energy, axes, *result.basins, kT=kT)
         result.numbers["delta_F"] = [value, None]
-        result.verdicts.append({"good": None, "text": f"ΔF = {value:.4g} {request.unit}."})
-    result.verdicts.append(
-        {"good": None, "text": "Kernels have no error bar: give the COLVAR as well."}
-    )
-    result.notes += table.notes
+        result.judge(None, f"ΔF = {value:.4g} {request.unit}.")
+    result.judge(None, "Kernels have no error bar: give the COLVAR as well.")
     return result
 
 
-def _report(samples, lows, request, kT, progress) -> Result:
-    axes = tuple(
-        _axis(request, name, samples.s[:, n], lows[n], samples.periods[n], len(samples.names))
-        for n, name in enumerate(samples.names)
-    )
+def _without_errors(axes, energy: np.ndarray, request: Request, kT: float, notes) -> Result:
+    result = Result(axes, energy - energy.min(), None, request.unit, kT, request.pair())
+    result.numbers.update(kT=kT, unit=request.unit)
+    result.notes += notes
+    return result
+
+
+def _report(samples: Samples, lows, request: Request, kT: float, progress) -> Result:
+    axes = _axes(request, samples.names, samples.s.T, lows, samples.periods)
     progress(0.6, "errors")
-    found = report_samples(
+    result = report_samples(
         samples,
         axes,
         kT=kT,
@@ -310,22 +205,12 @@ def _report(samples, lows, request, kT, progress) -> Result:
         blocks=request.blocks,
     )
     progress(0.9, "writing")
-    return Result(
-        axes,
-        found.surface.free_energy,
-        found.surface.error,
-        request.unit,
-        kT,
-        request.pair(),
-        found.settling,
-        found.scan,
-        None,
-        found.numbers,
-        found.verdicts,
-    )
+    return result
 
 
-# ------------------------------------------------------------------------ words
+def _axes(request: Request, names: Sequence[str], values, lows, periods) -> tuple[Axis, ...]:
+    columns = zip(names, values, lows, periods, strict=True)
+    return tuple(request.axis(*column, len(names)) for column in columns)
 
 
 def _at_most_two(names: Sequence[str]) -> None:
@@ -335,21 +220,6 @@ def _at_most_two(names: Sequence[str]) -> None:
         )
 
 
-def _names(request: Request, table: PlumedTable, hills: Hills | None) -> tuple[str, ...]:
-    if request.cvs:
-        for name in request.cvs:
-            table.column(name)  # says what there is
-        return request.cvs
-    if hills is not None and all(name in table for name in hills.names) and len(hills.names) <= 2:
-        return hills.names
-    known = variable_names(table)
-    if len(known) == 1:
-        return tuple(known)
-    raise ValueError(
-        f"which variable? {table.path} has {', '.join(known) or 'none'}: give --cv once or twice"
-    )
-
-
 def _low(table: PlumedTable, hills: Hills | None, name: str) -> float | None:
     if table.period(name):
         return table.domains[name][0]
@@ -357,30 +227,3 @@ def _low(table: PlumedTable, hills: Hills | None, name: str) -> float | None:
         n = hills.names.index(name)
         return hills.lows[n] if hills.periods[n] else None
     return None
-
-
-def _axis(request: Request, name, values, low, period, dimensions) -> Axis:
-    bins = request.bins or _BINS[dimensions]
-    wanted = _ranges(request.ranges)
-    if name in wanted:
-        start, end = wanted[name]
-        whole = bool(period) and abs((end - start) / period - 1) < 1e-3
-        return Axis(name, start, start + period if whole else end, bins, whole)
-    if period:
-        return Axis(name, low, low + period, bins, True)
-    start, end = float(np.min(values)), float(np.max(values))
-    if not end > start:
-        raise ValueError(f"{name} is {start} throughout: there is no surface to show")
-    return Axis(name, start, end, bins)
-
-
-def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    found = {}
-    for text in texts:
-        name, *numbers = text.strip().split(":")
-        try:
-            low, high = (float(n) for n in numbers)
-        except ValueError:
-            raise ValueError(f"{text!r}: expected name:low:high, such as phi:0:2.2") from None
-        found[name] = low, high
-    return found

@@ -2,47 +2,44 @@
 
 HILLS heights of a well-tempered run are stored multiplied by γ/(γ-1): their sum G is minus
 the free energy, the bias itself is V = G (γ-1)/γ. Without tempering (γ → ∞) both are one.
+The hills are those of `potentials.biases.hills`, with covariances where a run adapted them.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.ndimage import map_coordinates
-from scipy.special import logsumexp
+from torch import Tensor
 
+from ...geometry import shortest
 from ...io.plumed_tables import PlumedTable, read_plumed
+from ...potentials.biases.hills import CHUNK, CUTOFF, profile
+from ...potentials.biases.metadynamics import reweighting_constant
 
 __all__ = [
     "HeightLaw",
     "Hills",
     "bias_at",
-    "free_energy_of_kernels",
+    "free_energy_of_components",
     "height_law",
-    "plumed_command",
-    "plumed_sum_hills",
     "reweighting_factor",
     "sum_hills",
 ]
 
-_CUTOFF = 6.25  # PLUMED's DP2CUTOFF: ½ d² beyond which a hill is zero
-_CHUNK = 2_000_000  # numbers held at a time
 _POINTS_PER_SIGMA = 6
 _MAX_EVALUATIONS = 2000  # of c(t), which is smooth
 
 
 @dataclass(frozen=True)
 class Hills:
-    """Gaussians in the order of time.
+    """Hills of a file, in the order of time.
 
     Attributes
     ----------
@@ -54,9 +51,8 @@ class Hills:
     biasfactor : γ; ``inf`` without tempering
     periods : (d,) lengths of the periodic domains, 0 where there is none
     lows : (d,) where those domains start
-    stretched : PLUMED's stretched Gaussian, ``(exp(-q) - exp(-q₀))/(1 - exp(-q₀))`` with
-        ``q = ½ d²``, 0 beyond q₀; older files hold plain Gaussians cut off there
-    cutoff : q₀
+    stretched : PLUMED's stretched Gaussian; older files hold Gaussians that end at the cutoff
+    cutoff : ½ d² where a hill ends
     """
 
     names: tuple[str, ...]
@@ -68,7 +64,7 @@ class Hills:
     periods: np.ndarray
     lows: np.ndarray
     stretched: bool = True
-    cutoff: float = _CUTOFF
+    cutoff: float = CUTOFF
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -122,15 +118,41 @@ class Hills:
         """(n, d) widths, those of the diagonal of the covariance."""
         return np.sqrt(np.diagonal(np.linalg.inv(self.precision), axis1=1, axis2=2))
 
+    def part(self, rows: slice) -> Hills:
+        """These hills only."""
+        names = ("time", "centres", "precision", "heights")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
     def first(self, n: int) -> Hills:
         """The first ``n`` hills."""
-        return replace(
-            self,
-            time=self.time[:n],
-            centres=self.centres[:n],
-            precision=self.precision[:n],
-            heights=self.heights[:n],
-        )
+        return self.part(slice(n))
+
+    def each(self, s: Sequence[Tensor]) -> Tensor:
+        """What hills of unit height are at s, (n, *shape): coordinates of points, d tensors that
+        are broadcast to ``shape``, such as the axes of a grid."""
+
+        def column(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values.copy()).reshape(-1, *[1] * s[0].ndim)
+
+        periods = np.where(self.periods > 0, self.periods, np.inf)
+        apart = [
+            shortest(axis - column(centres), period)
+            for axis, centres, period in zip(s, self.centres.T, periods, strict=True)
+        ]
+        q = sum(column(0.5 * self.precision[:, n, n]) * a * a for n, a in enumerate(apart))
+        for n, m in combinations(range(len(apart)), 2):
+            if self.precision[:, n, m].any():
+                q = q + column(self.precision[:, n, m]) * apart[n] * apart[m]
+        return profile(q, self.cutoff, stretched=self.stretched)
+
+    def sum(self, s: Sequence[Tensor]) -> Tensor:
+        """``Σ_k h_k G_k(s)`` at points as of `each`: (*shape), in the unit of the file."""
+        total = torch.zeros(torch.broadcast_shapes(*(axis.shape for axis in s))).double()
+        size = max(1, CHUNK // max(1, total.numel()))
+        for begin in range(0, len(self), size):
+            few = self.part(slice(begin, begin + size))
+            total += torch.tensordot(torch.from_numpy(few.heights), few.each(s), 1)
+        return total
 
     def grid(self, per_sigma: float = _POINTS_PER_SIGMA, *, also: np.ndarray | None = None):
         """Points of each variable, ``per_sigma`` in the narrowest σ, over all that is biased.
@@ -160,17 +182,23 @@ def _fractions(count: float) -> np.ndarray:
 
 
 def sum_hills(hills: Hills, points: Sequence[np.ndarray]) -> np.ndarray:
-    """``F(s) = -Σ_k h_k K(s - s_k)`` on the grid of ``points``, (len(points[0]), …).
+    """``F(s) = -Σ_k h_k G(s - s_k)`` on the grid of ``points``, (len(points[0]), …).
 
     In the unit of the file and up to a constant, as ``plumed sum_hills`` writes it: for a
     well-tempered run the heights already hold γ/(γ-1) (Barducci, Bussi & Parrinello, Phys.
     Rev. Lett. 100, 020603 (2008)).
+
+    Raises ``ValueError`` where there is not one axis for each variable.
     """
-    shape = _shape(hills, points)
-    total = np.zeros(shape)
-    for part in _chunks(len(hills), int(np.prod(shape))):
-        total -= np.tensordot(hills.heights[part], _kernels(hills, part, points), axes=1)
-    return total
+    return -hills.sum(_on_grid(hills, points)).numpy()
+
+
+def _on_grid(hills: Hills, points: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+    if len(points) != len(hills.names):
+        raise ValueError(
+            f"{len(points)} axes for hills on {', '.join(hills.names)}: give one for each"
+        )
+    return tuple(map(torch.from_numpy, np.meshgrid(*points, indexing="ij", sparse=True)))
 
 
 def bias_at(hills: Hills, s: np.ndarray) -> np.ndarray:
@@ -197,23 +225,16 @@ def reweighting_factor(
 ) -> np.ndarray:
     """c(t) after 0, 1, …, n hills: (n + 1,), in the unit of the file.
 
-        c = kT ln [ ∫ exp(γ V/((γ-1) kT)) ds / ∫ exp(V/((γ-1) kT)) ds ]
-
-    (Tiwary & Parrinello, J. Phys. Chem. B 119, 736 (2015), eq. 12); the exponents are G/kT
-    and G/(γ kT) for the sum G of the heights of the file. The integrals run over
-    ``points``, which for PLUMED's own numbers must be those of its grid. Of long files c is
-    computed 2000 times and interpolated.
+    See `reweighting_constant`; its sums run over ``points``, which for PLUMED's own numbers must
+    be those of its grid. Of long files c is computed 2000 times and interpolated.
     """
-    points = hills.grid(4) if points is None else points
-    total = np.zeros(_shape(hills, points))
-    n = len(hills)
+    s = _on_grid(hills, hills.grid(4) if points is None else points)
+    bias, n = torch.zeros(1, dtype=torch.float64), len(hills)
     stops = np.unique(np.linspace(0, n, min(n, _MAX_EVALUATIONS) + 1).round().astype(int))
     values = [0.0]
-    for start, stop in pairwise(stops):
-        for part in _chunks(stop - start, total.size, start):
-            total += np.tensordot(hills.heights[part], _kernels(hills, part, points), axes=1)
-        tempered = logsumexp(total / (hills.biasfactor * kT))
-        values.append(kT * (logsumexp(total / kT) - tempered))
+    for start, stop in pairwise(stops.tolist()):
+        bias = bias + hills.bias_scale * hills.part(slice(start, stop)).sum(s).flatten()
+        values.append(float(reweighting_constant(bias, kT, hills.biasfactor)))
     return np.interp(np.arange(n + 1), stops, values)
 
 
@@ -234,15 +255,8 @@ def height_law(hills: Hills, *, most: int = 1500) -> HeightLaw | None:
     n = len(early)
     if n < 20 or not np.isfinite(hills.biasfactor) or (early.heights <= 0).any():
         return None
-    before = np.zeros(n)
-    for part in _chunks(n, n):
-        points = [c[:, None] for c in early.centres.T]
-        delta = np.stack(
-            [_difference(early, part, m, p[:, 0]) for m, p in enumerate(points)], axis=-1
-        )
-        q = 0.5 * np.einsum("kmi,kij,kmj->km", delta, early.precision[part], delta)
-        later = np.arange(n)[None] > np.arange(n)[part][:, None]
-        before += early.heights[part] @ np.where(later, _profile(early, q), 0.0)
+    centres, heights = torch.from_numpy(early.centres), torch.from_numpy(early.heights)
+    before = (heights @ early.each(centres.unbind(-1)).triu(1)).numpy()
     x, y = before / hills.biasfactor, np.log(early.heights)  # V/(γ-1) = G/γ
     if x.std() < 1e-12 or y.std() < 1e-3:
         return None
@@ -251,112 +265,24 @@ def height_law(hills: Hills, *, most: int = 1500) -> HeightLaw | None:
     return HeightLaw(float(-1.0 / slope) if slope < 0 else np.inf, r)
 
 
-def free_energy_of_kernels(
+def free_energy_of_components(
     table: PlumedTable, kT: float, points: Sequence[np.ndarray]
 ) -> np.ndarray:
     """``F(s) = -kT ln Σ_k h_k G(s; s_k, σ_k)`` of a KERNELS file of OPES, minimum 0.
 
-    For OPES_METAD_EXPLORE, whose kernels make the sampled distribution, times γ.
-    Infinite where there are no kernels. (Invernizzi & Parrinello, J. Phys. Chem. Lett. 11,
+    For OPES_METAD_EXPLORE, whose components make the sampled distribution, times γ.
+    Infinite where there are no components. (Invernizzi & Parrinello, J. Phys. Chem. Lett. 11,
     2731 (2020); J. Chem. Theory Comput. 18, 3988 (2022).)
     """
     if "logweight" not in table:
         raise ValueError(f"{table.path} has no column logweight: it is not a KERNELS file of OPES")
     cutoff = 0.5 * float(table.constants["kernel_cutoff"]) ** 2
-    kernels = replace(Hills.from_table(table), stretched=True, cutoff=cutoff)
+    components = replace(Hills.from_table(table), stretched=True, cutoff=cutoff)
     explore = "EXPLORE" in table.constants.get("action", "")
     factor = float(table.constants["biasfactor"]) if explore else 1.0
     with np.errstate(divide="ignore"):
-        energy = -factor * kT * np.log(-sum_hills(kernels, points))
+        energy = -factor * kT * np.log(-sum_hills(components, points))
     return energy - energy.min()
-
-
-def plumed_command() -> str:
-    """Path of ``plumed``: beside this Python, whose environment need not be active, or on PATH.
-
-    Raises ``FileNotFoundError`` with the install line where there is none.
-    """
-    beside = str(Path(sys.executable).parent)
-    command = shutil.which("plumed", path=beside) or shutil.which("plumed")
-    if command is None:
-        raise FileNotFoundError("no command `plumed`: pip install --no-deps hillclimber")
-    return command
-
-
-def plumed_sum_hills(paths: Sequence[str | Path], points: Sequence[np.ndarray], hills: Hills):
-    """The free energy of ``plumed sum_hills`` at evenly spaced ``points``, for comparison.
-
-    Raises ``FileNotFoundError`` without the command, ``RuntimeError`` with its message.
-    """
-    command = plumed_command()
-    low, high, count = [], [], []
-    for n, p in enumerate(points):
-        step = p[1] - p[0]
-        low.append(repr(float(p[0])))
-        high.append(repr(float(p[-1] + step if hills.periods[n] else p[-1])))
-        count.append(str(len(p) if hills.periods[n] else len(p) - 1))
-    with tempfile.TemporaryDirectory() as folder:
-        listed = ",".join(str(Path(path).absolute()) for path in paths)
-        words = [command, "sum_hills", "--hills", listed, "--outfile", "fes.dat"]
-        words += ["--min", ",".join(low), "--max", ",".join(high), "--bin", ",".join(count)]
-        words += ["--fmt", "%20.12f"]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"plumed sum_hills failed: {(done.stderr or done.stdout)[-400:]}")
-        table = read_plumed(Path(folder) / "fes.dat")
-    values = table.column("file.free").reshape([len(p) for p in points][::-1])
-    return values.T  # PLUMED's first variable runs fastest
-
-
-# ------------------------------------------------------------------------ kernels
-
-
-def _kernels(hills: Hills, part: slice, points) -> np.ndarray:
-    return _profile(hills, _quadratic(hills, part, points))
-
-
-def _profile(hills: Hills, q: np.ndarray) -> np.ndarray:
-    value = np.exp(-q)
-    if hills.stretched:
-        value = (value - np.exp(-hills.cutoff)) / (1.0 - np.exp(-hills.cutoff))
-    return np.where(q < hills.cutoff, value, 0.0)
-
-
-def _quadratic(hills: Hills, part: slice, points) -> np.ndarray:
-    """½ d² of each hill of ``part`` at every point of the grid: (k, *shape)."""
-    d = len(points)
-    delta = []
-    for n, p in enumerate(points):
-        shape = [-1] + [1] * d
-        shape[n + 1] = len(p)
-        delta.append(_difference(hills, part, n, p).reshape(shape))
-    precision = hills.precision[part].reshape(-1, d, d, *([1] * d))
-    q = sum(0.5 * precision[:, n, n] * delta[n] ** 2 for n in range(d))
-    for i in range(d):
-        for j in range(i):
-            if precision[:, i, j].any():
-                q = q + precision[:, i, j] * delta[i] * delta[j]
-    return np.asarray(q)
-
-
-def _difference(hills: Hills, part: slice, n: int, p: np.ndarray) -> np.ndarray:
-    delta = p[None, :] - hills.centres[part, n, None]
-    period = hills.periods[n]
-    return delta - period * np.round(delta / period) if period else delta
-
-
-def _chunks(count: int, size: int, start: int = 0):
-    step = max(1, _CHUNK // max(size, 1))
-    for first in range(start, start + count, step):
-        yield slice(first, min(first + step, start + count))
-
-
-def _shape(hills: Hills, points) -> tuple[int, ...]:
-    if len(points) != len(hills.names):
-        raise ValueError(
-            f"{len(points)} axes for hills on {', '.join(hills.names)}: give one for each"
-        )
-    return tuple(len(p) for p in points)
 
 
 def _wrapped(s: np.ndarray, hills: Hills, n: int) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.special import logsumexp
 
+from ...independent.weights import effective_fraction
 from ...io.plumed_tables import PlumedTable
-from ..statistics import Estimate, mean_estimate, statistical_inefficiency
+from ..statistics import statistical_inefficiency
 from .hills_files import Hills, bias_at, reweighting_factor
 
 __all__ = [
@@ -18,13 +21,10 @@ __all__ = [
     "Samples",
     "bias_columns",
     "choose_method",
-    "coordinates",
     "effective_samples",
     "keep_after",
-    "kish",
     "log_weights",
     "variable_names",
-    "weighted_mean",
 ]
 
 METHODS = ("rbias", "last", "opes", "static", "none")
@@ -96,11 +96,20 @@ class Samples:
 
     def progress(self) -> np.ndarray:
         """(n,) how far along its own walker each row is, in (0, 1]."""
-        done = np.empty(len(self))
-        for w in np.unique(self.walker):
-            rows = np.flatnonzero(self.walker == w)
-            done[rows] = np.arange(1, len(rows) + 1) / len(rows)
-        return done
+        place, count = _places(self.walker)
+        return (place + 1) / count
+
+    @cached_property
+    def inefficiency(self) -> float:
+        """g of the slowest variable, weights and all: of the series ``w (f - Σ w f/n)``, with f
+        the variable or, of an angle, its cosine and its sine."""
+        w, g = self.weights, 1.0
+        for n, period in enumerate(self.periods):
+            s = self.s[:, n]
+            parts = [f(2 * np.pi / period * s) for f in (np.cos, np.sin)] if period else [s]
+            for f in parts:
+                g = max(g, statistical_inefficiency(self.series(w * (f - np.mean(w * f)))))
+        return g
 
     def series(self, values: np.ndarray) -> np.ndarray:
         """(n,) as (T, W) where all walkers are of one length, else one series (n,)."""
@@ -123,23 +132,19 @@ class Effective(NamedTuple):
     independent: float
 
 
-def kish(log_weights: np.ndarray) -> float:
-    """``(Σ w)²/Σ w²`` from logarithms of weights."""
-    return float(np.exp(2 * logsumexp(log_weights) - logsumexp(2 * np.asarray(log_weights))))
+def keep_after(table: PlumedTable, fraction: float) -> np.ndarray:
+    """(n,) bool: rows after the first ``fraction`` of each walker."""
+    place, count = _places(table.walker)
+    return place / count >= fraction
 
 
-def weighted_mean(samples: Samples, values: np.ndarray) -> Estimate:
-    """``⟨f⟩ = Σ w f/Σ w`` of values (n,), with an error that has weights and time in it.
-
-    The ratio is linearised, ``z = w (f - ⟨f⟩)``, and its error is that of the mean of the
-    correlated series z. ``n_effective = Var f/error²``.
-    """
-    values = np.asarray(values, float)
-    w = samples.weights
-    mean = float(np.mean(w * values))
-    error = mean_estimate(samples.series(w * (values - mean))).error
-    variance = float(np.mean(w * (values - mean) ** 2))
-    return Estimate(mean, error, variance / error**2 if error > 0 else 0.0)
+def _places(walker: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each row among those of its walker, from 0, and how many these are: (n,) each."""
+    _, own, counts = np.unique(walker, return_inverse=True, return_counts=True)
+    place = np.empty(len(walker), int)
+    first = np.cumsum(counts) - counts
+    place[np.argsort(own, kind="stable")] = np.arange(len(walker)) - np.repeat(first, counts)
+    return place, counts[own]
 
 
 def effective_samples(samples: Samples) -> Effective:
@@ -147,23 +152,9 @@ def effective_samples(samples: Samples) -> Effective:
 
     An angle enters as its cosine and sine.
     """
-    count = kish(samples.log_weights)
-    w, g = samples.weights, 1.0
-    for values in coordinates(samples):
-        z = w * (values - np.mean(w * values))
-        g = max(g, statistical_inefficiency(samples.series(z)))
-    return Effective(count, g, max(1.0, count / g))
-
-
-def coordinates(samples: Samples):
-    """What is averaged of each variable (n,): itself, or cosine and sine of an angle."""
-    for n, period in enumerate(samples.periods):
-        if period:
-            angle = 2 * np.pi / period * samples.s[:, n]
-            yield np.cos(angle)
-            yield np.sin(angle)
-        else:
-            yield samples.s[:, n]
+    kish = len(samples) * float(effective_fraction(torch.from_numpy(samples.log_weights)))
+    g = samples.inefficiency
+    return Effective(kish, g, max(1.0, kish / g))
 
 
 # ------------------------------------------------------------------------ from files
@@ -174,18 +165,18 @@ def bias_columns(table: PlumedTable) -> dict[str, str]:
 
     A column that is just ``bias`` has the label "".
     """
-    found = {}
+    kinds = {}
     for name in table.fields:
         label, _, part = name.rpartition(".")
         if part != "bias":
             continue
         if any(_of(label, p) in table for p in _OPES):
-            found[label] = "opes"
+            kinds[label] = "opes"
         elif _of(label, "rbias") in table or _of(label, "rct") in table:
-            found[label] = "metad"
+            kinds[label] = "metad"
         else:
-            found[label] = "bias"
-    return found
+            kinds[label] = "bias"
+    return kinds
 
 
 def choose_method(table: PlumedTable, hills: Hills | None) -> str:
@@ -289,15 +280,6 @@ def _deposited(table: PlumedTable, labels: dict[str, str], method: str) -> str |
         f"{', '.join(_of(k, 'bias') for k in labels) or '(none)'} is that of the HILLS? Call the "
         "action metad (metad: METAD …), or print its rbias (CALC_RCT)"
     )
-
-
-def keep_after(table: PlumedTable, fraction: float) -> np.ndarray:
-    """(n,) bool: rows after the first ``fraction`` of each walker."""
-    done = np.empty(len(table))
-    for w in np.unique(table.walker):
-        rows = np.flatnonzero(table.walker == w)
-        done[rows] = np.arange(len(rows)) / len(rows)
-    return done >= fraction
 
 
 def variable_names(table: PlumedTable) -> list[str]:

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 
-from ..statistics import Estimate, mean_estimate, statistical_inefficiency
-from .reweighting import Samples, coordinates
+from ..statistics import Estimate, mean_estimate
+from .reweighting import Samples
 
 __all__ = [
     "Axis",
@@ -92,11 +92,11 @@ class Basin:
     def on_grid(self, axes: Sequence[Axis]) -> np.ndarray:
         """Bool on the grid: bins whose centre is inside."""
         inside = np.ones([a.bins for a in axes], bool)
-        known = [a.name for a in axes]
+        names = [a.name for a in axes]
         for name in self.ranges:
-            if name not in known:
-                raise ValueError(f"basin on {name}: the surface is that of {', '.join(known)}")
-            n = known.index(name)
+            if name not in names:
+                raise ValueError(f"basin on {name}: the surface is that of {', '.join(names)}")
+            n = names.index(name)
             axis = axes[n]
             period = axis.high - axis.low if axis.periodic else 0.0
             shape = [1] * len(axes)
@@ -221,8 +221,8 @@ def _block_labels(samples: Samples, blocks: int | None) -> list[np.ndarray]:
     """Pieces of time of each walker and, of many walkers, the walkers themselves."""
     walkers, own = np.unique(samples.walker, return_inverse=True)
     if blocks is None:
-        g = statistical_inefficiency(samples.series(_slowest(samples)))
-        blocks = int(np.clip(len(samples) / (10 * g), _MIN_BLOCKS, _MAX_BLOCKS))
+        length = 10 * samples.inefficiency
+        blocks = int(np.clip(len(samples) / length, _MIN_BLOCKS, _MAX_BLOCKS))
     if blocks < 2:
         raise ValueError(f"{blocks=}: an error needs two at least")
     pieces = max(1, round(blocks / len(walkers)))
@@ -231,16 +231,10 @@ def _block_labels(samples: Samples, blocks: int | None) -> list[np.ndarray]:
             f"{len(samples)} samples of {len(walkers)} walkers cannot make {blocks} blocks"
         )
     piece = np.minimum((samples.progress() * pieces - 1e-9).astype(int), pieces - 1)
-    found = [own * pieces + piece]
+    labels = [own * pieces + piece]
     if len(walkers) >= _MANY_WALKERS and pieces > 1:
-        found.append(own)
-    return found
-
-
-def _slowest(samples: Samples) -> np.ndarray:
-    w = samples.weights
-    series = [w * (v - np.mean(w * v)) for v in coordinates(samples)]
-    return max(series, key=lambda z: statistical_inefficiency(samples.series(z)))
+        labels.append(own)
+    return labels
 
 
 # ------------------------------------------------------------------------ two basins
@@ -254,10 +248,10 @@ def basin_difference(samples: Samples, a: Basin, b: Basin, *, kT: float) -> Esti
     Raises ``ValueError`` where a basin holds no sample.
     """
     p_a, p_b, z = _influence(samples, a, b)
-    found = mean_estimate(samples.series(z))
+    mean = mean_estimate(samples.series(z))
     variance = 1 / p_a + 1 / p_b
-    n_effective = variance / found.error**2 if found.error > 0 else 0.0
-    return Estimate(float(-kT * np.log(p_b / p_a)), kT * found.error, float(n_effective))
+    n_effective = variance / mean.error**2 if mean.error > 0 else 0.0
+    return Estimate(float(-kT * np.log(p_b / p_a)), kT * mean.error, float(n_effective))
 
 
 def _influence(samples: Samples, a: Basin, b: Basin):
@@ -266,7 +260,7 @@ def _influence(samples: Samples, a: Basin, b: Basin):
     p_a, p_b = np.mean(w * in_a), np.mean(w * in_b)
     for basin, inside in ((a, in_a), (b, in_b)):
         if not inside.any():
-            words = ", ".join(
+            wanted = ", ".join(
                 f"{name} in [{low:g}, {high:g}]" for name, (low, high) in basin.ranges.items()
             )
             seen = ", ".join(
@@ -274,7 +268,7 @@ def _influence(samples: Samples, a: Basin, b: Basin):
                 for n, name in enumerate(samples.names)
             )
             raise ValueError(
-                f"no sample in the basin {words}: the run saw {seen}; ΔF is unknown, run "
+                f"no sample in the basin {wanted}: the run saw {seen}; ΔF is unknown, run "
                 "longer or give other ranges"
             )
     return p_a, p_b, w * (in_b / p_b - in_a / p_a)

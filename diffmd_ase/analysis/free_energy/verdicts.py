@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ...io.plumed_tables import ENERGY_UNITS, thermal_energy
-from ..statistics import Estimate
-from .barrier import Barrier, barrier
+from .barrier import barrier
 from .hills_files import Hills, height_law
+from .result import Result
 from .reweighting import Samples, effective_samples
 from .surface import (
     Axis,
     Basin,
     BlockScan,
-    Convergence,
     Surface,
     basin_difference,
     block_scan,
@@ -25,7 +23,6 @@ from .surface import (
 )
 
 __all__ = [
-    "FreeEnergyReport",
     "basin_changes",
     "judge_bias",
     "judge_hills",
@@ -39,23 +36,6 @@ _PLAUSIBLE = (1.0, 120.0)  # kT that a useful bias spans
 _TOLERANCE = 0.05
 
 
-@dataclass
-class FreeEnergyReport:
-    """What `report_samples` found; ``numbers`` are ready for JSON."""
-
-    surface: Surface
-    scan: BlockScan | None = None
-    settling: Convergence | None = None
-    difference: Estimate | None = None
-    barrier: Barrier | None = None
-    numbers: dict[str, Any] = field(default_factory=dict)
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
-
-    def judge(self, good: bool | None, text: str) -> None:
-        """One finding: good, bad, or to be known (None)."""
-        self.verdicts.append({"good": good, "text": text})
-
-
 def report_samples(
     samples: Samples,
     axes: tuple[Axis, ...],
@@ -65,17 +45,17 @@ def report_samples(
     basins: tuple[Basin, Basin] | None = None,
     bandwidth: tuple[float, ...] | None = None,
     blocks: int | None = None,
-) -> FreeEnergyReport:
+) -> Result:
     """Surface, effective samples and, of two basins, ΔF, barrier and convergence.
 
     Energies are in ``unit``, that of kT; ``*_kT`` in the numbers are over kT.
     """
     surface = free_energy_surface(samples, axes, kT=kT, bandwidth=bandwidth, blocks=blocks)
-    found = FreeEnergyReport(surface)
+    result = Result(surface.axes, surface.free_energy, surface.error, unit, kT, basins)
     counted = effective_samples(samples)
     visited = float(np.isfinite(surface.free_energy).mean())
     populated = surface.free_energy < 5 * kT
-    found.numbers.update(
+    result.numbers.update(
         rows=len(samples),
         walkers=len(np.unique(samples.walker)),
         kish_samples=counted.kish,
@@ -87,26 +67,26 @@ def report_samples(
         visited_bins=visited,
         typical_error_below_5kT=float(np.median(surface.error[populated])),
     )
-    _judge_samples(found, samples, counted)
+    _judge_samples(result, samples, counted)
     if basins is not None:
-        _two_basins(found, samples, basins, kT, unit)
+        _two_basins(result, samples, surface)
     else:
-        found.judge(
+        result.judge(
             None,
             "Convergence was not judged: give two basins, for instance --basin 'phi:-3:0' "
             "--basin 'phi:0:2.2'.",
         )
-    return found
+    return result
 
 
-def _judge_samples(found: FreeEnergyReport, samples: Samples, counted) -> None:
+def _judge_samples(result: Result, samples: Samples, counted) -> None:
     n = len(samples)
-    words = (
+    text = (
         f"{n:,} rows are worth {counted.independent:,.0f} independent samples: the weights leave "
         f"{counted.kish:,.0f}, of which one in {counted.inefficiency:,.1f} is new."
     )
     if counted.independent >= _ENOUGH:
-        found.judge(True, words)
+        result.judge(True, text)
         return
     spread = counted.kish < 0.02 * n
     remedy = (
@@ -116,54 +96,51 @@ def _judge_samples(found: FreeEnergyReport, samples: Samples, counted) -> None:
         else "the run is short against its memory: run longer, or with more walkers"
     )
     few = " Too few for any error bar to hold:" if counted.independent < _FEW else " Few:"
-    found.judge(False, f"{words}{few} {remedy}.")
+    result.judge(False, f"{text}{few} {remedy}.")
 
 
-def _two_basins(found, samples, basins, kT, unit) -> None:
-    a, b = basins
-    found.difference = basin_difference(samples, a, b, kT=kT)
-    found.scan = block_scan(samples, a, b, kT=kT)
-    found.settling = convergence(samples, a, b, kT=kT)
+def _two_basins(result: Result, samples: Samples, surface: Surface) -> None:
+    (a, b), kT, unit = result.basins, result.kT, result.unit
+    result.scan = block_scan(samples, a, b, kT=kT)
+    result.settling = convergence(samples, a, b, kT=kT)
     changes = basin_changes(samples, a, b)
-    f = found.difference
+    f = basin_difference(samples, a, b, kT=kT)
     # of correlated series the plateau of the blocks may lie above; the larger error holds
-    error = max(f.error, _plateau(found.scan))
-    found.difference = f = Estimate(f.value, error, f.n_effective)
-    found.numbers.update(
+    f = f._replace(error=max(f.error, _plateau(result.scan)))
+    result.numbers.update(
         delta_F=[f.value, f.error],
         delta_F_kT=[f.value / kT, f.error / kT],
         basin_changes=changes,
-        halves=[[e.value, e.error] for e in found.settling.halves],
-        halves_z=found.settling.z,
-        block_plateau=found.scan.plateau,
+        halves=[[e.value, e.error] for e in result.settling.halves],
+        halves_z=result.settling.z,
+        block_plateau=result.scan.plateau,
     )
-    found.judge(None, f"ΔF = F(second) − F(first) = {f} {unit} ({f.value / kT:.3g} kT).")
-    found.judge(
+    result.judge(None, f"ΔF = F(second) − F(first) = {f} {unit} ({f.value / kT:.3g} kT).")
+    result.judge(
         changes >= _CHANGES,
         f"The basins were exchanged {changes} times"
         + ("." if changes >= _CHANGES else f": below {_CHANGES}, ΔF rests on luck; run longer."),
     )
-    _judge_halves(found, unit)
-    found.judge(
-        True if found.scan.plateau else None,
+    _judge_halves(result)
+    result.judge(
+        True if result.scan.plateau else None,
         "The error levels off with the length of blocks."
-        if found.scan.plateau
+        if result.scan.plateau
         else "The error does not level off with the length of blocks: it may still be too small.",
     )
     try:
-        found.barrier = barrier(found.surface, a, b)
+        top = barrier(surface, a, b)
     except ValueError:
         return  # a basin on a variable that the surface lacks
-    if found.barrier is None:
-        found.judge(None, "No path of visited bins joins the basins: wider bins show the pass.")
+    if top is None:
+        result.judge(None, "No path of visited bins joins the basins: wider bins show the pass.")
         return
-    top = found.barrier
-    found.numbers["barrier"] = {
+    result.numbers["barrier"] = {
         "at": list(top.at),
         "from_first": [top.from_a.value, top.from_a.error],
         "from_second": [top.from_b.value, top.from_b.error],
     }
-    found.judge(
+    result.judge(
         None,
         f"Barrier at {', '.join(f'{v:.3g}' for v in top.at)}: {top.from_a} {unit} from the "
         f"first basin, {top.from_b} from the second.",
@@ -177,17 +154,16 @@ def _plateau(scan: BlockScan) -> float:
     return float(np.median(errors[-3:])) if len(errors) else 0.0
 
 
-def _judge_halves(found: FreeEnergyReport, unit: str) -> None:
-    first, second = found.settling.halves
-    z = found.settling.z
+def _judge_halves(result: Result) -> None:
+    (first, second), z, unit = result.settling.halves, result.settling.z, result.unit
     if np.isnan(z):
-        found.judge(False, "Not converged: one half of the run saw only one of the basins.")
+        result.judge(False, "Not converged: one half of the run saw only one of the basins.")
     elif abs(z) < _Z:
-        found.judge(
+        result.judge(
             True, f"Both halves agree: {first} and {second} {unit}, {abs(z):.1f} errors apart."
         )
     else:
-        found.judge(
+        result.judge(
             False,
             f"Not converged: the halves give {first} and {second} {unit}, {abs(z):.1f} errors "
             "apart; leave out more of the start, or run longer.",
@@ -248,12 +224,12 @@ def judge_bias(log_weights: np.ndarray, temperature_K: float, unit: str) -> dict
     }
 
 
-def _hint(found: float, kT: float, unit: str) -> str:
+def _hint(seen: float, kT: float, unit: str) -> str:
     fits = [
         name
         for name, size in ENERGY_UNITS.items()
         if name != unit
         and unit in ENERGY_UNITS
-        and abs(found * size / (kT * ENERGY_UNITS[unit]) - 1) <= _TOLERANCE
+        and abs(seen * size / (kT * ENERGY_UNITS[unit]) - 1) <= _TOLERANCE
     ]
     return f" (it fits {' or '.join(fits)})" if fits else ""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...io.plumed_writer import PlumedFile, plumed_number
 from ...state import Evaluation
 from ..base import Potential
 from .cv import CV, join
 
-__all__ = ["CVBias", "domain_constants", "per_variable"]
+__all__ = ["CVBias", "DepositedBias", "domain_constants", "per_variable"]
 
 
 class CVBias(Potential):
@@ -47,6 +48,61 @@ class CVBias(Potential):
         return said | {"bias": self.bias(s)[0]}
 
 
+class DepositedBias(CVBias):
+    """A bias that grows: every ``pace`` steps each walker deposits a Gaussian where it is.
+
+    A subclass gives `deposit`. Parameters as of `Metadynamics`; its file has one row for each
+    deposit, in PLUMED's units.
+    """
+
+    has_memory = True
+
+    def __init__(self, cvs: CV | Sequence[CV], *, kT: float, sigma, pace: int, timestep_ps: float):
+        super().__init__(cvs)
+        if not kT > 0:
+            raise ValueError(f"{kT=} must be positive (eV)")
+        if pace < 1:
+            raise ValueError(f"{pace=} must be at least 1 step")
+        self.kT, self.pace, self.timestep_ps = kT, pace, timestep_ps
+        self.sigma = per_variable(self.cv, sigma, "sigma", positive=True)
+
+    @abstractmethod
+    def deposit(self, step: int, s: Tensor) -> None:
+        """Learn from the values s (*batch, d) of all walkers, which are finite."""
+
+    def update(self, x, step) -> bool:
+        """Deposit if ``step`` is a multiple of ``pace``.
+
+        Raises ``ValueError`` for variables that are not finite.
+        """
+        if step % self.pace:
+            return False
+        s = self.cv(x)
+        if not torch.isfinite(s).all():
+            raise ValueError(
+                f"step {step}: {', '.join(self.cv.names)} are not finite for some walker, and a "
+                "deposit there would be lost: look for NaN positions or overlapping atoms"
+            )
+        self.deposit(step, s)
+        return True
+
+    def open_file(
+        self, path, more: Sequence[str], constants: dict[str, str], *, restart: bool
+    ) -> PlumedFile:
+        """The file of deposits: time, variables, sigmas and ``more`` columns."""
+        fields = ["time", *self.cv.names, *(f"sigma_{name}" for name in self.cv.names), *more]
+        return PlumedFile(path, fields, constants | domain_constants(self.cv), restart=restart)
+
+    def rows(self, step: int, centres: Tensor, sigmas: Tensor, *more) -> np.ndarray:
+        """Rows of that file for m deposits: (m, d), (m, d) and columns (m,) or numbers."""
+        unit = np.array(self.cv.plumed_units)
+        columns = [np.broadcast_to(column, len(centres)) for column in more]
+        time = np.full(len(centres), step * self.timestep_ps)
+        return np.column_stack(
+            (time, centres.cpu().numpy() * unit, sigmas.cpu().numpy() * unit, *columns)
+        )
+
+
 def per_variable(cv: CV, value, name: str, *, positive: bool = False) -> Tensor:
     """``value`` as (d,) float64; a number counts for every variable.
 
@@ -68,11 +124,6 @@ def domain_constants(cv: CV) -> dict[str, str]:
     constants: dict[str, str] = {}
     for name, domain, unit in zip(cv.names, cv.domains, cv.plumed_units, strict=True):
         if domain is not None:
-            low, high = (_number(unit * limit) for limit in domain)
+            low, high = (plumed_number(unit * limit) for limit in domain)
             constants |= {f"min_{name}": low, f"max_{name}": high}
     return constants
-
-
-def _number(value: float) -> str:
-    # sum_hills compares the text of periods
-    return {math.pi: "pi", -math.pi: "-pi"}.get(value, f"{value:.17g}")

@@ -9,12 +9,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from ase.geometry import minkowski_reduce
 from torch import Tensor
 
+from ...geometry import Lattice, shortest
 from ...system import System
 
-__all__ = ["CV", "Domain", "Vectors", "check_atoms", "join", "names_of", "rows_of", "shortest"]
+__all__ = ["CV", "Domain", "Vectors", "check_atoms", "join", "names_of", "rows_of"]
 
 Pullback = Callable[[Tensor], Tensor]
 Domain = tuple[float, float] | None
@@ -62,14 +62,15 @@ class CV(ABC):
         widths = [math.inf if d is None else d[1] - d[0] for d in self.domains]
         return torch.tensor(widths, dtype=torch.float64)
 
+    def wrap(self, s: Tensor) -> Tensor:
+        """``s`` (*batch, d) with periodic variables in their domains."""
+        lows = [0.0 if domain is None else domain[0] for domain in self.domains]
+        low, periods = torch.tensor(lows, dtype=torch.float64).to(s), self._periods.to(s)
+        return s - ((s - low) / periods).floor() * periods.nan_to_num(posinf=0.0)
+
     def difference(self, s: Tensor, origin: Tensor) -> Tensor:
         """``s - origin``, along the shortest way for periodic variables."""
-        return shortest(s - origin, self._periods.to(s.device))
-
-
-def shortest(difference: Tensor, periods: Tensor) -> Tensor:
-    """``difference`` (…, d) brought into half a period about zero; infinite: left alone."""
-    return difference - (difference / periods).round() * periods.nan_to_num(posinf=0.0)
+        return shortest(s - origin, self._periods)
 
 
 def join(cvs: CV | Sequence[CV]) -> CV:
@@ -112,30 +113,12 @@ class Vectors:
     def __init__(self, system: System, tails, heads):
         self._ends = torch.from_numpy(np.concatenate((heads, tails)).astype(int))
         self._n = len(tails)
-        self._cell = None
-        if system.periodic:
-            # in a reduced cell the shortest image is the wrapped one or next to it
-            cell, _ = minkowski_reduce(system.cell, system.pbc)
-            self._cell = torch.from_numpy(np.ascontiguousarray(cell))
-            self._pbc = torch.from_numpy(system.pbc.astype(float))
-            square = cell @ cell.T
-            skew = np.abs(square - np.diag(np.diag(square))).max() > 1e-12 * np.abs(square).max()
-            reach = [(-1, 0, 1) if skew and p else (0,) for p in system.pbc]
-            shifts = np.array(np.meshgrid(*reach)).reshape(3, -1).T
-            self._images = torch.from_numpy(shifts @ cell)
+        self._lattice = Lattice(system) if system.periodic else None
 
     def __call__(self, x: Tensor) -> Tensor:
         ends = x.index_select(-2, self._ends.to(x.device))
         r = ends[..., : self._n, :] - ends[..., self._n :, :]
-        if self._cell is None:
-            return r
-        cell = self._cell.to(x)
-        r = r - ((r @ torch.linalg.inv(cell)).round() * self._pbc.to(x)) @ cell
-        if len(self._images) > 1:
-            every = r[..., None, :] + self._images.to(x)
-            best = every.square().sum(-1).argmin(-1)[..., None, None]
-            r = every.take_along_dim(best, -2)[..., 0, :]
-        return r
+        return r if self._lattice is None else self._lattice.nearest(r)
 
     def back(self, f: Tensor, x: Tensor) -> Tensor:
         """Derivatives ``f`` with respect to the vectors, as derivatives at the atoms."""

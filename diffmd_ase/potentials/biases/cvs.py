@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...geometry import angle, dihedral
 from ...system import System
 from .cv import CV, Domain, Vectors, check_atoms, join, names_of, rows_of
 
@@ -86,28 +87,25 @@ class Angle(CV):
     def vjp(self, x):
         x = self.checked(x)
         u, v = self._arms(x).unflatten(-2, (2, -1)).unbind(-3)
-        uu, vv, uv = (u * u).sum(-1), (v * v).sum(-1), (u * v).sum(-1)
-        cross = torch.linalg.cross(u, v)
-        area = cross.norm(dim=-1)
 
         def back(g):
             # ds/du = (u (u·v)/u² - v)/|u × v|
-            scale = (g / area)[..., None]
-            du = scale * (u * (uv / uu)[..., None] - v)
-            dv = scale * (v * (uv / vv)[..., None] - u)
+            uv = (u * v).sum(-1, keepdim=True)
+            scale = g[..., None] / torch.linalg.cross(u, v).norm(dim=-1, keepdim=True)
+            du = scale * (u * uv / (u * u).sum(-1, keepdim=True) - v)
+            dv = scale * (v * uv / (v * v).sum(-1, keepdim=True) - u)
             return self._arms.back(torch.cat((du, dv), -2), x)
 
-        return torch.atan2(area, uv), back
+        return angle(u, v), back
 
 
 class Torsion(CV):
     """Dihedral angle in rad of four atoms, in (-π, π], IUPAC sign; (4,) or (n, 4).
 
-    With F = r_0 - r_1, G = r_1 - r_2, H = r_3 - r_2, A = F×G, B = H×G (Blondel & Karplus,
-    J. Comput. Chem. 17, 1132 (1996)),
+    With the bonds F = r_1 - r_0, G = r_2 - r_1, H = r_3 - r_2 and A = F×G, B = G×H (Blondel &
+    Karplus, J. Comput. Chem. 17, 1132 (1996), whose F and G point the other way),
 
-        s = atan2[(B×A)·G/|G|, A·B]
-        ds/dF = -A|G|/A²,  ds/dH = B|G|/B²,  ds/dG = (F·G) A/(A²|G|) - (H·G) B/(B²|G|)
+        ds/dF = A|G|/A²,  ds/dH = B|G|/B²,  ds/dG = -(F·G) A/(A²|G|) - (H·G) B/(B²|G|)
     """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
@@ -115,25 +113,21 @@ class Torsion(CV):
         self.names = names_of("t", self._atoms, name)
         self.domains = ((-math.pi, math.pi),) * len(self.names)
         self.plumed_units = (1.0,) * len(self.names)
-        tails, heads = self._atoms[:, [1, 2, 2]].T.ravel(), self._atoms[:, [0, 1, 3]].T.ravel()
-        self._bonds = Vectors(system, tails, heads)
+        self._bonds = Vectors(system, self._atoms[:, :3].T.ravel(), self._atoms[:, 1:].T.ravel())
 
     def vjp(self, x):
         x = self.checked(x)
         F, G, H = self._bonds(x).unflatten(-2, (3, -1)).unbind(-3)
-        A, B = torch.linalg.cross(F, G), torch.linalg.cross(H, G)
-        length = G.norm(dim=-1)
-        s = torch.atan2((torch.linalg.cross(B, A) * G).sum(-1) / length, (A * B).sum(-1))
 
         def back(g):
+            A, B = torch.linalg.cross(F, G), torch.linalg.cross(G, H)
             a = A * (g / (A * A).sum(-1))[..., None]
             b = B * (g / (B * B).sum(-1))[..., None]
-            fg, hg = (F * G).sum(-1) / length, (H * G).sum(-1) / length
-            dG = fg[..., None] * a - hg[..., None] * b
-            length_ = length[..., None]
-            return self._bonds.back(torch.cat((-length_ * a, dG, length_ * b), -2), x)
+            length = G.norm(dim=-1, keepdim=True)
+            fg, hg = ((v * G).sum(-1, keepdim=True) / length for v in (F, H))
+            return self._bonds.back(torch.cat((length * a, -fg * a - hg * b, length * b), -2), x)
 
-        return s, back
+        return dihedral(F, G, H), back
 
 
 class Coordination(CV):

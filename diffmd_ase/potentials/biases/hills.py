@@ -5,7 +5,9 @@ A hill of unit height at c is PLUMED's stretched Gaussian, which ends where it i
     G(s) = A exp(-z) + B  for z = ½ Σ_i (s_i - c_i)²/σ_i² < 6.25, else 0
     A = 1/(1 - e^-6.25),  B = -A e^-6.25
 
-Both sums answer in two stages: ``gather`` fetches numbers that are linear in the heights of the
+The components of OPES are such hills with another end, those of files may have covariances.
+
+Sums answer in two stages: ``gather`` fetches numbers that are linear in the heights of the
 hills, ``blend`` makes the bias and its derivative of them. So what further hills would add is
 known before they are put down, and many walkers deposit one after the other in a few batches.
 """
@@ -25,21 +27,70 @@ from torch import Tensor
 
 from .cv import CV
 
-__all__ = ["Grid", "HillGrid", "HillList", "Hills", "hill"]
+__all__ = [
+    "CHUNK",
+    "CUTOFF",
+    "Grid",
+    "HillGrid",
+    "HillList",
+    "HillSum",
+    "hill",
+    "hill_sum",
+    "profile",
+]
 
-_CUTOFF = 6.25
-_A = 1.0 / (1.0 - math.exp(-_CUTOFF))
-_B = -_A * math.exp(-_CUTOFF)
-_CHUNK = 2_000_000  # numbers in one temporary
+CUTOFF = 6.25  # z where a hill of PLUMED ends
+CHUNK = 2_000_000  # numbers in one temporary
 
 
-def hill(apart: Tensor, sigma: Tensor) -> Tensor:
+def profile(z: Tensor, cutoff: float = CUTOFF, *, stretched: bool = True) -> Tensor:
+    """G at z; not stretched, as in old files, a Gaussian that jumps to zero at the cutoff."""
+    e = torch.exp(-z)
+    if stretched:
+        factor, shift = _stretch(cutoff)
+        e = factor * e + shift
+    return torch.where(z < cutoff, e, 0.0)
+
+
+def hill(apart: Tensor, sigma: Tensor, cutoff: float = CUTOFF) -> Tensor:
     """Value and derivative (…, 1 + d) of a unit hill at the distances ``apart`` (…, d) from it."""
+    factor, shift = _stretch(cutoff)
     scaled = apart / sigma
     z = 0.5 * scaled.square().sum(-1, keepdim=True)
-    near = z < _CUTOFF
-    e = _A * torch.exp(-z)
-    return torch.where(near, torch.cat((e + _B, -e * scaled / sigma), -1), 0.0)
+    e = factor * torch.exp(-z)
+    return torch.where(z < cutoff, torch.cat((e + shift, -e * scaled / sigma), -1), 0.0)
+
+
+def _stretch(cutoff: float) -> tuple[float, float]:
+    """A and B."""
+    edge = math.exp(-cutoff)
+    return 1.0 / (1.0 - edge), -edge / (1.0 - edge)
+
+
+def hill_sum(
+    cv: CV, s: Tensor, centres: Tensor, sigma: Tensor, heights: Tensor, cutoff: float = CUTOFF
+) -> Tensor:
+    """``Σ_k h_k G(s - c_k)`` and its derivative, (*batch, 1 + d) at s (*batch, d).
+
+    Parameters
+    ----------
+    centres, heights : (n, d) and (n,), or (W, n, d) and (W, n) where W is the last axis of the
+        batch
+    sigma : (d,) or (n, d)
+    """
+    factor, shift = _stretch(cutoff)
+    value, slope = 0.0 * s.sum(-1), 0.0 * s  # NaN stays NaN
+    size = max(1, CHUNK // max(1, s.numel()))
+    widths = sigma.expand(centres.shape[-2:]).split(size, -2)
+    parts = zip(centres.split(size, -2), widths, heights.split(size, -1), strict=True)
+    for c, w, h in parts:
+        scaled = cv.difference(s[..., None, :], c) / w
+        z = 0.5 * scaled.square().sum(-1)
+        near = z < cutoff
+        e = torch.where(near, factor * h * torch.exp(-z), 0.0)
+        value = value + (e + shift * h * near).sum(-1)
+        slope = slope - torch.einsum("...n,...nd->...d", e, scaled / w)
+    return torch.cat((value[..., None], slope), -1)
 
 
 @dataclass(frozen=True)
@@ -55,8 +106,8 @@ class Grid:
     maximum: Sequence[float] | None = None
 
 
-class Hills(ABC):
-    """Hills over ``d`` variables, for one bias (shared) or one for each of W walkers.
+class HillSum(ABC):
+    """A sum of hills over ``d`` variables, for one bias (shared) or one for each of W walkers.
 
     Centres are (W, m, d), heights (W, m) in eV, W = 1 if shared.
     """
@@ -86,7 +137,7 @@ class Hills(ABC):
         """Forget the biases outside the mask (W,)."""
 
     @abstractmethod
-    def like(self, walkers: int) -> Hills:
+    def like(self, walkers: int) -> HillSum:
         """No hills yet, for so many biases."""
 
     def __call__(self, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +145,7 @@ class Hills(ABC):
         return self.blend(s, self.gather(s))
 
 
-class HillList(Hills):
+class HillList(HillSum):
     """Every hill is kept and evaluated: exact, no limits of range, a cost that grows."""
 
     def __init__(self, cv: CV, sigma: Tensor, walkers: int = 1):
@@ -119,12 +170,7 @@ class HillList(Hills):
         centres, heights = self._centres, self._heights
         if len(centres) == 1:  # shared: the walkers see the same hills
             centres, heights = centres[0], heights[0]
-        total = s.new_zeros(*s.shape[:-1], 1 + s.shape[-1])
-        size = max(1, _CHUNK // max(1, s.numel()))
-        for c, h in zip(centres.split(size, -2), heights.split(size, -1), strict=True):
-            one = hill(self._cv.difference(s[..., None, :], c), self._sigma.to(s))
-            total = total + torch.einsum("...n,...na->...a", h.expand(one.shape[:-1]), one)
-        return total + 0.0 * s.sum(-1, keepdim=True)  # NaN stays NaN
+        return hill_sum(self._cv, s, centres, self._sigma.to(s), heights)
 
     def blend(self, s, gathered):
         return gathered[..., 0], gathered[..., 1:]
@@ -133,7 +179,7 @@ class HillList(Hills):
         return hill(self._cv.difference(s[None], s[:, None]), self._sigma.to(s))
 
 
-class HillGrid(Hills):
+class HillGrid(HillSum):
     """Values and derivatives of the sum at the points of a grid, splined between them.
 
     The spline is PLUMED's: with g, g'_i at the 2^d corners around s, X_i the distance to the
@@ -169,7 +215,7 @@ class HillGrid(Hills):
         strides = [math.prod(self._points[i + 1 :].tolist()) for i in range(d)]
         self._strides = torch.tensor(strides)
         self._corners = torch.tensor(list(product((0, 1), repeat=d)))
-        self._reach = (math.sqrt(2.0 * _CUTOFF) * sigma / self._dx).ceil().long()
+        self._reach = (math.sqrt(2.0 * CUTOFF) * sigma / self._dx).ceil().long()
         self._size = math.prod(self._points.tolist())
         self._table = torch.zeros(walkers, self._size, 1 + d, dtype=torch.float64)
         self._warned = False
@@ -195,7 +241,7 @@ class HillGrid(Hills):
         self._to(centres.device)
         box = torch.cartesian_prod(*(torch.arange(-n, n + 1) for n in self._reach.tolist()))
         box = box.reshape(-1, len(self._reach)).to(centres.device)
-        size = max(1, _CHUNK // box.numel() // len(centres))
+        size = max(1, CHUNK // box.numel() // len(centres))
         offsets = self._size * torch.arange(len(centres), device=centres.device)[:, None, None]
         for c, h in zip(centres.split(size, 1), heights.split(size, 1), strict=True):
             cell = ((c - self._min) / self._dx).floor().long()[..., None, :] + box
@@ -211,7 +257,7 @@ class HillGrid(Hills):
         self._to(s.device)
         outside = (s < self._min) | (s > self._max)
         if outside.any():
-            raise ValueError(self._words(s, outside))
+            raise ValueError(self._complaint(s, outside))
 
     def select(self, keep):
         self._table = self._table[keep.to(self._table.device)]
@@ -265,7 +311,7 @@ class HillGrid(Hills):
                     f"{self._sigma[i]:.3g}: use more bins (a spacing of half a sigma is good)"
                 )
             # a hill must not meet itself around the period
-            if periodic[i] and 2 * math.sqrt(2 * _CUTOFF) * self._sigma[i] + 3 * self._dx[i] > (
+            if periodic[i] and 2 * math.sqrt(2 * CUTOFF) * self._sigma[i] + 3 * self._dx[i] > (
                 self._max[i] - self._min[i]
             ):
                 raise ValueError(
@@ -277,10 +323,10 @@ class HillGrid(Hills):
         outside = (s < self._min) | (s > self._max)
         if not self._warned and outside.any():
             self._warned = True
-            warnings.warn(f"{self._words(s, outside)}; its bias there is NaN", stacklevel=6)
+            warnings.warn(f"{self._complaint(s, outside)}; its bias there is NaN", stacklevel=6)
         return outside
 
-    def _words(self, s, outside) -> str:
+    def _complaint(self, s, outside) -> str:
         where = outside.reshape(-1, s.shape[-1]).nonzero()[0].tolist()
         value = float(s.reshape(-1, s.shape[-1])[where[0], where[1]])
         return (

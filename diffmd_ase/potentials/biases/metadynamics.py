@@ -23,16 +23,26 @@ import torch
 from torch import Tensor
 
 from ...io.plumed_writer import KJ_PER_MOL, PlumedFile
-from .base import CVBias, domain_constants, per_variable
+from .base import DepositedBias
 from .cv import CV
-from .hills import Grid, HillGrid, HillList, Hills
+from .hills import Grid, HillGrid, HillList, HillSum
 
-__all__ = ["Metadynamics"]
+__all__ = ["Metadynamics", "reweighting_constant"]
 
 _BLOCK = 256  # walkers whose hills are put down together
 
 
-class Metadynamics(CVBias):
+def reweighting_constant(V: Tensor, kT: float, biasfactor: float | None) -> Tensor:
+    """``c = kT ln [Σ exp(γ V/((γ - 1) kT)) / Σ exp(V/((γ - 1) kT))]`` over the last axis of V.
+
+    Without a bias factor it is the limit γ → ∞, ``kT ln <exp(V/kT)>``. V and kT have one unit.
+    """
+    inner = 0.0 if biasfactor is None else 1.0 / (biasfactor - 1.0)
+    upper, lower = ((k / kT * V).logsumexp(-1) for k in (1.0 + inner, inner))
+    return kT * (upper - lower)
+
+
+class Metadynamics(DepositedBias):
     """Well-tempered metadynamics, equal to PLUMED's METAD on the same positions.
 
     With ``walkers="shared"`` all walkers feel and build one bias, and deposit one after the
@@ -62,8 +72,6 @@ class Metadynamics(CVBias):
     FileExistsError : ``file`` exists without ``restart``
     """
 
-    has_memory = True
-
     def __init__(
         self,
         cvs: CV | Sequence[CV],
@@ -79,21 +87,15 @@ class Metadynamics(CVBias):
         timestep_ps: float = 1.0,
         restart: bool = False,
     ):
-        super().__init__(cvs)
-        if not kT > 0:
-            raise ValueError(f"{kT=} must be positive (eV)")
+        super().__init__(cvs, kT=kT, sigma=sigma, pace=pace, timestep_ps=timestep_ps)
         if not height > 0:
             raise ValueError(f"{height=} must be positive (eV)")
-        if pace < 1:
-            raise ValueError(f"{pace=} must be at least 1 step")
         if biasfactor is not None and not 1 < biasfactor < float("inf"):
             raise ValueError(f"{biasfactor=} must be greater than 1, or None for no tempering")
         if walkers not in ("shared", "independent"):
             raise ValueError(f"{walkers=} must be 'shared' or 'independent'")
-        self.kT, self.height, self.pace, self.biasfactor = kT, height, pace, biasfactor
-        self.walkers, self.timestep_ps = walkers, timestep_ps
-        self.sigma = per_variable(self.cv, sigma, "sigma", positive=True)
-        self._hills: Hills = (
+        self.height, self.biasfactor, self.walkers = height, biasfactor, walkers
+        self._hills: HillSum = (
             HillList(self.cv, self.sigma) if grid is None else HillGrid(self.cv, self.sigma, grid)
         )
         self._deposits: list[tuple[Tensor, Tensor]] = []  # centres (W, m, d), heights (W, m)
@@ -112,23 +114,13 @@ class Metadynamics(CVBias):
             )
         return self._hills(s)
 
-    def update(self, x, step) -> bool:
-        """Deposit if ``step`` is a multiple of ``pace``."""
-        if step % self.pace:
-            return False
+    def deposit(self, step, s):
         self._check_read()
-        s = self.cv(x)
-        if not torch.isfinite(s).all():
-            raise ValueError(
-                f"step {step}: {', '.join(self.cv.names)} are not finite for some walker, and a "
-                "hill there would be lost: look for NaN positions or overlapping atoms"
-            )
         self._hills.check(s)
         for block in self._blocks(s):
             heights = self._next_heights(block)
             self._put(block, heights)
             self._write(step, block, heights)
-        return True
 
     @property
     def hills(self) -> tuple[Tensor, Tensor]:
@@ -141,16 +133,11 @@ class Metadynamics(CVBias):
 
     @property
     def rct(self) -> Tensor:
-        """c(t) in eV, one number or (W,), summed over the grid; it needs one.
-
-        Without tempering it is the limit γ → ∞, ``c = kT ln <exp(V/kT)>`` over the grid.
-        """
+        """c(t) in eV, one number or (W,), summed over the grid; it needs one."""
         if not isinstance(self._hills, HillGrid):
             raise ValueError("c(t) is an integral over a grid: give grid= to Metadynamics")
-        V, gamma = self._hills.values / self.kT, self.biasfactor
-        inner = 0.0 if gamma is None else 1.0 / (gamma - 1.0)
-        c = torch.logsumexp((1.0 + inner) * V, -1) - torch.logsumexp(inner * V, -1)
-        return self.kT * (c if len(c) > 1 else c[0])
+        c = reweighting_constant(self._hills.values, self.kT, self.biasfactor)
+        return c if len(c) > 1 else c[0]
 
     def free_energy(self, s: Tensor) -> Tensor:
         """``F(s) = -γ/(γ - 1) V(s)`` in eV, up to a constant."""
@@ -281,13 +268,10 @@ class Metadynamics(CVBias):
 
     def _file(self, walker: int, *, restart: bool) -> PlumedFile:
         if walker not in self._files:
-            name = self._path if self.walkers == "shared" else f"{self._path}.{walker}"
-            fields = ["time", *self.cv.names, *(f"sigma_{n}" for n in self.cv.names)]
+            path = self._path if self.walkers == "shared" else f"{self._path}.{walker}"
             constants = {"multivariate": "false", "kerneltype": "stretched-gaussian"}
-            constants |= domain_constants(self.cv)
-            self._files[walker] = PlumedFile(
-                name, [*fields, "height", "biasf"], constants, restart=restart
-            )
+            more = ["height", "biasf"]
+            self._files[walker] = self.open_file(path, more, constants, restart=restart)
         return self._files[walker]
 
     def _check_read(self) -> None:
@@ -297,13 +281,8 @@ class Metadynamics(CVBias):
     def _write(self, step: int, s: Tensor, heights: Tensor) -> None:
         if self._path is None:
             return
-        d, unit = len(self.cv), np.array(self.cv.plumed_units)
-        rows = np.empty((len(s), 2 * d + 3))
-        rows[:, 0] = step * self.timestep_ps
-        rows[:, 1 : d + 1] = s.cpu().numpy() * unit
-        rows[:, d + 1 : 2 * d + 1] = self.sigma.numpy() * unit
-        rows[:, -2] = heights.cpu().numpy() * self._scale
-        rows[:, -1] = -1.0 if self.biasfactor is None else self.biasfactor
+        stored = heights.cpu().numpy() * self._scale
+        rows = self.rows(step, s, self.sigma.expand_as(s), stored, self.biasfactor or -1.0)
         if self._ids is None:
             self._file(0, restart=False).append(rows)
             return
@@ -326,7 +305,7 @@ class Metadynamics(CVBias):
             raise ValueError(
                 f"the hills in {self._path} have other widths than sigma={self.sigma.tolist()}"
             )
-        gamma = -1.0 if self.biasfactor is None else self.biasfactor
+        gamma = self.biasfactor or -1.0
         if not np.allclose(rows[..., -1], gamma):
             raise ValueError(f"the hills in {self._path} have another bias factor than {gamma}")
         _, counts = np.unique(rows[0, :, 0], return_counts=True)

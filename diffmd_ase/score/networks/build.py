@@ -1,17 +1,18 @@
-"""Energy networks, leaf to root. An energy in units of kT; the score is minus its gradient.
+"""Which network a configuration asks for, made from snapshots or for weights to be loaded.
 
 `MechanicsNetwork`  one molecule at its smallest noise: a fitted force field plus a perceptron
 `PairNetwork`       one molecule at all noise levels: data-derived springs plus a perceptron
 `EmbeddedNetwork`   metals at their smallest noise, any size and cell: a fitted potential
 `EquivariantNetwork` any composition and any cell; E(3)-equivariant messages (e3nn)
 
-Both are called as ``network(x, sigma, numbers=…, cell=…, pbc=…) -> (B,)`` and know the noise
-level σ they are asked for. Nothing here knows about temperatures, units of energy or ASE.
+All are energies in units of kT, called as ``network(x, sigma, numbers=…, cell=…, pbc=…) -> (B,)``;
+the score is minus the gradient. None knows of temperatures, units of energy or ASE.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from ..embedded_fit import fit_embedded
 from ..force_field_fit import fit_prior
-from ..sets import as_sets
+from ..sets import Sets, as_sets
+from ..snapshots import Snapshots
 from .embedded import EmbeddedConfig, EmbeddedNetwork
 from .equivariant import EquivariantConfig, EquivariantNetwork
 from .molecule import (
@@ -30,58 +32,70 @@ from .molecule import (
     internal_statistics,
 )
 
-__all__ = ["build"]
+__all__ = ["AnyConfig", "NetworkConfig", "below", "build"]
 
-
-AnyConfig = MechanicsConfig | PairConfig | EmbeddedConfig | EquivariantConfig
+_WithTables = MechanicsConfig | PairConfig | EmbeddedConfig
+AnyConfig = _WithTables | EquivariantConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
-def build(config: AnyConfig, source, *, sigma: float = 0.0, force_weight: float = 0.0) -> nn.Module:
+def build(
+    config: AnyConfig,
+    source: Snapshots | Iterable[Snapshots] | dict[str, Tensor],
+    *,
+    sigma: float = 0.0,
+    force_weight: float = 0.0,
+) -> nn.Module:
     """The network of a configuration, in float32.
 
-    ``source``: the `Snapshots` whose statistics enter the network (a `MechanicsNetwork` fits
-    its prior to them at noise level ``sigma``, and to their forces), for networks of any
-    composition one set or several; or the state dictionary of a trained one, whose weights are
-    about to be loaded.
+    Parameters
+    ----------
+    source : the `Snapshots` whose statistics enter the network (a `MechanicsNetwork` fits
+        its force field to them at noise level ``sigma``, and to their forces), for networks of
+        any composition one set or several; or the state dictionary of a trained one, whose
+        weights are about to be loaded
+    sigma : Å
+    force_weight : of forces that the snapshots carry, in what is fitted
     """
     # most networks are built to be loaded: the caller's random state is left alone
     with torch.random.fork_rng(devices=[]):
-        return _build(config, source, {"sigma": sigma, "force_weight": force_weight}).float()
-
-
-def _build(config: AnyConfig, source, options: dict[str, float]) -> nn.Module:
-    if isinstance(config, EquivariantConfig):
-        return EquivariantNetwork(config)
-    known = isinstance(source, dict)
-    if isinstance(config, EmbeddedConfig):
-        if known:
-            tables = _below(source, "energy.")
+        if isinstance(config, EquivariantConfig):
+            network: nn.Module = EquivariantNetwork(config)
+        elif isinstance(source, dict):
+            network = _empty(config, source)
         else:
-            tables = fit_embedded(
-                source, cutoff=config.cutoff, functions=config.functions, **options
-            )
-        return EmbeddedNetwork(config, tables)
-    if not known:
-        (source,) = as_sets(source)
-    needs = isinstance(config, PairConfig) or config.depth > 0
-    internal = None
-    if needs:
-        internal = _below(source, "internal.") if known else internal_statistics(source)
+            network = _fitted(config, as_sets(source), sigma, force_weight)
+        return network.float()
+
+
+def below(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names begin with ``prefix``, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
+
+
+def _empty(config: _WithTables, state: dict[str, Tensor]) -> nn.Module:
+    """With the tables of ``state``; its weights are still to be loaded."""
+    if isinstance(config, EmbeddedConfig):
+        return EmbeddedNetwork(config, below(state, "energy."))
+    internal = below(state, "internal.")
     if isinstance(config, PairConfig):
         return PairNetwork(config, internal)
-    prior = _below(source, "prior.") if known else fit_prior(source, **options)
+    return MechanicsNetwork(config, internal, below(state, "prior."))
+
+
+def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight: float) -> nn.Module:
+    if isinstance(config, EmbeddedConfig):
+        tables = fit_embedded(
+            sets,
+            cutoff=config.cutoff,
+            functions=config.functions,
+            sigma=sigma,
+            force_weight=force_weight,
+        )
+        return EmbeddedNetwork(config, tables)
+    (molecule,) = sets
+    internal = internal_statistics(molecule)
+    if isinstance(config, PairConfig):
+        return PairNetwork(config, internal)
+    prior = fit_prior(molecule, sigma=sigma, force_weight=force_weight)
     return MechanicsNetwork(config, internal, prior)
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-# ------------------------------------------------------------------ noise level
-
-
-# --------------------------------------------------------- networks of one molecule
-
-
-# ------------------------------------------------- networks of any number of atoms

@@ -1,4 +1,16 @@
-"""The energy of metals and noble gases: pair energies and densities, linear in its parameters."""
+"""The energy of metals and noble gases: atoms in the density of their neighbours.
+
+    E(x) = Σ_{i<j} V(r_ij) + Σ_i Σ_{a,p} w_ap [(ρ_ia + δ)^p - δ^p]        in kT
+    ρ_ia = Σ_j exp[-α_a (r_ij/r₀ - 1)] c(r_ij/r_c) / ⟨ρ_a⟩
+
+the embedded-atom form (Daw & Baskes, Phys. Rev. B 29, 6443 (1984); p = ½: Finnis & Sinclair,
+Phil. Mag. A 50, 45 (1984)). V is a cubic spline for each pair of elements that ends at the
+cutoff r_c with two continuous derivatives, c a smooth envelope, w a table for each element.
+The energy is linear in the values of V and in w, which `embedded_fit` finds.
+
+With several elements S there are densities of all neighbours and of those of each element, since
+an atom may prefer its like (A = 3 or 3(1 + S) densities).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +23,7 @@ from torch import Tensor, nn
 
 from ..neighbours import Pairs, edges, envelope, find_pairs
 
-__all__ = ["EmbeddedConfig", "EmbeddedEnergy", "EmbeddedNetwork"]
+__all__ = ["DECAYS", "END", "POWERS", "EmbeddedConfig", "EmbeddedEnergy", "EmbeddedNetwork"]
 
 
 class EmbeddedConfig(BaseModel):
@@ -38,19 +50,11 @@ class EmbeddedNetwork(nn.Module):
         return self.energy(x, numbers, cell, pbc, pairs)
 
 
-_DECAYS = (2.0, 5.0, 8.0)  # α: how fast the densities fall, about and beyond exponents of metals
-
-
-_POWERS = (0.5, 2.0)  # with the linear term, which V holds, the curvature of both signs
-
-
+DECAYS = (2.0, 5.0, 8.0)  # α: how fast the densities fall, about and beyond exponents of metals
+POWERS = (0.5, 2.0)  # with the linear term, which V holds, the curvature of both signs
 _DELTA = 0.05  # of the mean density: the root is smooth where an atom is alone
-
-
 _WALL = 0.05  # Å: and a wall of this width is added
-
-
-_END = 3  # splines that reach over the cutoff: without them V ends smoothly
+END = 3  # splines that reach over the cutoff: without them V ends smoothly
 
 
 class EmbeddedEnergy(nn.Module):
@@ -65,13 +69,23 @@ class EmbeddedEnergy(nn.Module):
         (S, A, P) the weights w
     """
 
+    elements: Tensor
+    inner: Tensor
+    nearest: Tensor
+    density: Tensor
+    pair: Tensor
+    embedding: Tensor
+    decays: Tensor
+    powers: Tensor
+    kinds: Tensor
+
     def __init__(self, cutoff: float, tables: dict[str, Tensor]):
         super().__init__()
         self.cutoff = cutoff
         for name, value in tables.items():
             self.register_buffer(name, value)
-        self.register_buffer("decays", torch.tensor(_DECAYS), persistent=False)
-        self.register_buffer("powers", torch.tensor(_POWERS), persistent=False)
+        self.register_buffer("decays", torch.tensor(DECAYS), persistent=False)
+        self.register_buffer("powers", torch.tensor(POWERS), persistent=False)
         kinds = torch.zeros(len(self.elements), len(self.elements), dtype=torch.long)
         for n, (a, b) in enumerate(combinations_with_replacement(range(len(self.elements)), 2)):
             kinds[a, b] = kinds[b, a] = n
@@ -109,7 +123,7 @@ class EmbeddedEnergy(nn.Module):
     def spline(self, r: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
         """The four cubic B-splines that are not zero at r (E,): the first one's number (E,),
         their values (E, 4)."""
-        size, begin = self.pair.shape[1] - _END, self.begin(kind)
+        size, begin = self.pair.shape[1] - END, self.begin(kind)
         t = (r - begin) * (size / (self.cutoff - begin))
         first = t.detach().floor().clamp(0, size - 1).long()
         u = t - first
@@ -126,14 +140,14 @@ class EmbeddedEnergy(nn.Module):
     def radial(self, r: Tensor, kind: Tensor) -> Tensor:
         """What a neighbour at r (E,) adds to the densities of each decay (E, 3)."""
         inside = torch.maximum(r, self.begin(kind))[:, None]
-        scale = self.density[: len(_DECAYS)]
+        scale = self.density[: len(DECAYS)]
         fall = torch.exp(-self.decays * (inside / self.nearest - 1)) / scale
         return fall * envelope(r / self.cutoff)[:, None]
 
     def channels(self, element: Tensor) -> Tensor:
         """Which densities neighbours of these elements (E,) belong to (E, A/3): 1 or 0."""
         every = element.new_ones(len(element), 1)
-        if len(self.density) == len(_DECAYS):
+        if len(self.density) == len(DECAYS):
             return every
         return torch.cat([every, nn.functional.one_hot(element, len(self.elements))], dim=1)
 
@@ -166,7 +180,7 @@ class EmbeddedEnergy(nn.Module):
             ]
             falling = [
                 torch.autograd.grad(falls[:, a].sum(), r, retain_graph=True)[0]
-                for a in range(len(_DECAYS))
+                for a in range(len(DECAYS))
             ]
         # moving the target by d changes r by -d·u
         unit = -(vectors / length[:, None]).detach()
@@ -180,13 +194,13 @@ class EmbeddedEnergy(nn.Module):
         for atom, other in ((target, source), (source, target)):
             channels = self.channels(element[other])
             for a in range(n_densities):
-                channel, decay = divmod(a, len(_DECAYS))
+                channel, decay = divmod(a, len(DECAYS))
                 near = channels[:, channel].nonzero()[:, 0]
                 fall, mine, at = falling[decay][near], atom[near], target[near]
-                for p, power in enumerate(_POWERS):
+                for p, power in enumerate(POWERS):
                     change = power * rho[mine, a] ** (power - 1) * fall
-                    feature = (element[mine] * n_densities + a) * len(_POWERS) + p + n_pair
+                    feature = (element[mine] * n_densities + a) * len(POWERS) + p + n_pair
                     out.index_add_(0, feature * total + at, change[:, None] * unit[near])
         out = out.reshape(-1, n_batch, 3 * n_atoms)
-        free = out[:n_pair].unflatten(0, (n_kinds, n_splines))[:, :-_END].flatten(0, 1)
+        free = out[:n_pair].unflatten(0, (n_kinds, n_splines))[:, :-END].flatten(0, 1)
         return torch.cat([free, out[n_pair:]])

@@ -51,6 +51,8 @@ class EquivariantNetwork(nn.Module):
     mirror images have the same; for chiral data pseudoscalars enter as well.
     """
 
+    elements: Tensor
+
     def __init__(self, config: EquivariantConfig):
         super().__init__()
         self.config = config

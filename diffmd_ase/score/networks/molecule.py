@@ -11,11 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from ...geometry import distances, signed_volumes, triple_product
 from ..force_field import MechanicsPrior, along, differences
-from ..topology import signed_volumes
 from .noise_level import NoiseEmbedding
 
-__all__ = ["MechanicsConfig", "MechanicsNetwork", "PairConfig", "PairNetwork"]
+__all__ = [
+    "InternalCoordinates",
+    "MechanicsConfig",
+    "MechanicsNetwork",
+    "PairConfig",
+    "PairNetwork",
+    "internal_statistics",
+]
 
 
 class MechanicsConfig(BaseModel):
@@ -39,13 +46,13 @@ class PairConfig(BaseModel):
 def internal_statistics(snapshots) -> dict[str, Tensor]:
     """What the data say of one molecule: pair distances, torsions, signed volumes."""
     x, topology = snapshots.positions, snapshots.topology
-    i, j = np.triu_indices(x.shape[1], 1)
+    pairs = np.stack(np.triu_indices(x.shape[1], 1), axis=-1)
     some = x[:: max(1, len(x) // 20_000)]
-    r = np.linalg.norm(some[:, i] - some[:, j], axis=-1)
+    r = distances(some, pairs)
     centres = topology.centres if topology.chiral else topology.centres[:0]
     volume = signed_volumes(some, centres)
     tables = {
-        "pairs": np.stack([i, j]),
+        "pairs": pairs.T,
         "mean": r.mean(0),
         "std": np.maximum(r.std(0), 1e-3),
         "torsions": topology.torsions,
@@ -63,6 +70,17 @@ class InternalCoordinates(nn.Module):
     noise have about the mean ``m_σ = sqrt(m² + 5σ²)`` and variance ``v_σ = v + 1.4σ²``
     (exact for σ → ∞: Maxwell's law).
     """
+
+    pairs: Tensor
+    mean: Tensor
+    std: Tensor
+    torsions: Tensor
+    centres: Tensor
+    volume: Tensor
+    chiral: Tensor
+    pair_arms: Tensor
+    torsion_arms: Tensor
+    centre_arms: Tensor
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
@@ -91,12 +109,13 @@ class InternalCoordinates(nn.Module):
 
     def torsion(self, planes: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (B, K) of the torsions; sines change sign in a mirror."""
-        return torsion_features(*along(planes, self.torsion_arms).chunk(3, dim=-1), s2)
+        b1, b2, b3 = along(planes, self.torsion_arms).chunk(3, dim=-1)
+        return torsion_features(b1, b2, b3, s2)
 
     def hand(self, planes: Tensor) -> Tensor:
         """Signed volumes (B, C) in units of their means; they change sign in a mirror."""
-        vectors = along(planes, self.centre_arms).chunk(3, dim=-1)
-        return triple_product(*vectors) / self.volume
+        a, b, c = along(planes, self.centre_arms).chunk(3, dim=-1)
+        return triple_product(a, b, c, axis=-2) / self.volume
 
 
 class MechanicsNetwork(nn.Module):
@@ -145,7 +164,7 @@ class PairNetwork(nn.Module):
     ``a`` starts at the harmonic prior: ½ for pairs with a standard deviation below 0.2 Å
     (bonds, 1-3), decaying where σ exceeds bonds. The energy is even under reflection: of
     chiral data it learns ``½[p(x) + p(-x)]``, and the hand is chosen at the smallest noise,
-    where the two halves no longer overlap, so that nothing is lost (see ``sampling.iid``).
+    where the two halves no longer overlap, so that nothing is lost (see `independent.draws`).
     """
 
     STIFF = 0.2  # Å
@@ -183,11 +202,6 @@ class PairNetwork(nn.Module):
         return self.out(h)[:, 0] + ((a + 0.3 * da) * u * u + b * u).sum(-1)
 
 
-def triple_product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a·(b×c) of vectors (B, 3, C): (B, C)."""
-    return (a * torch.linalg.cross(b, c, dim=-2)).sum(-2)
-
-
 def torsion_features(b1: Tensor, b2: Tensor, b3: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (B, K) of dihedrals with bond vectors (B, 3, K), smoothed where noise
     makes atoms collinear."""
@@ -195,4 +209,4 @@ def torsion_features(b1: Tensor, b2: Tensor, b3: Tensor, s2: Tensor) -> tuple[Te
     soft = 4 * (0.1 + s2) ** 2
     norm = (n1.square().sum(-2) * n2.square().sum(-2) + soft).rsqrt()
     length = (b2.square().sum(-2) + 0.1 * s2).rsqrt()
-    return (n1 * n2).sum(-2) * norm, triple_product(b2, n1, n2) * norm * length
+    return (n1 * n2).sum(-2) * norm, triple_product(b2, n1, n2, axis=-2) * norm * length

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = []
+__all__ = ["NoiseEmbedding"]
 
 
 class NoiseEmbedding(nn.Module):
     """log σ as Fourier features and a small network: (B,) → (B, width)."""
+
+    frequency: Tensor
 
     def __init__(self, width: int):
         super().__init__()

@@ -12,7 +12,7 @@ __all__ = ["describe"]
 
 
 def describe() -> str:
-    """Version, kernel and optional modules of the PLUMED that would be used, in words."""
+    """Version, library and optional modules of the PLUMED that would be used, in words."""
     try:
         with (
             tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder,
@@ -21,11 +21,11 @@ def describe() -> str:
             log = driver.log()
     except ImportError as error:
         return f"MISSING: {error}"
-    version, root, kernel = (
+    version, root, path = (
         found.group(1) if (found := re.search(pattern, log)) else "unknown"
         for pattern in (r"Version: (\S+)", r"Root: (\S+)", r"LibraryPath: (\S+)")
     )
-    return f"{version}, {kernel}; {_modules(Path(root), Path(kernel).parent / 'plumed')}"
+    return f"{version}, {path}; {_modules(Path(root), Path(path).parent / 'plumed')}"
 
 
 def _modules(*roots: Path) -> str:

@@ -36,15 +36,15 @@ class Bases:
 
     def settle(self, frames: np.ndarray) -> None:
         """These are the positions of the walkers until the next step is completed."""
-        known = self._current | self._recent
-        self._current = {key: known[key] for key in map(_key, frames) if key in known}
+        every = self._current | self._recent
+        self._current = {key: every[key] for key in map(_key, frames) if key in every}
 
     def of(self, frame: np.ndarray) -> tuple[float, np.ndarray]:
         """Energy and forces at a frame; raises ``ValueError`` where they are not known."""
         key = _key(frame)
-        for known in (self._recent, self._current):
-            if key in known:
-                return known[key]
+        for energies in (self._recent, self._current):
+            if key in energies:
+                return energies[key]
         raise ValueError(
             "ENERGY is biased, and the energy at the positions to learn from is not known: "
             "evaluate model + bias there first"

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from ase import units as ase_units
 
-from . import kernel as kernels
+from . import library
 from .plan import Plan, actions_of, plan
-from .script import Line, absolute_inputs, parse, read_lines, written_files
+from .script import InputLine, absolute_inputs, parse, read_lines, written_files
 from .units import ASE_UNITS, Units
 
 __all__ = ["Checked", "PlumedInputError", "check_input"]
@@ -52,7 +52,7 @@ class Checked:
     """
 
     lines: tuple[str, ...]
-    script: tuple[Line, ...]
+    script: tuple[InputLine, ...]
     plan: Plan
     log: str
     files: frozenset[str]
@@ -90,7 +90,7 @@ def check_input(
     ------
     PlumedInputError : with the number of the line and PLUMED's own words; also vectors for
         METAD, RESTART in the input, charges that are needed and not given
-    ImportError : no kernel
+    ImportError : no library of PLUMED
     """
     lines = absolute_inputs(read_lines(input), directory)
     script = parse(lines)
@@ -111,7 +111,7 @@ def check_input(
         walk = np.random.default_rng(0).normal(size=(natoms, 3)).cumsum(0)
         positions = 0.087 / units.length * walk
     case = {"lines": lines, "settings": settings, "positions": np.asarray(positions).tolist()}
-    kernels.new_instance(kernel).finalize()  # an ImportError here has the install line
+    library.new_instance(kernel).finalize()  # an ImportError here has the install line
     with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder:
         failure = _run(folder, case, script)
         if failure is not None:
@@ -131,7 +131,7 @@ def check_input(
     return Checked(tuple(lines), tuple(script), planned, log, frozenset(files))
 
 
-def _first_failure(case: dict, script: Sequence[Line]) -> tuple[int | None, str]:
+def _first_failure(case: dict, script: Sequence[InputLine]) -> tuple[int | None, str]:
     """Line and words of a failure that comes only when all is read: lines are added in turn."""
     for line, following in zip(script, (*script[1:], None), strict=True):
         end = None if following is None else following.number - 1
@@ -142,7 +142,7 @@ def _first_failure(case: dict, script: Sequence[Line]) -> tuple[int | None, str]
     return None, "PLUMED failed once and not again"
 
 
-def _run(folder: str, case: dict, script: Sequence[Line]) -> tuple[int | None, str] | None:
+def _run(folder: str, case: dict, script: Sequence[InputLine]) -> tuple[int | None, str] | None:
     """The line that failed, if it is known, and why; None if none did."""
     for name in ("lines", "whole"):
         Path(folder, name).mkdir()
@@ -182,7 +182,7 @@ def _run(folder: str, case: dict, script: Sequence[Line]) -> tuple[int | None, s
     return number, words
 
 
-def _check_line(line: Line, *, kT, energy: float, charges) -> None:
+def _check_line(line: InputLine, *, kT, energy: float, charges) -> None:
     place = f"line {line.number} of the input, {line.text!r}"
     if line.name == "RESTART" and line.keywords.get("NO") is None:
         raise PlumedInputError(
@@ -204,7 +204,7 @@ def _check_line(line: Line, *, kT, energy: float, charges) -> None:
             )
 
 
-def _check_units(line: Line, place: str) -> None:
+def _check_units(line: InputLine, place: str) -> None:
     """A UNITS line is about the input and the files; numbers in it are easily wrong."""
     known = {
         "TIME": (1.0, 1e-3, 1e3, 1e-3 / ase_units.fs, 2.418884326509e-5),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import kernel
+from . import library
 from .driver import Driver, words
 from .script import parse
 from .units import Units
@@ -41,7 +41,7 @@ def one_by_one(lines, settings, report) -> None:
             end = next((a.number for a in parse(lines) if a.number > action.number), None)
             text = "\n".join(lines[action.number - 1 : None if end is None else end - 1])
             try:
-                with kernel.working_directory(driver.directory):
+                with library.working_directory(driver.directory):
                     driver._cmd("readInputLines", text + "\n")
             except (RuntimeError, ValueError, TypeError, OSError, MemoryError) as error:
                 raise ValueError(words(error)) from error

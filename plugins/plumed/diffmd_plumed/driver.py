@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import kernel as kernels
+from . import library
 from .script import read_lines
 from .units import ASE_UNITS, Units
 
@@ -58,7 +58,7 @@ class Driver:
 
     Raises
     ------
-    ImportError : no kernel
+    ImportError : no library of PLUMED
     ValueError : PLUMED refuses the input, with its own words; shapes, values that are not finite
     """
 
@@ -103,7 +103,7 @@ class Driver:
         self._data: dict[str, np.ndarray] = {}
         self._fresh = False  # an evaluation that was not learned from
         self._told: int | None = None  # the step PLUMED knows, until it updates or fails
-        self._plumed = kernels.new_instance(kernel)
+        self._plumed = library.new_instance(kernel)
         self._start(read_lines(input), kT, float(timestep), bool(restart), log)
         if box is not None:
             self.set_box(box)
@@ -185,7 +185,7 @@ class Driver:
             )
         self._fresh, self._told = False, None
         try:
-            with kernels.working_directory(self.directory):
+            with library.working_directory(self.directory):
                 self._cmd("update")
         except _ERRORS as error:
             raise RuntimeError(
@@ -269,13 +269,13 @@ class Driver:
 
     def log(self) -> str:
         """What PLUMED has written to its log."""
-        kernels.flush_files()
+        library.flush_files()
         return Path(self.log_path).read_text(errors="replace")
 
     def finalize(self) -> None:
         """Close all files; the driver cannot be used any more. Twice is harmless."""
         if self._plumed is not None:
-            with kernels.working_directory(self.directory):
+            with library.working_directory(self.directory):
                 self._plumed.finalize()
             self._plumed = None
 
@@ -299,7 +299,7 @@ class Driver:
             file.write("\n".join(lines) + "\n")
         try:
             # the log is opened by its name, as all files are
-            with kernels.working_directory(self.directory):
+            with library.working_directory(self.directory):
                 self._cmd("setMDEngine", "diffmd_ase")
                 self._cmd("setMDLengthUnits", units.length)
                 self._cmd("setMDEnergyUnits", units.energy)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .script import Line
+from .script import InputLine
 
 __all__ = ["cut_back", "lengths", "refuse_empty", "refuse_existing", "refuse_too_many"]
 
@@ -18,13 +18,13 @@ _RESERVED = 64  # file descriptors left to everything else
 
 def lengths(folder: str | Path, names: Iterable[str]) -> dict[str, list[int]]:
     """Byte length of each file, and a checksum of its last bytes; files that exist only."""
-    found = {}
+    state = {}
     for name in sorted(names):
         path = Path(folder, name)
         if path.is_file():
             size = path.stat().st_size
-            found[name] = [size, _checksum(path, size)]
-    return found
+            state[name] = [size, _checksum(path, size)]
+    return state
 
 
 def cut_back(folder: str | Path, saved: dict[str, list[int]], names: Iterable[str] = ()) -> None:
@@ -64,7 +64,7 @@ def refuse_existing(folder: str | Path, names: Iterable[str]) -> None:
         )
 
 
-def refuse_empty(folder: str | Path, script: Sequence[Line]) -> None:
+def refuse_empty(folder: str | Path, script: Sequence[InputLine]) -> None:
     """Raise ``ValueError`` where OPES would restart from nothing: PLUMED crashes on that."""
     for line in script:
         if not line.name.startswith("OPES_"):

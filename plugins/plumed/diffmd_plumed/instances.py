@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import kernel as kernels
+from . import library
 from .check import Checked
 from .driver import Driver
 from .files import cut_back, lengths, refuse_empty, refuse_existing, refuse_too_many
@@ -147,7 +147,7 @@ class Instances:
 
     def checkpoint(self) -> dict:
         """Files are flushed; their lengths and the walkers that are left are returned."""
-        kernels.flush_files()
+        library.flush_files()
         folders = [os.path.relpath(d.directory, self.directory) for d in self.drivers]
         return {
             "input": self._digest(),
@@ -177,7 +177,7 @@ class Instances:
         self._open()
         self.step, self._begun = step, True
         self._once_each(commit)
-        kernels.flush_files()
+        library.flush_files()
         # what the repeated step has printed is there already
         for folder, files in saved["files"].items():
             cut_back(self.directory / folder, files)

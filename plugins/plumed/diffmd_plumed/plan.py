@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .script import Line
+from .script import InputLine
 
 __all__ = ["Action", "Plan", "actions_of", "plan"]
 
@@ -52,8 +52,8 @@ class Action:
 
     def number(self, pattern: str) -> int | None:
         """The number after ``pattern``."""
-        found = re.search(pattern + r" (\d+)", self.text)
-        return None if found is None else int(found.group(1))
+        match = re.search(pattern + r" (\d+)", self.text)
+        return None if match is None else int(match.group(1))
 
     def __str__(self) -> str:
         return f"{self.name} (label {self.label})"
@@ -105,7 +105,7 @@ def actions_of(log: str) -> list[Action]:
     return actions
 
 
-def plan(actions: Sequence[Action], script: Sequence[Line]) -> Plan:
+def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
     """The plan of actions, with what only the input itself says.
 
     Raises

@@ -13,7 +13,7 @@ from diffmd_ase.potentials.base import Potential
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
-from . import kernel as kernels
+from . import library
 from .bases import Bases, frames_of
 from .check import PlumedInputError, check_input
 from .driver import Driver, Result
@@ -51,7 +51,7 @@ class PlumedPotential(Potential):
 
     Raises
     ------
-    ImportError : no PLUMED kernel
+    ImportError : no library of PLUMED
     PlumedInputError : a ValueError with the number of the line and PLUMED's own words
     ValueError : partial pbc, kT or timestep that are not positive
     FileExistsError : files of another run would be overwritten
@@ -245,7 +245,7 @@ class PlumedPotential(Potential):
 
     def flush(self) -> None:
         """Files are complete on disk up to the last update."""
-        kernels.flush_files()
+        library.flush_files()
 
     def finalize(self) -> None:
         """Close all files; nothing can be evaluated any more."""

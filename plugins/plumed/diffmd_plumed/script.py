@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Line", "absolute_inputs", "parse", "read_lines", "written_files"]
+__all__ = ["InputLine", "absolute_inputs", "parse", "read_lines", "written_files"]
 
 _TOKEN = re.compile(r"(?:[^\s{}]|\{[^{}]*\})+")
 # keywords that name files to read, and actions whose FILE is read
@@ -21,7 +21,7 @@ _NO_FILE_WRITTEN = {"FLUSH"}
 
 
 @dataclass(frozen=True)
-class Line:
+class InputLine:
     """One action: where it stands (from 1), NAME, label or "", and its keywords.
 
     A flag has the value ""; braces round a value are removed.
@@ -59,7 +59,7 @@ def read_lines(input: str | Path | Sequence[str]) -> list[str]:
     return lines
 
 
-def parse(lines: Sequence[str]) -> list[Line]:
+def parse(lines: Sequence[str]) -> list[InputLine]:
     """The actions of an input, continuation lines (``...``) joined.
 
     Only what PLUMED itself would read is looked at; errors are left to PLUMED.
@@ -84,7 +84,7 @@ def parse(lines: Sequence[str]) -> list[Line]:
     return actions
 
 
-def _action(number: int, tokens: list[str]) -> Line:
+def _action(number: int, tokens: list[str]) -> InputLine:
     label, name, rest = "", tokens[0], tokens[1:]
     if name.endswith(":") and rest:
         label, name, rest = name[:-1], rest[0], rest[1:]
@@ -93,10 +93,10 @@ def _action(number: int, tokens: list[str]) -> Line:
         key, _, value = token.partition("=")
         keywords[key] = value[1:-1] if value.startswith("{") and value.endswith("}") else value
     label = keywords.pop("LABEL", label)
-    return Line(number, name, label, keywords, " ".join(tokens))
+    return InputLine(number, name, label, keywords, " ".join(tokens))
 
 
-def written_files(actions: Sequence[Line]) -> set[str]:
+def written_files(actions: Sequence[InputLine]) -> set[str]:
     """Names of the files that actions say they write; defaults are PLUMED's own affair."""
     names = set()
     for action in actions:

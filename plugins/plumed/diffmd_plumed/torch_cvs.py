@@ -6,7 +6,6 @@ derivative back to the atoms. Positions stay where they are: B·d numbers cross 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffmd_ase.io.plumed_writer import plumed_number
 from diffmd_ase.potentials.biases.base import CVBias
 from diffmd_ase.potentials.biases.cvs import CV
 
-from . import kernel as kernels
+from . import library
 from .check import PlumedInputError, check_input
 from .driver import Driver
 from .instances import Instances
@@ -50,7 +50,7 @@ class PlumedCVPotential(CVBias):
 
     Raises
     ------
-    ImportError : no PLUMED kernel
+    ImportError : no library of PLUMED
     PlumedInputError : a ValueError with the number of the line and PLUMED's own words
     FileExistsError : files of another run would be overwritten
     """
@@ -144,7 +144,7 @@ class PlumedCVPotential(CVBias):
 
     def flush(self) -> None:
         """Files are complete on disk up to the last update."""
-        kernels.flush_files()
+        library.flush_files()
 
     def finalize(self) -> None:
         """Close all files; nothing can be evaluated any more."""
@@ -189,9 +189,7 @@ def _puts(cv: CV) -> list[str]:
     for name, domain, unit in zip(cv.names, cv.domains, cv.plumed_units, strict=True):
         period = "NO"
         if domain is not None:
-            # PLUMED compares the text of periods
-            special = {math.pi: "pi", -math.pi: "-pi"}
-            period = ",".join(special.get(v * unit, f"{v * unit:.17g}") for v in domain)
+            period = ",".join(plumed_number(limit * unit) for limit in domain)
         lines.append(f"{name}: PUT PERIODIC={period} UNIT=number")
     return lines
 

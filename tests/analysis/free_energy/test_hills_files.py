@@ -1,17 +1,17 @@
-"""Sums of hills, c(t) and kernels against the real PLUMED and against closed forms."""
+"""Sums of hills, c(t) and components against the real PLUMED and against closed forms."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from pesmd import PI, double_well, pesmd
+from plumed_command import plumed_sum_hills
 
 from diffmd_ase.analysis.free_energy.hills_files import (
     Hills,
     bias_at,
-    free_energy_of_kernels,
+    free_energy_of_components,
     height_law,
-    plumed_sum_hills,
     reweighting_factor,
     sum_hills,
 )
@@ -83,7 +83,8 @@ def test_sum_is_that_of_plumed(well, surface):
         for n, period in enumerate(hills.periods):
             if period:
                 points[n] = -PI + 2 * PI * np.arange(40) / 40
-        ours, theirs = sum_hills(hills, points), plumed_sum_hills([folder / "HILLS"], points, hills)
+        ours = sum_hills(hills, points)
+        theirs = plumed_sum_hills(folder / "HILLS", points, hills.periods)
         assert np.ptp(ours) > 1
         # PLUMED puts hills on grids only where a kernel is above 1e-6 of its height
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
@@ -165,8 +166,8 @@ def test_walkers_are_merged_in_time(well, tmp_path):
 
 
 @pytest.mark.parametrize("action", ["OPES_METAD", "OPES_METAD_EXPLORE"])
-def test_kernels_are_those_of_the_bias(action, tmp_path):
-    """V = (1-1/γ) kT ln(P/Z + ε), with γ-1 for EXPLORE, of every row since the last kernel."""
+def test_components_are_those_of_the_bias(action, tmp_path):
+    """V = (1-1/γ) kT ln(P/Z + ε), with γ-1 for EXPLORE, of every row since the last component."""
     folder = pesmd(tmp_path / "run", double_well(OPES.format(action=action)), steps=8000, seed=3)
     kernels, table = read_plumed(folder / "KERNELS"), read_plumed(folder / "COLVAR")
     gamma, epsilon = (float(kernels.constants[name]) for name in ("biasfactor", "epsilon"))
@@ -174,7 +175,7 @@ def test_kernels_are_those_of_the_bias(action, tmp_path):
     late = table.take((table.column("time") > time[-2]) & (table.column("time") < time[-1]))
     assert len(late) == 499
     s, v = late.column("x"), late.column("m.bias")
-    energy = free_energy_of_kernels(kernels.take(time < time[-1]), 1.0, [s])
+    energy = free_energy_of_components(kernels.take(time < time[-1]), 1.0, [s])
     explore = action.endswith("EXPLORE")
     measured = np.exp(v / (gamma - 1 if explore else 1 - 1 / gamma))
     density = np.exp(-energy / (gamma if explore else 1.0))
@@ -184,7 +185,7 @@ def test_kernels_are_those_of_the_bias(action, tmp_path):
     assert np.ptp(v) > 0.2
 
 
-def test_kernels_of_one_gaussian(tmp_path):
+def test_components_at_one_place(tmp_path):
     text = "#! FIELDS time s sigma_s height logweight\n#! SET action {0}\n#! SET biasfactor 5\n"
     text += "#! SET kernel_cutoff 4\n1 0.0 0.5 2.0 0.0\n2 0.0 0.5 1.0 0.0\n"
     s = np.array([0.0, 0.5, 1.0, 3.0])
@@ -192,7 +193,7 @@ def test_kernels_of_one_gaussian(tmp_path):
     f = -1.5 * np.log((np.exp(-q) - np.exp(-8)) / (1 - np.exp(-8)))
     for action, factor in (("OPES_METAD_kernels", 1.0), ("OPES_METAD_EXPLORE_kernels", 5.0)):
         (tmp_path / "K").write_text(text.format(action))
-        found = free_energy_of_kernels(read_plumed(tmp_path / "K"), 1.5, [s])
+        found = free_energy_of_components(read_plumed(tmp_path / "K"), 1.5, [s])
         np.testing.assert_allclose(found[:3], factor * f, atol=1e-12)
         assert found[3] == np.inf
 
@@ -222,17 +223,4 @@ def test_other_files_are_refused(tmp_path, text, words):
     with pytest.raises(ValueError, match=words):
         Hills.read(tmp_path / "H")
     with pytest.raises(ValueError, match="no column logweight"):
-        free_energy_of_kernels(read_plumed(tmp_path / "H"), 1.0, [np.zeros(2)])
-
-
-def test_sum_hills_without_plumed_or_with_its_message(monkeypatch, tmp_path):
-    (tmp_path / "H").write_text("#! FIELDS time s\n1 2\n")
-    hills, points = one_hill(), [np.linspace(0, 1, 5)]
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(FileNotFoundError, match="pip install"):
-        plumed_sum_hills([tmp_path / "H"], points, hills)
-    monkeypatch.undo()
-    pytest.importorskip("plumed")
-    with pytest.raises(RuntimeError, match="sum_hills failed"):
-        plumed_sum_hills([tmp_path / "H"], points, hills)
+        free_energy_of_components(read_plumed(tmp_path / "H"), 1.0, [np.zeros(2)])

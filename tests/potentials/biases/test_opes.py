@@ -8,8 +8,8 @@ import torch
 from ase import units
 from plumed_oracle import Oracle
 
+from diffmd_ase.potentials.biases.components import Components
 from diffmd_ase.potentials.biases.cvs import Distance, Function, join
-from diffmd_ase.potentials.biases.kernel_density import Kernels
 from diffmd_ase.potentials.biases.opes import OPES, OPESExplore
 from diffmd_ase.potentials.ladder import Ladder
 from diffmd_ase.system import System
@@ -48,14 +48,14 @@ def without_edge(bias, s):
     There ``dK/ds = -K (s - c)/σ²`` with K = h (e^-z - e^-z_cut), while K's derivative has
     h e^-z in place of K.
     """
-    centres, sigmas, heights = bias.kernels
+    centres, sigmas, heights = bias.components
     scaled = CV.difference(s[:, None], centres) / sigmas
     z = 0.5 * scaled.square().sum(-1)
     near = z < 0.5 * bias._cutoff**2
     edge = math.exp(-0.5 * bias._cutoff**2)
     extra = ((near * heights * edge)[..., None] * scaled / sigmas).sum(1)
     norm = bias._norm * bias.zed
-    value = bias._kernels(s)[0] / norm + bias.epsilon
+    value = bias._components(s)[0] / norm + bias.epsilon
     return bias.kT * bias._prefactor / norm * extra / value[:, None]
 
 
@@ -104,12 +104,12 @@ def test_equal_to_plumed(kind, walkers, options, words, tmp_path):
     their_head, my_head = ([row for row in head if row[0] == "#"] for head in headers)
     assert [row.split()[:3] for row in my_head] == [row.split()[:3] for row in their_head]
     if walkers == 5 and ours.sigma_min.sum() == 0 and "COMP" not in words:
-        assert len(ours.kernels[2]) < 0.9 * len(mine)
+        assert len(ours.components[2]) < 0.9 * len(mine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives(kind):
-    """Ours are those of V, also where PLUMED's miss the edge of the kernels."""
+    """Ours are those of V, also where PLUMED's miss the edge of the components."""
     check_potential(learn(opes(kind, barrier=0.1), 20), positions(2), rtol=1e-6)
 
 
@@ -118,8 +118,8 @@ def test_only_updates_deposit(kind):
     bias = opes(kind)
     for n in range(100):
         bias(positions(n, 2))
-    assert not bias.update(positions(0, 2), 1) and len(bias.kernels[2]) == 0
-    assert bias.update(positions(0, 2), 2) and len(bias.kernels[2]) == 2
+    assert not bias.update(positions(0, 2), 1) and len(bias.components[2]) == 0
+    assert bias.update(positions(0, 2), 2) and len(bias.components[2]) == 2
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -142,46 +142,50 @@ def test_restart_is_uninterrupted(kind, stored, tmp_path):
         assert (tmp_path / "WHOLE").read_text() == (tmp_path / "PARTS").read_text()
 
 
-def test_kernels_that_merge_keep_height_mean_and_variance():
+def column(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_components_that_merge_keep_height_mean_and_variance():
     cv = Function(SYSTEM, lambda x: x[..., 0, 0])
-    kernels = Kernels(cv, 5.0, 1.0)
-    kernels.add(np.array([0.0]), np.array([1.0]), 1.0)
-    kernels.add(np.array([0.6]), np.array([0.5]), 3.0)
-    assert len(kernels) == 1
+    components = Components(cv, 5.0, 1.0)
+    components.add(column([0.0]), column([1.0]), 1.0)
+    components.add(column([0.6]), column([0.5]), 3.0)
+    assert len(components) == 1
     mean = 0.75 * 0.6
     variance = 0.25 * 1.0 + 0.75 * 0.25 + 0.75 * 0.6**2 - mean**2
-    assert kernels.heights[0] == 4.0
-    assert kernels.centres[0, 0] == pytest.approx(mean, abs=1e-15)
-    assert kernels.sigmas[0, 0] == pytest.approx(math.sqrt(variance), abs=1e-15)
-    kernels.add(np.array([3.0]), np.array([1.0]), 1.0)
-    assert len(kernels) == 2
+    assert components.heights[0] == 4.0
+    assert components.centres[0, 0] == pytest.approx(mean, abs=1e-15)
+    assert components.sigmas[0, 0] == pytest.approx(math.sqrt(variance), abs=1e-15)
+    components.add(column([3.0]), column([1.0]), 1.0)
+    assert len(components) == 2
 
 
-def test_kernels_merge_over_the_period():
-    kernels = Kernels(PHI, 5.0, 1.0)
-    kernels.add(np.array([3.1]), np.array([0.3]), 1.0)
-    kernels.add(np.array([-3.1]), np.array([0.3]), 1.0)
-    assert len(kernels) == 1 and abs(kernels.centres[0, 0]) == pytest.approx(math.pi)
-    kernels.add(np.array([3.0]), np.array([0.3]), 2.0)  # of three with weights 1, 1, 2
-    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(0.5 * (math.pi + 3.0))
-    kernels.add(np.array([-3.0]), np.array([0.3]), 8.0)
+def test_components_merge_over_the_period():
+    components = Components(PHI, 5.0, 1.0)
+    components.add(column([3.1]), column([0.3]), 1.0)
+    components.add(column([-3.1]), column([0.3]), 1.0)
+    assert len(components) == 1 and abs(components.centres[0, 0]) == pytest.approx(math.pi)
+    components.add(column([3.0]), column([0.3]), 2.0)  # of three with weights 1, 1, 2
+    assert len(components) == 1 and components.centres[0, 0] == pytest.approx(0.5 * (math.pi + 3.0))
+    components.add(column([-3.0]), column([0.3]), 8.0)
     middle = 0.5 * (math.pi + 3.0) + (2 * math.pi - 3.0 - 0.5 * (math.pi + 3.0)) * 8 / 12
-    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
-    kernels.add(np.array([3.1]), np.array([0.3]), 1.0)  # from the other side
+    assert len(components) == 1 and components.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
+    components.add(column([3.1]), column([0.3]), 1.0)  # from the other side
     middle = (12 * middle + 3.1) / 13
-    assert len(kernels) == 1 and kernels.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
+    assert len(components) == 1 and components.centres[0, 0] == pytest.approx(middle - 2 * math.pi)
 
 
 def test_the_running_sum_is_the_sum():
-    """Z is updated kernel by kernel; here from all pairs."""
+    """Z is updated one by one; here from all pairs."""
     bias = learn(opes(), 40)
-    centres = bias.kernels[0]
-    exact = float(bias._kernels(centres)[0].mean()) / bias._sums[0]
+    centres = bias.components[0]
+    exact = float(bias._components(centres)[0].mean()) / bias._sums[0]
     assert bias.zed == pytest.approx(exact, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_free_energy_is_that_of_the_kernels(kind):
+def test_free_energy_is_that_of_the_components(kind):
     bias = learn(opes(kind, biasfactor=10, barrier=3.0), 60)
     s = CV(positions(3, 20))
     V, F = bias.bias(s)[0], bias.free_energy(s)
@@ -229,7 +233,7 @@ def test_file_is_in_units_of_plumed(tmp_path):
     bias.update(x, 2)
     rows = np.loadtxt(tmp_path / "KERNELS")
     assert rows[:, 0].tolist() == [0.004, 0.004]
-    np.testing.assert_allclose(rows[:, 2], 0.1 * bias.kernels[1][:, 0], rtol=1e-14)
+    np.testing.assert_allclose(rows[:, 2], 0.1 * bias.components[1][:, 0], rtol=1e-14)
     np.testing.assert_allclose(rows[:, 1], 0.1 * (x[:, 0] - x[:, 1]).norm(dim=-1), rtol=1e-14)
 
 

@@ -99,3 +99,8 @@ def test_numbers_survive_the_file(tmp_path):
     np.testing.assert_array_equal(file.read(), rows)
     with pytest.raises(ValueError, match="fewer than"):
         file.truncate(10_000)
+    with (tmp_path / "F").open("a") as cut:  # by a kill in the middle of a line
+        cut.write("0.25 0.")
+    again = PlumedFile(tmp_path / "F", ["a", "b"], {}, restart=True)
+    again.append(rows)
+    np.testing.assert_array_equal(again.read(), np.concatenate((rows, rows)))

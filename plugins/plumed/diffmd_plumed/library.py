@@ -1,4 +1,4 @@
-"""The PLUMED kernel: found, loaded without noise, flushed."""
+"""The library of PLUMED, which it calls its kernel: found, loaded without noise, flushed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ INSTALL = (
 )
 
 
-def new_instance(kernel: str | None = None):
-    """A ``plumed.Plumed`` of ``kernel``, else of PLUMED_KERNEL, else of the module `plumed`.
+def new_instance(path: str | None = None):
+    """A ``plumed.Plumed`` of the library at ``path``, of PLUMED_KERNEL, or of the module `plumed`.
 
     Raises ``ImportError`` with the install line where there is none.
     """
@@ -25,9 +25,9 @@ def new_instance(kernel: str | None = None):
         import plumed
     except ImportError:
         raise ImportError(INSTALL) from None
-    # the wheel names its kernel in the environment at import, where it may not stay
+    # the wheel names its library in the environment at import, where it may not stay
     bundled = vars(plumed).get("BUNDLED_KERNEL_PATH")
-    chosen = kernel or os.environ.get("PLUMED_KERNEL") or (bundled and str(bundled))
+    chosen = path or os.environ.get("PLUMED_KERNEL") or (bundled and str(bundled))
     if chosen and not os.path.exists(chosen):
         raise ImportError(f"PLUMED kernel {chosen!r} does not exist: correct PLUMED_KERNEL")
     try:

@@ -1,0 +1,94 @@
+"""What a user asks of a free energy: variables, ranges, basins and bins, from words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...io.plumed_tables import PlumedTable
+from .hills_files import Hills
+from .reweighting import variable_names
+from .surface import Axis, Basin
+
+__all__ = ["Request"]
+
+_BINS = {1: 100, 2: 40}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The words of a user; see the options of ``diffmd fes``."""
+
+    cvs: tuple[str, ...] = ()
+    temperature_K: float | None = None
+    unit: str = "kJ/mol"
+    reweight: str = "auto"
+    basins: tuple[str, ...] = ()
+    bins: int | None = None
+    ranges: tuple[str, ...] = ()
+    bandwidth: tuple[float, ...] | None = None
+    skip: float | None = None
+    blocks: int | None = None
+
+    def __post_init__(self):
+        if len(self.cvs) > 2:
+            raise ValueError(f"{len(self.cvs)} variables: a surface has one or two")
+        if len(self.basins) not in (0, 2):
+            raise ValueError(f"{len(self.basins)} basins: give two, ΔF = F(second) - F(first)")
+
+    def pair(self) -> tuple[Basin, Basin] | None:
+        """The two basins, if there are any."""
+        if not self.basins:
+            return None
+        first, second = (Basin(_ranges(text.split(","))) for text in self.basins)
+        return first, second
+
+    def variables(self, table: PlumedTable, hills: Hills | None) -> tuple[str, ...]:
+        """Those that are named, else those of the hills, else the only one of the table.
+
+        Raises ``ValueError`` where that leaves it open, or a column is not there.
+        """
+        if self.cvs:
+            table.columns(self.cvs)  # says what there is
+            return self.cvs
+        if hills is not None and len(hills.names) <= 2 and set(hills.names) <= set(table.fields):
+            return hills.names
+        columns = variable_names(table)
+        if len(columns) == 1:
+            return tuple(columns)
+        raise ValueError(
+            f"which variable? {table.path} has {', '.join(columns) or 'none'}: give --cv once or "
+            "twice"
+        )
+
+    def axis(self, name: str, values, low: float | None, period: float, dimensions: int) -> Axis:
+        """Bins of a variable over its range, its period from ``low``, or all values (n,).
+
+        Raises ``ValueError`` for values that are all one.
+        """
+        bins = self.bins or _BINS[dimensions]
+        ranges = _ranges(self.ranges)
+        if name in ranges:
+            start, end = ranges[name]
+            whole = bool(period) and abs((end - start) / period - 1) < 1e-3
+            return Axis(name, start, start + period if whole else end, bins, whole)
+        if period:
+            return Axis(name, low, low + period, bins, True)
+        start, end = float(np.min(values)), float(np.max(values))
+        if not end > start:
+            raise ValueError(f"{name} is {start} throughout: there is no surface to show")
+        return Axis(name, start, end, bins)
+
+
+def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    ranges = {}
+    for text in texts:
+        name, *numbers = text.strip().split(":")
+        try:
+            low, high = (float(n) for n in numbers)
+        except ValueError:
+            raise ValueError(f"{text!r}: expected name:low:high, such as phi:0:2.2") from None
+        ranges[name] = low, high
+    return ranges

@@ -1,0 +1,182 @@
+"""Distances, angles, images and rotations, of arrays and of tensors alike.
+
+Positions are (*batch, N, 3) in Å, angles in rad. What takes an array gives an array; what takes
+a tensor gives a tensor of its precision and device, through which derivatives flow. Networks,
+which evaluate all coordinates of a molecule at once, have fused forms of their own
+(`score.force_field`).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from ase.geometry import minkowski_reduce
+
+from .system import System
+
+__all__ = [
+    "Lattice",
+    "angle",
+    "angles",
+    "dihedral",
+    "dihedrals",
+    "distances",
+    "minimum_image",
+    "rotate_about",
+    "shortest",
+    "signed_volumes",
+    "triple_product",
+]
+
+
+def distances(x, pairs, *, system: System | None = None):
+    """``|x_j - x_i|`` in Å of pairs (n, 2): (*batch, n); of the nearest images if periodic."""
+    (d,) = _bonds(x, pairs, [(0, 1)], system)
+    return (d * d).sum(-1) ** 0.5
+
+
+def angles(x, triples, *, system: System | None = None):
+    """Angles i-j-k in [0, π] at the middle atom of triples (n, 3): (*batch, n)."""
+    return angle(*_bonds(x, triples, [(1, 0), (1, 2)], system))
+
+
+def dihedrals(x, quadruples, *, system: System | None = None):
+    """Dihedrals i-j-k-l in (-π, π] of quadruples (n, 4), IUPAC sign: (*batch, n)."""
+    return dihedral(*_bonds(x, quadruples, [(0, 1), (1, 2), (2, 3)], system))
+
+
+def angle(u, v):
+    """Angle in [0, π] between vectors (…, 3): ``atan2(|u×v|, u·v)``.
+
+    It keeps its precision at 0 and π, which arccos does not.
+    """
+    normal = _cross(u, v)
+    return _namespace(u).atan2((normal * normal).sum(-1) ** 0.5, (u * v).sum(-1))
+
+
+def dihedral(b1, b2, b3):
+    """Dihedral in (-π, π] of three bonds (…, 3) in a row.
+
+    ``atan2(|b2| b1·(b2×b3), (b1×b2)·(b2×b3))``, the sign of ``ase.Atoms.get_dihedral``, there in
+    [0°, 360°).
+    """
+    n1, n2 = _cross(b1, b2), _cross(b2, b3)
+    sine = (b2 * b2).sum(-1) ** 0.5 * (b1 * n2).sum(-1)
+    return _namespace(b1).atan2(sine, (n1 * n2).sum(-1))
+
+
+def triple_product(a, b, c, *, axis: int = -1):
+    """``a·(b×c)`` of vectors whose components run along ``axis``, which is gone from the result."""
+    return (a * _cross(b, c, axis)).sum(axis)
+
+
+def signed_volumes(x, centres):
+    """``(i-c)·((j-c)×(k-c))`` in Å³ of centres c, i, j, k (C, 4): (*batch, C)."""
+    return triple_product(*_bonds(x, centres, [(0, 1), (0, 2), (0, 3)]))
+
+
+def rotate_about(x, a, b, angle):
+    """Positions x (*batch, N, 3) after a turn about the line from a to b (Rodrigues' formula).
+
+        v cos φ + (u×v) sin φ + u (u·v) (1 - cos φ)    v = x - a, u along b - a
+
+    Parameters
+    ----------
+    a, b : (*batch, 3)
+    angle : φ (*batch) in rad
+    """
+    xp = _namespace(x)
+    u = (b - a) / ((b - a) ** 2).sum(-1)[..., None] ** 0.5
+    u, v = u[..., None, :], x - a[..., None, :]
+    cosine, sine = xp.cos(angle)[..., None, None], xp.sin(angle)[..., None, None]
+    along = u * (u * v).sum(-1)[..., None]
+    return a[..., None, :] + v * cosine + _cross(u, v) * sine + along * (1.0 - cosine)
+
+
+def shortest(difference, periods):
+    """Differences (…, d) brought into half a period about zero; infinite periods change nothing."""
+    xp, periods = _namespace(difference), _like(difference, periods)
+    return difference - (difference / periods).round() * xp.nan_to_num(periods, posinf=0.0)
+
+
+def minimum_image(d, system: System):
+    """The shortest of the periodic images of displacements (…, 3) in Å, in any cell."""
+    return Lattice(system).nearest(d) if system.periodic else d
+
+
+class Lattice:
+    """The k periodic directions of a system, as the shortest vectors that span them.
+
+    In a basis that is reduced in the sense of Minkowski (Nguyen & Stehlé, ACM Trans. Algorithms
+    5, 46 (2009)) the shortest image of a displacement is the wrapped one or next to it.
+
+    Attributes
+    ----------
+    vectors : (k, 3) in Å
+    widths : (k,) distances of the lattice planes, in Å
+
+    Raises ``ValueError`` for a system without periodic directions.
+    """
+
+    vectors: np.ndarray
+    widths: np.ndarray
+
+    def __init__(self, system: System):
+        if not system.periodic:
+            raise ValueError(f"pbc={system.pbc.tolist()}: expected a direction with images")
+        reduced, _ = minkowski_reduce(system.cell, system.pbc)
+        self.vectors = np.array(reduced)[system.pbc]
+        self._inverse = np.linalg.pinv(self.vectors)
+        self.widths = 1.0 / np.linalg.norm(self._inverse, axis=0)
+        square = self.vectors @ self.vectors.T
+        skew = np.abs(square - np.diag(np.diag(square))).max() > 1e-12 * np.abs(square).max()
+        self._near = self.images([1] * len(square)) if skew else None
+
+    def images(self, reach) -> np.ndarray:
+        """Shifts (n, 3) by up to ``reach`` (k,) times each vector, either way; zero first."""
+        times = product(*(range(-r, r + 1) for r in reach))
+        return np.array(sorted(times, key=any), float) @ self.vectors
+
+    def wrap(self, d):
+        """The images (…, 3) with coordinates in [-½, ½] along the vectors.
+
+        Those that are shorter than half the smallest of the widths are the nearest ones.
+        """
+        inverse, vectors = _like(d, self._inverse), _like(d, self.vectors)
+        return d - (d @ inverse).round() @ vectors
+
+    def nearest(self, d):
+        """The shortest images (…, 3)."""
+        d = self.wrap(d)
+        if self._near is None:
+            return d
+        near = _like(d, self._near)
+        longer = d @ (2.0 * near.T) + (near * near).sum(-1)  # |d + s|² - |d|²
+        return d + near[longer.argmin(-1)]
+
+
+def _bonds(x, rows, ends, system: System | None = None) -> list[Any]:
+    """Vectors (*batch, n, 3) from one column of ``rows`` to another, for each of ``ends``."""
+    rows = np.asarray(rows, dtype=int).reshape(len(rows), -1 if len(rows) else 4)
+    bonds = [x[..., rows[:, j], :] - x[..., rows[:, i], :] for i, j in ends]
+    if system is None or not system.periodic:
+        return bonds
+    lattice = Lattice(system)
+    return [lattice.nearest(d) for d in bonds]
+
+
+def _cross(a, b, axis: int = -1):
+    if isinstance(a, torch.Tensor):
+        return torch.linalg.cross(a, b, dim=axis)
+    return np.cross(a, b, axis=axis)
+
+
+def _namespace(x) -> Any:
+    return torch if isinstance(x, torch.Tensor) else np
+
+
+def _like(x, values):
+    return torch.as_tensor(values).to(x) if isinstance(x, torch.Tensor) else values

@@ -1,0 +1,89 @@
+"""What is looked for in snapshots: shapes, overlaps, order in time, duplicates."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from ..geometry import Lattice
+from ..system import System
+
+__all__ = ["check_positions", "check_shapes", "correlation", "duplicates"]
+
+_CLOSEST = 0.4  # Å; no two nuclei of an equilibrium frame come nearer
+
+
+def check_shapes(system: System, positions, energies, forces, source: str) -> None:
+    """``ValueError`` unless positions (M, N, 3), M > 0, and what else there is go together."""
+    if positions.ndim != 3 or positions.shape[1:] != (len(system), 3):
+        raise ValueError(
+            f"{source}: positions have shape {positions.shape}, expected (M, {len(system)}, 3)"
+        )
+    if len(positions) == 0:
+        raise ValueError(f"{source} holds no snapshots")
+    for name, values, shape in (
+        ("energies", energies, positions.shape[:1]),
+        ("forces", forces, positions.shape),
+    ):
+        if values is not None and np.shape(values) != shape:
+            raise ValueError(f"{source}: {name} have shape {np.shape(values)}, expected {shape}")
+
+
+def check_positions(system: System, positions: np.ndarray, source: str) -> None:
+    """``ValueError`` for positions (M, N, 3) that are not finite, or where atoms overlap."""
+    bad = ~np.isfinite(positions).all(axis=(1, 2))
+    if bad.any():
+        raise ValueError(
+            f"{source}: {bad.sum()} snapshots hold NaN or infinite positions, the first is "
+            f"number {int(bad.argmax())}; remove them"
+        )
+    close = _closest(system, positions)
+    if (close < _CLOSEST).any():
+        worst = int(close.argmin())
+        raise ValueError(
+            f"{source}: atoms overlap in {(close < _CLOSEST).sum()} snapshots (frame {worst}: "
+            f"{close[worst]:.3f} Å); are the positions in Å? Equilibrium frames are needed"
+        )
+
+
+def duplicates(positions: np.ndarray) -> int:
+    """How many of the frames (M, N, 3) are exact copies of another."""
+    return len(positions) - len(np.unique(positions.reshape(len(positions), -1), axis=0))
+
+
+def correlation(system: System, positions: np.ndarray) -> float:
+    """Statistical inefficiency of the slowest of a few collective distances."""
+    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
+    from pymbar.timeseries import statistical_inefficiency
+
+    if len(positions) < 50:
+        return 1.0
+    d = positions - positions.mean(axis=1, keepdims=True)
+    size = np.sqrt((d**2).sum((1, 2)))
+    ends = [
+        np.linalg.norm(positions[:, a] - positions[:, b], axis=-1)
+        for a, b in ((0, -1), (0, len(system) // 2), (len(system) // 2, -1))
+        if len(system) > 2
+    ]
+    worst = 1.0
+    for series in (size, *ends):
+        if series.std() > 1e-9:
+            worst = max(worst, statistical_inefficiency(series))
+    return float(worst)
+
+
+def _closest(system: System, positions) -> np.ndarray:
+    """Smallest distance of each frame (M,), with minimum images where periodic."""
+    i, j = np.triu_indices(len(system), 1)
+    smallest = np.full(len(positions), np.inf)
+    if not len(i):
+        return smallest
+    lattice = Lattice(system) if system.periodic else None
+    for first in range(0, len(positions), 2000):
+        part = slice(first, first + 2000)
+        d = positions[part][:, i] - positions[part][:, j]
+        # wrapping finds every pair this near
+        d = lattice.wrap(d) if lattice is not None else d
+        smallest[part] = np.sqrt(np.einsum("mpd,mpd->mp", d, d).min(axis=1))
+    return smallest
