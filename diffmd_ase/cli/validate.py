@@ -102,10 +102,8 @@ def validate(
     loaded = ScoreModel.load(model)
     frames = read_frames(snapshots, loaded, temperature_K=temperature)
     truth = _potential(reference, reference_options, frames, device)
-    parsed = [
-        Coordinate.parse(text, len(frames.system), kinds=("torsion",)) for text in torsion or []
-    ]
-    named = {coordinate.name: coordinate.atoms for coordinate in parsed}
+    count = len(frames.system)
+    parsed = [Coordinate.parse(text, count, kinds=("torsion",)) for text in torsion or []]
     with bar("validate", 1.0, progress) as update:
         result = judge(
             loaded,
@@ -113,7 +111,7 @@ def validate(
             effort=Effort().scaled(effort),
             reference=truth,
             committee=[ScoreModel.load(m) for m in committee or []],
-            torsions=named or NAMED_TORSIONS.get(Path(snapshots).stem),
+            torsions={c.name: c.atoms for c in parsed} or NAMED_TORSIONS.get(Path(snapshots).stem),
             modes=modes,
             seed=seed,
             device=device,
