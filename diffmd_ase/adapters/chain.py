@@ -60,7 +60,7 @@ class Chain:
         self.adaptation: Adaptation | None = None
         self._plain = 0  # evaluations in steps that are not judged
         self._written: np.ndarray | None = None
-        self._seen = self._bound_to()
+        self._calculator, self._seen = images[0].calc, self._bound_to()
 
     @property
     def evaluations(self) -> int | torch.Tensor:
@@ -73,9 +73,9 @@ class Chain:
         Costs an evaluation only if positions, cell, elements or calculator have changed
         since the last step.
         """
-        seen = self._bound_to()
-        if seen != self._seen:
-            self._seen = seen
+        calculator, seen = self.images[0].calc, self._bound_to()
+        if calculator is not self._calculator or seen != self._seen:
+            self._calculator, self._seen = calculator, seen
             if self.physics.follow():
                 self.state = None
                 self._choose_kernel()
@@ -95,7 +95,7 @@ class Chain:
         if info.accepted is None and isinstance(info.drift_evaluations, int):
             self._plain += len(self.live) * info.drift_evaluations
         else:
-            self.tally = self._tally().add(info, self._columns())
+            self.tally = self._tally().add(info, self._rows())
         if self.physics.remembered:
             self.physics.keep(self.state)
         self._write()
@@ -107,18 +107,23 @@ class Chain:
         warnings.warn(str(error), RuntimeWarning, stacklevel=5)
 
     def _bound_to(self) -> tuple:
-        """What the kernel depends on: calculator with its settings, elements, cell, pbc."""
+        """What the kernel depends on besides the calculator: its settings, elements, cell, pbc."""
         atoms = self.images[0]
         calc = atoms.calc
         # those of our own calculators are plain values, and change what they compute
         settings = dict(calc.parameters) if isinstance(calc, PotentialCalculator) else None
         cell = atoms.cell.array.tobytes()
-        return id(calc), settings, atoms.numbers.tobytes(), cell, atoms.pbc.tobytes()
+        return settings, atoms.numbers.tobytes(), cell, atoms.pbc.tobytes()
 
     def _choose_kernel(self) -> None:
-        whole = len(self.live) == len(self.images)
-        kernel = self.physics.kernel
-        self.kernel = kernel if whole else kernel.take(torch.tensor(self.live))
+        kernel, rows = self.physics.kernel, self._rows()
+        self.kernel = kernel if rows is None else kernel.take(rows)
+
+    def _rows(self) -> torch.Tensor | None:
+        """Numbers of the live walkers, on their device; None: all, in their order."""
+        if self.live == list(range(len(self.images))):
+            return None
+        return torch.tensor(self.live, device=self.physics.device)
 
     def adapt(self, n_steps: int, settings: DualAveraging | None) -> Adaptation:
         """Tune the step size in ``n_steps`` steps, which are not written or counted."""
@@ -159,11 +164,8 @@ class Chain:
         return x if self._batched else x[0]
 
     def _start(self, step: int) -> None:
-        x, ids = self.tensor(), None
-        if len(self.live) < len(self.images):
-            ids = torch.tensor(self.live, device=x.device)
         try:
-            state = self.kernel.init(x, walkers=ids)
+            state = self.kernel.init(self.tensor(), walkers=self._rows())
         except ValueError as error:
             failures, last = self.physics.failed
             if not failures:
@@ -206,11 +208,6 @@ class Chain:
         if self.tally.steps.device != device:  # the calculator of the atoms has moved
             self.tally = Tally.from_dict(self.tally.to_dict(), device)
         return self.tally
-
-    def _columns(self) -> torch.Tensor | None:
-        if len(self.live) == len(self.images):
-            return None
-        return torch.tensor(self.live, device=self.state.x.device)
 
 
 def check_images(images: list[Atoms]) -> None:

@@ -26,8 +26,8 @@ class Observer:
     def say(self) -> None:
         """What the bias says of the atoms, in their ``info``."""
         atoms = self.dyn.atoms
-        said = self.bias.describe(torch.tensor(atoms.positions))
-        atoms.info |= {name: float(value) for name, value in said.items()}
+        described = self.bias.describe(torch.tensor(atoms.positions))
+        atoms.info |= {name: float(value) for name, value in described.items()}
 
     def __call__(self) -> None:
         """Learn from the step that has ended, if it is a new one."""

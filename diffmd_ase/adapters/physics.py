@@ -205,10 +205,10 @@ class OfCalculator(Physics):
         bias = 0.0 if base is not None or self._target is not None else float("nan")
         if self.bias is not None:
             bias = _mean(self._bias_energy(state))
-        said = {"Epot[eV]": _mean(base), "Bias[eV]": bias}
+        columns = {"Epot[eV]": _mean(base), "Bias[eV]": bias}
         if self._target is not None:
-            said["Etarget[eV]"] = _mean(accepts)
-        return said
+            columns["Etarget[eV]"] = _mean(accepts)
+        return columns
 
     def frame_info(self, state) -> dict[str, list[float]]:
         info = super().frame_info(state)

@@ -39,7 +39,7 @@ class Remembered(Wrapped):
             self._kept = _rows(here, seen, before), _rows(here, value, old)
         self._complete = self._kept[0] is x or torch.equal(self._kept[0], x)
 
-    def known(self) -> Evaluation | None:
+    def at_state(self) -> Evaluation | None:
         """The value at the state, if it has been evaluated there."""
         return self._kept[1] if self._complete else None
 
@@ -57,5 +57,5 @@ def total(terms: Iterable[Remembered], x: Tensor) -> Evaluation:
     """Sum of the terms at the state x (*batch, N, 3); what they remember is not evaluated."""
     value = None
     for term in terms:
-        value, _ = add_term(value, term, x, value=term.known())
+        value, _ = add_term(value, term, x, value=term.at_state())
     return value

@@ -73,20 +73,20 @@ def diagnose_series(series: Series, observe: list[str]) -> list[Diagnosis]:
     from ..analysis.diagnostics import diagnose
 
     rows: list[Diagnosis] = []
-    for words in observe or [*series.columns, "torsions", "bonds"]:
-        if words in series.columns:
-            values = series.columns[words]
-            if words == "acceptance":  # none before the first step
+    for name in observe or [*series.columns, "torsions", "bonds"]:
+        if name in series.columns:
+            values = series.columns[name]
+            if name == "acceptance":  # none before the first step
                 values = values[1:] if not _finite(values[:1]) else values
             if not _finite(values):
                 if observe:
-                    raise ValueError(f"{words} was not written for all frames of these files")
+                    raise ValueError(f"{name} was not written for all frames of these files")
                 continue
-            rows.append(diagnose(words, values, groups=series.groups))
-        elif words in ("torsions", "bonds"):
-            rows += _of_graph(words, series)
+            rows.append(diagnose(name, values, groups=series.groups))
+        elif name in ("torsions", "bonds"):
+            rows += _of_graph(name, series)
         else:
-            rows.append(_geometric(words, series))
+            rows.append(_geometric(name, series))
     if not rows:
         raise ValueError("nothing to observe in these files: give --observe d=distance:0,1")
     return rows

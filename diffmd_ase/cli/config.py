@@ -33,19 +33,19 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise typer.BadParameter(f"{path} must hold a mapping of option names to values")
-    known = {_key(p): p.name for p in context.command.params if _key(p) != "config"}
+    names = {_key(p): p.name for p in context.command.params if _key(p) != "config"}
     many = {_key(p) for p in context.command.params if p.multiple or p.nargs != 1}
     values = {}
     for key, value in loaded.items():
         name = str(key).replace("_", "-")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise typer.BadParameter(
                 f"{path}: unknown key {str(key)!r}; {hint}`{context.command.name}` knows "
-                f"{', '.join(known)}"
+                f"{', '.join(names)}"
             )
-        values[known[name]] = [value] if name in many and not isinstance(value, list) else value
+        values[names[name]] = [value] if name in many and not isinstance(value, list) else value
     context.default_map = {**(context.default_map or {}), **values}
     return path
 

@@ -121,8 +121,8 @@ def _shares(walkers: int, processes: int) -> list[tuple[int, int]]:
 
 def _share(first: int, count: int, files: Files) -> list[str]:
     """Options of one process: its walkers, its files, and whether it goes on."""
-    words = ["--first-walker", str(first), "--walkers", str(count), "--prefix", files.prefix]
-    return [*words, "--restart"] if files.restart.exists() else words
+    options = ["--first-walker", str(first), "--walkers", str(count), "--prefix", files.prefix]
+    return [*options, "--restart"] if files.restart.exists() else options
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -20,21 +20,21 @@ def examine() -> dict[str, str]:
 
     from ..plugins import installed_potentials
 
-    found = {"diffmd-ase": metadata.version("diffmd-ase"), "python": platform.python_version()}
+    facts = {"diffmd-ase": metadata.version("diffmd-ase"), "python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            facts[name] = "not installed"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(n) for n in range(count))
-    found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
-    found["gpu"] = names or "none; everything runs on the CPU"
+    facts["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    facts["gpu"] = names or "none; everything runs on the CPU"
     plugins = installed_potentials()
-    found["plugins"] = ", ".join(sorted(plugins)) or "none"
+    facts["plugins"] = ", ".join(sorted(plugins)) or "none"
     for entry in metadata.entry_points(group=GROUP):
         try:
-            found[entry.name] = entry.load()()
+            facts[entry.name] = entry.load()()
         except Exception as error:  # whatever it is, the other lines are wanted
-            found[entry.name] = f"failed: {type(error).__name__}: {error}"
-    return found
+            facts[entry.name] = f"failed: {type(error).__name__}: {error}"
+    return facts

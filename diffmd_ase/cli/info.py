@@ -51,7 +51,7 @@ def model_facts(model) -> dict[str, Any]:
 
 def _of_set(system) -> str:
     """One set of snapshots, and what the forces of the model say of its temperature."""
-    found = system.configurational_temperature_K
-    by_forces = "" if found is None else f" (by forces {found:.0f} K)"
+    kelvin = system.configurational_temperature_K
+    by_forces = "" if kelvin is None else f" (by forces {kelvin:.0f} K)"
     held = f", {len(system.held)} atoms of it held" if system.held else ""
     return f"{system.snapshots} of {system.formula} at {system.temperature_K:g} K{by_forces}{held}"

@@ -102,27 +102,25 @@ def validate(
     loaded = ScoreModel.load(model)
     frames = read_frames(snapshots, loaded, temperature_K=temperature)
     truth = _potential(reference, reference_options, frames, device)
-    parsed = [
-        Coordinate.parse(text, len(frames.system), kinds=("torsion",)) for text in torsion or []
-    ]
-    named = {coordinate.name: coordinate.atoms for coordinate in parsed}
+    count = len(frames.system)
+    parsed = [Coordinate.parse(text, count, kinds=("torsion",)) for text in torsion or []]
     with bar("validate", 1.0, progress) as update:
-        found = judge(
+        result = judge(
             loaded,
             frames,
             effort=Effort().scaled(effort),
             reference=truth,
             committee=[ScoreModel.load(m) for m in committee or []],
-            torsions=named or NAMED_TORSIONS.get(Path(snapshots).stem),
+            torsions={c.name: c.atoms for c in parsed} or NAMED_TORSIONS.get(Path(snapshots).stem),
             modes=modes,
             seed=seed,
             device=device,
             progress=update,
         )
         update(1.0)
-    found.save(card)
+    result.save(card)
     save_resolved(context, card)
-    _tell(found, card, plot, as_json)
+    _tell(result, card, plot, as_json)
 
 
 def _potential(
@@ -139,31 +137,31 @@ def _potential(
     return find_potential(name, frames.system, role="reference", options=settings, device=device)
 
 
-def _tell(found: Validation, card: Path, plot: Path | None, as_json: bool) -> None:
+def _tell(result: Validation, card: Path, plot: Path | None, as_json: bool) -> None:
     if plot is not None:
         from ..validation.plots import deviations
 
-        deviations(found).savefig(plot, dpi=150)
+        deviations(result).savefig(plot, dpi=150)
     if as_json:
-        show(found.to_dict(), True)
+        show(result.to_dict(), True)
         return
-    _print(found)
+    _print(result)
     say(f"wrote {card}" + (f" and {plot}" if plot is not None else ""))
 
 
-def _print(found: Validation) -> None:
+def _print(result: Validation) -> None:
     names = ["", "value", "off by", "goal", "verdict"]
-    kelvin, group, rows = found.facts["temperature_K"], "", []
-    for one in found.lines:
+    kelvin, group, rows = result.facts["temperature_K"], "", []
+    for one in result.lines:
         if one.group != group:
             group = one.group
             rows.append([group.upper(), *[""] * 4])
         rows.append(_cells(one))
-    show_table(f"{found.facts['formula']} at {kelvin:g} K", names, rows)
-    bad = [one for one in found.lines if one.good is not True and one.words]
+    show_table(f"{result.facts['formula']} at {kelvin:g} K", names, rows)
+    bad = [one for one in result.lines if one.good is not True and one.words]
     show_verdicts([{"good": one.good, "text": f"{one.name}: {one.words}"} for one in bad])
-    show_verdicts([{"good": good, "text": text} for good, text in found.notes])
-    show_verdicts([{"good": found.good, "text": found.words}])
+    show_verdicts([{"good": good, "text": text} for good, text in result.notes])
+    show_verdicts([{"good": result.good, "text": result.words}])
 
 
 def _cells(one: Line) -> list[str]:

@@ -142,7 +142,9 @@ def take_rows(value, rows: Tensor, *, ndim: int):
 
     With that many axes there is one row for each walker; any other value is one for all.
     """
-    return value[rows] if isinstance(value, Tensor) and value.ndim == ndim else value
+    if not isinstance(value, Tensor) or value.ndim != ndim:
+        return value
+    return value[rows.to(value.device)]  # walkers on a GPU, a temperature that is not
 
 
 __getattr__ = forward(__name__, "sampling.euler")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,18 @@ from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
 from ..sampling.acceptance import Tally
-from ..sampling.adaptation import adapt
 from ..sampling.kernels import DivergedError, Kernel
 from ..sampling.run import survive
 from ..state import State
-from ..system import System
-from .restart import adapted, read_checkpoint
-from .settings import Files
 
-__all__ = ["Course"]
+__all__ = ["ACCEPTANCE", "Course", "columns"]
 
-_ACCEPTANCE = "acceptance"  # the column
+ACCEPTANCE = "acceptance"
+"""The column of a trajectory that has the accepted fraction since the frame before."""
 
 
 class Course:
-    """A run between two of its steps; made by :meth:`begin` or :meth:`resume`.
+    """A run between two of its steps.
 
     Parameters
     ----------
@@ -39,7 +35,7 @@ class Course:
     writer : of the trajectory, whose walkers are all that began
     info : what the frames mean; its seed is that of the noise
     checkpoint : file that :meth:`save` writes
-    past : facts of the run until now, those that no later step changes included
+    past : `facts` of the run until now, and those that no later step changes
     """
 
     def __init__(
@@ -57,7 +53,7 @@ class Course:
         self._lost: dict[str, int] = dict(past["lost"])
         self._evaluations = past["evaluations"]
         # their columns in the file
-        self._columns = _columns(writer.walkers, state)
+        self._columns = columns(writer.walkers, state)
         device = state.x.device
         self._total, self._of_frame = (
             Tally.from_dict(past[name], device)
@@ -66,66 +62,6 @@ class Course:
             for name in ("tally", "tally_of_frame")
         )
         self._began = time.monotonic()
-
-    @classmethod
-    def begin(
-        cls,
-        kernel: Kernel,
-        system: System,
-        x: Tensor,
-        *,
-        files: Files,
-        info: RunInfo,
-        every: int,
-        walkers: Tensor,
-        warm_up: int,
-    ) -> Course:
-        """A new run from x (B, N, 3), with its first frame unless a warm-up comes before."""
-        files.check_free()
-        state = kernel.init(x, walkers=walkers)
-        past: dict[str, Any] = {
-            "lost": {},
-            "seconds": 0.0,
-            "evaluations": 0,
-            "every": every,
-            "warm_up": warm_up,
-        }
-        if warm_up:
-            _, state, record = adapt(kernel, state, warm_up, noise=Noise(info.seed))
-            past["adaptation"] = asdict(record)
-            kernel, info = adapted(kernel, info, past["adaptation"])
-        said = kernel.potential.describe(state.x)
-        writer = TrajectoryWriter.create(
-            files.trajectory, system, walkers.tolist(), info, columns=[*said, _ACCEPTANCE]
-        )
-        if state.step % every == 0:
-            writer.append(state, said)
-        return cls(kernel, state, writer, info, files.restart, past)
-
-    @classmethod
-    def resume(
-        cls,
-        kernel: Kernel,
-        n_steps: int,
-        *,
-        files: Files,
-        info: RunInfo,
-        every: int,
-        walkers: Tensor | None,
-        warm_up: int,
-        device: str | torch.device,
-    ) -> Course:
-        """The run of the checkpoint, if it is one with these settings; ``kernel`` is that of
-        all walkers that began.
-        """
-        state, writer, past = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
-        kernel, info = adapted(kernel, info, past.get("adaptation"))
-        if len(state.x) < len(writer.walkers):
-            kernel = kernel.take(_columns(writer.walkers, state))
-        if kernel.potential.has_memory:
-            kernel.potential.restore(past["potential"], state.x, state.step)
-            state = kernel.refresh(state)
-        return cls(kernel, state, writer, info, files.restart, past)
 
     def advance(self) -> None:
         """One step; walkers that diverge are named, and the others go on.
@@ -145,8 +81,8 @@ class Course:
         """A frame: the state, what the bias says of it, the acceptance since the last one."""
         since = self._total - self._of_frame
         fraction = since.accepted / since.judged  # 0/0 is NaN: plain dynamics
-        said = self.kernel.potential.describe(self.state.x)
-        self.writer.append(self.state, said | {_ACCEPTANCE: fraction[self._columns]})
+        described = self.kernel.potential.describe(self.state.x)
+        self.writer.append(self.state, described | {ACCEPTANCE: fraction[self._columns]})
         self._of_frame = self._total
 
     def save(self) -> None:
@@ -171,7 +107,7 @@ class Course:
             self._columns = self._columns[error.kept]
 
 
-def _columns(walkers: np.ndarray, state: State) -> Tensor:
+def columns(walkers: np.ndarray, state: State) -> Tensor:
     """Place among ``walkers`` (W,) of each walker of the state, which has them in their order."""
     left = np.isin(walkers, state.walkers.cpu().numpy())
     return torch.as_tensor(np.flatnonzero(left), device=state.x.device)

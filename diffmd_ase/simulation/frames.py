@@ -86,8 +86,8 @@ def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:
         except UnknownFileTypeError:
             kind = "unknown"
     if kind != "npz":
-        known = ioformats.get(kind)
-        if known is None or not known.can_write or known.single:
+        form = ioformats.get(kind)
+        if form is None or not form.can_write or form.single:
             raise ValueError(f"{output}: ASE writes no frames so; use .extxyz, .traj or .npz")
 
     def write(system: System, positions: np.ndarray, temperature_K: float) -> None:

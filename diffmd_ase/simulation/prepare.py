@@ -124,17 +124,17 @@ def prepare(
     accepts = None if target is None else find_potential(target, system, model=potential)
     if accepts is None or accepts is potential:  # another reference has the last word
         check_temperature(potential, temperature_K)
-    known = card_stiffness(potential, kT) if stiffness is None else stiffness
+    lam = card_stiffness(potential, kT) if stiffness is None else stiffness
 
     def default_stiffness() -> tuple[float, str]:
-        if known is not None and (bias is None or x is None):
-            return known, "from the model card" if stiffness is None else "as given"
+        if lam is not None and (bias is None or x is None):
+            return lam, "from the model card" if stiffness is None else "as given"
         if x is None:
             raise ValueError("the model card holds no stiffness to choose a step by: give one")
         # what a bias adds is on no card
         biased = potential + bias if isinstance(bias, Potential) else potential
-        lam, evaluations = measured_stiffness(biased, x, kT)
-        return lam, f"measured at the start with {evaluations} extra evaluations"
+        measured, evaluations = measured_stiffness(biased, x, kT)
+        return measured, f"measured at the start with {evaluations} extra evaluations"
 
     asked = StepRequest() if step is None else step
     chosen = choose_step(
@@ -146,8 +146,8 @@ def prepare(
         spring=asked.spring,
         stiffness=default_stiffness,
     )
-    if known is not None and accepts is None:
-        check_step(chosen, known, moving)
+    if lam is not None and accepts is None:
+        check_step(chosen, lam, moving)
     log.info("step h = %s A^2 (%s)", chosen.h, chosen.source)
     drift, separate = potential, None if accepts is potential else accepts
     if bias is not None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 import ase.io
 import torch
@@ -18,10 +20,13 @@ from torch import Tensor
 
 from ..io.atomic import replacing
 from ..io.run_info import RunInfo
+from ..io.trajectory import TrajectoryWriter
+from ..noise import Noise
+from ..sampling.adaptation import adapt
 from ..sampling.kernels import Kernel
 from ..system import System
-from .course import Course
-from .restart import summary
+from .course import ACCEPTANCE, Course, columns
+from .restart import adapted, read_checkpoint, summary
 from .settings import Files
 from .signals import Deferred
 
@@ -73,31 +78,34 @@ def simulate(
     """
     if not 0 <= warm_up <= n_steps:
         raise ValueError(f"{warm_up} steps of adaptation in a run of {n_steps}: the steps in all")
+    past: dict[str, Any] = {"lost": {}, "seconds": 0.0, "evaluations": 0}
     if restart:
-        course = Course.resume(
-            kernel,
-            n_steps,
-            files=files,
-            info=info,
-            every=every,
-            walkers=walkers,
-            warm_up=warm_up,
-            device=device,
-        )
-    elif x is None:
-        raise ValueError("no starting positions and no restart: nothing to run")
+        state, writer, past = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
+        kernel, info = adapted(kernel, info, past.get("adaptation"))
+        if len(state.x) < len(writer.walkers):
+            kernel = kernel.take(columns(writer.walkers, state))
+        if kernel.potential.has_memory:
+            kernel.potential.restore(past["potential"], state.x, state.step)
+            state = kernel.refresh(state)
     else:
+        if x is None:
+            raise ValueError("no starting positions and no restart: nothing to run")
+        files.check_free()
         ids = torch.arange(len(x)) if walkers is None else walkers
-        course = Course.begin(
-            kernel,
-            system,
-            x.to(device),
-            files=files,
-            info=info,
-            every=every,
-            walkers=ids.to(device),
-            warm_up=warm_up,
+        state = kernel.init(x.to(device), walkers=ids.to(device))
+        past |= {"every": every, "warm_up": warm_up}
+        if warm_up:
+            _, state, record = adapt(kernel, state, warm_up, noise=Noise(info.seed))
+            past["adaptation"] = asdict(record)
+            kernel, info = adapted(kernel, info, past["adaptation"])
+        described = kernel.potential.describe(state.x)
+        names = [*described, ACCEPTANCE]
+        writer = TrajectoryWriter.create(
+            files.trajectory, system, ids.tolist(), info, columns=names
         )
+        if state.step % every == 0:
+            writer.append(state, described)
+    course = Course(kernel, state, writer, info, files.restart, past)
     _follow(course, n_steps, every, progress)
     told = summary(course.kernel, course.info, course.state, course.facts())
     with replacing(files.summary) as part:
