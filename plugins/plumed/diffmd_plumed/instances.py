@@ -7,6 +7,9 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from . import library
 from .check import Checked
@@ -14,6 +17,8 @@ from .driver import Driver
 from .files import cut_back, lengths, refuse_empty, refuse_existing, refuse_too_many
 
 __all__ = ["Instances"]
+
+Row = TypeVar("Row")
 
 
 class Instances:
@@ -118,21 +123,42 @@ class Instances:
                 "evaluate all of them, or use walkers='shared'"
             )
 
-    def check_next(self, step: int) -> None:
-        """Raises ``ValueError`` at a step that was completed before."""
+    def begin(self, step: int) -> bool:
+        """Whether anything happens at ``step``, by `learn`; otherwise it is completed now.
+
+        Raises ``ValueError`` at a step that was completed before.
+        """
         if step <= self.step:
             raise ValueError(f"step {step} after step {self.step}: steps are completed once")
+        if self.plan.due(step):
+            return True
+        self.step = step
+        return False
 
-    def advance(self, step: int, commit: Callable[[int], None]) -> None:
-        """Go to ``step``, where all walkers are to be committed.
+    def learn(
+        self, step: int, values: np.ndarray, what: str, commit: Callable[[int, np.ndarray], Row]
+    ) -> list[Row]:
+        """Complete a step: what ``commit(walker, values[walker])`` gives for each walker.
 
-        ``commit(walker)`` is called besides where PLUMED would swallow the hill of its first
-        update: it gets that update at a quiet step before.
+        It is called besides where PLUMED would swallow the hill of its first update: PLUMED gets
+        that update at a quiet step before.
+
+        Raises
+        ------
+        ValueError : values (``what``) that are not finite, with the walkers; nothing is committed
         """
+        lost = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1)).tolist()
+        if lost:
+            raise ValueError(
+                f"{what} of walkers {[self.name(walker) for walker in lost]} are not finite at "
+                f"step {step}: nothing was deposited"
+            )
+        self.require(len(values))
         if not self._begun and any(step % pace == 0 for pace in self.plan.paced):
             self.step = self.plan.quiet_before(step)
-            self._once_each(commit)
+            self._once_each(lambda walker: commit(walker, values[walker]))
         self._begun, self.step = True, step
+        return [commit(walker, row) for walker, row in enumerate(values)]
 
     def select(self, keep: Sequence[bool]) -> None:
         """Forget the walkers outside the mask."""
@@ -187,7 +213,7 @@ class Instances:
         for driver in self.drivers:
             driver.finalize()
 
-    def _once_each(self, commit: Callable[[int], None]) -> None:
+    def _once_each(self, commit: Callable[[int], object]) -> None:
         for walker in range(len(self.drivers)):
             commit(walker)
 

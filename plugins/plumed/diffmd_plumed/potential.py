@@ -195,24 +195,14 @@ class PlumedPotential(Potential):
         ValueError : a step that was completed before, positions that are not finite (the
             walkers are named), positions that were not evaluated where ENERGY is biased
         """
-        self._instances.check_next(step)
         if x.ndim > 3:
             raise ValueError(f"positions {tuple(x.shape)}: expected (N, 3) or (B, N, 3)")
+        learns = self._instances.begin(step)
         if self.needs_base:
             self._bases.settle(frames_of(x))
-        if not self._plan.due(step):
-            self._instances.step = step
+        if not learns:
             return False
-        frames = frames_of(x)
-        lost = np.flatnonzero(~np.isfinite(frames).all((1, 2)))
-        if len(lost):
-            names = [self._instances.name(walker) for walker in lost.tolist()]
-            raise ValueError(
-                f"positions of walkers {names} are not finite at step {step}: nothing was deposited"
-            )
-        self._instances.require(len(frames))
-        self._instances.advance(step, lambda walker: self._commit(walker, frames[walker]))
-        rows = [self._commit(walker, frame) for walker, frame in enumerate(frames)]
+        rows = self._instances.learn(step, frames_of(x), "positions", self._commit)
         self._values = {
             name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())
         }

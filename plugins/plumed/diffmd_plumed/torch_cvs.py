@@ -113,21 +113,10 @@ class PlumedCVPotential(CVBias):
         ------
         ValueError : a step that was completed before, variables that are not finite
         """
-        self._instances.check_next(step)
-        if not self._plan.due(step):
-            self._instances.step = step
+        if not self._instances.begin(step):
             return False
         values = self._on_host(self.cv(x))
-        if not np.isfinite(values).all():
-            lost = np.flatnonzero(~np.isfinite(values).all(-1)).tolist()
-            raise ValueError(
-                f"step {step}: {', '.join(self.cv.names)} of walkers {lost} are not finite; "
-                "nothing was deposited"
-            )
-        self._instances.require(len(values))
-        self._instances.advance(step, lambda walker: self._commit(walker, values[walker]))
-        for walker, row in enumerate(values):
-            self._commit(walker, row)
+        self._instances.learn(step, values, ", ".join(self.cv.names), self._commit)
         return self._plan.changes(step)
 
     def select(self, keep) -> None:
