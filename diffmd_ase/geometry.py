@@ -179,4 +179,7 @@ def _namespace(x) -> Any:
 
 
 def _like(x, values):
-    return torch.as_tensor(values).to(x) if isinstance(x, torch.Tensor) else values
+    if not isinstance(x, torch.Tensor):
+        return values
+    # a float does not pass through torch's default precision
+    return torch.as_tensor(values, dtype=x.dtype, device=x.device)

@@ -230,7 +230,7 @@ class TestFiles:
         assert 0 < dyn.acceptance < 1
         fresh = attached()
         frames = read(tmp_path / "a.traj@:")
-        assert len(frames) == 21
+        assert len(frames) == 2 * 21
         for frame in frames:
             fresh.positions = frame.positions
             x = torch.tensor(frame.positions)
