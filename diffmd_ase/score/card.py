@@ -16,6 +16,7 @@ from .snapshots import Snapshots
 __all__ = ["SCHEMA_VERSION", "Card", "ExpertCard", "SystemCard"]
 
 SCHEMA_VERSION = 3  # since 2: `systems`; since 3: atoms of them that were held
+_OF_FIRST = ("formula", "numbers", "cell", "pbc", "temperature_K")  # of several systems
 
 
 class ExpertCard(BaseModel):
@@ -110,9 +111,9 @@ class Card(BaseModel):
     def _of_one_system(self) -> Card:
         """A file of schema 1: one set, told by the card itself."""
         if not self.systems:
-            shared = ("formula", "numbers", "cell", "pbc", "temperature_K")
             fields = {k: v for k, v in self.data.items() if k in SystemCard.model_fields}
-            self.systems = [SystemCard(**fields, **{name: getattr(self, name) for name in shared})]
+            fields |= {name: getattr(self, name) for name in _OF_FIRST}
+            self.systems = [SystemCard(**fields)]
         return self
 
     def moving(self, system: System) -> np.ndarray:
@@ -138,6 +139,7 @@ class Card(BaseModel):
         snapshots = sets[0]
         system = snapshots.system
         x = snapshots.positions - snapshots.positions.mean(1, keepdims=True)
+        systems = [SystemCard.of(part) for part in sets]
         versions = {name: metadata.version(name) for name in ("torch", "e3nn", "ase", "numpy")}
         validation = {
             f"{e.name}_{key.removeprefix('validation_')}": value
@@ -148,18 +150,14 @@ class Card(BaseModel):
             if key.startswith("validation_")
         }
         return cls(
-            formula=system.formula,
-            numbers=system.numbers.tolist(),
+            **systems[0].model_dump(include=set(_OF_FIRST)),
             masses=system.masses.tolist(),
-            cell=None if system.cell is None else system.cell.tolist(),
-            pbc=tuple(system.pbc.tolist()),
-            temperature_K=snapshots.temperature_K,
             kT=snapshots.kT,
             sigma_min=min(e.sigma[0] for e in experts),
             sigma_max=max(e.sigma[1] for e in experts),
             covariance=(np.einsum("mia,mja->ij", x, x) / (3 * len(x))).tolist(),
             exchanges=[] if system.periodic else snapshots.topology.exchanges(system.numbers),
-            systems=[SystemCard.of(part) for part in sets],
+            systems=systems,
             experts=experts,
             data={
                 "source": ", ".join(part.source for part in sets),

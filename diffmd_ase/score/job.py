@@ -72,18 +72,12 @@ def fit_in_processes(job: Job, folder: Path, at_once: int, report: Report) -> No
     RuntimeError : a process failed; with its last words
     """
 
-    def passed_on(message: list) -> None:
-        report(*message)
-
-    run_side_by_side(
-        [
-            Command(
-                [sys.executable, "-m", __name__, str(folder), expert.name], "training", passed_on
-            )
-            for expert in job.experts
-        ],
-        at_once=at_once,
-    )
+    program = [sys.executable, "-m", __name__, str(folder)]
+    commands = [
+        Command([*program, expert.name], "training", lambda told: report(*told))
+        for expert in job.experts
+    ]
+    run_side_by_side(commands, at_once=at_once)
 
 
 def write_job(folder: Path, sets: Sets, job: Job) -> None:
