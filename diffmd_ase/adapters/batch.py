@@ -27,7 +27,10 @@ __all__ = ["Batch", "BatchReverseDiffusion", "MonteCarlo", "Walkers"]
 
 
 class Batch(Adapter, BaseDynamics):
-    """Several walkers under the conventions of ASE's dynamics."""
+    """Several walkers under the conventions of ASE's dynamics.
+
+    A list of trajectories must have one for each walker, else a ``ValueError`` says so.
+    """
 
     def clock(self) -> list[tuple[str, float, str]]:
         """Name, value and format of the time in a log; nothing without a clock."""
@@ -110,7 +113,10 @@ class Batch(Adapter, BaseDynamics):
 
 
 class Walkers(Optimizable):
-    """The walkers of a batch as what ASE writes and observes: B frames, their sum."""
+    """The B walkers of a ``chain`` as what ASE writes and observes: B frames.
+
+    The value is the sum of their energies (eV), the gradient minus their forces (eV/Å), flat.
+    """
 
     def __init__(self, chain: Chain):
         self._chain = chain
@@ -155,10 +161,9 @@ class Walkers(Optimizable):
 class BatchReverseDiffusion(Reverse, Batch):
     """`ReverseDiffusion` of many walkers of one system, as one batch on the device.
 
-    Parameters are those of `ReverseDiffusion`, except
-
     Parameters
     ----------
+    others : as of `ReverseDiffusion`
     images : list of `Atoms` with the same elements, masses, cell, pbc and constraints.
         The calculator of the first serves all; the others have the same one, or none
     trajectory : file name or open Trajectory, which gets one frame per walker and
@@ -174,6 +179,11 @@ class BatchReverseDiffusion(Reverse, Batch):
     The positions of all images are updated after every step; their energies and forces
     reach the trajectory without further evaluations, while asking an image for them
     evaluates it. A walker's noise depends on its index and the step, not on the batch.
+
+    Raises
+    ------
+    ValueError : as `ReverseDiffusion`, and images that are not walkers of one batch
+    DivergedError : no walker is left
     """
 
     def __init__(

@@ -62,7 +62,10 @@ class ScoreCalculator(PotentialCalculator):
 
     Raises
     ------
+    TypeError : a model or bias that is none
+    ValueError : an empty list of models, ``sigma`` not positive, another ``dtype``
     InputError : atoms that the model does not know (elements, number, pbc)
+    PropertyNotImplementedError : an energy of a model that has none, a stress without a cell
     CalculationFailed : energy or forces that are not finite
 
     Notes
@@ -341,7 +344,10 @@ def _results(value: Evaluation, *, stress: bool) -> dict:
 
 
 def register(name: str = "diffmd") -> None:
-    """Make ``get_calculator_class(name)`` of ASE know `ScoreCalculator`; again is fine."""
+    """Make ``get_calculator_class(name)`` of ASE know `ScoreCalculator`; again is fine.
+
+    Raises ``ValueError`` for the name of another calculator.
+    """
     registered = ase_calculator.external_calculators.get(name)
     if registered is ScoreCalculator:
         return

@@ -46,6 +46,12 @@ class Chain:
     live, lost : walkers that are left; {walker: step} of those that are not
     state, before : where the chain is, and was a step ago; None where that is not known
     tally : of the steps that were accepted or rejected
+
+    Raises
+    ------
+    ValueError : forces that are not finite at the start, a constraint that moved the atoms,
+        FixCom with a net force, a state of other walkers
+    DivergedError : no walker is left
     """
 
     def __init__(self, images: list[Atoms], physics: Physics, *, batched: bool, seed: int):
@@ -249,7 +255,10 @@ def _check_com(masses: np.ndarray, forces: torch.Tensor) -> None:
 
 
 def seed_of(rng) -> int:
-    """Seed from what ASE users pass as ``rng``; None draws one, the same on all ranks."""
+    """Seed from what ASE users pass as ``rng``; None draws one, the same on all ranks.
+
+    Raises ``TypeError`` for what is no int, numpy Generator, RandomState or None.
+    """
     if rng is None:
         drawn = np.array([secrets.randbits(63)])
         world.broadcast(drawn, 0)

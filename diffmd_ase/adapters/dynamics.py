@@ -72,7 +72,7 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
     >>> from ase.build import bulk
     >>> from ase.calculators.emt import EMT
     >>> from ase.calculators.lj import LennardJones
-    >>> from diffmd_ase import Reverse, flushedDiffusion
+    >>> from diffmd_ase import ReverseDiffusion
     >>> atoms = bulk("Cu", cubic=True)
     >>> atoms.calc = LennardJones(sigma=2.3, epsilon=0.4, rc=5.0)
     >>> dyn = ReverseDiffusion(atoms, temperature_K=300, target=EMT(), rng=1)

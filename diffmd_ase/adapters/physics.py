@@ -99,7 +99,11 @@ class Physics(ABC):
 
 
 class OfKernel(Physics):
-    """A kernel as the user made it; frames and log show the energy of its target."""
+    """A kernel as the user made it; frames and log show the energy of its target.
+
+    ``kernel`` is that of all walkers, ``system`` what the atoms are, and ``device`` where the
+    walkers live. Raises ``ValueError`` for a kernel that is bound to another system.
+    """
 
     def __init__(self, kernel: Kernel, system: System, device: torch.device | str = "cpu"):
         bound = kernel.potential.system
@@ -138,6 +142,11 @@ class OfCalculator(Physics):
     Attributes
     ----------
     step_size : the resolved step
+
+    Raises
+    ------
+    ValueError : no calculator, charges or moments, constraints that are not supported; others
+        as `simulation.prepare.prepare`
     """
 
     def __init__(

@@ -20,7 +20,7 @@ __all__ = ["Adapter", "Reverse", "flushed"]
 
 
 class Adapter:
-    """What all classes show of their chain."""
+    """What all classes show of their ``chain``, after ``nsteps`` completed steps."""
 
     chain: Chain
     nsteps: int
@@ -84,7 +84,10 @@ class Adapter:
 
 
 class Reverse(Adapter):
-    """What one walker and a batch of harmonic-coupled steps have in common."""
+    """What one walker and a batch of harmonic-coupled steps have in common.
+
+    ``dt`` is the time of a step in ASE time, with unit mobility where none was given.
+    """
 
     dt: float
 
@@ -124,7 +127,7 @@ class Reverse(Adapter):
 
 
 def flushed(steps: Iterator[bool], chain: Chain) -> Iterator[bool]:
-    """``steps``; files of potentials with memory are complete when they end."""
+    """``steps`` of the ``chain``; files of potentials with memory are complete when they end."""
     try:
         yield from steps
     finally:  # COLVAR and HILLS are there for who reads them next

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..analysis.diagnostics import Diagnosis
     from ..io.read_trajectories import Series
 
-__all__ = ["analyze", "diagnose_series"]
+__all__ = ["analyze"]
 
 
 def analyze(
@@ -47,7 +47,7 @@ def analyze(
     from ..io.read_trajectories import read_series
 
     series = read_series(files, skip=skip)
-    rows = diagnose_series(series, observe or [])
+    rows = _diagnoses(series, observe or [])
     good, words = verdict(rows)
     if as_json:
         facts = {"files": [str(f) for f in files], "left_out": series.left_out}
@@ -65,7 +65,7 @@ def analyze(
     show_verdicts([{"good": good, "text": words}])
 
 
-def diagnose_series(series: Series, observe: list[str]) -> list[Diagnosis]:
+def _diagnoses(series: Series, observe: list[str]) -> list[Diagnosis]:
     """The diagnoses of these observables (see `analyze`), default all that are known.
 
     Raises ``ValueError`` for a name that is not known, and where there is nothing to observe.

@@ -61,7 +61,7 @@ Config = Annotated[
 
 
 def resolved(context: typer.Context) -> dict[str, Any]:
-    """The options of this call, as a file for ``--config`` holds them."""
+    """The options of the call of ``context``, as a file for ``--config`` holds them."""
 
     def plain(value):
         if isinstance(value, list | tuple):
@@ -73,6 +73,6 @@ def resolved(context: typer.Context) -> dict[str, Any]:
 
 
 def save_resolved(context: typer.Context, result: Path) -> None:
-    """Write the options of this call beside ``result``, to ``RESULT.yml``."""
+    """Write the options of the call of ``context`` beside ``result``, to ``RESULT.yml``."""
     with replacing(result.with_name(f"{result.name}.yml")) as part:
         part.write_text(yaml.safe_dump(resolved(context), sort_keys=False, allow_unicode=True))

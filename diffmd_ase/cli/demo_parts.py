@@ -42,8 +42,16 @@ def run_demo(
 
     Parameters
     ----------
+    directory : where the results go
+    snapshots : a shipped set, or a file that states its temperature
     minutes : of training, at most
+    walkers : of the trajectories
     d_t : D·t of each walker in Å²
+    samples : i.i.d. ones
+
+    Returns
+    -------
+    what ``summary.json`` holds: the report's numbers and verdicts, and the times of the parts
     """
     directory.mkdir(parents=True, exist_ok=True)
     model, drawn = directory / "model.safetensors", directory / "samples.npz"

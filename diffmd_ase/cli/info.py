@@ -26,7 +26,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def model_facts(model) -> dict[str, Any]:
-    """What a person wants to know of a model, by name."""
+    """What a person wants to know of a ``model`` (`ScoreModel`), by name with units."""
     from ..sampling.step_size import DEFAULT_H_LAMBDA
 
     card = model.card

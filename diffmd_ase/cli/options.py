@@ -34,7 +34,7 @@ Model = Annotated[str, typer.Argument(help="model file, or name of a shipped mod
 
 
 def check_output(path: Path) -> None:
-    """Before the work: ``ValueError`` for a name that cannot be that of a file."""
+    """Before the work: ``ValueError`` for a ``path`` that cannot be that of a file."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{path}: folder {folder} does not exist; make it first")
@@ -43,9 +43,9 @@ def check_output(path: Path) -> None:
 
 
 def checked(kind: type[_Settings], values: dict[str, Any]) -> _Settings:
-    """The pydantic model with these options; what is wrong, in the words of the flags.
+    """The pydantic model ``kind`` with the options ``values``, by the names of its fields.
 
-    Raises ``ValueError``.
+    Raises ``ValueError``, in the words of the flags, for what the model refuses.
     """
     try:
         return kind(**values)

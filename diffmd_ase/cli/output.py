@@ -26,8 +26,9 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 def execute(app: typer.Typer, arguments: list[str]) -> int:
-    """Run the command; a mistake is one line and an exit code of 1, or 2 for wrong usage.
+    """Run the command of ``app`` that ``arguments`` name; gives the exit code.
 
+    A mistake is one line and a code of 1, or 2 for wrong usage; an interruption is 130.
     Warnings are lines without the place in the source; SIGTERM, which batch systems send
     before they kill, ends a run as Ctrl-C does, with what was computed written.
     """
@@ -70,12 +71,12 @@ def _complain(kind: str, message: str) -> None:
 
 
 def say(message: str) -> None:
-    """One line on standard error."""
+    """``message``, one line, on standard error."""
     _errors.print(Text(message), soft_wrap=True)
 
 
 def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None = None) -> None:
-    """A result as a table, or as JSON (``full``, where there is more than the table)."""
+    """``result`` as a table, or ``as_json`` (``full``, where there is more than the table)."""
     if as_json:
         typer.echo(json.dumps(result if full is None else full, indent=1, default=str))
         return
@@ -87,7 +88,7 @@ def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None =
 
 
 def show_table(title: str, names: list[str], rows: list[list[str]]) -> None:
-    """Rows of cells under the names of the columns: words first, then numbers."""
+    """``rows`` of cells under the ``names`` of the columns and a ``title``: words, then numbers."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     for place, name in enumerate(names):  # where there is no room, words wrap and numbers do not
@@ -100,7 +101,7 @@ def show_table(title: str, names: list[str], rows: list[list[str]]) -> None:
 
 
 def show_verdicts(verdicts: list[dict[str, Any]]) -> None:
-    """The findings of a report, one a line: good, bad, or to be known."""
+    """The ``verdicts`` of a report, one a line: ``text``, and ``good`` (None: to be known)."""
     marks = {True: ("✓ ", "green"), False: ("✗ ", "bold red"), None: ("· ", "dim")}
     for verdict in verdicts:
         _results.print(Text.assemble(marks[verdict["good"]], verdict["text"]), soft_wrap=True)
@@ -108,11 +109,14 @@ def show_verdicts(verdicts: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def bar(name: str, total: float, shown: bool) -> Iterator:
-    """Progress on standard error (see `Bars`); gives ``update(done, note)``."""
+    """Progress ``name`` of ``total`` on standard error (see `Bars`), if it is to be ``shown``.
+
+    Gives ``update(done, note)``.
+    """
     with bars(shown) as report:
         yield lambda done, note=None: report(name, done / total if total else 1.0, note)
 
 
 def bars(shown: bool) -> Bars:
-    """Progress of several parts, on the console that warnings go to."""
+    """Progress of several parts, if ``shown``, on the console that warnings go to."""
     return Bars(shown, console=_errors)

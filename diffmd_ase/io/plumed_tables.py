@@ -40,6 +40,11 @@ class PlumedTable:
     domains : periodic columns with their (min, max)
     constants : the other ``#! SET`` lines, as text
     notes : what was left out or guessed, in words
+    path : of the file, for messages
+
+    Raises
+    ------
+    ValueError : a column that there is not
     """
 
     fields: tuple[str, ...]
@@ -77,7 +82,7 @@ class PlumedTable:
 
 
 def thermal_energy(temperature_K: float | None, unit: str) -> float:
-    """kT in the unit of energy of a file, by its PLUMED name; 1 in files in units of kT.
+    """kT of ``temperature_K`` in a file's ``unit`` of energy, by PLUMED's name; 1 in units of kT.
 
     Raises ``ValueError`` for an unknown unit, no temperature, or one that is not positive.
     """
@@ -94,7 +99,10 @@ def thermal_energy(temperature_K: float | None, unit: str) -> float:
 
 
 def kind(path: str | Path) -> str:
-    """``colvar``, ``hills``, ``kernels`` or ``trajectory`` (HDF5), by what is in the file."""
+    """``colvar``, ``hills``, ``kernels`` or ``trajectory`` (HDF5), by what is in the file.
+
+    Raises ``ValueError`` for a file without a header of PLUMED.
+    """
     with open(path, "rb") as file:
         head = file.read(1 << 16)
     if head.startswith(b"\x89HDF"):
@@ -135,7 +143,7 @@ class _Segment:
 
 
 def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
-    """Read one file, or one per walker with the same columns.
+    """Read ``paths``: one file, or one per walker with the same columns.
 
     * A header in the middle is a restart if time goes on from inside what was written: rows
       at and after the restart are superseded by those that follow. If it starts at or before

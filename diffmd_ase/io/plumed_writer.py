@@ -25,8 +25,10 @@ KJ_PER_MOL = units.mol / units.kJ  # in one eV
 
 
 def plumed_number(value: float) -> str:
-    """A limit as PLUMED's input and files have it: ``pi`` by name, since it compares the text of
-    periods; all digits of others."""
+    """``value``, a limit, as PLUMED's input and files have it.
+
+    ``pi`` is by name, since PLUMED compares the text of periods; others have all digits.
+    """
     return {math.pi: "pi", -math.pi: "-pi"}.get(value, f"{value:.17g}")
 
 
@@ -35,6 +37,7 @@ class PlumedFile:
 
     Parameters
     ----------
+    path : of the file
     fields : names of the columns
     constants : SET lines of the header
     restart : go on with the file that is there; else there must be none
@@ -42,7 +45,7 @@ class PlumedFile:
     Raises
     ------
     FileExistsError : there is a file and no ``restart``
-    ValueError : the file that is there has other columns
+    ValueError : the file that is there has other columns; `truncate`: it is too short
     """
 
     def __init__(self, path, fields: list[str], constants: dict[str, str], *, restart: bool):

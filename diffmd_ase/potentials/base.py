@@ -200,7 +200,7 @@ class Wrapped(Potential):
 
 
 def unwrapped(term: Potential) -> Potential:
-    """The potential inside of all that is `Wrapped` around it."""
+    """The potential inside ``term``: itself, or what all that is `Wrapped` is around."""
     while isinstance(term, Wrapped):
         term = term.inner
     return term
@@ -213,9 +213,10 @@ def evaluate(
     stress: bool = False,
     base: Evaluation | None = None,
 ) -> Evaluation:
-    """``base`` plus the ``terms`` in order, each called with only the arguments it needs.
+    """``base`` plus the ``terms`` in order at ``x`` (*batch, N, 3), nothing without either.
 
-    ``stress`` asks for one. A missing energy or stress of one term makes that of the sum missing.
+    Each is called with only the arguments it needs. ``stress`` asks for one. A missing energy
+    or stress of one term makes that of the sum missing.
     """
     for term in terms:
         base, _ = add_term(base, term, x, stress=stress)
@@ -230,9 +231,9 @@ def add_term(
     stress: bool = False,
     value: Evaluation | None = None,
 ) -> tuple[Evaluation, Evaluation]:
-    """``base`` plus one ``term``, and the term's own ``value``, evaluated unless known.
+    """``base`` plus one ``term``, and the term's own ``value``, evaluated at ``x`` unless known.
 
-    ``stress`` asks for one.
+    ``stress`` asks for one. Without a ``base`` the sum is the value.
     """
     if value is None:
         options: dict = {"stress": True} if stress else {}

@@ -25,6 +25,10 @@ class Mean(Potential):
     """Committee: ``U(x) = (1/M) Σ_m U_m(x)``, M ≥ 2 potentials of one system.
 
     Energies, forces and stresses are averaged; see :meth:`spread`.
+
+    Raises
+    ------
+    ValueError : fewer than two, or a bias among them
     """
 
     def __init__(self, *members: Potential):

@@ -25,7 +25,17 @@ def measured_stiffness(
 ) -> tuple[float, int]:
     """λ at ``x`` by power iteration on central differences of the forces.
 
-    ``v ← -(F(x + εv) - F(x - εv))/(2 ε kT)``, the largest of all walkers, to 1 %.
+        Hv = -(F(x + εv) - F(x - εv))/(2 ε kT)        v ← Hv/|Hv|        λ = max |Hv|
+
+    the largest of all walkers, when it changes by less than 1 % from one iteration to the next.
+
+    Parameters
+    ----------
+    potential : whose forces these are
+    x : (N, 3) or (B, N, 3) in Å
+    kT : in eV
+    length : ε in Å
+    most : iterations, two evaluations each; what there is after them counts
 
     Returns
     -------
@@ -61,9 +71,18 @@ def measured_stiffness(
 def forces_and_divergence(
     potential: Potential, x: Tensor, *, noise: Noise, step: float = 1e-3, batch: int = 500
 ) -> tuple[Tensor, Tensor]:
-    """|F|² in eV²/Å² and an unbiased estimate of -∇·F in eV/Å² at x (M, N, 3): each (M,).
+    """|F|² in eV²/Å² and an unbiased estimate of -∇·F in eV/Å², each (M,).
 
-    The probes of `divergence` have components of ±1; ``step`` in Å.
+    The probes v of `score.curvature.divergence` have components of ±1, one for each structure:
+    ``-v·[F(x + εv) - F(x - εv)]/(2ε)``.
+
+    Parameters
+    ----------
+    potential : whose forces these are
+    x : (M, N, 3) in Å
+    noise : gives the probes, row m those of walker m at step 0
+    step : ε in Å
+    batch : structures evaluated at a time; it changes no number
     """
     forces, squares, divergences = _forces(potential), [], []
     for begin in range(0, len(x), batch):

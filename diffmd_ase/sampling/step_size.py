@@ -70,8 +70,18 @@ def choose_step(
 
         h = kT Δt/(m γ)        h = μ kT Δt        h = 1/(2k)        h = 0.2/λ
 
-    A spring alone means unit mobility, ``Δt = β/(2k)``; friction or mobility alone set
-    the clock of the default step. ``stiffness() -> (λ, words)`` is called only for that.
+    A spring alone means unit mobility, ``Δt = 1/(2k kT)``; friction or mobility alone set
+    the clock of the default step.
+
+    Parameters
+    ----------
+    kT : in eV
+    masses : (N,) in u, for friction
+    timestep : Δt in ASE time
+    friction : γ in 1/ASE time
+    mobility : μ in Å²/(eV·ASE time), scalar or (N,)
+    spring : k in 1/Å², scalar or (N,)
+    stiffness : ``() -> (λ, words)``, λ in 1/Å² and where it is from; called for the default only
 
     Raises
     ------
@@ -117,6 +127,16 @@ def check_step(step: Step, lam: float, moving: np.ndarray) -> None:
 
     With one h per atom ``h_min λ`` and ``h_max λ`` bound the true value; an error needs
     the lower bound beyond the limit.
+
+    Parameters
+    ----------
+    step : to be judged
+    lam : λ in 1/Å²
+    moving : (N,) bool, the atoms that count
+
+    Raises
+    ------
+    ValueError : ``h_min λ`` above 2
     """
     h = np.broadcast_to(step.h, moving.shape)[moving]
     low, high = float(h.min()) * lam, float(h.max()) * lam
@@ -136,19 +156,20 @@ def check_step(step: Step, lam: float, moving: np.ndarray) -> None:
 
 
 def card_stiffness(potential: Potential, kT: float) -> float | None:
-    """λ at temperature kT from the cards of the learned terms; None without any.
+    """λ in 1/Å² at ``kT`` (eV), the largest on the cards of ``potential``; None without any.
 
-    A card holds λ at its own temperature, ``λ(T) = λ_card T_card/T``. Stiff biases are
-    not on any card.
+    The cards are those of the learned terms and hold λ at their own temperature,
+    ``λ(T) = λ_card T_card/T``. Stiff biases are not on any card.
     """
     known = [c.lambda_max * c.kT / kT for c in _cards(potential) if c.lambda_max is not None]
     return max(known, default=None)
 
 
 def check_temperature(potential: Potential, temperature_K: float) -> None:
-    """Warn, by the cards of the learned terms, where no snapshots are of this temperature.
+    """Warn where a learned term of ``potential`` has no snapshots of ``temperature_K``.
 
-    A learned energy is used at any temperature as it is, with the kT of the run.
+    Its card says so, within 2 %. A learned energy is used at any temperature as it is, with
+    the kT of the run.
     """
     for card in _cards(potential):
         low, high = card.temperatures

@@ -108,6 +108,6 @@ class Course:
 
 
 def columns(walkers: np.ndarray, state: State) -> Tensor:
-    """Place among ``walkers`` (W,) of each walker of the state, which has them in their order."""
+    """Place (B,) among ``walkers`` (W,) of those of ``state``, which has them in their order."""
     left = np.isin(walkers, state.walkers.cpu().numpy())
     return torch.as_tensor(np.flatnonzero(left), device=state.x.device)

@@ -23,7 +23,7 @@ __all__ = ["frame_writer", "read_frames", "read_sets", "starting_positions", "st
 
 
 def states_temperature(source: str | Path) -> bool:
-    """Whether snapshots say their temperature themselves: shipped sets, most ``.npz``."""
+    """Whether the snapshots in ``source`` say their temperature: shipped sets, most ``.npz``."""
     path = Path(source)
     if not path.exists():
         return True
@@ -37,7 +37,12 @@ def states_temperature(source: str | Path) -> bool:
 
 
 def read_sets(sources: Sequence[str | Path], temperatures: Sequence[float]) -> list[Snapshots]:
-    """Sets of snapshots to train on, and their temperatures: none, one for all, or one for each.
+    """Sets of snapshots to train on.
+
+    Parameters
+    ----------
+    sources : files, or names of shipped sets
+    temperatures : in K: none, one for all, or one for each
 
     Raises
     ------
@@ -64,9 +69,9 @@ def read_sets(sources: Sequence[str | Path], temperatures: Sequence[float]) -> l
 def read_frames(
     source: str | Path, model: ScoreModel, *, temperature_K: float | None = None
 ) -> Snapshots:
-    """Frames to start from or compare with.
+    """Frames to start from or compare with: those of ``source``, a file or a shipped set.
 
-    Their temperature is ``temperature_K``, or what they state, or else the model's.
+    Their temperature is ``temperature_K``, or what they state, or else that of the ``model``.
     """
     if temperature_K is None and not states_temperature(source):
         temperature_K = model.card.temperature_K
@@ -74,7 +79,7 @@ def read_frames(
 
 
 def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:
-    """``write(system, positions (M, N, 3), temperature_K)`` to ``.npz`` or a format of ASE.
+    """``write(system, positions (M, N, 3) in Å, temperature_K)`` to ``output``, .npz or of ASE.
 
     Raises ``ValueError`` at once for a name that ASE knows no format for. The file appears
     when it is whole.
@@ -107,10 +112,15 @@ def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:
 def starting_positions(
     model: ScoreModel, frames: Snapshots | None, walkers: Tensor, *, seed: int, device: str
 ) -> Tensor:
-    """Positions (B, N, 3) for the walkers with these global ids.
+    """Positions (B, N, 3) in Å for the walkers with the global ids ``walkers`` (B,).
 
-    Random frames or, without any, i.i.d. draws of the model; those of a walker do not
-    depend on the batch it runs in.
+    Random ``frames`` or, without any, i.i.d. draws of the ``model``, whose ids are consecutive;
+    those of a walker depend on ``seed`` and its id, not on the batch it runs in. ``device`` is
+    where draws are computed.
+
+    Raises
+    ------
+    ValueError : no frames of a periodic system
     """
     if frames is not None:
         ids = walkers.tolist()

@@ -47,7 +47,7 @@ class StepRequest:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A kernel of harmonic-coupled steps, and what its step means."""
+    """A ``kernel`` of harmonic-coupled steps, and what its ``step`` means."""
 
     kernel: EulerMaruyama | Metropolis
     step: Step

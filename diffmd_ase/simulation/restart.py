@@ -18,7 +18,11 @@ __all__ = ["adapted", "read_checkpoint", "summary"]
 
 
 def adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel, RunInfo]:
-    """Kernel and clock with the step that an adaptation has found."""
+    """``kernel`` and ``info`` with the step that an adaptation has found.
+
+    ``record`` is the `sampling.adaptation.Adaptation` as a dict; None: there was none, and both
+    stay. Step size and time step are multiplied by its ``factor``.
+    """
     if record is None:
         return kernel, info
     factor = record["factor"]
@@ -37,7 +41,19 @@ def read_checkpoint(
 ) -> tuple[State, TrajectoryWriter, dict]:
     """State, open trajectory and facts of the checkpoint, if it is one of this run.
 
-    Raises ``ValueError`` naming a setting that differs, and what it was.
+    Parameters
+    ----------
+    files : of the run
+    info : what the frames mean; the step size before any adaptation
+    n_steps : steps in all
+    every : steps between frames
+    walkers : (B,) global ids of all that began; None: those of the checkpoint
+    warm_up : steps of adaptation
+    device : where the walkers live
+
+    Raises
+    ------
+    ValueError : a setting that differs, with what it was; more steps than asked for in all
     """
     saved = load_checkpoint(files.restart, device=device)
     before = Trajectory(files.trajectory).info
@@ -77,7 +93,10 @@ def _short(value) -> str:
 
 
 def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
-    """What the file of a finished run says of it, see `course.Course.facts`; JSON values."""
+    """What the file of a finished run says of it; JSON values.
+
+    ``kernel``, ``info`` and ``state`` are those at its end, ``facts`` of `course.Course.facts`.
+    """
     tally = Tally.from_dict(facts["tally"])
     judged = {}
     if tally.judged.any():

@@ -89,9 +89,9 @@ class RunSettings(BaseModel):
 
 
 def json_object(flag: str, text: str | None) -> dict[str, Any]:
-    """The value of ``flag``, a JSON object; empty if it was not given.
+    """The value of ``flag``, a JSON object, from its ``text``; empty if that is None.
 
-    Raises ``ValueError`` for what is not JSON, or not an object.
+    Raises ``ValueError``, naming the flag, for what is not JSON, or not an object.
     """
     try:
         values = {} if text is None else json.loads(text)
@@ -104,7 +104,7 @@ def json_object(flag: str, text: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one run."""
+    """The files of one run, named after its ``prefix``; `check_free` raises where some are."""
 
     prefix: str
 

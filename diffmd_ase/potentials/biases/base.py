@@ -21,6 +21,7 @@ class CVBias(Potential):
     """``V(s(x))`` with forces ``-Σ_i dV/ds_i ds_i/dx``; no stress.
 
     A subclass gives `bias`. The sum is float64, results have the precision of the positions.
+    ``cvs`` is one `CV` or several of one system, see `join` for what it raises.
     """
 
     def __init__(self, cvs: CV | Sequence[CV]):
@@ -51,8 +52,19 @@ class CVBias(Potential):
 class DepositedBias(CVBias):
     """A bias that grows: every ``pace`` steps each walker deposits a Gaussian where it is.
 
-    A subclass gives `deposit`. Parameters as of `Metadynamics`; its file has one row for each
-    deposit, in PLUMED's units.
+    A subclass gives `deposit`. Its file has one row for each deposit, in PLUMED's units.
+
+    Parameters
+    ----------
+    cvs : one or several `CV` of one system, d variables in all
+    kT : in eV
+    sigma : widths of the Gaussians in the units of the variables, one or d
+    pace : steps between deposits
+    timestep_ps : ps of one step, for the column ``time``
+
+    Raises
+    ------
+    ValueError : kT or sigma not positive, pace below 1; `update`: variables that are not finite
     """
 
     has_memory = True
@@ -104,9 +116,10 @@ class DepositedBias(CVBias):
 
 
 def per_variable(cv: CV, value, name: str, *, positive: bool = False) -> Tensor:
-    """``value`` as (d,) float64; a number counts for every variable.
+    """``value`` as (d,) float64, a number counting for each of the d variables of ``cv``.
 
-    Raises ``ValueError`` for another shape, for what is not finite, or not positive if asked.
+    Raises ``ValueError``, with the ``name`` of the setting, for another shape, for what is not
+    finite, and for what is not greater than zero where it is to be ``positive``.
     """
     given = torch.as_tensor(value, dtype=torch.float64)
     if given.ndim > 1 or (given.ndim and len(given) != len(cv)):
@@ -120,7 +133,7 @@ def per_variable(cv: CV, value, name: str, *, positive: bool = False) -> Tensor:
 
 
 def domain_constants(cv: CV) -> dict[str, str]:
-    """``min_NAME`` and ``max_NAME`` of the periodic variables, in PLUMED's units."""
+    """``min_NAME`` and ``max_NAME`` of the periodic variables of ``cv``, in PLUMED's units."""
     constants: dict[str, str] = {}
     for name, domain, unit in zip(cv.names, cv.domains, cv.plumed_units, strict=True):
         if domain is not None:

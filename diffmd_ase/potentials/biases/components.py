@@ -21,10 +21,11 @@ __all__ = ["Components"]
 
 
 class Components:
-    """Components over the d variables of ``cv``.
+    """Components over the d variables of ``cv``: their sum, and what a deposit does to it.
 
     Parameters
     ----------
+    cv : gives differences and periods
     cutoff : c, in sigmas
     threshold : components closer than this, in sigmas, are merged; 0: never
 

@@ -29,6 +29,10 @@ class CV(ABC):
     names : d names, columns of files
     domains : (min, max) of each periodic variable, None for the others
     plumed_units : d factors from the units here to those of PLUMED
+
+    Raises
+    ------
+    ValueError : positions whose shape is not that of the system
     """
 
     system: System
@@ -74,7 +78,7 @@ class CV(ABC):
 
 
 def join(cvs: CV | Sequence[CV]) -> CV:
-    """One `CV` of several, in order; its values are theirs, one after the other.
+    """One `CV` of ``cvs``, one or several; its values are theirs, one after the other.
 
     Raises ``ValueError`` for none, for different systems, and for a name used twice.
     """
@@ -108,7 +112,10 @@ class _Joined(CV):
 
 
 class Vectors:
-    """Shortest vectors ``x[heads] - x[tails]`` (*batch, n, 3), and forces on them taken back."""
+    """Shortest vectors ``x[heads] - x[tails]`` (*batch, n, 3) in Å, and forces on them taken back.
+
+    ``tails`` and ``heads`` are n atoms of ``system`` each, whose cell and pbc say what is shortest.
+    """
 
     def __init__(self, system: System, tails, heads):
         self._ends = torch.from_numpy(np.concatenate((heads, tails)).astype(int))
@@ -139,7 +146,11 @@ def check_atoms(system: System, atoms) -> list[int]:
 
 
 def rows_of(system: System, atoms, width: int) -> np.ndarray:
-    """``atoms`` as (n, width), all of them in the system and different within a row."""
+    """``atoms`` (``width``,) or (n, ``width``) as (n, ``width``) integers.
+
+    Raises ``ValueError`` for another shape, for atoms that are not in the ``system``, and for
+    one that is twice in a row.
+    """
     rows = np.atleast_2d(np.asarray(atoms, dtype=int))
     if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
         raise ValueError(f"atoms {np.shape(atoms)} must be ({width},) or (n, {width})")
@@ -150,7 +161,10 @@ def rows_of(system: System, atoms, width: int) -> np.ndarray:
 
 
 def names_of(letter: str, rows: np.ndarray, name) -> tuple[str, ...]:
-    """``name`` for each row, by default the letter and the atoms."""
+    """Names of the variables of ``rows`` (n, atoms): ``name``, or the ``letter`` and the atoms.
+
+    Raises ``ValueError`` unless ``name`` is one for each row, or None.
+    """
     if name is None:
         return tuple("_".join(map(str, (letter, *row))) for row in rows.tolist())
     names = (name,) if isinstance(name, str) else tuple(name)

@@ -37,7 +37,14 @@ NM = 0.1  # nm in an Å
 
 
 class Position(CV):
-    """A Cartesian component of an atom, ``s = x[atom, axis]``, not wrapped into the cell."""
+    """A Cartesian component of an atom, ``s = x[atom, axis]`` in Å, not wrapped into the cell.
+
+    Its ``name`` is by default ``x0``, ``y7``, ….
+
+    Raises
+    ------
+    ValueError : an atom that is not in the system, an axis that is not 0, 1 or 2
+    """
 
     def __init__(self, system: System, atom: int, axis: int, *, name: str | None = None):
         check_atoms(system, [atom])
@@ -59,7 +66,17 @@ class Position(CV):
 
 
 class Distance(CV):
-    """``s = |r_b - r_a|`` in Å of one pair of atoms, or of each of n pairs (n, 2)."""
+    """``s = |r_b - r_a|`` in Å of one pair of atoms, or of each of n pairs.
+
+    Parameters
+    ----------
+    atoms : (2,) or (n, 2)
+    name : one for each, default ``d_0_5``, …
+
+    Raises
+    ------
+    ValueError : another shape, atoms that are not in the system or twice in a row
+    """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
         self.system, self._atoms = system, rows_of(system, atoms, 2)
@@ -75,7 +92,11 @@ class Distance(CV):
 
 
 class Angle(CV):
-    """Angle in rad at the middle one of three atoms, ``cos s = u·v/(|u||v|)``; (3,) or (n, 3)."""
+    """Angle in rad at the middle one of three atoms, ``cos s = u·v/(|u||v|)``.
+
+    u and v go from the middle atom to the others. ``atoms`` (3,) or (n, 3) and ``name``, as of
+    `Distance`; the default is ``a_0_1_2``, ….
+    """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
         self.system, self._atoms = system, rows_of(system, atoms, 3)
@@ -100,12 +121,14 @@ class Angle(CV):
 
 
 class Torsion(CV):
-    """Dihedral angle in rad of four atoms, in (-π, π], IUPAC sign; (4,) or (n, 4).
+    """Dihedral angle in rad of four atoms, in (-π, π], IUPAC sign.
 
     With the bonds F = r_1 - r_0, G = r_2 - r_1, H = r_3 - r_2 and A = F×G, B = G×H (Blondel &
     Karplus, J. Comput. Chem. 17, 1132 (1996), whose F and G point the other way),
 
         ds/dF = A|G|/A²,  ds/dH = B|G|/B²,  ds/dG = -(F·G) A/(A²|G|) - (H·G) B/(B²|G|)
+
+    ``atoms`` (4,) or (n, 4) and ``name``, as of `Distance`; the default is ``t_0_1_2_3``, ….
     """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
@@ -140,6 +163,11 @@ class Coordination(CV):
     group_a, group_b : atoms; without ``group_b`` the pairs within ``group_a``
     r_0, d_0 : in Å
     nn, mm : powers, ``mm`` defaults to 2 nn
+    name : of the variable
+
+    Raises
+    ------
+    ValueError : r_0, d_0 or powers out of range, atoms not in the system, no pair
     """
 
     def __init__(
@@ -198,6 +226,11 @@ class NativeContacts(CV):
     reference : (n,) distances r⁰ in Å, or positions (N, 3) to take them from
     beta : β in 1/Å
     lam : λ
+    name : of the variable
+
+    Raises
+    ------
+    ValueError : shapes that do not fit, atoms not in the system, numbers not positive
     """
 
     def __init__(
@@ -252,6 +285,11 @@ class RMSD(CV):
     reference : (n, 3) in Å
     atoms : the n atoms, default all
     weights : (n,), default equal; ``system.masses[atoms]`` for a mass-weighted one
+    name : of the variable
+
+    Raises
+    ------
+    ValueError : shapes that do not fit, atoms not in the system, weights negative or all zero
     """
 
     def __init__(
@@ -308,6 +346,11 @@ class Function(CV):
     names : one name, or d of them
     domains : (min, max) of the periodic ones; default none is periodic
     plumed_units : factors to PLUMED's units in its files, 0.1 for a length in Å
+
+    Raises
+    ------
+    ValueError : numbers of names, domains and units that differ; when it is evaluated, values of
+        another shape or without a gradient
     """
 
     def __init__(

@@ -44,7 +44,10 @@ CHUNK = 2_000_000  # numbers in one temporary
 
 
 def profile(z: Tensor, cutoff: float = CUTOFF, *, stretched: bool = True) -> Tensor:
-    """G at z; not stretched, as in old files, a Gaussian that jumps to zero at the cutoff."""
+    """G of the module at ``z``, of any shape; zero from ``cutoff`` on.
+
+    Not ``stretched``, as in old files, it is exp(-z), which jumps to zero there.
+    """
     e = torch.exp(-z)
     if stretched:
         factor, shift = _stretch(cutoff)
@@ -53,7 +56,10 @@ def profile(z: Tensor, cutoff: float = CUTOFF, *, stretched: bool = True) -> Ten
 
 
 def hill(apart: Tensor, sigma: Tensor, cutoff: float = CUTOFF) -> Tensor:
-    """Value and derivative (…, 1 + d) of a unit hill at the distances ``apart`` (…, d) from it."""
+    """Value and derivative (…, 1 + d) of a unit hill at ``apart`` (…, d) = s - c from its centre.
+
+    Widths ``sigma`` (d,) are in the units of the variables; ``cutoff`` is the z where it ends.
+    """
     factor, shift = _stretch(cutoff)
     scaled = apart / sigma
     z = 0.5 * scaled.square().sum(-1, keepdim=True)
@@ -74,9 +80,11 @@ def hill_sum(
 
     Parameters
     ----------
+    cv : gives differences, the short way for periodic variables
     centres, heights : (n, d) and (n,), or (W, n, d) and (W, n) where W is the last axis of the
         batch
     sigma : (d,) or (n, d)
+    cutoff : z where a hill ends
     """
     factor, shift = _stretch(cutoff)
     value, slope = 0.0 * s.sum(-1), 0.0 * s  # NaN stays NaN
@@ -146,7 +154,14 @@ class HillSum(ABC):
 
 
 class HillList(HillSum):
-    """Every hill is kept and evaluated: exact, no limits of range, a cost that grows."""
+    """Every hill is kept and evaluated: exact, no limits of range, a cost that grows.
+
+    Parameters
+    ----------
+    cv : the d variables
+    sigma : (d,) widths in their units
+    walkers : W, biases; 1: one that is shared
+    """
 
     def __init__(self, cv: CV, sigma: Tensor, walkers: int = 1):
         self._cv, self._sigma = cv, sigma
@@ -188,6 +203,11 @@ class HillGrid(HillSum):
         V(s) = Σ_corners g Π_i [1 - 3X_i² + 2X_i³ ± (g'_i/g) Δ_i (X_i - 2X_i² + X_i³)]
 
     and the derivative is that of V. A cost that does not grow with the number of hills.
+
+    Parameters
+    ----------
+    cv, sigma, walkers : as of `HillList`
+    grid : limits and bins
 
     Raises
     ------

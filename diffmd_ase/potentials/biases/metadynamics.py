@@ -35,7 +35,9 @@ _BLOCK = 256  # walkers whose hills are put down together
 def reweighting_constant(V: Tensor, kT: float, biasfactor: float | None) -> Tensor:
     """``c = kT ln [Σ exp(γ V/((γ - 1) kT)) / Σ exp(V/((γ - 1) kT))]`` over the last axis of V.
 
-    Without a bias factor it is the limit γ → ∞, ``kT ln <exp(V/kT)>``. V and kT have one unit.
+    ``biasfactor`` is γ; without one it is the limit γ → ∞, ``kT ln <exp(V/kT)>``. ``V`` (…, n)
+    at n points of a grid and ``kT`` have one unit, which is that of c (…) (Tiwary & Parrinello,
+    J. Phys. Chem. B 119, 736 (2015)).
     """
     inner = 0.0 if biasfactor is None else 1.0 / (biasfactor - 1.0)
     upper, lower = ((k / kT * V).logsumexp(-1) for k in (1.0 + inner, inner))
@@ -70,6 +72,7 @@ class Metadynamics(DepositedBias):
     ValueError : settings that do not fit, see the messages; restart without a file;
         `update`: variables outside the grid, or not finite
     FileExistsError : ``file`` exists without ``restart``
+    FileNotFoundError : ``restart`` and no ``file`` there
     """
 
     def __init__(

@@ -253,8 +253,13 @@ class OPES(_OPES):
 class OPESExplore(_OPES):
     """OPES_METAD_EXPLORE: for variables that are not so good; parameters as of `OPES`.
 
-    Equal to PLUMED's OPES_METAD_EXPLORE with a given SIGMA on the same positions. The bias
-    factor must be finite.
+    ``V = kT (γ - 1) ln(P/Z + ε)`` with P of the biased samples. Equal to PLUMED's
+    OPES_METAD_EXPLORE with a given SIGMA on the same positions.
+
+    Raises
+    ------
+    ValueError : as `OPES`, and an infinite bias factor
+    FileExistsError : ``file`` exists without ``restart``
     """
 
     _action = "OPES_METAD_EXPLORE"

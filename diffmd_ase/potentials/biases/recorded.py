@@ -31,7 +31,10 @@ class Recorded(Wrapped):
     timestep_ps : of the column ``time``; without it time counts steps
     restart : go on with the ``file`` that is there
 
-    Raises ``FileExistsError`` if ``file`` exists without ``restart``.
+    Raises
+    ------
+    ValueError : ``every`` below 1
+    FileExistsError : ``file`` exists without ``restart``
     """
 
     def __init__(

@@ -28,6 +28,10 @@ class Restraint(CVBias):
     at : a, in the units of the variables, one or d
     kappa : κ in eV per square of those units
     slope : m in eV per unit
+
+    Raises
+    ------
+    ValueError : neither one number nor one for each variable, or not finite
     """
 
     def __init__(self, cvs: CV | Sequence[CV], *, at, kappa, slope=0.0):
@@ -76,7 +80,12 @@ class UpperWall(_Wall):
     cvs : one or several `CV`
     at : a, where the wall is, one or d
     kappa : κ in eV
-    exp, eps, offset : p, ε and o
+    exp : p, without a unit
+    eps, offset : ε and o, in the units of the variables
+
+    Raises
+    ------
+    ValueError : as `Restraint`, and p or ε not positive
     """
 
     @property
@@ -87,7 +96,7 @@ class UpperWall(_Wall):
 class LowerWall(_Wall):
     """``V = Σ_i κ_i |(s_i - a_i - o_i)/ε_i|^p_i`` below ``a + o``, zero above.
 
-    Parameters as of `UpperWall`.
+    Parameters and errors as of `UpperWall`.
     """
 
     @property
@@ -112,6 +121,10 @@ class MovingRestraint(CVBias):
     steps : (k,) increasing
     at : (k,) or (k, d) centres
     kappa : number, (k,) or (k, d) in eV per square of the units of the variables
+
+    Raises
+    ------
+    ValueError : fewer than two steps, or not increasing; shapes that do not fit, not finite
     """
 
     has_memory = True

@@ -190,9 +190,11 @@ def from_files(
         constraints, all pairs interacting, or PME with a cutoff of 9 Å if periodic (the cell
         is that of ``system``). "alanine-dipeptide" is that of `alanine_dipeptide`
     force_field : files known to OpenMM, or paths
+    platform : as of `OpenMMPotential`
 
     Raises
     ------
+    ImportError : OpenMM is not installed
     ValueError : both or none of ``xml`` and ``pdb``, and as `OpenMMPotential`
     FileNotFoundError : no such file
     """

@@ -18,7 +18,11 @@ class Bases:
     """Energies and forces of the biased potential, by position.
 
     A bias on ENERGY learns at positions that were evaluated in this step, or long before: a
-    walker whose moves are rejected is not evaluated again.
+    walker whose moves are rejected is not evaluated again. Energies are in eV, forces in eV/Å.
+
+    Raises
+    ------
+    ValueError : a base without an energy; positions where it is not known
     """
 
     def __init__(self):

@@ -32,6 +32,7 @@ class PlumedInputError(ValueError):
 
     Attributes
     ----------
+    message : what is wrong, with the line's text
     line : number of the line, from 1; None where no single line is to blame
     """
 
@@ -44,6 +45,8 @@ class PlumedInputError(ValueError):
 class Checked:
     """An input that PLUMED accepts.
 
+    Attributes
+    ----------
     lines : as they are given to PLUMED, files to read named absolutely
     script : its actions
     plan : what its actions do at which steps
@@ -84,7 +87,7 @@ def check_input(
     Parameters
     ----------
     directory : relative names of files to read mean this folder
-    others : as for `Driver`
+    input, natoms, kT, timestep, units, masses, charges, box, kernel : as of `Driver`
 
     Raises
     ------

@@ -17,7 +17,7 @@ _RESERVED = 64  # file descriptors left to everything else
 
 
 def lengths(folder: str | Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """Byte length of each file, and a checksum of its last bytes; files that exist only."""
+    """Bytes of each of the files ``names`` in ``folder`` that exist, and a checksum of the last."""
     state = {}
     for name in sorted(names):
         path = Path(folder, name)
@@ -28,7 +28,7 @@ def lengths(folder: str | Path, names: Iterable[str]) -> dict[str, list[int]]:
 
 
 def cut_back(folder: str | Path, saved: dict[str, list[int]], names: Iterable[str] = ()) -> None:
-    """Remove what was written after ``saved = lengths(...)`` was taken.
+    """Remove what was written in ``folder`` after ``saved = lengths(...)`` was taken.
 
     A file that does not hold the saved bytes is one that PLUMED writes anew each time (a
     grid, a state) and is left alone. Files in ``names`` that did not exist then are emptied.
@@ -55,7 +55,7 @@ def cut_back(folder: str | Path, saved: dict[str, list[int]], names: Iterable[st
 
 
 def refuse_existing(folder: str | Path, names: Iterable[str]) -> None:
-    """Raise ``FileExistsError`` if one of the files is there."""
+    """Raise ``FileExistsError`` if one of the files ``names`` is in ``folder``."""
     there = [name for name in sorted(names) if Path(folder, name).exists()]
     if there:
         raise FileExistsError(
@@ -65,7 +65,10 @@ def refuse_existing(folder: str | Path, names: Iterable[str]) -> None:
 
 
 def refuse_empty(folder: str | Path, script: Sequence[InputLine]) -> None:
-    """Raise ``ValueError`` where OPES would restart from nothing: PLUMED crashes on that."""
+    """Raise ``ValueError`` where OPES would restart from nothing: PLUMED crashes on that.
+
+    ``script`` are the actions of the input, whose files are in ``folder``.
+    """
     for line in script:
         if not line.name.startswith("OPES_"):
             continue

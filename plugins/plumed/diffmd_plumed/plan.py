@@ -35,7 +35,7 @@ _BLOCK = re.compile(r"^PLUMED: Action (\S+)\n", re.M)
 
 @dataclass(frozen=True)
 class Action:
-    """An action as PLUMED has understood it."""
+    """An action as PLUMED has understood it: its ``name``, ``label``, and ``text`` in the log."""
 
     name: str
     label: str
@@ -63,12 +63,15 @@ class Action:
 class Plan:
     """Periods in steps, and remarks by action.
 
+    Attributes
+    ----------
     learn : the bias may have changed after a step that is a multiple of one of these
     output : something is printed or accumulated
     paced : of hills, whose action swallows the first one after its start
     per_walker : why an action cannot serve several walkers
     inexact : what a restart cannot bring back
     impure : actions that learn when they are only evaluated
+    values : labels of the biases, their arguments and what is printed
     """
 
     learn: frozenset[int]
@@ -106,7 +109,7 @@ def actions_of(log: str) -> list[Action]:
 
 
 def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
-    """The plan of actions, with what only the input itself says.
+    """The plan of ``actions``, with what only the input itself says, its ``script``.
 
     Raises
     ------

@@ -22,9 +22,15 @@ _NO_FILE_WRITTEN = {"FLUSH"}
 
 @dataclass(frozen=True)
 class InputLine:
-    """One action: where it stands (from 1), NAME, label or "", and its keywords.
+    """One action of an input.
 
-    A flag has the value ""; braces round a value are removed.
+    Attributes
+    ----------
+    number : of its first line, from 1
+    name : as METAD
+    label : or ""
+    keywords : values by key; a flag has "", braces round a value are removed
+    text : the action on one line
     """
 
     number: int
@@ -35,7 +41,7 @@ class InputLine:
 
 
 def read_lines(input: str | Path | Sequence[str]) -> list[str]:
-    """Lines of the file, or the lines given; what follows ENDPLUMED is dropped.
+    """Lines of ``input``, a file or the lines; what follows ENDPLUMED is dropped.
 
     Raises
     ------

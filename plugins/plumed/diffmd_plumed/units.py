@@ -15,7 +15,10 @@ __all__ = ["ASE_UNITS", "PLUMED_UNITS", "Units"]
 
 @dataclass(frozen=True)
 class Units:
-    """Length in nm, energy in kJ/mol, time in ps, mass in u and charge in e, of one unit."""
+    """One unit each of ``length`` in nm, energy in kJ/mol, time in ps, mass in u, charge in e.
+
+    Raises ``ValueError`` for what is not positive.
+    """
 
     length: float
     energy: float
