@@ -16,7 +16,6 @@ from ..force_field import MechanicsPrior, along, differences
 from .noise_level import NoiseEmbedding
 
 __all__ = [
-    "InternalCoordinates",
     "MechanicsConfig",
     "MechanicsNetwork",
     "PairConfig",
@@ -63,7 +62,7 @@ def internal_statistics(snapshots) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in tables.items()}
 
 
-class InternalCoordinates(nn.Module):
+class _InternalCoordinates(nn.Module):
     """Pair distances, torsions and signed volumes of one molecule, of order one at every σ.
 
     With ``m``, ``v`` the mean and variance of a pair distance in the data, its values under
@@ -131,7 +130,7 @@ class MechanicsNetwork(nn.Module):
         self.prior = MechanicsPrior(prior)
         if not config.depth:
             return
-        self.internal = InternalCoordinates(internal)
+        self.internal = _InternalCoordinates(internal)
         data = self.internal
         self.odd = bool(data.chiral)
         n_features = 2 * len(data.mean) + len(data.torsions)
@@ -172,7 +171,7 @@ class PairNetwork(nn.Module):
     def __init__(self, config: PairConfig, internal):
         super().__init__()
         self.config = config
-        self.internal = InternalCoordinates(internal)
+        self.internal = _InternalCoordinates(internal)
         width, n_pairs = config.width, len(self.internal.mean)
         sizes = [n_pairs + len(self.internal.torsions)] + [width] * config.depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
