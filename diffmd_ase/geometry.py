@@ -35,7 +35,7 @@ __all__ = [
 def distances(x, pairs, *, system: System | None = None):
     """``|x_j - x_i|`` in Å of ``pairs`` (n, 2) in ``x`` (*batch, N, 3): (*batch, n).
 
-    Of the nearest images if the system is periodic.
+    Of the nearest images if ``system`` is periodic.
     """
     (d,) = _bonds(x, pairs, [(0, 1)], system)
     return (d * d).sum(-1) ** 0.5
@@ -44,7 +44,7 @@ def distances(x, pairs, *, system: System | None = None):
 def angles(x, triples, *, system: System | None = None):
     """Angles i-j-k in [0, π] at the middle atom of ``triples`` (n, 3) in ``x``: (*batch, n).
 
-    Of the nearest images if the system is periodic.
+    Of the nearest images if ``system`` is periodic.
     """
     return angle(*_bonds(x, triples, [(1, 0), (1, 2)], system))
 
@@ -52,7 +52,7 @@ def angles(x, triples, *, system: System | None = None):
 def dihedrals(x, quadruples, *, system: System | None = None):
     """Dihedrals i-j-k-l in (-π, π] of ``quadruples`` (n, 4) in ``x``: (*batch, n); IUPAC sign.
 
-    Of the nearest images if the system is periodic.
+    Of the nearest images if ``system`` is periodic.
     """
     return dihedral(*_bonds(x, quadruples, [(0, 1), (1, 2), (2, 3)], system))
 
@@ -83,7 +83,10 @@ def triple_product(a, b, c, *, axis: int = -1):
 
 
 def signed_volumes(x, centres):
-    """``(i-c)·((j-c)×(k-c))`` in Å³ of ``centres`` c, i, j, k (C, 4) in ``x``: (*batch, C)."""
+    """Signed volumes of ``centres`` (C, 4) in ``x`` (*batch, N, 3): (*batch, C) in Å³.
+
+    ``(i-c)·((j-c)×(k-c))`` of the atoms c, i, j, k of each.
+    """
     return triple_product(*_bonds(x, centres, [(0, 1), (0, 2), (0, 3)]))
 
 
@@ -108,7 +111,7 @@ def rotate_about(x, a, b, angle):
 def shortest(difference, periods):
     """``d - p round(d/p)``: differences brought into half a period about zero.
 
-    ``difference``: d (…, d); ``periods``: p (d,), infinite where nothing is to change.
+    ``difference``: (…, d); ``periods``: (d,), ``inf`` where nothing is to change.
     """
     xp, periods = _namespace(difference), _like(difference, periods)
     return difference - (difference / periods).round() * xp.nan_to_num(periods, posinf=0.0)

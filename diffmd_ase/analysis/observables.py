@@ -199,8 +199,8 @@ class WidthRow(NamedTuple):
 def width_table(samples: np.ndarray, reference: np.ndarray) -> list[WidthRow]:
     """Coordinates of ``samples`` (T, n) or (T, W, n) against those of the ``reference`` (M, n).
 
-    Sorted by how far the ratio of the standard deviations is from 1, worst first. Widths below
-    1e-6, as of constrained bonds, count as that.
+    Sorted by how far the ratio of the standard deviations is from 1, worst first. ``ratio`` is
+    that of widths of 1e-6 at least, since constrained bonds have none.
     """
     rows = []
     for n in range(reference.shape[-1]):
@@ -233,7 +233,8 @@ def correct_hand(x, reference, centres) -> np.ndarray:
     """(*batch) bool: every tetrahedral centre has the sign of the reference.
 
     The sign is that of the signed volume ``(i-c)·((j-c)×(k-c))`` of ``centres`` c, i, j, k (C, 4)
-    in ``x`` (*batch, N, 3). The ``reference`` (M, N, 3) votes, so it must hold one hand only.
+    in ``x`` (*batch, N, 3). The ``reference`` (M, N, 3) votes, so it must hold one hand only. See
+    `signed_volumes`.
     """
     sign = np.sign(np.median(signed_volumes(np.asarray(reference, float), centres), axis=0))
     return (signed_volumes(np.asarray(x, float), centres) * sign > 0).all(-1)

@@ -114,7 +114,8 @@ def basin_free_energy(in_a: np.ndarray, in_b: np.ndarray, *, kT: float = 1.0) ->
 
     The error is that of the mean of ``1_B/p_B - 1_A/p_A`` times kT, so that correlations
     in time and between the two are in it. An empty basin gives an infinite value with an
-    undefined error (nan). ``in_a`` and ``in_b`` are boolean, (T,) or (T, W).
+    undefined error (nan). ``in_a`` and ``in_b`` are boolean, (T,) or (T, W);
+    the value has the unit of ``kT``.
     """
     in_a, in_b = np.asarray(in_a, float), np.asarray(in_b, float)
     p_a, p_b = in_a.mean(), in_b.mean()

@@ -37,8 +37,7 @@ class Axis:
     Parameters
     ----------
     name : of the variable
-    low, high : where the first bin begins and the last one ends, in its unit
-    bins : how many
+    low, high, bins : where the first bin begins and the last one ends, and how many there are
     periodic : the axis is a circle of length ``high - low``
 
     Raises
@@ -175,8 +174,7 @@ def free_energy_surface(
 
     Parameters
     ----------
-    samples : with their weights
-    axes : of all their variables, in their order
+    samples, axes : with their weights; one axis for each of their variables, in their order
     bandwidth : standard deviation of the kernels, for each axis, in its unit
     blocks : how many; default, pieces ten times as long as the statistical inefficiency,
         between 8 and 64 of them
