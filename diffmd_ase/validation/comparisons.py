@@ -227,10 +227,19 @@ def width_lines(
 ) -> list[Line]:
     """Ratios of standard deviations, model over data, of bonds, 1-3 distances and torsions.
 
-    ``var - σ₀² ⟨|∇q|²⟩`` of corrected walkers (T, W, N, 3), and of the frames (M, N, 3) with
-    the weights towards the model, where there are any: the model is of p smoothed by σ₀, which
-    widens a coordinate q by that; |∇q|² = 2 of a distance. One torsion for each rotatable bond,
-    within its largest mode in the frames.
+    ``var - σ₀² ⟨|∇q|²⟩`` of corrected walkers, and of the frames with the weights towards the
+    model, where there are any: the model is of p smoothed by σ₀, which widens a coordinate q by
+    that; |∇q|² = 2 of a distance. One torsion for each rotatable bond, within its largest mode in
+    the frames.
+
+    Parameters
+    ----------
+    topology : gives the coordinates
+    frames : (M, N, 3) in Å of the data
+    walkers : (T, W, N, 3) in Å
+    sigma : σ₀ in Å
+    goals : ``width`` holds
+    log_weights : (M,) of the frames
     """
     pairs = topology.bonds, angle_triples(topology.bonds)[:, [0, 2]]
     kinds: list[tuple[str, np.ndarray, list[_Coordinate]]] = []

@@ -69,7 +69,7 @@ def build(
 
 
 def below(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names begin with ``prefix``, by the rest of their names."""
+    """The ``entries`` whose names begin with ``prefix``, by the rest of their names."""
     return {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
 
 

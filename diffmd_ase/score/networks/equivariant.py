@@ -49,6 +49,8 @@ class EquivariantNetwork(nn.Module):
     weighted by a network of distance and noise level (NequIP: Batzner et al., Nat. Commun.
     13, 2453 (2022)). All parities are carried. The energy is built of true scalars, so that
     mirror images have the same; for chiral data pseudoscalars enter as well.
+
+    ``config``: its hyper-parameters, the elements that it knows among them.
     """
 
     elements: Tensor

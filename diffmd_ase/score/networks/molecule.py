@@ -43,7 +43,11 @@ class PairConfig(BaseModel):
 
 
 def internal_statistics(snapshots) -> dict[str, Tensor]:
-    """What the data say of one molecule: pair distances, torsions, signed volumes."""
+    """What ``snapshots`` say of one molecule: pair distances, torsions, signed volumes.
+
+    Tables by name: ``pairs`` (2, P) with ``mean`` and ``std`` (P,) of their distances in Å;
+    ``torsions`` (K, 4); ``centres`` (C, 4) with the mean ``volume`` (C,) in Å³; ``chiral``.
+    """
     x, topology = snapshots.positions, snapshots.topology
     pairs = np.stack(np.triu_indices(x.shape[1], 1), axis=-1)
     some = x[:: max(1, len(x) // 20_000)]
@@ -122,6 +126,12 @@ class MechanicsNetwork(nn.Module):
 
     For one noise level, far below the width of the stiffest bond. The force field is the
     closed-form solution of `fit_prior` and stays; the perceptron begins at zero.
+
+    Parameters
+    ----------
+    config : its hyper-parameters
+    internal : tables of `internal_statistics`; not used without hidden layers
+    prior : tables of `fit_prior`
     """
 
     def __init__(self, config: MechanicsConfig, internal, prior):
@@ -164,6 +174,8 @@ class PairNetwork(nn.Module):
     (bonds, 1-3), decaying where σ exceeds bonds. The energy is even under reflection: of
     chiral data it learns ``½[p(x) + p(-x)]``, and the hand is chosen at the smallest noise,
     where the two halves no longer overlap, so that nothing is lost (see `independent.draws`).
+
+    ``config``: its hyper-parameters; ``internal``: tables of `internal_statistics`.
     """
 
     STIFF = 0.2  # Å
