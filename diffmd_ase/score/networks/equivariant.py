@@ -21,7 +21,10 @@ __all__ = ["EquivariantConfig", "EquivariantNetwork"]
 
 
 class EquivariantConfig(BaseModel):
-    """Hyper-parameters of `EquivariantNetwork`."""
+    """Hyper-parameters of `EquivariantNetwork`.
+
+    Raises ``ValueError`` for ``chiral`` with ``layers`` or ``l_max`` too few to tell hands.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["equivariant"] = "equivariant"
