@@ -33,18 +33,27 @@ __all__ = [
 
 
 def distances(x, pairs, *, system: System | None = None):
-    """``|x_j - x_i|`` in Å of pairs (n, 2): (*batch, n); of the nearest images if periodic."""
+    """``|x_j - x_i|`` in Å of ``pairs`` (n, 2) in ``x`` (*batch, N, 3): (*batch, n).
+
+    Of the nearest images if ``system`` is periodic.
+    """
     (d,) = _bonds(x, pairs, [(0, 1)], system)
     return (d * d).sum(-1) ** 0.5
 
 
 def angles(x, triples, *, system: System | None = None):
-    """Angles i-j-k in [0, π] at the middle atom of triples (n, 3): (*batch, n)."""
+    """Angles i-j-k in [0, π] at the middle atom of ``triples`` (n, 3) in ``x``: (*batch, n).
+
+    Of the nearest images if ``system`` is periodic.
+    """
     return angle(*_bonds(x, triples, [(1, 0), (1, 2)], system))
 
 
 def dihedrals(x, quadruples, *, system: System | None = None):
-    """Dihedrals i-j-k-l in (-π, π] of quadruples (n, 4), IUPAC sign: (*batch, n)."""
+    """Dihedrals i-j-k-l in (-π, π] of ``quadruples`` (n, 4) in ``x``: (*batch, n); IUPAC sign.
+
+    Of the nearest images if ``system`` is periodic.
+    """
     return dihedral(*_bonds(x, quadruples, [(0, 1), (1, 2), (2, 3)], system))
 
 
@@ -74,7 +83,10 @@ def triple_product(a, b, c, *, axis: int = -1):
 
 
 def signed_volumes(x, centres):
-    """``(i-c)·((j-c)×(k-c))`` in Å³ of centres c, i, j, k (C, 4): (*batch, C)."""
+    """Signed volumes of ``centres`` (C, 4) in ``x`` (*batch, N, 3): (*batch, C) in Å³.
+
+    ``(i-c)·((j-c)×(k-c))`` of the atoms c, i, j, k of each.
+    """
     return triple_product(*_bonds(x, centres, [(0, 1), (0, 2), (0, 3)]))
 
 
@@ -97,13 +109,16 @@ def rotate_about(x, a, b, angle):
 
 
 def shortest(difference, periods):
-    """Differences (…, d) brought into half a period about zero; infinite periods change nothing."""
+    """``d - p round(d/p)``: differences brought into half a period about zero.
+
+    ``difference``: (…, d); ``periods``: (d,), ``inf`` where nothing is to change.
+    """
     xp, periods = _namespace(difference), _like(difference, periods)
     return difference - (difference / periods).round() * xp.nan_to_num(periods, posinf=0.0)
 
 
 def minimum_image(d, system: System):
-    """The shortest of the periodic images of displacements (…, 3) in Å, in any cell."""
+    """The shortest of the periodic images of displacements ``d`` (…, 3) in Å, in any cell."""
     return Lattice(system).nearest(d) if system.periodic else d
 
 

@@ -36,7 +36,7 @@ class Command(NamedTuple):
 
 
 def run_side_by_side(commands: Sequence[Command], *, at_once: int | None = None) -> None:
-    """Run commands, ``at_once`` at a time (default: all), each with one thread.
+    """Run ``commands``, ``at_once`` at a time, by default all, each with one thread.
 
     Two OpenMP threads on a shared machine wait for each other. Reports are passed on in the
     thread of the caller. The first failure, an error of a report included, ends all that run.

@@ -63,6 +63,8 @@ def diagnose(name: str, series: np.ndarray, *, groups: np.ndarray | None = None)
 
     Parameters
     ----------
+    name : what the row and the messages call it
+    series : numbers in any unit, that of mean, std and error
     groups : (W,) number of the start that each walker had: walkers of one start are a
         superchain, and nested R-hat replaces the rank R-hat in the verdict
 
@@ -84,6 +86,15 @@ def diagnose_angle(name: str, angle: np.ndarray, *, groups: np.ndarray | None = 
     Mixing is that of cos φ and sin φ, the worse of the two. With ``R e^{iμ} = <e^{iφ}>`` the
     mean is μ, the std ``sqrt(-2 ln R)``, and the error that of ``<sin(φ - μ)>/R`` (Fisher,
     Statistical Analysis of Circular Data, 1993).
+
+    Parameters
+    ----------
+    name, groups : as of `diagnose`
+    angle : (T,) or (T, W) in rad
+
+    Raises
+    ------
+    ValueError : as `diagnose`
     """
     a = _checked(name, angle)
     both = np.stack((np.cos(a), np.sin(a)))
@@ -99,7 +110,10 @@ def diagnose_angle(name: str, angle: np.ndarray, *, groups: np.ndarray | None = 
 
 
 def verdict(rows: Mapping[str, Diagnosis] | list[Diagnosis]) -> tuple[bool | None, str]:
-    """Of all observables together: the worst, in words."""
+    """Of all observables together: (good, text), good None where they are usable with care.
+
+    ``rows``: their diagnoses, alone or by name. The worst one is told in words.
+    """
     every = rows.values() if isinstance(rows, Mapping) else rows
     judged = [row for row in every if not math.isnan(row.rhat)]
     if not judged:

@@ -20,7 +20,6 @@ from .statistics import jackknife_error
 __all__ = [
     "Divergence",
     "cell_rows",
-    "effective_number",
     "excess_divergence",
     "excess_reweighted",
     "jensen_shannon",
@@ -37,9 +36,13 @@ _MANY_WALKERS = 8
 class Divergence(NamedTuple):
     """A Jensen–Shannon divergence (nats) from a reference and what exact draws would give.
 
-    ``floor`` is the divergence of as many frames of the reference itself from the rest of
-    it, ``excess = js - floor`` is 0 on average for exact draws; ``error`` is its standard
-    error; ``n_effective``: independent frames that the samples are worth.
+    Attributes
+    ----------
+    js : the divergence of the samples
+    floor : that of as many frames of the reference itself from the rest of it
+    excess : ``js - floor``, 0 on average for exact draws
+    error : standard error of the excess
+    n_effective : independent frames that the samples are worth
     """
 
     js: float
@@ -50,18 +53,35 @@ class Divergence(NamedTuple):
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Divergence of two histograms in nats, in [0, ln 2]: scipy's distance, squared."""
+    """``½ Σ p ln(p/m) + ½ Σ q ln(q/m)`` in nats, in [0, ln 2], with m = (p + q)/2.
+
+    ``p`` and ``q`` are histograms of one shape, normalised here. It is the square of
+    `scipy.spatial.distance.jensenshannon` (Lin, IEEE Trans. Inf. Theory 37, 145 (1991)).
+    """
     return float(jensenshannon(np.ravel(p), np.ravel(q)) ** 2)
 
 
 def cell_rows(owner: np.ndarray, cells: np.ndarray, shape: tuple[int, int]) -> csr_array:
-    """Counts (frames, cells) of cells (n,) that frames ``owner`` (n,) fill; others are left out."""
+    """Sparse counts (frames, cells) of what frames have in cells.
+
+    Parameters
+    ----------
+    owner : (n,) frame of each entry
+    cells : (n,) cell of each entry; entries in no cell of the table are left out
+    shape : (frames, cells)
+    """
     inside = (cells >= 0) & (cells < shape[1])
     return csr_array((np.ones(int(inside.sum())), (owner[inside], cells[inside])), shape=shape)
 
 
 def torsion_rows(angles: np.ndarray, *, bins: int = _BINS) -> csr_array:
-    """Frames from one torsion or two, (n, 1) or (n, 2) rad: bins or bins² cells of [-π, π)."""
+    """Counts (n, cells) of frames in equal cells of [-π, π), for one torsion or two.
+
+    Parameters
+    ----------
+    angles : (n, 1) or (n, 2) in rad
+    bins : along each angle: bins or bins² cells
+    """
     angles = np.asarray(angles, float)
     place = np.floor((angles + np.pi) / (2 * np.pi) * bins).astype(int) % bins
     cells = place @ bins ** np.arange(place.shape[1])[::-1]
@@ -69,7 +89,7 @@ def torsion_rows(angles: np.ndarray, *, bins: int = _BINS) -> csr_array:
 
 
 def walker_groups(frames: int, walkers: int) -> np.ndarray:
-    """(T·W,) which independent group each frame of (T, W) is of.
+    """(T·W,) independent group of each frame of T ``frames`` of W ``walkers``.
 
     Its walker or, of fewer than 8 walkers, a piece of it; there are 20 pieces or more, which
     must be longer than the memory of a walker.
@@ -95,8 +115,9 @@ def excess_divergence(
 
     Parameters
     ----------
-    groups : (n,) which independent group a frame is of, see `walker_groups`;
-        `effective_number` says what their frames are worth. None: frames are independent
+    reference, samples : counts of frames in K cells, see `cell_rows`
+    groups : (n,) which independent group a frame is of, see `walker_groups`; two halves of them
+        say what their frames are worth. None: frames are independent
     """
     rng = np.random.default_rng(seed)
     m, n = reference.shape[0], samples.shape[0]
@@ -104,7 +125,7 @@ def excess_divergence(
         groups, worth = rng.permutation(n) % min(_GROUPS, n), float(n)
     else:
         groups = np.unique(groups, return_inverse=True)[1]
-        worth = effective_number(reference, samples, groups, seed=seed)
+        worth = _effective_number(reference, samples, groups, seed=seed)
     table = _by_group(samples, groups)
     count = max(1, min(round(worth), m // 2))
     kept = max(2, round(min(1.0, count / worth) * len(table)))
@@ -132,6 +153,11 @@ def excess_reweighted(
     with w' the weights over their mean in the cells of the frame: they change no law, but have
     the noise of w where it is. The error is a jackknife over groups of frames;
     ``n_effective = (Σ w)²/Σ w²``.
+
+    Parameters
+    ----------
+    reference : counts of frames in K cells, see `cell_rows`
+    log_weights : ln w, up to a constant
     """
     rng = np.random.default_rng(seed)
     m = reference.shape[0]
@@ -157,7 +183,7 @@ def excess_reweighted(
     return Divergence(float(js), float(floor), float(js - floor), error, worth)
 
 
-def effective_number(
+def _effective_number(
     reference: csr_array, samples: csr_array, groups: np.ndarray, *, seed: int = 0
 ) -> float:
     """Independent frames that correlated samples are worth, as this histogram sees it.

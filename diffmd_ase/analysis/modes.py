@@ -47,7 +47,7 @@ class Arc:
 
 
 def torsion_modes(phi: np.ndarray) -> list[Arc]:
-    """Modes of angles (n,) in rad, parted by gaps that are all but empty; largest first.
+    """Modes of angles ``phi`` (n,) in rad, parted by gaps that are all but empty; largest first.
 
     A gap is at least 15° wide, with a density below 0.02 of the uniform one; modes reach to
     its middle, but no more than 30° into it. Fewer than 5 frames, or one in a thousand, are
@@ -77,9 +77,14 @@ def torsion_modes(phi: np.ndarray) -> list[Arc]:
 
 
 class Range:
-    """All distances within those of the frames (M, N, 3), and ``margin`` Å around.
+    """All distances within those of given frames, and a margin around.
 
     Of structures outside the frames say nothing, and a model is an extrapolation there.
+
+    Parameters
+    ----------
+    frames : (M, N, 3) in Å
+    margin : in Å, on either side
     """
 
     def __init__(self, frames: np.ndarray, *, margin: float = 0.3):
@@ -104,11 +109,13 @@ class Range:
 def unphysical_frames(
     system: System, positions: np.ndarray, topology: Topology | None = None
 ) -> dict[int, str]:
-    """Frames (of (M, N, 3)) with overlapping atoms or, of a molecule, broken bonds: number → why.
+    """Frames with overlapping atoms or, of a molecule, broken bonds: number → why.
 
     Atoms overlap within half the sum of their covalent radii; a bond is broken or
     crushed beyond 10 robust standard deviations (1.48 times the median deviation) of the
     frames, and 0.05 Å, from their median.
+
+    ``positions`` are (M, N, 3) in Å; ``topology`` gives the bonds, None of a crystal.
     """
     pairs = np.stack(np.triu_indices(len(system), 1), 1)
     wrong: dict[int, str] = {}
@@ -139,8 +146,11 @@ def unphysical_frames(
 
 
 def map_axes(names: Sequence[str], phi: np.ndarray) -> list[int]:
-    """Which torsions, of angles (M, n) in rad, make the map: ``phi`` and ``psi``, or the two
-    that spread most; one if there is one."""
+    """Which torsions make the map: ``phi`` and ``psi``, or the two that spread most.
+
+    ``names`` of n torsions and their angles ``phi`` (M, n) in rad; spread is told by the length of
+    the mean of (cos φ, sin φ). One where there is only one.
+    """
     if "phi" in names and "psi" in names:
         return [names.index("phi"), names.index("psi")]
     length = np.linalg.norm(angular_vectors(phi).mean(0), axis=-1)
@@ -148,7 +158,7 @@ def map_axes(names: Sequence[str], phi: np.ndarray) -> list[int]:
 
 
 def atom_names(system: System, atoms) -> str:
-    """Such as C8–H9."""
+    """Elements and numbers of ``atoms`` of a system, counted from 0, such as C8–H9."""
     return "–".join(f"{chemical_symbols[system.numbers[a]]}{a}" for a in atoms)
 
 

@@ -35,6 +35,14 @@ class Coordinate(NamedTuple):
 
     Called with positions (*batch, N, 3) of a system it gives values (*batch); atoms are taken
     with the nearest images of those before them.
+
+    Attributes
+    ----------
+    name : what it is called
+    kind : ``torsion``, ``angle`` or ``distance``
+    atoms : four, three or two numbers, counted from 0
+
+    `parse` makes it from words and raises ``ValueError`` where they say something else.
     """
 
     name: str
@@ -96,7 +104,7 @@ class Coordinate(NamedTuple):
 
 
 def angular_vectors(phi: np.ndarray) -> np.ndarray:
-    """(cos φ, sin φ) on a new last axis: what is averaged and correlated for an angle."""
+    """(cos φ, sin φ) of angles ``phi`` (rad) on a new last axis: what is averaged for an angle."""
     return np.stack((np.cos(phi), np.sin(phi)), axis=-1)
 
 
@@ -118,8 +126,17 @@ def radial_distribution(
     """``g(r)`` of all pairs of a periodic system: bin centres (Å), g, standard error.
 
     ``g = n(r) V / (frames · N(N-1)/2 · 4π/3 (r₊³ - r₋³))``, which is 1 for an ideal gas of N
-    atoms. The error is the spread of 10 blocks of frames. ``x``: (*batch, N, 3), the first
-    axis is cut into blocks. Raises ``ValueError`` beyond half the smallest width.
+    atoms. The error is the spread of 10 blocks of frames.
+
+    Parameters
+    ----------
+    x : (*batch, N, 3) in Å; the first axis is cut into blocks
+    r_max : largest distance in Å; default and limit, half the smallest width of the cell
+    bins : of [0, r_max]
+
+    Raises
+    ------
+    ValueError : not periodic in three directions, a larger ``r_max``
     """
     if not system.pbc.all():
         raise ValueError(f"pbc={system.pbc.tolist()}: g(r) needs a system periodic in 3 directions")
@@ -165,8 +182,14 @@ def mean_square_displacement(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class WidthRow(NamedTuple):
-    """One coordinate of samples against the reference: the difference of the means, and the
-    ratio of the standard deviations."""
+    """One coordinate of samples against the reference.
+
+    Attributes
+    ----------
+    number : of the coordinate
+    shift : difference of the means
+    ratio : of the standard deviations
+    """
 
     number: int
     shift: Estimate
@@ -174,9 +197,10 @@ class WidthRow(NamedTuple):
 
 
 def width_table(samples: np.ndarray, reference: np.ndarray) -> list[WidthRow]:
-    """Coordinates (T, n) or (T, W, n) of samples against those of the reference (M, n).
+    """Coordinates of ``samples`` (T, n) or (T, W, n) against those of the ``reference`` (M, n).
 
-    Sorted by how far the ratio of the standard deviations is from 1, worst first.
+    Sorted by how far the ratio of the standard deviations is from 1, worst first. ``ratio`` is
+    that of widths of 1e-6 at least, since constrained bonds have none.
     """
     rows = []
     for n in range(reference.shape[-1]):
@@ -193,7 +217,10 @@ def width_table(samples: np.ndarray, reference: np.ndarray) -> list[WidthRow]:
 
 
 def bonds_intact(x, reference, bonds, *, n_std: float = 6.0) -> np.ndarray:
-    """(*batch) bool: every bond within ``n_std`` standard deviations of the reference."""
+    """(*batch) bool: every bond within ``n_std`` standard deviations of the mean of the reference.
+
+    ``x`` (*batch, N, 3) and ``reference`` (M, N, 3) in Å; ``bonds`` (n, 2).
+    """
     expected = distances(np.asarray(reference, float), bonds)
     mean, std = (
         expected.reshape(-1, expected.shape[-1]).mean(0),
@@ -203,10 +230,11 @@ def bonds_intact(x, reference, bonds, *, n_std: float = 6.0) -> np.ndarray:
 
 
 def correct_hand(x, reference, centres) -> np.ndarray:
-    """(*batch) bool: every tetrahedral centre (C, 4) has the sign of the reference.
+    """(*batch) bool: every tetrahedral centre has the sign of the reference.
 
-    The sign is that of the signed volume ``(i-c)·((j-c)×(k-c))``; the reference (M, N, 3)
-    votes, so it must hold one hand only.
+    The sign is that of the signed volume ``(i-c)·((j-c)×(k-c))`` of ``centres`` c, i, j, k (C, 4)
+    in ``x`` (*batch, N, 3). The ``reference`` (M, N, 3) votes, so it must hold one hand only. See
+    `signed_volumes`.
     """
     sign = np.sign(np.median(signed_volumes(np.asarray(reference, float), centres), axis=0))
     return (signed_volumes(np.asarray(x, float), centres) * sign > 0).all(-1)

@@ -27,7 +27,14 @@ _MIN_LAGS = 3  # as pymbar: noise may cross zero at the first lags
 
 
 class Estimate(NamedTuple):
-    """A number, its standard error, and how many independent samples stand behind it."""
+    """A number and how well it is known.
+
+    Attributes
+    ----------
+    value : the number
+    error : its standard error, in its unit
+    n_effective : independent samples behind it
+    """
 
     value: float
     error: float
@@ -95,16 +102,20 @@ def std_estimate(a: np.ndarray) -> Estimate:
 
 
 def jackknife_error(left) -> np.ndarray:
-    """Standard error from estimates (G, …), each made without one of G groups."""
+    """Standard error from estimates ``left`` (G, …), each made without one of G groups.
+
+    ``sqrt((G - 1)/G Σ_g (θ_g - θ̄)²)`` (Efron & Stein, Ann. Stat. 9, 586 (1981)).
+    """
     return np.std(left, axis=0) * np.sqrt(len(left) - 1)
 
 
 def basin_free_energy(in_a: np.ndarray, in_b: np.ndarray, *, kT: float = 1.0) -> Estimate:
-    """``ΔF = F_B - F_A = -kT ln(p_B/p_A)`` from boolean series (T,) or (T, W).
+    """``ΔF = F_B - F_A = -kT ln(p_B/p_A)`` from series of whether a walker is in A, and in B.
 
     The error is that of the mean of ``1_B/p_B - 1_A/p_A`` times kT, so that correlations
     in time and between the two are in it. An empty basin gives an infinite value with an
-    undefined error (nan).
+    undefined error (nan). ``in_a`` and ``in_b`` are boolean, (T,) or (T, W);
+    the value has the unit of ``kT``.
     """
     in_a, in_b = np.asarray(in_a, float), np.asarray(in_b, float)
     p_a, p_b = in_a.mean(), in_b.mean()

@@ -18,7 +18,14 @@ __all__ = ["Page", "flat", "image", "pair", "plain", "render", "table"]
 
 @dataclass
 class Page:
-    """What the sections add to: numbers (JSON), verdicts in words, and HTML."""
+    """What the sections add to.
+
+    Attributes
+    ----------
+    numbers : for JSON
+    verdicts : (good, text) of each; None: neither good nor bad
+    body : HTML of the sections
+    """
 
     numbers: dict[str, Any] = field(default_factory=dict)
     verdicts: list[tuple[bool | None, str]] = field(default_factory=list)
@@ -37,14 +44,14 @@ def pair(e: Estimate) -> list[float | None]:
 
 
 def plain(value):
-    """What JSON does not know, as lists, numbers or words."""
+    """A ``value`` that JSON does not know, as lists, numbers or words."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     return str(value)
 
 
 def flat(value) -> str:
-    """One line of text for a cell of a table."""
+    """A ``value`` as one line of text for a cell of a table."""
     return value if isinstance(value, str) else json.dumps(value, default=plain, ensure_ascii=False)
 
 
@@ -54,7 +61,7 @@ def image(figure) -> str:
 
 
 def table(head, rows) -> str:
-    """A table; cells are escaped."""
+    """A table with the titles ``head`` over its ``rows``, as HTML; cells are escaped."""
     cells = "".join(f"<th>{html.escape(str(h))}</th>" for h in head)
     lines = "".join(
         "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows
@@ -76,7 +83,14 @@ ul.verdict li.bad{border-color:#c0392b}
 
 
 def render(page: Page, title: str, system: System, temperature_K: float) -> str:
-    """The whole page as HTML: verdicts first, then the sections."""
+    """The whole page as HTML: verdicts first, then the sections.
+
+    Parameters
+    ----------
+    page : with all its sections
+    title : text of the heading
+    system, temperature_K : named below it
+    """
     shown = {True: ("good", "agrees"), False: ("bad", "look here"), None: ("", "note")}
     lines = "".join(
         f'<li class="{shown[good][0]}"><b>{shown[good][1]}</b> · {html.escape(text)}</li>'

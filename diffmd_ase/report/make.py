@@ -42,9 +42,19 @@ def make_report(
 
     Parameters
     ----------
+    model : file, or name of a shipped one
+    output : the HTML file
     snapshots : reference; default, the shipped set that the model was trained on
     samples, trajectories : files of ``diffmd sample`` and ``diffmd run``
     skip : fraction of each trajectory that is left out at its beginning
+    summary : further numbers, kept as they are
+    title : default, the formula
+
+    Raises
+    ------
+    FileNotFoundError : no such files
+    ValueError : no reference was named and none is shipped, trajectories that are not shares of one
+        batch, and what `write_report` refuses
     """
     loaded = ScoreModel.load(model)
     card = loaded.card

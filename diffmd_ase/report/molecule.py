@@ -33,7 +33,17 @@ def torsion_sections(
     sets: dict[str, np.ndarray],
     torsions: Mapping[str, Sequence[int]] | None,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Distributions and, of two torsions, the free-energy map; the angles by name and set."""
+    """Distributions and, of two torsions, the free-energy map; the angles by name and set.
+
+    Parameters
+    ----------
+    page : what is added to
+    topology : gives the torsions of rotatable bonds
+    sets : label → positions (M, N, 3) or (T, W, N, 3) in Å; ``data`` is the reference
+    torsions : name → four atoms; default, one for each rotatable bond between heavy atoms
+
+    Returns angles in rad: name → label → (M,) or (T, W).
+    """
     if torsions is None:
         heavy = [q for q in topology.torsions.tolist() if (system.numbers[q] > 1).all()]
         torsions = {atom_names(system, q): q for q in heavy}
@@ -129,7 +139,14 @@ def _judge_population(page: Page, label: str, name: str, above, positive, offset
 def geometry_sections(
     page: Page, system: System, topology: Topology, sets: dict[str, np.ndarray]
 ) -> None:
-    """Bonds and angles against the data, broken bonds, handedness."""
+    """Bonds and angles against the data, broken bonds, handedness.
+
+    Parameters
+    ----------
+    page : what is added to
+    topology : gives bonds and centres
+    sets : label → positions (M, N, 3) or (T, W, N, 3) in Å; ``data`` is the reference
+    """
     bonds, triples = topology.bonds, ob.angle_triples(topology.bonds)
     if not len(bonds):
         return

@@ -28,10 +28,16 @@ def embed(figure: Figure) -> str:
 def free_energy_maps(
     angles: dict[str, np.ndarray], names: Sequence[str], *, bins: int = 64
 ) -> Figure:
-    """``F/kT = -ln p + const`` of pairs of angles (…, 2), side by side, one colour scale.
+    """``F/kT = -ln p + const`` of two angles, one map for each set, one colour scale.
 
     The constant is that of a smooth common zero: the 99.5th percentile of all densities,
     so that a basin of the same population has the same colour in every panel.
+
+    Parameters
+    ----------
+    angles : label → (…, 2) in rad
+    names : of the two angles
+    bins : along each
     """
     density = {}
     for label, values in angles.items():
@@ -67,7 +73,16 @@ def distributions(
     columns: int = 3,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Normalised histograms, one panel for each quantity, one line for each set of values."""
+    """Normalised histograms, one panel for each quantity, one line for each set of values.
+
+    Parameters
+    ----------
+    panels : title → label → values, those that are not finite left out
+    unit : of all values, for the labels
+    bins : of each histogram
+    columns : of panels, at most
+    limits : of all histograms; default, the range of nearly all values of a panel
+    """
     rows = -(-len(panels) // columns)
     columns = min(columns, len(panels))
     figure = Figure(figsize=(3.4 * columns + 0.4, 2.5 * rows + 0.3), layout="constrained")
@@ -100,7 +115,15 @@ def curves(
     logx: bool = False,
     zero: float | None = None,
 ) -> Figure:
-    """Lines ``label: (x, y, standard error or None)``, errors as bands of ± one."""
+    """Lines with errors, as bands of ± one.
+
+    Parameters
+    ----------
+    lines : label → (x, y, standard error or None), (n,) each
+    xlabel, ylabel : names of the axes
+    logx : x on a logarithmic axis
+    zero : where a horizontal line is drawn
+    """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
     for label, (x, y, error) in lines.items():

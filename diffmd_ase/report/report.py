@@ -49,6 +49,7 @@ def write_report(
     Parameters
     ----------
     reference : (M, N, 3) snapshots in Å, in the order of their time if they have one
+    temperature_K : of the model, for kT
     iid : (S, N, 3) independent samples of the model
     trajectory : (T, B, N, 3); walkers with missing (NaN) frames count as lost
     Dt : (T,) clock D·t of the frames in Å²; default their number
@@ -59,8 +60,14 @@ def write_report(
     training : rows with ``step`` and figures such as ``loss`` and ``validation``
     kinetics_valid : False leaves out what needs a clock (see ``RunInfo.kinetics_valid``)
     summary : further numbers, kept as they are; ``evaluations_per_s`` is quoted on top
+    title : of the page
 
     Every estimate in the numbers is ``[value, standard error]``.
+
+    Raises
+    ------
+    ValueError : shapes that do not go together, positions that are not finite, energies of
+        other names
     """
     kT = kT_from_temperature(temperature_K)
     reference = _positions("reference", reference, 3, system)

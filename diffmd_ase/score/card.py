@@ -20,7 +20,16 @@ _OF_FIRST = ("formula", "numbers", "cell", "pbc", "temperature_K")  # of several
 
 
 class ExpertCard(BaseModel):
-    """One energy network: its noise levels (Å), its shape, how its training went."""
+    """One energy network: its noise levels, its shape, how its training went.
+
+    Attributes
+    ----------
+    name : prefix of its weights in the file
+    sigma : lowest and highest noise level in Å
+    network : its hyper-parameters
+    best_step : of the weights that are kept
+    history : losses of each validation
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -31,7 +40,16 @@ class ExpertCard(BaseModel):
 
 
 class SystemCard(BaseModel):
-    """One set of snapshots that a model was trained on."""
+    """One set of snapshots that a model was trained on.
+
+    Attributes
+    ----------
+    formula, numbers, cell, pbc : its atoms, (N,) atomic numbers, (3, 3) in Å or None, periodicity
+    temperature_K : on its label
+    source, sha256 : where it came from, and the hash of what it held
+    snapshots, correlation : how many, and their statistical inefficiency
+    held, configurational_temperature_K : see the fields
+    """
 
     model_config = ConfigDict(extra="forbid")
     formula: str
@@ -72,6 +90,21 @@ class Card(BaseModel):
     """What a model is, what it was trained on and how well it did.
 
     System and temperature are those of the first set of snapshots; ``systems`` lists all.
+
+    Attributes
+    ----------
+    schema_version : of the file
+    name : what its maker calls it
+    formula, numbers, masses, cell, pbc : (N,) atomic numbers, (N,) masses in u, (3, 3) in Å or None
+    units : of lengths and energies, and of the energy of the network
+    temperature_K, kT : of the network's energy; kT in eV
+    sigma_min, sigma_max : lowest and highest noise level in Å
+    lambda_max, covariance, exchanges, systems : see the fields
+    experts : one for each network, in order
+    data : source, number, hash and correlation of the snapshots
+    training : seed, config and cost
+    validation : losses on held-out snapshots, by expert
+    versions : of the libraries
     """
 
     model_config = ConfigDict(extra="forbid")

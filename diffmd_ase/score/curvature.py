@@ -40,13 +40,17 @@ Field = Callable[[Tensor], Tensor]  # (*batch, N, 3) -> (*batch, N, 3)
 
 
 def both_sides(forces: Field, x: Tensor, direction: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """``F(x + step v), F(x - step v)`` (*batch, N, 3) with v the ``direction``, like x."""
+    """``F(x + step v), F(x - step v)`` (*batch, N, 3): ``forces`` F, ``direction`` v like ``x``."""
     ahead, behind = (forces(x + s * direction) for s in (step, -step))
     return ahead, behind
 
 
 def derivative(forces: Field, x: Tensor, direction: Tensor, step: float) -> Tensor:
-    """Jv (*batch, N, 3) with J = ∂F/∂x and v the ``direction``, by a central difference."""
+    """``[F(x + step v) - F(x - step v)]/(2 step) ≈ Jv`` (*batch, N, 3) with J = ∂F/∂x.
+
+    ``forces`` F of positions; ``direction`` v, of the shape of ``x``; the error is of second order
+    in ``step``.
+    """
     ahead, behind = both_sides(forces, x, direction, step)
     return (ahead - behind) / (2 * step)
 
@@ -55,6 +59,12 @@ def divergence(ahead: Tensor, behind: Tensor, direction: Tensor, step: float) ->
     """``v·[F(x + step v) - F(x - step v)]/(2 step)`` (*batch): ∇·F on average over v.
 
     v random with mean 0 and ⟨vvᵀ⟩ = 1 (Hutchinson, Commun. Stat. 19, 433 (1990)).
+
+    Parameters
+    ----------
+    ahead, behind : (*batch, N, 3) forces at x + step v and x - step v
+    direction : v (*batch, N, 3)
+    step : of the difference
     """
     return (direction * (ahead - behind)).sum((-2, -1)) / (2 * step)
 
@@ -63,6 +73,8 @@ def power_iteration(
     product: Field, v: Tensor, shift: Tensor | float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Without end ``v, Hv`` (*batch, N, 3), v of norm 1, ever nearer to the largest |λ + shift|.
+
+        v ← (Hv + shift v)/|Hv + shift v|
 
     Parameters
     ----------
@@ -81,7 +93,8 @@ def temperature_ratio(squares: Tensor, slopes: Tensor) -> tuple[float, float]:
     """``⟨|F|²/kT⟩/⟨-∇·F⟩``, the temperature of frames over that of kT, and its standard error.
 
     1 for frames of the law exp(-U/kT) (Rugh, Phys. Rev. Lett. 78, 772 (1997); Butler et al.,
-    J. Chem. Phys. 109, 6519 (1998)). ``squares``, ``slopes``: (M,) of independent frames.
+    J. Chem. Phys. 109, 6519 (1998)). ``squares`` and ``slopes``: (M,) of ``|F|²/kT`` and
+    ``-∇·F``, in one unit, of independent frames.
     """
     mean = slopes.mean()
     ratio = float(squares.mean() / mean)
@@ -94,6 +107,12 @@ def largest_curvature(
     """Largest eigenvalue of -∇s at σ_min (1/Å²) over some frames, by power iteration.
 
     Euler–Maruyama is stable for ``h·λ < 2`` only.
+
+    Parameters
+    ----------
+    model : its network for the smallest noise is asked
+    snapshots : of atoms that the model knows
+    frames : how many of them, drawn by the seed
     """
     network = model.expert(model.card.sigma_min)
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +146,12 @@ def configurational_temperatures(network: nn.Module, sigma: float, sets: Sets) -
 
     which is that of its label if energy and label are right (`temperature_ratio`). One set always
     agrees with its own energy; of several, one with a wrong label does not: that is a warning.
+
+    Parameters
+    ----------
+    network : its energy, in kT of the first set
+    sigma : noise level σ in Å
+    sets : of snapshots
     """
     kelvins, suspects, squared, curved = [], [], 0.0, 0.0
     for part, tempering in zip(sets, temperings(sets), strict=True):

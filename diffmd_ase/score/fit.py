@@ -44,7 +44,9 @@ def fit(
 
     Parameters
     ----------
+    expert : what is trained
     snapshots : one set or several
+    config : steps, batches, rates and when to stop
     seed : of weights, batches, noise and the held-out frames
     device : as torch calls it
     folder : holds its checkpoint; one that is there is where the training goes on
@@ -111,7 +113,10 @@ def fit(
 
 
 def frames_of(part: Snapshots, labelled: bool, device: str | torch.device) -> Tensor:
-    """Positions (M, N, 3) in float32, or beside them F/kT (M, N, 6) where forces are learned."""
+    """Positions (M, N, 3) in Å of ``part``, in float32.
+
+    If ``labelled``, (M, N, 6) with ``F/kT`` beside them, which the snapshots must have.
+    """
     columns = [part.positions, part.reduced_forces] if labelled else [part.positions]
     return torch.as_tensor(np.concatenate(columns, -1), dtype=torch.float32, device=device)
 

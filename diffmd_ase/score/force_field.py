@@ -41,6 +41,8 @@ class MechanicsPrior(nn.Module):
     harmonic wall takes over: r⁻¹² is never extrapolated, and chains do not fold onto
     themselves where no snapshot says what holds them together. The terms are blind to mirror
     images; a wall where the signed volume of a centre leaves the range of the data keeps the hand.
+
+    ``statistics``: the tables of `term_tables`, with θ as ``theta`` (F,) once it is fitted.
     """
 
     n_atoms: Tensor
@@ -165,9 +167,10 @@ COORDINATES: dict[str, Callable[..., Tensor]] = {
 
 
 def differences(n_atoms: int, tail: Tensor, head: Tensor) -> Tensor:
-    """(N, P) matrix D with ``planes @ D`` = position of head - position of tail.
+    """(N, P) matrix D with ``planes @ D`` = position of ``head`` - position of ``tail``, (P,) each.
 
-    Gathers are slow to differentiate; products are not."""
+    Of ``n_atoms``, N. Gathers are slow to differentiate; products are not.
+    """
     column = torch.arange(len(tail))
     matrix = torch.zeros(n_atoms, len(tail), dtype=torch.float32)
     matrix[tail, column], matrix[head, column] = -1.0, 1.0
@@ -180,7 +183,15 @@ def along(planes: Tensor, matrix: Tensor) -> Tensor:
 
 
 def term_tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
-    """Which atoms make which coordinates, and their ranges in the data."""
+    """Which atoms make which coordinates, and their ranges in the data.
+
+    Parameters
+    ----------
+    topology : gives bonds, centres and symmetries
+    positions : (M, N, 3) in Å
+
+    Returns the tables of a `MechanicsPrior` by name, its parameters zero.
+    """
     n = positions.shape[1]
     graph = nx.Graph(topology.bonds.tolist())
     graph.add_nodes_from(range(n))
@@ -254,7 +265,10 @@ def _shared(values: Tensor, rows: Tensor, topology: Topology, reduce: str) -> Te
 
 
 def parameter_numbers(prior: MechanicsPrior, topology: Topology) -> Tensor:
-    """(F,) number of the parameter of each feature; symmetry makes features share one."""
+    """(F,) number of the parameter of each feature of ``prior``.
+
+    The symmetry of the ``topology`` makes features share one.
+    """
     labels: list = []
     for kind in COORDINATES:
         table = getattr(prior, kind)

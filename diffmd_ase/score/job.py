@@ -32,7 +32,15 @@ __all__ = ["Job", "fit_here", "fit_in_processes", "read_job", "write_job"]
 
 
 class Job(BaseModel):
-    """What is trained and how, but for the snapshots."""
+    """What is trained and how, but for the snapshots.
+
+    Attributes
+    ----------
+    experts : in the order of the model
+    config : what the user chose
+    seed : of weights, batches, noise and the held-out frames
+    device : as torch calls it
+    """
 
     model_config = ConfigDict(frozen=True)
     experts: tuple[Expert, ...]
@@ -54,7 +62,10 @@ class Job(BaseModel):
 
 
 def fit_here(job: Job, sets: Sets, folder: Path, report: Report) -> None:
-    """Train all experts, one after the other, on one thread as processes do."""
+    """Train all experts of a ``job``, one after the other, on one thread as processes do.
+
+    ``sets``: the snapshots; ``folder``: where checkpoints are; ``report``: as of `fit`.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,6 +77,8 @@ def fit_here(job: Job, sets: Sets, folder: Path, report: Report) -> None:
 
 def fit_in_processes(job: Job, folder: Path, at_once: int, report: Report) -> None:
     """Train the experts of a job that was written, ``at_once`` side by side.
+
+    ``folder``: where `write_job` wrote it, and where checkpoints are; ``report``: as of `fit`.
 
     Raises
     ------
@@ -81,7 +94,7 @@ def fit_in_processes(job: Job, folder: Path, at_once: int, report: Report) -> No
 
 
 def write_job(folder: Path, sets: Sets, job: Job) -> None:
-    """Leave all that a training process needs in ``folder``.
+    """Leave all that a training process needs of ``job`` and its snapshots ``sets`` in ``folder``.
 
     Raises
     ------
@@ -117,7 +130,7 @@ def write_job(folder: Path, sets: Sets, job: Job) -> None:
 
 
 def read_job(folder: Path) -> tuple[Sets, Job]:
-    """What `write_job` left."""
+    """What `write_job` left in ``folder``."""
     facts = json.loads((folder / "job.json").read_text())
     with np.load(folder / "job.npz") as archive:
         arrays = {name: archive[name] for name in archive.files}

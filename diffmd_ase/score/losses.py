@@ -42,7 +42,15 @@ Energy = Callable[[Tensor, Tensor], Tensor]  # (B, N, 3), (B,) -> (B,)
 
 
 def score(energy: Energy, x: Tensor, sigma: Tensor, *, create_graph: bool = False):
-    """``(E, s)`` with ``s = -∇E`` (B, N, 3), by automatic differentiation."""
+    """``(E, s)`` with ``s = -∇E`` (B, N, 3), by automatic differentiation.
+
+    Parameters
+    ----------
+    energy : (x, σ) → E (B,) in kT
+    x : (B, N, 3) in Å
+    sigma : σ (B,) in Å
+    create_graph : derivatives flow through s, as a training needs
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = energy(x, sigma)
@@ -51,7 +59,10 @@ def score(energy: Energy, x: Tensor, sigma: Tensor, *, create_graph: bool = Fals
 
 
 def log_uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """n noise levels, uniform in log σ over [low, high]."""
+    """(n,) noise levels ``low exp(u ln(high/low))``, u uniform in [0, 1): uniform in log σ.
+
+    ``n``: how many, from the ``generator``; ``low`` and ``high`` in Å.
+    """
     u = torch.rand(n, generator=generator, dtype=torch.float32)
     return low * torch.exp(u * math.log(high / low))
 
@@ -59,7 +70,14 @@ def log_uniform(n: int, low: float, high: float, generator: torch.Generator) -> 
 def denoising_loss(plus: Tensor, minus: Tensor, epsilon: Tensor, sigma: Tensor) -> Tensor:
     """Antithetic denoising loss (B,) of the scores at x ± σε, in units of 1/σ².
 
-    ``σ²[½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ]``
+    ``σ²[½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ]`` (Vincent, Neural Comput. 23, 1661 (2011), without its
+    constant)
+
+    Parameters
+    ----------
+    plus, minus : s₊, s₋ (B, N, 3) in 1/Å
+    epsilon : ε (B, N, 3) of unit variance
+    sigma : σ (B,) in Å
     """
     s = sigma[:, None, None]
     terms = 0.5 * s**2 * (plus.square() + minus.square()) + s * epsilon * (plus - minus)
@@ -69,7 +87,13 @@ def denoising_loss(plus: Tensor, minus: Tensor, epsilon: Tensor, sigma: Tensor) 
 def force_loss(plus: Tensor, minus: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
     """Squared error (B,) of the scores at x ± σε from F(x)/kT, in units of 1/σ².
 
-    ``½σ²(|s₊ - f|² + |s₋ - f|²)``
+    ``½σ²(|s₊ - f|² + |s₋ - f|²)`` (De Bortoli et al., arXiv 2402.08667)
+
+    Parameters
+    ----------
+    plus, minus : s₊, s₋ (B, N, 3) in 1/Å
+    labels : f = F(x)/kT (B, N, 3) in 1/Å
+    sigma : σ (B,) in Å
     """
     square = (plus - labels).square() + (minus - labels).square()
     return 0.5 * sigma**2 * square.sum((1, 2))
@@ -79,12 +103,22 @@ def torsional_loss(plus: Tensor, minus: Tensor, xi: Tensor, delta: float) -> Ten
     """Antithetic loss (B,) of the angular scores g at rotations by ±δξ.
 
     ``½(g₊² + g₋²) + ξ(g₊ - g₋)/δ`` with ``g = Σ_moved s_i·(u × (x_i - a))``
+
+    Parameters
+    ----------
+    plus, minus : g₊, g₋ (B,) in 1/rad
+    xi : ξ (B,) of unit variance
+    delta : δ in rad
     """
     return 0.5 * (plus.square() + minus.square()) + xi * (plus - minus) / delta
 
 
 def contrastive_loss(energy: Tensor, energy_moved: Tensor) -> Tensor:
-    """``softplus(E(x) - E(y))`` (B,): x is data, y a symmetric move of it."""
+    """``softplus(E(x) - E(y))`` (B,): x is data, y a symmetric move of it.
+
+    ``energy``: E(x), ``energy_moved``: E(y), in kT; see `Energy`. Conditional noise-contrastive
+    estimation (Ceylan & Gutmann, ICML 2018).
+    """
     # clashes have E(y) of thousands of kT: cut off gradients below 1e-13, which would be
     # denormal numbers and make every product of the backward pass slow
     return softplus((energy - energy_moved).clamp_min(-30.0))

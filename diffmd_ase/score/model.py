@@ -44,6 +44,10 @@ class ScoreModel:
     card : what it is
     networks : one energy network for each expert of the card; the first whose range of σ
         holds the level asked for is used
+
+    Raises
+    ------
+    ValueError : when asked for a noise level, or for a system, that it does not know
     """
 
     def __init__(self, card: Card, networks: list[nn.Module]):

@@ -57,7 +57,8 @@ def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3, pairs: Pairs | 
     Parameters
     ----------
     x : (B, N, 3) in Å
-    cell : (3, 3) or (B, 3, 3), rows are lattice vectors, or None
+    cell : (3, 3) or (B, 3, 3), rows are lattice vectors in Å, or None
+    pbc : three bools, which of them are periodic
     pairs : candidates that hold all of them, for instance of a `VerletList`
 
     Returns
@@ -76,9 +77,9 @@ def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3, pairs: Pairs | 
 
 @torch.no_grad()
 def find_pairs(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3) -> Pairs:
-    """The pairs of positions x (B, N, 3) closer than ``cutoff``; see `edges`.
+    """The pairs of positions ``x`` (B, N, 3) closer than ``cutoff`` in Å; sorted.
 
-    Positions that are not finite have no neighbours.
+    ``cell`` and ``pbc`` are as of `edges`. Positions that are not finite have no neighbours.
     """
     if cell is None or not any(pbc):
         cell, pbc = None, (False,) * 3
@@ -94,10 +95,12 @@ def find_pairs(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3) -> Pairs:
 class VerletList:
     """Candidate pairs that stay valid while atoms move less than half of ``skin`` (Å).
 
-    Built with radius ``cutoff + skin``. No pair can come closer than ``cutoff`` unnoticed
+    Built with radius ``cutoff + skin``. No pair can come closer than ``cutoff`` (Å) unnoticed
     while every atom has moved less than ``skin/2`` from where the list was built, apart from
     a motion of the whole (Verlet, Phys. Rev. 159, 98 (1967)). It is for one sequence of
     positions; others only cost a new search.
+
+    Raises ``ValueError`` for a cutoff that is not positive or a negative skin.
     """
 
     def __init__(self, cutoff: float, skin: float = 1.0):

@@ -46,7 +46,14 @@ class Objective:
 class SetLoss:
     """The loss of one expert on a batch of snapshots of one set, ``E_n = (T_1/T_n) E``.
 
-    Terms with squared scores are weighted by T_n/T_1 (see `sets`). ``tempering``: T_1/T_n.
+    Terms with squared scores are weighted by T_n/T_1 (see `sets`).
+
+    Parameters
+    ----------
+    expert : gives the weights of the terms, and the noise levels
+    snapshots : their structure and size of forces are used
+    tempering : T_1/T_n
+    device : where the batches are
     """
 
     DELTA = 0.02  # rad, angular noise: far below the width of a torsional well

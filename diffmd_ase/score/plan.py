@@ -73,7 +73,17 @@ class TrainConfig(BaseModel):
 
 
 class Expert(BaseModel):
-    """One energy network, its noise levels, and the weights of its losses."""
+    """One energy network, its noise levels, and the weights of its losses.
+
+    Attributes
+    ----------
+    name : of its checkpoint, and in reports
+    sigma : lowest and highest noise level in Å
+    network : its hyper-parameters
+    denoising, torsional, contrastive, force_weight, mirror : weights of the terms of `SetLoss`;
+        ``mirror`` is the contrastive one of mirror images
+    clip : largest norm of a gradient
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -91,7 +101,18 @@ class Expert(BaseModel):
 
 
 def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> list[Expert]:
-    """The experts for one or several sets; the one that drives dynamics comes first."""
+    """The experts for one or several sets; the one that drives dynamics comes first.
+
+    Parameters
+    ----------
+    snapshots : one set or several
+    config : what the user chose; the rest follows from the snapshots
+
+    Raises
+    ------
+    ValueError : a network that cannot be of these snapshots, forces asked for where there are none,
+        rigid bonds, atoms that do not move, no range of noise levels
+    """
     sets = as_sets(snapshots)
     system, kind = sets[0].system, config.network
     elements = {int(z) for part in sets for z in part.system.numbers}

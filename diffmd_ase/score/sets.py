@@ -31,7 +31,7 @@ class Sets(tuple[Snapshots, ...]):
 
 
 def as_sets(snapshots: Snapshots | Iterable[Snapshots]) -> Sets:
-    """One set or several, the same for all functions of this package.
+    """One set of ``snapshots`` or several, the same for all functions of this package.
 
     Raises
     ------
@@ -52,12 +52,12 @@ def as_sets(snapshots: Snapshots | Iterable[Snapshots]) -> Sets:
 
 
 def temperings(sets: tuple[Snapshots, ...]) -> tuple[float, ...]:
-    """T_1/T_n of each set, which turns the score of the first into its own."""
+    """T_1/T_n of each of ``sets``, which turns the score of the first into its own."""
     return tuple(sets[0].kT / part.kT for part in sets)
 
 
 def joint_hash(sets: tuple[Snapshots, ...]) -> str:
-    """Hash of all sets in their order; of one set, its own."""
+    """Hash of all ``sets`` in their order; of one set, its own."""
     if len(sets) == 1:
         return sets[0].sha256
     return hashlib.sha256("".join(part.sha256 for part in sets).encode()).hexdigest()

@@ -15,7 +15,14 @@ _CLOSEST = 0.4  # Å; no two nuclei of an equilibrium frame come nearer
 
 
 def check_shapes(system: System, positions, energies, forces, source: str) -> None:
-    """``ValueError`` unless positions (M, N, 3), M > 0, and what else there is go together."""
+    """``ValueError`` unless the arrays of snapshots go together, and there is a frame.
+
+    Parameters
+    ----------
+    positions : (M, N, 3) with M > 0
+    energies, forces : (M,) and (M, N, 3), or None
+    source : for the message
+    """
     if positions.ndim != 3 or positions.shape[1:] != (len(system), 3):
         raise ValueError(
             f"{source}: positions have shape {positions.shape}, expected (M, {len(system)}, 3)"
@@ -31,7 +38,10 @@ def check_shapes(system: System, positions, energies, forces, source: str) -> No
 
 
 def check_positions(system: System, positions: np.ndarray, source: str) -> None:
-    """``ValueError`` for positions (M, N, 3) that are not finite, or where atoms overlap."""
+    """``ValueError`` for ``positions`` that are not finite, or where atoms overlap.
+
+    They are (M, N, 3) in Å; atoms nearer than 0.4 Å overlap. ``source`` is for the `ValueError`.
+    """
     bad = ~np.isfinite(positions).all(axis=(1, 2))
     if bad.any():
         raise ValueError(
@@ -48,12 +58,16 @@ def check_positions(system: System, positions: np.ndarray, source: str) -> None:
 
 
 def duplicates(positions: np.ndarray) -> int:
-    """How many of the frames (M, N, 3) are exact copies of another."""
+    """How many of the frames, ``positions`` (M, N, 3), are exact copies of another."""
     return len(positions) - len(np.unique(positions.reshape(len(positions), -1), axis=0))
 
 
 def correlation(system: System, positions: np.ndarray) -> float:
-    """Statistical inefficiency of the slowest of a few collective distances."""
+    """Statistical inefficiency of the slowest of a few collective distances.
+
+    ``positions`` (M, N, 3) in Å; 1 for fewer than 50 frames. The estimator is that of pymbar
+    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances.
+    """
     logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
     from pymbar.timeseries import statistical_inefficiency
 

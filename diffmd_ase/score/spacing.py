@@ -16,13 +16,15 @@ _SOME = 20  # snapshots, of which they are counted
 
 
 def mean_neighbours(snapshots: Snapshots, cutoff: float) -> float:
-    """Mean number of neighbours within ``cutoff`` (Å) in a few snapshots."""
+    """Mean number of neighbours within ``cutoff`` (Å) in a few of the ``snapshots``."""
     x, target, _ = _some_edges(snapshots, cutoff)
     return max(1.0, round(len(target) / (x.shape[0] * x.shape[1]), 2))
 
 
 def nearest_neighbours(snapshots: Snapshots) -> float:
     """Mean distance (Å) of an atom's nearest neighbour, of those that have one within 6 Å.
+
+    In a few of the ``snapshots``.
 
     Raises
     ------
@@ -38,7 +40,10 @@ def nearest_neighbours(snapshots: Snapshots) -> float:
 
 
 def nearest_by_element(snapshots: Snapshots) -> dict[int, float]:
-    """Mean distance (Å) of the nearest neighbour of each atomic number that has any within 6 Å."""
+    """Mean distance (Å) of the nearest neighbour of each atomic number that has any within 6 Å.
+
+    In a few of the ``snapshots``.
+    """
     nearest = _nearest(snapshots)
     numbers = torch.as_tensor(snapshots.system.numbers).repeat(
         len(nearest) // len(snapshots.system)

@@ -70,6 +70,11 @@ class TorsionProposals:
 
     (conditional noise-contrastive estimation, Ceylan & Gutmann, ICML 2018). Nearly every
     proposal is a plausible structure, often in another basin: it weighs modes.
+
+    Parameters
+    ----------
+    topology : gives the rotors and their torsions
+    positions : (M, N, 3) in Å of the data
     """
 
     BINS, UNIFORM = 36, 0.1

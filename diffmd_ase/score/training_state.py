@@ -114,7 +114,10 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
-    """The weights that `fit` left, best on held-out snapshots, and their history."""
+    """The weights of ``expert`` that `fit` left in ``folder``, best on held-out snapshots.
+
+    The network, and its card with the history of the training.
+    """
     facts, tensors = read_checkpoint(folder / f"{expert.name}.safetensors")
     best, config = below(tensors, "best."), expert.network
     if isinstance(config, MechanicsConfig) and not facts["best_step"]:
@@ -134,12 +137,18 @@ def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
 
 
 def generator_of(seed: int, name: str, step: int) -> torch.Generator:
-    """The random numbers of one step of an expert: no generator has a state to keep."""
+    """The random numbers of one ``step`` of an expert of this ``name``, from the ``seed``.
+
+    No generator has a state to keep.
+    """
     return torch.Generator().manual_seed(address(seed, name, step))
 
 
 def address(seed: int, name: str, step: int) -> int:
-    """A seed of 63 bits for each step of each expert."""
+    """A seed of 63 bits for one ``step`` of an expert of this ``name``.
+
+    The upper bits of the BLAKE2b hash of ``{seed}/{name}/{step}``.
+    """
     digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -57,6 +57,10 @@ class Effort:
     plain_steps : of plain dynamics
     labels : snapshots that forces are compared on
     ladders, exchange_steps : of replica exchange over 5 temperatures
+
+    Raises
+    ------
+    ValueError : numbers too small to compare anything
     """
 
     samples: int = 4000
@@ -90,10 +94,22 @@ class Effort:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What is judged and how.
+    """What is judged and how; `of` makes it.
 
-    ``frames``: the snapshots that are compared, none that cannot be right, independent ones;
-    ``effective``: how many the snapshots are worth; ``stiffness`` λ in 1/Å².
+    Attributes
+    ----------
+    model, potential : what is judged, at its smallest noise
+    stiffness : largest curvature λ of U/kT in 1/Å²
+    frames : the snapshots that are compared, none that cannot be right, independent ones
+    effective : how many independent ones the snapshots are worth
+    unphysical : frames of the snapshots that cannot be right: number → why
+    torsions : that are looked at
+    effort : how much is sampled
+    goals : sizes of deviations that pass
+
+    Raises
+    ------
+    ValueError : fewer than 16 independent snapshots, another temperature than the model's
     """
 
     model: ScoreModel
@@ -211,7 +227,10 @@ class Bench:
 
 
 def energies_and_forces(potential: Potential, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energies (M,) in eV and forces (M, N, 3) in eV/Å, in parts."""
+    """Energies (M,) in eV and forces (M, N, 3) in eV/Å of ``x`` (M, N, 3) in Å, in parts.
+
+    Those of a ``potential``, in float64 on the host.
+    """
     parts = [evaluate(potential.terms, p) for p in torch.as_tensor(x).split(_BATCH)]
     energy, forces = torch.cat([p.energy for p in parts]), torch.cat([p.forces for p in parts])
     return energy.double().cpu().numpy(), forces.double().cpu().numpy()

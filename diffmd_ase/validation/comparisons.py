@@ -39,8 +39,15 @@ _SATURATED = 0.1  # nats, of ln 2: bins are then too empty to tell laws apart
 
 
 class Torsions(NamedTuple):
-    """The torsions (n, 4) that are looked at, by name, their modes in the data, and which
-    one or two make the map."""
+    """The torsions that are looked at.
+
+    Attributes
+    ----------
+    names : of each
+    quadruples : (n, 4) its atoms
+    modes : of each in the data, the largest first
+    axes : numbers of the one or two that make the map
+    """
 
     names: list[str]
     quadruples: np.ndarray
@@ -79,7 +86,14 @@ class Torsions(NamedTuple):
 
 
 def divergence_line(group: str, name: str, d: Divergence, goal: float, words: str) -> Line:
-    """A divergence, expected at its sampling floor; nothing can be told from empty bins."""
+    """A divergence, expected at its sampling floor; nothing can be told from empty bins.
+
+    Parameters
+    ----------
+    group, name, words : of the `Line`
+    d : the divergence
+    goal : for its excess, in nats
+    """
     error = d.error
     if d.floor > _SATURATED:
         error, words = np.inf, f"too few frames: counting alone gives {d.floor:.2f}; {words}"
@@ -98,8 +112,13 @@ def torsion_lines(
 ) -> list[Line]:
     """Divergences of the map of torsions, 64 bins along each.
 
-    ``reference`` (M, n) angles of independent frames; ``samples``: name → angles (S, n) and,
-    of walkers, their groups (S,); ``log_weights`` (M,) of the reference.
+    Parameters
+    ----------
+    torsions : those of the map are compared
+    reference : (M, n) angles in rad of independent frames
+    samples : name → angles (S, n) and, of walkers, their groups (S,)
+    log_weights : (M,) of the reference towards the model, where there are energies
+    goals : ``reweighted``, ``independent`` or ``dynamics`` holds
     """
     rows, axes = torsion_rows(reference[:, torsions.axes]), torsions.axes
     of = f"map of {', '.join(torsions.names[n] for n in axes)}"
@@ -124,10 +143,16 @@ def free_energy_lines(
     log_weights: np.ndarray | None,
     goals: Goals,
 ) -> list[Line]:
-    """``-ln(p_b/p_a)`` of the modes of each torsion, minus that of the data (M, n), in kT.
+    """``-ln(p_b/p_a)`` of the modes of each torsion, minus that of the data, in kT.
 
-    Samples are angles (S, n), or (T, W, n) of walkers, whose populations are those of their
-    starts if they did not cross 20 times.
+    Parameters
+    ----------
+    torsions : a is the largest mode of each, b any other
+    reference : (M, n) angles in rad of the data
+    samples : name → angles (S, n), or (T, W, n) of walkers, whose populations are those of their
+        starts if they did not cross 20 times: these are left out
+    log_weights : (M,) of the reference towards the model, where there are energies
+    goals : ``free_energy`` holds
     """
     lines = []
     for name, n, a, b in torsions.parted:
@@ -152,9 +177,16 @@ def free_energy_lines(
 def population_line(
     name: str, a: Arc, b: Arc, phi: np.ndarray, near: np.ndarray, data: np.ndarray, goals: Goals
 ) -> Line:
-    """``-ln(p_b/p_a)`` of independent ladders, minus that of the data (M,), in kT.
+    """``-ln(p_b/p_a)`` of independent ladders, minus that of the data, in kT.
 
-    ``phi`` and ``near`` (T, L): angles, and whether the structures count.
+    Parameters
+    ----------
+    name : of the mode b
+    a, b : modes of one torsion
+    phi : (T, L) its angles in rad, of L ladders
+    near : (T, L) bool, whether the structures count
+    data : (M,) its angles in the data
+    goals : ``free_energy`` holds
     """
     in_a, in_b = ((mode(phi) & near).mean(0) for mode in (a, b))
     p_a, p_b, of_data = in_a.mean(), in_b.mean(), basin_free_energy(a(data), b(data))
@@ -195,10 +227,19 @@ def width_lines(
 ) -> list[Line]:
     """Ratios of standard deviations, model over data, of bonds, 1-3 distances and torsions.
 
-    ``var - σ₀² ⟨|∇q|²⟩`` of corrected walkers (T, W, N, 3), and of the frames (M, N, 3) with
-    the weights towards the model, where there are any: the model is of p smoothed by σ₀, which
-    widens a coordinate q by that; |∇q|² = 2 of a distance. One torsion for each rotatable bond,
-    within its largest mode in the frames.
+    ``var - σ₀² ⟨|∇q|²⟩`` of corrected walkers, and of the frames with the weights towards the
+    model, where there are any: the model is of p smoothed by σ₀, which widens a coordinate q by
+    that; |∇q|² = 2 of a distance. One torsion for each rotatable bond, within its largest mode in
+    the frames.
+
+    Parameters
+    ----------
+    topology : gives the coordinates
+    frames : (M, N, 3) in Å of the data
+    walkers : (T, W, N, 3) in Å
+    sigma : σ₀ in Å
+    goals : ``width`` holds
+    log_weights : (M,) of the frames
     """
     pairs = topology.bonds, angle_triples(topology.bonds)[:, [0, 2]]
     kinds: list[tuple[str, np.ndarray, list[_Coordinate]]] = []
@@ -281,9 +322,16 @@ def _square_gradient(frames, quadruple) -> float:
 def energy_lines(
     reference: np.ndarray, walkers: np.ndarray, kT: float, goals: Goals, *, seed: int
 ) -> list[Line]:
-    """The model's own energy on frames (M,) and on its corrected walkers (T, W), in eV.
+    """The model's own energy on frames of the data and on its corrected walkers.
 
     A model whose law is that of the data has one distribution of energies on both.
+
+    Parameters
+    ----------
+    reference : (M,) in eV on the frames
+    walkers : (T, W) in eV
+    kT : in eV
+    goals : ``dynamics`` and ``energy_width`` hold
     """
     low, high = np.percentile(reference, [0.5, 99.5])
     bins = np.linspace(low, high, 31)

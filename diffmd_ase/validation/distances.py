@@ -32,7 +32,11 @@ def distance_lines(
 ) -> list[Line]:
     """Divergence of all distances; places and heights of up to three peaks of their density.
 
-    ``reference`` (M, N, 3); samples (S, N, 3) and, of walkers, their groups (S,).
+    Parameters
+    ----------
+    reference : (M, N, 3) in Å of the data
+    samples : name → positions (S, N, 3) and, of walkers, their groups (S,)
+    goals : ``independent``, ``dynamics`` and ``peak`` hold
     """
     limits = _limits(system, reference)
     rows, lines = _rows(system, reference, limits), []

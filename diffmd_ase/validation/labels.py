@@ -19,9 +19,15 @@ _GROUPS = 20  # of frames, for the jackknife
 def energy_label_lines(
     true: np.ndarray, model: np.ndarray, kT: float, torsions: Torsions, angles, goals: Goals
 ) -> list[Line]:
-    """Energies (M,) in eV where the reference is known: spread, correlation, offsets of modes.
+    """Energies where the reference is known: spread, correlation, offsets of modes, temperature.
 
-    ``angles`` (M, n) of the torsions of the same frames.
+    Parameters
+    ----------
+    true, model : (M,) in eV, of the same frames
+    kT : in eV
+    torsions : gives the modes
+    angles : (M, n) of them in rad
+    goals : ``energy_std``, ``energy_correlation``, ``offset`` and ``temperature`` hold
     """
     gap = (true - model) / kT
     std, n = std_estimate(gap), len(gap)
@@ -45,7 +51,11 @@ def energy_label_lines(
 
 
 def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]:
-    """Forces (M, N, 3) in eV/Å where the reference is known; jackknife over groups of frames."""
+    """Forces where the reference is known: correlation, error, temperature.
+
+    ``true`` and ``model`` (M, N, 3) in eV/Å; errors by a jackknife over groups of frames;
+    ``force_correlation`` and ``temperature`` of the ``goals`` hold.
+    """
     groups = np.arange(len(true)) % min(_GROUPS, len(true))
 
     def of(keep) -> np.ndarray:
@@ -86,6 +96,7 @@ def temperature_line(square: Tensor, divergence: Tensor, goals: Goals) -> Line:
     Parameters
     ----------
     square, divergence : (M,) of |F|²/kT_model and -∇·F in eV/Å², of independent frames
+    goals : ``temperature`` holds
     """
     ratio, error = temperature_ratio(square, divergence)
     words = "configurational temperature: widths of stiff bonds in the data over the model's"
@@ -94,10 +105,16 @@ def temperature_line(square: Tensor, divergence: Tensor, goals: Goals) -> Line:
 
 
 def calibration_line(members: np.ndarray, true: np.ndarray, goals: Goals) -> Line:
-    """Forces (C, M, N, 3) of a committee: is its spread the error of its mean?
+    """Forces of a committee: is its spread the error of its mean?
 
     ``sqrt(⟨|mean - true|²⟩ / ((1 + 1/C) ⟨s²⟩))``, s the spread of the members, is 1 where the
     truth scatters as the members do.
+
+    Parameters
+    ----------
+    members : (C, M, N, 3) in eV/Å
+    true : (M, N, 3) in eV/Å
+    goals : ``calibration`` holds
     """
     spread = members.std(0, ddof=1) * np.sqrt(1 + 1 / len(members))
     error = members.mean(0) - true

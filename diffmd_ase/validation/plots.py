@@ -14,7 +14,7 @@ _LIMIT = 4.0  # goals, where the picture ends
 
 
 def deviations(validation: Validation) -> Figure:
-    """Deviation and two standard errors of each line, in units of its goal."""
+    """Deviation and two standard errors of each line of a ``validation``, in units of its goal."""
     lines = [one for one in validation.lines if one.goal][::-1]
     figure = Figure(figsize=(7.5, 0.3 * len(lines) + 1.2), layout="constrained")
     axis = figure.subplots()

@@ -22,8 +22,19 @@ Note = tuple[bool | None, str]  # good, bad, or to be known
 class Goals:
     """What a faithful model reaches: sizes of deviations.
 
-    Divergences in nats above their sampling floor, energies in kT; ratios and correlations
-    as deviations from 1.
+    Parameters
+    ----------
+    reweighted, independent, dynamics : nats of a divergence above its floor, of reweighted frames,
+        of i.i.d. samples, of walkers
+    free_energy : kT, between modes
+    width : ratios of standard deviations from 1
+    offset, energy_std : kT, of the energy's error: between modes, and its spread
+    energy_correlation, force_correlation : with the reference, from 1
+    temperature : in the data over that of the model, from 1
+    peak : place and height of peaks of g(r), as ratios from 1
+    energy_width : ratio of the standard deviations of the energy from 1
+    lost : fraction of samples or walkers that end where nothing can be right
+    calibration : error over spread of a committee, from 1
     """
 
     reweighted: float = 0.005
@@ -78,11 +89,13 @@ class Line:
 
 
 def judged(deviation: float, error: float, goal: float, *, errors: float = 2.0) -> Verdict:
-    """Of a number that should be 0; ``errors`` is how many standard errors count.
+    """Of a ``deviation`` that should be 0 within ``goal``, known to within a standard ``error``.
 
     |d| ≤ goal and 2 error ≤ goal    pass
     |d| - 2 error > goal             fail
     else, or not finite              cannot be told: the noise is as large as the goal
+
+    ``errors`` is how many standard errors count: by default 2, as above.
     """
     if not (np.isfinite(deviation) and np.isfinite(error)):
         return "cannot be told"
@@ -104,7 +117,10 @@ def line(
     words: str = "",
     details: dict[str, Any] | None = None,
 ) -> Line:
-    """A number that should be ``expected`` within ``goal`` (see `judged`)."""
+    """A number that should be ``expected`` within ``goal`` (see `judged`).
+
+    ``group``, ``name``, ``value``, ``error``, ``words`` and ``details`` are those of the `Line`.
+    """
     value, error, expected = float(value), float(error), float(expected)
     verdict = None if goal is None else judged(value - expected, error, goal)
     return Line(group, name, value, error, expected, goal, verdict, words, details or {})
@@ -114,6 +130,13 @@ def worst_line(group: str, name: str, names: list[str], values, errors, *, goal:
     """Many ratios that should all be 1: fails if any fails, passes if all do; three errors count.
 
     The value is that of the worst.
+
+    Parameters
+    ----------
+    group, name : of the `Line`
+    names : of the ratios
+    values, errors : of each, with one standard error
+    goal : for the size of each ratio - 1
     """
     rows = sorted(zip(names, values, errors, strict=True), key=lambda r: -abs(r[1] - 1))
     each = [judged(v - 1.0, e, goal, errors=3.0) for _, v, e in rows]
@@ -133,7 +156,7 @@ class Validation:
     Parameters
     ----------
     facts : of model, snapshots, sampling and seed
-    lines : numbers, judged
+    lines : numbers, judged; ``validation[name]`` is one of them, else a ``KeyError``
     notes : (good, text); None for what must be known, and for what was not asked
     """
 

@@ -31,7 +31,11 @@ __all__ = [
 
 
 def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
-    """I.i.d. samples (S, N, 3), and how many of them are broken."""
+    """I.i.d. samples (S, N, 3) in Å of the model of a ``bench``, and a line: how many are broken.
+
+    Broken are bonds six standard deviations from those of the frames, and centres of the other
+    hand. ``progress`` is called with the finished fraction.
+    """
     device, noise = str(bench.potential.device), bench.noise.child(Part.INDEPENDENT)
     count = bench.effort.samples
     drawn = sample(bench.model, count, noise=noise, device=device, progress=progress)
@@ -50,7 +54,17 @@ def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
 def distributions(
     bench: Bench, samples: dict, walkers: Corrected, starts, log_weights, energies
 ) -> list[Line]:
-    """Distributions of all sets against the frames that no walker started from."""
+    """Distributions of all sets against the frames that no walker started from.
+
+    Parameters
+    ----------
+    bench : gives the frames and the goals
+    samples : name → i.i.d. samples (S, N, 3) in Å
+    walkers : corrected ones, of all atoms
+    starts : numbers of the frames that they started from
+    log_weights : (M,) of the frames towards the model, or None
+    energies : (M,) in eV of the model on the frames
+    """
     frames, goals, seed = bench.frames.positions, bench.goals, bench.noise.seed
     system, torsions, lines = bench.frames.system, bench.torsions, []
     rest = np.setdiff1d(np.arange(len(frames)), starts)
@@ -86,7 +100,10 @@ def distributions(
 
 
 def plain_dynamics(bench: Bench, progress) -> Line:
-    """How many walkers of plain dynamics are lost, or end where nothing can be right."""
+    """How many walkers of plain dynamics are lost, or end where nothing can be right.
+
+    ``bench`` says how many there are; ``progress`` is called with the finished fraction.
+    """
     starts = bench.starts(bench.effort.walkers // 4)
     steps = bench.effort.plain_steps
     start = bench.dynamics(starts, Part.PLAIN)
@@ -109,7 +126,10 @@ def plain_dynamics(bench: Bench, progress) -> Line:
 
 
 def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Note]]:
-    """Populations of the modes of the model, from walkers that all start in one."""
+    """Populations of the modes of the model, from walkers that all start in one.
+
+    Lines and notes of a ``bench``; ``progress`` is called with the finished fraction.
+    """
     torsions, frames = bench.torsions, bench.frames.positions
     rotors = {n: _rotor(bench, n) for n in torsions.axes if _rotor(bench, n) is not None}
     parted = [row for row in torsions.parted if row[1] in rotors]
@@ -152,7 +172,7 @@ def _rotor(bench: Bench, torsion: int) -> int | None:
 
 
 def unknown(bench: Bench, lines: list[Line]) -> list[Note]:
-    """Notes on what the snapshots do not hold."""
+    """Notes on what the snapshots of a ``bench`` do not hold, and what ``lines`` could not tell."""
     notes: list[Note] = []
     n, torsions = bench.effective, bench.torsions
     if bench.unphysical:
@@ -191,8 +211,17 @@ def unknown(bench: Bench, lines: list[Line]) -> list[Note]:
 def label_lines(
     bench: Bench, reference: Potential | None, committee
 ) -> tuple[np.ndarray | None, np.ndarray, list[Line], list[Note]]:
-    """log weights (M,) of the frames towards the model, where they have energies; its energies
-    (M,) in eV; lines and notes where energies and forces are known."""
+    """What energies and forces tell where they are known.
+
+    Parameters
+    ----------
+    bench : gives the frames and the goals
+    reference : potential of the data, for what the snapshots lack
+    committee : further models of the same data
+
+    Returns log weights (M,) of the frames towards the model, None where they have no energies; the
+    model's energies (M,) in eV; lines; notes.
+    """
     frames, goals, x = bench.frames, bench.goals, bench.frames.positions
     own = energies_and_forces(bench.potential, x)[0]
     of = partial(labels.energy_label_lines, kT=bench.kT, torsions=bench.torsions, goals=goals)

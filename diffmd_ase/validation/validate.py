@@ -60,6 +60,8 @@ def validate(
     Parameters
     ----------
     model, snapshots : of the same atoms, at one temperature
+    effort : how much is sampled; default, that of `Effort`
+    goals : sizes of deviations that pass
     reference : the potential that made the snapshots, for forces, and energies where the
         snapshots have none; a part of the snapshots is evaluated
     committee : further models of the same data: is their spread the error?

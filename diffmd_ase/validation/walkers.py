@@ -46,8 +46,14 @@ _EVERY = 10
 
 
 class Corrected(NamedTuple):
-    """Metropolis-corrected Langevin trajectories: frames (T, W, N, 3) in Å, the model's energies
-    (T, W) in eV, mean acceptance."""
+    """Metropolis-corrected Langevin trajectories.
+
+    Attributes
+    ----------
+    positions : (T, W, N, 3) frames in Å
+    energies : (T, W) of the model in eV
+    acceptance : mean
+    """
 
     positions: np.ndarray
     energies: np.ndarray
@@ -55,8 +61,14 @@ class Corrected(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """Plain reverse-diffusion dynamics: lost walkers, D·t of each (Å²), last positions of the
-    others (W, N, 3)."""
+    """Plain reverse-diffusion dynamics.
+
+    Attributes
+    ----------
+    lost : how many walkers
+    diffused : D·t of each in Å²
+    positions : (W, N, 3) last ones of the others in Å
+    """
 
     lost: int
     diffused: float
@@ -74,10 +86,18 @@ def corrected_walkers(
     noise: Noise,
     progress: Callable[[float], None],
 ) -> Corrected:
-    """``moves`` trajectories of 20 steps for each walker (W, N, 3), exact for the energy.
+    """Metropolis-corrected trajectories of 20 steps of each walker, exact for the energy.
 
-    A fifth as many come before, in which the time step is adapted, then frozen.
-    ``stiffness``: the largest curvature λ of U/kT in 1/Å².
+    A fifth as many come before, in which the time step is adapted, then frozen (see `MALT`).
+
+    Parameters
+    ----------
+    potential : whose law at kT (eV) is sampled
+    x : (W, N, 3) starts in Å
+    stiffness : the largest curvature λ of U/kT in 1/Å²
+    moves : how many trajectories, frames of each walker
+    mean_free : without motion of the whole
+    progress : called with the finished fraction
     """
     omega = math.sqrt(kT * stiffness / _MASS)
     kernel: Kernel = MALT(
@@ -109,7 +129,10 @@ def plain_walkers(
     noise: Noise,
     progress: Callable[[float], None],
 ) -> Plain:
-    """``steps`` plain steps of walkers x (W, N, 3) in Å; lost ones are counted."""
+    """``steps`` plain steps of walkers ``x`` (W, N, 3) in Å; lost ones are counted.
+
+    ``prepared`` holds the kernel; ``progress`` is called with the finished fraction.
+    """
     kernel: Kernel = prepared.kernel
     lost: list[int] = []
     diffused = steps * float(prepared.step.h)
@@ -136,10 +159,21 @@ def exchanged_walkers(
     noise: Noise,
     progress: Callable[[float], None],
 ) -> tuple[np.ndarray, ExchangeSummary]:
-    """Frames (T, L, N, 3) at kT of ladders of 5 temperatures up to 2.5 kT, from x (5 L, N, 3).
+    """Frames (T, L, N, 3) at kT of L ladders of 5 temperatures up to 2.5 kT, and a summary.
 
-    A third of the steps turn parts of the molecule about ``rotors`` (K, 2), the others are
-    Metropolis-corrected reverse steps. Frames of the first fifth are left out.
+    A third of the steps turn parts of the molecule, the others are Metropolis-corrected reverse
+    steps. Frames of the first fifth are left out.
+
+    Parameters
+    ----------
+    potential : whose law is sampled
+    x : (5 L, N, 3) starts in Å, those of one ladder in a row
+    kT : lowest, in eV
+    stiffness : the largest curvature λ of U/kT in 1/Å²
+    steps : of each walker
+    rotors : (K, 2) axes of the rotatable bonds
+    moved : (K, N) bool, the atoms that turn
+    progress : called with the finished fraction
     """
     ladder = geometric_kT(kT, HOT * kT, STATES).repeat(len(x) // STATES).to(x.device)
     # h ∝ kT keeps h times the curvature of U/kT

@@ -14,7 +14,13 @@ __all__ = ["Barrier", "barrier"]
 
 
 class Barrier(NamedTuple):
-    """The pass between two basins: where, and its height above either minimum."""
+    """The pass between two basins.
+
+    Attributes
+    ----------
+    at : values of the variables in its bin
+    from_a, from_b : its height above the minimum of either basin, in the unit of kT
+    """
 
     at: tuple[float, ...]
     from_a: Estimate
@@ -27,6 +33,9 @@ def barrier(surface: Surface, a: Basin, b: Basin) -> Barrier | None:
     The path whose highest bin is lowest (Dijkstra's algorithm with maxima for sums). None
     where no path of visited bins joins them. A pass read off noisy bins is biased upwards
     at the top by about the error of one bin.
+
+    ``surface``: of one variable or more; ``a`` and ``b``: basins on some of its variables, else
+    ``ValueError`` is raised.
     """
     f = surface.free_energy
     ends = [

@@ -37,7 +37,16 @@ def analyse(
 ) -> Result:
     """The surface that the files and the words ask for.
 
-    Raises ``ValueError`` or ``OSError`` that say what is missing and how to give it.
+    Parameters
+    ----------
+    inputs : COLVAR, HILLS or KERNELS files, trajectories, folders that hold them, or prefixes of
+        runs; a trajectory goes with no file of PLUMED
+    request : what the user asked for
+    progress : called with the finished fraction and the stage
+
+    Raises
+    ------
+    ValueError, OSError : what is missing and how to give it
     """
     files = _sorted(inputs)
     progress(0.05, "reading")

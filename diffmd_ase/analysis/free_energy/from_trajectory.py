@@ -22,10 +22,16 @@ def measured(
 ) -> tuple[Samples, float, list[str]]:
     """Samples, the temperature in K of the first run, and notes.
 
-    ``variables`` : ``phi=torsion:4,6,8,14``, ``a=angle:0,1,2``, ``d=distance:0,5``: atoms
-    counted from 0, rad and Å.
+    Parameters
+    ----------
+    paths : HDF5 trajectories
+    variables : ``phi=torsion:4,6,8,14``, ``a=angle:0,1,2``, ``d=distance:0,5``: atoms counted
+        from 0, rad and Å
+    progress : called with the finished fraction and the stage
 
-    Raises ``ValueError`` for other words, atoms that there are not, or empty trajectories.
+    Raises
+    ------
+    ValueError : other words, atoms that there are not, empty trajectories, several temperatures
     """
     if not variables:
         raise ValueError("a trajectory needs variables: --cv phi=torsion:4,6,8,14")

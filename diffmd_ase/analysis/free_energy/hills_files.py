@@ -39,12 +39,12 @@ _MAX_EVALUATIONS = 2000  # of c(t), which is smooth
 
 @dataclass(frozen=True)
 class Hills:
-    """Hills of a file, in the order of time.
+    """Hills of a file, in the order of time; `read` and `from_table` make them.
 
     Attributes
     ----------
     names : d collective variables
-    time : (n,)
+    time : (n,) in the unit of the file
     centres : (n, d)
     precision : (n, d, d) inverse covariance
     heights : (n,) as in the file, in its unit of energy
@@ -53,6 +53,11 @@ class Hills:
     lows : (d,) where those domains start
     stretched : PLUMED's stretched Gaussian; older files hold Gaussians that end at the cutoff
     cutoff : ½ d² where a hill ends
+    notes : what was left out or guessed when the files were read
+
+    Raises
+    ------
+    ValueError : a file that is no HILLS, or holds hills of several bias factors
     """
 
     names: tuple[str, ...]
@@ -186,7 +191,7 @@ def sum_hills(hills: Hills, points: Sequence[np.ndarray]) -> np.ndarray:
 
     In the unit of the file and up to a constant, as ``plumed sum_hills`` writes it: for a
     well-tempered run the heights already hold γ/(γ-1) (Barducci, Bussi & Parrinello, Phys.
-    Rev. Lett. 100, 020603 (2008)).
+    Rev. Lett. 100, 020603 (2008)). ``hills`` are all that count.
 
     Raises ``ValueError`` where there is not one axis for each variable.
     """
@@ -202,7 +207,7 @@ def _on_grid(hills: Hills, points: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
 
 
 def bias_at(hills: Hills, s: np.ndarray) -> np.ndarray:
-    """The bias V(s, T) of all hills at points (m, d): (m,), in the unit of the file.
+    """The bias V(s, T) of all ``hills`` at points ``s`` (m, d): (m,), in the unit of the file.
 
     Summed on a grid of σ/6 and interpolated by cubic splines: the error is about 1e-5 V.
     """
@@ -225,8 +230,11 @@ def reweighting_factor(
 ) -> np.ndarray:
     """c(t) after 0, 1, …, n hills: (n + 1,), in the unit of the file.
 
-    See `reweighting_constant`; its sums run over ``points``, which for PLUMED's own numbers must
-    be those of its grid. Of long files c is computed 2000 times and interpolated.
+    See `reweighting_constant`; its sums run over ``points``, one axis for each variable (default,
+    a grid of σ/4), which for PLUMED's own numbers must be those of its grid. Of long files c is
+    computed 2000 times and interpolated.
+
+    ``kT``: in the unit of the ``hills``. Raises ``ValueError`` for another number of axes.
     """
     s = _on_grid(hills, hills.grid(4) if points is None else points)
     bias, n = torch.zeros(1, dtype=torch.float64), len(hills)
@@ -239,7 +247,13 @@ def reweighting_factor(
 
 
 class HeightLaw(NamedTuple):
-    """kT that the heights obey, and the correlation of their logarithm with the bias."""
+    """What the heights of hills tell.
+
+    Attributes
+    ----------
+    kT : that they obey, in the unit of the file; inf where they do not decay
+    correlation : of ``ln h_k`` with the bias; -1 of a well-tempered run
+    """
 
     kT: float
     correlation: float
@@ -248,8 +262,9 @@ class HeightLaw(NamedTuple):
 def height_law(hills: Hills, *, most: int = 1500) -> HeightLaw | None:
     """The kT of a well-tempered run, from its heights alone; in the unit of the file.
 
-    ``ln h_k = const - V_{k-1}(s_k)/((γ-1) kT)`` is a straight line whose slope is kT. It
-    tells a wrong unit or temperature. None without tempering or for too few hills.
+    ``ln h_k = const - V_{k-1}(s_k)/((γ-1) kT)`` is a straight line whose slope is -1/kT. It
+    tells a wrong unit or temperature. None without tempering or for too few ``hills``; the first
+    ``most`` of them are looked at.
     """
     early = hills.first(most)
     n = len(early)
@@ -273,6 +288,16 @@ def free_energy_of_components(
     For OPES_METAD_EXPLORE, whose components make the sampled distribution, times γ.
     Infinite where there are no components. (Invernizzi & Parrinello, J. Phys. Chem. Lett. 11,
     2731 (2020); J. Chem. Theory Comput. 18, 3988 (2022).)
+
+    Parameters
+    ----------
+    table : of a KERNELS file
+    kT : in the unit of energy of the result
+    points : values of each variable on the grid
+
+    Raises
+    ------
+    ValueError : a table that is not of OPES, or another number of axes
     """
     if "logweight" not in table:
         raise ValueError(f"{table.path} has no column logweight: it is not a KERNELS file of OPES")

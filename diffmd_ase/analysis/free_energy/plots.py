@@ -28,9 +28,18 @@ def free_energy_figure(
 ) -> Figure:
     """The surface (one or two axes) and, where given, ΔF in time and its blocks.
 
-    Bands are ± one and two standard errors; of two variables the errors are a map of their
-    own. ``history``: times and ΔF of a sum of hills.
-    ``limit`` : highest free energy shown.
+    Bands are ± one and two standard errors; of two variables the errors are a map of their own.
+
+    Parameters
+    ----------
+    axes : one or two
+    free_energy, error : (*shape) of the axes; no error of a sum of hills
+    unit : of energies, for the labels
+    basins : shaded, or outlined on a map
+    settling : ΔF from growing parts of the run
+    scan : error of ΔF by length of blocks
+    history : times and ΔF of a sum of hills, where there is no ``settling``
+    limit : highest free energy shown
     """
     panels = ["surface"]
     panels += ["error"] if len(axes) == 2 and error is not None else []

@@ -19,7 +19,25 @@ _BINS = {1: 100, 2: 40}
 
 @dataclass(frozen=True)
 class Request:
-    """The words of a user; see the options of ``diffmd fes``."""
+    """The words of a user; see the options of ``diffmd fes``.
+
+    Parameters
+    ----------
+    cvs : one or two columns or, of a trajectory, definitions such as ``phi=torsion:4,6,8,14``
+    temperature_K : of the run; a trajectory states its own
+    unit : of the energies of the files, by its PLUMED name, or kT
+    reweight : ``rbias``, ``last``, ``opes``, ``static``, ``none``, or ``auto``: as the columns say
+    basins : two of ``name:low:high``, or several such joined by commas
+    bins : of each variable; default 100 of one, 40 of two
+    ranges : ``name:low:high`` of the axes; default, all data
+    bandwidth : standard deviations of the kernels, one per variable; default, bins alone
+    skip : fraction of each walker left out at its start; default 0.2 of a growing bias, else 0
+    blocks : for the errors; default, by the correlation time
+
+    Raises
+    ------
+    ValueError : more than two variables, one basin or three; later, what cannot be read or shown
+    """
 
     cvs: tuple[str, ...] = ()
     temperature_K: float | None = None

@@ -16,7 +16,6 @@ from ..statistics import statistical_inefficiency
 from .hills_files import Hills, bias_at, reweighting_factor
 
 __all__ = [
-    "METHODS",
     "Effective",
     "Samples",
     "bias_columns",
@@ -27,7 +26,7 @@ __all__ = [
     "variable_names",
 ]
 
-METHODS = ("rbias", "last", "opes", "static", "none")
+_METHODS = ("rbias", "last", "opes", "static", "none")
 _OPES = ("zed", "neff", "nker")
 
 
@@ -133,7 +132,7 @@ class Effective(NamedTuple):
 
 
 def keep_after(table: PlumedTable, fraction: float) -> np.ndarray:
-    """(n,) bool: rows after the first ``fraction`` of each walker."""
+    """(n,) bool: rows of the ``table`` after the first ``fraction`` of each walker."""
     place, count = _places(table.walker)
     return place / count >= fraction
 
@@ -163,7 +162,8 @@ def effective_samples(samples: Samples) -> Effective:
 def bias_columns(table: PlumedTable) -> dict[str, str]:
     """Labels of the biases of a COLVAR and what they are: ``metad``, ``opes`` or ``bias``.
 
-    A column that is just ``bias`` has the label "".
+    A column that is just ``bias`` has the label "". The columns beside a bias tell its kind.
+    ``table``: the COLVAR.
     """
     kinds = {}
     for name in table.fields:
@@ -180,7 +180,7 @@ def bias_columns(table: PlumedTable) -> dict[str, str]:
 
 
 def choose_method(table: PlumedTable, hills: Hills | None) -> str:
-    """The way to reweight that the columns call for.
+    """The way to reweight that the columns of a COLVAR ``table`` and its ``hills`` call for.
 
     Raises ``ValueError`` where they leave it open, or where there is no bias.
     """
@@ -220,9 +220,20 @@ def log_weights(
     Restraints, walls and other ``.bias`` columns always enter as they were.
     ``last`` takes V(s,T) for exact: errors computed from its weights lack the noise of the
     last hills, so ``rbias`` is the one to trust.
+
+    Parameters
+    ----------
+    table : the COLVAR
+    method : one of the above
+    hills : of the same run, where the columns do not hold what the method needs
+
+    Raises
+    ------
+    ValueError : an unknown method, no bias, no hills that are needed, or several biases that may
+        be theirs
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+    if method not in _METHODS:
+        raise ValueError(f"method {method!r}: expected one of {', '.join(_METHODS)}")
     if method == "none":
         return np.zeros(len(table))
     labels = bias_columns(table)
@@ -283,7 +294,7 @@ def _deposited(table: PlumedTable, labels: dict[str, str], method: str) -> str |
 
 
 def variable_names(table: PlumedTable) -> list[str]:
-    """Columns that may be collective variables: neither time nor outputs of a bias."""
+    """Columns of a ``table`` that may be variables: neither time nor outputs of a bias."""
     labels = bias_columns(table)
     rest = [n for n in table.fields if n not in ("time", "walker")]
     if "" in labels:

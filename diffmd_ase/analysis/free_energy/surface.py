@@ -32,7 +32,18 @@ _MANY_WALKERS = 8
 
 @dataclass(frozen=True)
 class Axis:
-    """Equal bins of one variable, on a circle where ``periodic``."""
+    """Equal bins of one variable.
+
+    Parameters
+    ----------
+    name : of the variable
+    low, high, bins : where the first bin begins and the last one ends, and how many there are
+    periodic : the axis is a circle of length ``high - low``
+
+    Raises
+    ------
+    ValueError : no positive length, fewer than two bins
+    """
 
     name: str
     low: float
@@ -66,7 +77,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Basin:
-    """A range of each of some variables; with ``low > high`` through a periodic boundary."""
+    """A region: a range of each of some variables.
+
+    ``ranges``: name → (low, high), with ``low > high`` through a periodic boundary. Its methods
+    raise ``ValueError`` for a variable that is not there, or a range turned about.
+    """
 
     ranges: dict[str, tuple[float, float]]
 
@@ -111,6 +126,7 @@ class Surface:
 
     Attributes
     ----------
+    axes : of the grid
     free_energy : (*shape), infinite where no sample fell
     deviations : (B, *shape) relative weight of each of B blocks in a bin, minus that of
         the block in all: what -ln p owes to the block
@@ -156,8 +172,12 @@ def free_energy_surface(
     are pieces of time of each walker and, with 8 walkers or more, also whole walkers:
     the larger error holds.
 
-    ``blocks`` : how many; default, pieces ten times as long as the statistical
-    inefficiency, between 8 and 64 of them.
+    Parameters
+    ----------
+    samples, axes : with their weights; one axis for each of their variables, in their order
+    bandwidth : standard deviation of the kernels, for each axis, in its unit
+    blocks : how many; default, pieces ten times as long as the statistical inefficiency,
+        between 8 and 64 of them
 
     Raises
     ------
@@ -243,7 +263,8 @@ def _block_labels(samples: Samples, blocks: int | None) -> list[np.ndarray]:
 def basin_difference(samples: Samples, a: Basin, b: Basin, *, kT: float) -> Estimate:
     """``ΔF = F_b - F_a = -kT ln(Σ_b w/Σ_a w)``, with weights and time in its error.
 
-    The error is that of the mean of ``w (1_b/p_b - 1_a/p_a)``, a correlated series.
+    The error is that of the mean of ``w (1_b/p_b - 1_a/p_a)``, a correlated series, times kT.
+    ``samples`` hold the weights w; ``a`` and ``b`` are basins on their variables.
 
     Raises ``ValueError`` where a basin holds no sample.
     """
@@ -277,16 +298,27 @@ def _influence(samples: Samples, a: Basin, b: Basin):
 def basin_difference_on_grid(
     free_energy: np.ndarray, axes: Sequence[Axis], a: Basin, b: Basin, *, kT: float
 ) -> float:
-    """``-kT ln(Σ_b e^(-F/kT)/Σ_a e^(-F/kT))`` of a surface (*shape)."""
+    """``-kT ln(Σ_b e^(-F/kT)/Σ_a e^(-F/kT))`` of a surface.
+
+    Parameters
+    ----------
+    free_energy : F (*shape) on the grid of the ``axes``, in the unit of kT
+    a, b : basins on these axes
+    """
     log_p = -free_energy / kT
     sums = [logsumexp(log_p[basin.on_grid(axes)]) for basin in (a, b)]
     return float(-kT * (sums[1] - sums[0]))
 
 
 class BlockScan(NamedTuple):
-    """Error of ΔF against the length of blocks in rows: (K,) each; it should level off.
+    """Error of ΔF against the length of blocks; it should level off.
 
-    ``uncertainty`` of an error from B blocks is error/sqrt(2(B-1)).
+    Attributes
+    ----------
+    lengths : (K,) in rows
+    errors : (K,) of ΔF, in the unit of kT
+    uncertainty : (K,) of an error from B blocks: error/sqrt(2(B-1))
+    plateau : whether it levels off
     """
 
     lengths: np.ndarray
@@ -299,7 +331,8 @@ def block_scan(samples: Samples, a: Basin, b: Basin, *, kT: float) -> BlockScan:
     """Flyvbjerg & Petersen, J. Chem. Phys. 91, 461 (1989), of the weighted series of ΔF.
 
     Blocks double from one row to a sixth of a walker. A plateau: the errors of the last
-    lengths with 8 blocks at least agree within their uncertainties.
+    lengths with 8 blocks at least agree within their uncertainties. Parameters and what it raises
+    are those of `basin_difference`: ``samples`` and basins ``a``, ``b``.
     """
     z = samples.series(_influence(samples, a, b)[2])
     z = z[:, None] if z.ndim == 1 else z
@@ -325,9 +358,14 @@ def block_scan(samples: Samples, a: Basin, b: Basin, *, kT: float) -> BlockScan:
 
 
 class Convergence(NamedTuple):
-    """ΔF from the first and from the last fraction of every walker, and from its halves.
+    """ΔF from parts of the run, in the unit of kT.
 
-    ``z``: difference of the halves over the error of that difference.
+    Attributes
+    ----------
+    fractions : (K,) in (0, 1]
+    forward, backward : ΔF from the first and from the last such fraction of every walker
+    halves : ΔF of the first and of the second half
+    z : difference of the halves over the error of that difference
     """
 
     fractions: np.ndarray
@@ -338,7 +376,11 @@ class Convergence(NamedTuple):
 
 
 def convergence(samples: Samples, a: Basin, b: Basin, *, kT: float, points=10) -> Convergence:
-    """How ΔF settles with time; nan where a part of the run saw only one basin."""
+    """How ΔF settles with time; nan where a part of the run saw only one basin.
+
+    ``samples`` and basins ``a``, ``b`` are those of `basin_difference`; ``points``: how many
+    fractions of the run are looked at.
+    """
     done = samples.progress()
     fractions = np.arange(1, points + 1) / points
 

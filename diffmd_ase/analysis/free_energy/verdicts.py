@@ -49,6 +49,13 @@ def report_samples(
     """Surface, effective samples and, of two basins, ΔF, barrier and convergence.
 
     Energies are in ``unit``, that of kT; ``*_kT`` in the numbers are over kT.
+
+    Parameters
+    ----------
+    samples : with their weights
+    axes, bandwidth, blocks : as of `free_energy_surface`, which says what is raised
+    unit : name of the unit
+    basins : of ΔF = F(second) - F(first)
     """
     surface = free_energy_surface(samples, axes, kT=kT, bandwidth=bandwidth, blocks=blocks)
     result = Result(surface.axes, surface.free_energy, surface.error, unit, kT, basins)
@@ -171,7 +178,10 @@ def _judge_halves(result: Result) -> None:
 
 
 def basin_changes(samples: Samples, a: Basin, b: Basin) -> int:
-    """How often a walker that was in one basin is next seen in the other."""
+    """How often a walker of the ``samples`` leaves one of the basins ``a``, ``b`` for the other.
+
+    Frames in neither basin are passed over.
+    """
     label = np.where(a.contains(samples), 1, 0) - np.where(b.contains(samples), 1, 0)
     total = 0
     for w in np.unique(samples.walker):
@@ -185,9 +195,10 @@ def basin_changes(samples: Samples, a: Basin, b: Basin) -> int:
 
 
 def judge_hills(hills: Hills, kT: float, unit: str) -> dict[str, Any] | None:
-    """Whether the heights decay as this kT says: a wrong unit or temperature shows.
+    """Whether the heights of ``hills`` decay as this kT says: a wrong unit or temperature shows.
 
-    None where they cannot tell.
+    ``kT`` in ``unit``, the one that was given. The verdict has ``good`` and ``text``; None where
+    the heights cannot tell (see `height_law`).
     """
     law = height_law(hills)
     if law is None or law.correlation > -0.9:
@@ -203,7 +214,16 @@ def judge_hills(hills: Hills, kT: float, unit: str) -> dict[str, Any] | None:
 
 
 def judge_bias(log_weights: np.ndarray, temperature_K: float, unit: str) -> dict[str, Any] | None:
-    """A warning where the bias spans so little or so much of kT that its unit is doubtful."""
+    """A warning where the bias spans so little or so much of kT that its unit is doubtful.
+
+    Parameters
+    ----------
+    log_weights : (n,) the bias over kT
+    temperature_K : of the run
+    unit : of energy, that was given
+
+    The verdict has ``good`` and ``text``; None where nothing is doubtful.
+    """
     low, high = np.percentile(log_weights, (0.5, 99.5))
     span = float(high - low)
     if span == 0.0 or 0.3 <= span <= 200.0:

@@ -32,15 +32,15 @@ from .molecule import (
     internal_statistics,
 )
 
-__all__ = ["AnyConfig", "NetworkConfig", "below", "build"]
+__all__ = ["NetworkConfig", "below", "build"]
 
 _WithTables = MechanicsConfig | PairConfig | EmbeddedConfig
-AnyConfig = _WithTables | EquivariantConfig
-NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
+_AnyConfig = _WithTables | EquivariantConfig
+NetworkConfig = Annotated[_AnyConfig, Field(discriminator="kind")]
 
 
 def build(
-    config: AnyConfig,
+    config: _AnyConfig,
     source: Snapshots | Iterable[Snapshots] | dict[str, Tensor],
     *,
     sigma: float = 0.0,
@@ -69,7 +69,7 @@ def build(
 
 
 def below(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names begin with ``prefix``, by the rest of their names."""
+    """The ``entries`` whose names begin with ``prefix``, by the rest of their names."""
     return {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
 
 

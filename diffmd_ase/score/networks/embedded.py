@@ -36,7 +36,10 @@ class EmbeddedConfig(BaseModel):
 
 
 class EmbeddedNetwork(nn.Module):
-    """`EmbeddedEnergy`: the closed-form solution of `fit_embedded`, for one noise level."""
+    """`EmbeddedEnergy`: the closed-form solution of `fit_embedded`, for one noise level.
+
+    ``config``: its hyper-parameters; ``tables``: those of `EmbeddedEnergy`.
+    """
 
     def __init__(self, config: EmbeddedConfig, tables: dict[str, Tensor]):
         super().__init__()

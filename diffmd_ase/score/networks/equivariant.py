@@ -21,7 +21,10 @@ __all__ = ["EquivariantConfig", "EquivariantNetwork"]
 
 
 class EquivariantConfig(BaseModel):
-    """Hyper-parameters of `EquivariantNetwork`."""
+    """Hyper-parameters of `EquivariantNetwork`.
+
+    Raises ``ValueError`` for ``chiral`` with ``layers`` or ``l_max`` too few to tell hands.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["equivariant"] = "equivariant"
@@ -49,6 +52,8 @@ class EquivariantNetwork(nn.Module):
     weighted by a network of distance and noise level (NequIP: Batzner et al., Nat. Commun.
     13, 2453 (2022)). All parities are carried. The energy is built of true scalars, so that
     mirror images have the same; for chiral data pseudoscalars enter as well.
+
+    ``config``: its hyper-parameters, the elements that it knows among them.
     """
 
     elements: Tensor

@@ -14,7 +14,14 @@ __all__ = ["Inputs"]
 
 
 class Inputs(NamedTuple):
-    """Atomic numbers (N,), cell (3, 3) in Å or None, and periodicity."""
+    """What a network is told of a system.
+
+    Attributes
+    ----------
+    numbers : (N,) atomic numbers
+    cell : (3, 3) in Å or None
+    pbc : three bools
+    """
 
     numbers: Tensor
     cell: Tensor | None

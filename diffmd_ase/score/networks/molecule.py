@@ -16,7 +16,6 @@ from ..force_field import MechanicsPrior, along, differences
 from .noise_level import NoiseEmbedding
 
 __all__ = [
-    "InternalCoordinates",
     "MechanicsConfig",
     "MechanicsNetwork",
     "PairConfig",
@@ -44,7 +43,11 @@ class PairConfig(BaseModel):
 
 
 def internal_statistics(snapshots) -> dict[str, Tensor]:
-    """What the data say of one molecule: pair distances, torsions, signed volumes."""
+    """What ``snapshots`` say of one molecule: pair distances, torsions, signed volumes.
+
+    Tables by name: ``pairs`` (2, P) with ``mean`` and ``std`` (P,) of their distances in Å;
+    ``torsions`` (K, 4); ``centres`` (C, 4) with the mean ``volume`` (C,) in Å³; ``chiral``.
+    """
     x, topology = snapshots.positions, snapshots.topology
     pairs = np.stack(np.triu_indices(x.shape[1], 1), axis=-1)
     some = x[:: max(1, len(x) // 20_000)]
@@ -63,7 +66,7 @@ def internal_statistics(snapshots) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in tables.items()}
 
 
-class InternalCoordinates(nn.Module):
+class _InternalCoordinates(nn.Module):
     """Pair distances, torsions and signed volumes of one molecule, of order one at every σ.
 
     With ``m``, ``v`` the mean and variance of a pair distance in the data, its values under
@@ -123,6 +126,12 @@ class MechanicsNetwork(nn.Module):
 
     For one noise level, far below the width of the stiffest bond. The force field is the
     closed-form solution of `fit_prior` and stays; the perceptron begins at zero.
+
+    Parameters
+    ----------
+    config : its hyper-parameters
+    internal : tables of `internal_statistics`; not used without hidden layers
+    prior : tables of `fit_prior`
     """
 
     def __init__(self, config: MechanicsConfig, internal, prior):
@@ -131,7 +140,7 @@ class MechanicsNetwork(nn.Module):
         self.prior = MechanicsPrior(prior)
         if not config.depth:
             return
-        self.internal = InternalCoordinates(internal)
+        self.internal = _InternalCoordinates(internal)
         data = self.internal
         self.odd = bool(data.chiral)
         n_features = 2 * len(data.mean) + len(data.torsions)
@@ -165,6 +174,8 @@ class PairNetwork(nn.Module):
     (bonds, 1-3), decaying where σ exceeds bonds. The energy is even under reflection: of
     chiral data it learns ``½[p(x) + p(-x)]``, and the hand is chosen at the smallest noise,
     where the two halves no longer overlap, so that nothing is lost (see `independent.draws`).
+
+    ``config``: its hyper-parameters; ``internal``: tables of `internal_statistics`.
     """
 
     STIFF = 0.2  # Å
@@ -172,7 +183,7 @@ class PairNetwork(nn.Module):
     def __init__(self, config: PairConfig, internal):
         super().__init__()
         self.config = config
-        self.internal = InternalCoordinates(internal)
+        self.internal = _InternalCoordinates(internal)
         width, n_pairs = config.width, len(self.internal.mean)
         sizes = [n_pairs + len(self.internal.torsions)] + [width] * config.depth
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
