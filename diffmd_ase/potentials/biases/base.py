@@ -118,8 +118,8 @@ class DepositedBias(CVBias):
 def per_variable(cv: CV, value, name: str, *, positive: bool = False) -> Tensor:
     """``value`` as (d,) float64, a number counting for each of the d variables of ``cv``.
 
-    Raises ``ValueError``, with the ``name`` of the setting, for another shape, for what is not
-    finite, and for what is not greater than zero where it is to be ``positive``.
+    ``name`` is that of the setting; if ``positive``, it must be greater than zero. Raises
+    ``ValueError`` for what is not, for what is not finite, and for another shape.
     """
     given = torch.as_tensor(value, dtype=torch.float64)
     if given.ndim > 1 or (given.ndim and len(given) != len(cv)):

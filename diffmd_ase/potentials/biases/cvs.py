@@ -39,11 +39,7 @@ NM = 0.1  # nm in an Å
 class Position(CV):
     """A Cartesian component of an atom, ``s = x[atom, axis]`` in Å, not wrapped into the cell.
 
-    Its ``name`` is by default ``x0``, ``y7``, ….
-
-    Raises
-    ------
-    ValueError : an atom that is not in the system, an axis that is not 0, 1 or 2
+    ``name`` is by default as ``x0``. Raises ``ValueError`` for another atom or axis than there is.
     """
 
     def __init__(self, system: System, atom: int, axis: int, *, name: str | None = None):
@@ -66,16 +62,10 @@ class Position(CV):
 
 
 class Distance(CV):
-    """``s = |r_b - r_a|`` in Å of one pair of atoms, or of each of n pairs.
+    """``s = |r_b - r_a|`` in Å of one pair ``atoms`` (2,), or of each of n pairs (n, 2).
 
-    Parameters
-    ----------
-    atoms : (2,) or (n, 2)
-    name : one for each, default ``d_0_5``, …
-
-    Raises
-    ------
-    ValueError : another shape, atoms that are not in the system or twice in a row
+    ``name`` is one for each, by default a letter and the atoms, ``d_0_5``. Raises ``ValueError``
+    for another shape or number of names, and for atoms not in the system or twice in a row.
     """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
@@ -94,8 +84,7 @@ class Distance(CV):
 class Angle(CV):
     """Angle in rad at the middle one of three atoms, ``cos s = u·v/(|u||v|)``.
 
-    u and v go from the middle atom to the others. ``atoms`` (3,) or (n, 3) and ``name``, as of
-    `Distance`; the default is ``a_0_1_2``, ….
+    u and v go from the middle. ``atoms`` (3,) or (n, 3), and ``name``, as of `Distance`.
     """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
@@ -128,7 +117,7 @@ class Torsion(CV):
 
         ds/dF = A|G|/A²,  ds/dH = B|G|/B²,  ds/dG = -(F·G) A/(A²|G|) - (H·G) B/(B²|G|)
 
-    ``atoms`` (4,) or (n, 4) and ``name``, as of `Distance`; the default is ``t_0_1_2_3``, ….
+    ``atoms`` (4,) or (n, 4), and ``name``, as of `Distance`.
     """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
@@ -165,9 +154,7 @@ class Coordination(CV):
     nn, mm : powers, ``mm`` defaults to 2 nn
     name : of the variable
 
-    Raises
-    ------
-    ValueError : r_0, d_0 or powers out of range, atoms not in the system, no pair
+    Raises ``ValueError`` for numbers out of range, atoms not in the system, and no pair.
     """
 
     def __init__(
@@ -228,9 +215,7 @@ class NativeContacts(CV):
     lam : λ
     name : of the variable
 
-    Raises
-    ------
-    ValueError : shapes that do not fit, atoms not in the system, numbers not positive
+    Raises ``ValueError`` for other shapes, atoms not in the system, numbers not positive.
     """
 
     def __init__(
@@ -287,9 +272,7 @@ class RMSD(CV):
     weights : (n,), default equal; ``system.masses[atoms]`` for a mass-weighted one
     name : of the variable
 
-    Raises
-    ------
-    ValueError : shapes that do not fit, atoms not in the system, weights negative or all zero
+    Raises ``ValueError`` for other shapes, atoms not in the system, weights negative or all zero.
     """
 
     def __init__(
@@ -347,10 +330,8 @@ class Function(CV):
     domains : (min, max) of the periodic ones; default none is periodic
     plumed_units : factors to PLUMED's units in its files, 0.1 for a length in Å
 
-    Raises
-    ------
-    ValueError : numbers of names, domains and units that differ; when it is evaluated, values of
-        another shape or without a gradient
+    Raises ``ValueError`` for other numbers of domains or units than of names, and where it is
+    evaluated for values of another shape or without a gradient.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def profile(z: Tensor, cutoff: float = CUTOFF, *, stretched: bool = True) -> Ten
 def hill(apart: Tensor, sigma: Tensor, cutoff: float = CUTOFF) -> Tensor:
     """Value and derivative (…, 1 + d) of a unit hill at ``apart`` (…, d) = s - c from its centre.
 
-    Widths ``sigma`` (d,) are in the units of the variables; ``cutoff`` is the z where it ends.
+    ``sigma`` (d,) are its widths in the units of the variables, ``cutoff`` is the ``z`` of its end.
     """
     factor, shift = _stretch(cutoff)
     scaled = apart / sigma
