@@ -1,1 +1,1 @@
-"""Trajectory → knowledge: statistics, observables, the report."""
+"""Trajectory → knowledge: statistics, observables, divergences, free energies."""

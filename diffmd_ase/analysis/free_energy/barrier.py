@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from typing import NamedTuple
 
+import networkx as nx
 import numpy as np
 
 from ..statistics import Estimate
@@ -30,48 +30,36 @@ class Barrier(NamedTuple):
 def barrier(surface: Surface, a: Basin, b: Basin) -> Barrier | None:
     """The lowest pass between the minima of two basins, along faces of the grid.
 
-    The path whose highest bin is lowest (Dijkstra's algorithm with maxima for sums). None
-    where no path of visited bins joins them. A pass read off noisy bins is biased upwards
-    at the top by about the error of one bin.
+    The path whose highest bin is lowest, which is that of the minimum spanning tree. None where
+    no path of visited bins joins them. A pass read off noisy bins is biased upwards at the top
+    by about the error of one bin.
 
     ``surface``: of one variable or more; ``a`` and ``b``: basins on some of its variables, else
     ``ValueError`` is raised.
     """
     f = surface.free_energy
-    ends = [
-        np.unravel_index(int(np.argmin(np.where(basin.on_grid(surface.axes), f, np.inf))), f.shape)
-        for basin in (a, b)
-    ]
-    start, end = (tuple(int(i) for i in e) for e in ends)
-    top = _pass(f, start, end, [axis.periodic for axis in surface.axes])
-    if top is None:
+    start, end = (
+        int(np.argmin(np.where(basin.on_grid(surface.axes), f, np.inf))) for basin in (a, b)
+    )
+    tree = nx.minimum_spanning_tree(_steps(f, [axis.periodic for axis in surface.axes]))
+    if start not in tree or end not in tree or not nx.has_path(tree, start, end):
         return None
+    path = nx.shortest_path(tree, start, end)
+    bins = [np.unravel_index(n, f.shape) for n in (max(path, key=f.flat.__getitem__), start, end)]
+    top, first, second = (tuple(int(i) for i in one) for one in bins)
     at = tuple(float(axis.centres[i]) for axis, i in zip(surface.axes, top, strict=True))
-    return Barrier(at, surface.difference(top, start), surface.difference(top, end))
+    return Barrier(at, surface.difference(top, first), surface.difference(top, second))
 
 
-def _pass(f: np.ndarray, start, end, periodic) -> tuple[int, ...] | None:
-    queue = [(float(f[start]), start, start)]
-    seen = set()
-    while queue:
-        height, here, top = heapq.heappop(queue)
-        if here in seen or not np.isfinite(height):
-            continue
-        seen.add(here)
-        if here == end:
-            return top
-        for axis in range(f.ndim):
-            for move in (-1, 1):
-                i = here[axis] + move
-                if periodic[axis]:
-                    i %= f.shape[axis]
-                elif not 0 <= i < f.shape[axis]:
-                    continue
-                there = (*here[:axis], i, *here[axis + 1 :])
-                if there in seen:
-                    continue
-                higher = float(f[there]) > height
-                heapq.heappush(
-                    queue, (max(height, float(f[there])), there, there if higher else top)
-                )
-    return None
+def _steps(f: np.ndarray, periodic: list[bool]) -> nx.Graph:
+    """Neighbouring bins that were visited, by number, weighted by the higher of the two."""
+    number = np.arange(f.size).reshape(f.shape)
+    graph = nx.Graph()
+    for axis, around in enumerate(periodic):
+        here, there = number, np.roll(number, -1, axis)
+        if not around:
+            here, there = (np.delete(n, -1, axis) for n in (here, there))
+        height = np.maximum(f.flat[here.ravel()], f.flat[there.ravel()])
+        edges = zip(here.flat, there.flat, height, strict=True)
+        graph.add_weighted_edges_from((int(i), int(j), h) for i, j, h in edges if np.isfinite(h))
+    return graph
