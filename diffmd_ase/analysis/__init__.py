@@ -1,1 +1,1 @@
-"""Trajectory → knowledge: statistics, observables, the report."""
+"""Trajectory → knowledge: observables, statistics, convergence, free energies."""
