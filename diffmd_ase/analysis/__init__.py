@@ -1,1 +1,1 @@
-"""Trajectory → knowledge: statistics, observables, divergences, free energies."""
+"""Trajectory → knowledge: observables, statistics, convergence, free energies."""
