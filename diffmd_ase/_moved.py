@@ -62,7 +62,7 @@ MOVED = {
 
 
 def forward(module: str, places: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a module whose names have moved to ``places``, modules of ours.
+    """The ``__getattr__`` of ``module``, whose names have moved to ``places``, modules of ours.
 
     Raises ``AttributeError``, as a module does, for a name that none of them has.
     """

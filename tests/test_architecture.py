@@ -202,7 +202,10 @@ def public(tree: ast.Module) -> list[str]:
 
 
 # defined once, in CONTRIBUTING: a public name need not say them again
-HOUSE = {"kT", "temperature_K", "seed", "device", "progress", "generator", "rng"}
+# what these mean is on one page, docs/README.md, and the same everywhere
+HOUSE = set(
+    "x system kT temperature_K noise walkers state seed generator rng device progress path".split()
+)
 OURS = {name for path in MODULES.values() for name in public(ast.parse(path.read_text()))}
 
 
@@ -268,7 +271,7 @@ def undocumented(name: str, source: str) -> list[str]:
         if re.search(r"^(Parameters|Attributes)\n-+$", said, re.MULTILINE):
             continue
         code = " ".join("".join(found) for found in re.findall(r"``(.+?)``|`(.+?)`", said, re.S))
-        code += " ".join(re.findall(r"(\w+) \(", said))
+        code += " " + " ".join(re.findall(r"(\w+) \(", said))
         silent = [
             parameter
             for parameter in parameters(node, source.splitlines())
@@ -284,16 +287,18 @@ def test_every_module_says_what_it_is(name):
     assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
 
 
-OFFENDERS = [
-    offender for name, path in MODULES.items() for offender in undocumented(name, path.read_text())
-]
+# the options of a command are documented by their help
+COMMANDS = ("fes", "train", "validate")
 
 
-@pytest.mark.xfail(
-    OFFENDERS != [], reason=f"{len(OFFENDERS)} public names without parameters", strict=False
-)
 def test_every_public_name_is_documented():
-    assert not OFFENDERS, "\n".join(OFFENDERS)
+    offenders = [
+        offender
+        for name, path in MODULES.items()
+        for offender in undocumented(name, path.read_text())
+        if not offender.startswith(tuple(f"cli.{command}.{command} " for command in COMMANDS))
+    ]
+    assert not offenders, "\n".join(offenders)
 
 
 def test_public_names_are_there():

@@ -76,15 +76,23 @@ def run_demo(
     times = part("run", *commands)
     runs = [json.loads(one.summary.read_text()) for one in files]
     speed = sum(run["walker_steps_per_second"] for run in runs)
+    told = {"times_s": times, "steps": steps, "evaluations_per_s": speed}
+    return _report(directory, model, snapshots, drawn, [one.trajectory for one in files], told)
+
+
+def _report(
+    directory: Path, model: Path, snapshots: str, drawn: Path, trajectories, told: dict[str, Any]
+) -> dict[str, Any]:
+    """Page and summary, which also holds what is ``told`` of the parts."""
     began = time.monotonic()
     summary = make_report(
         model,
         directory / "report.html",
         snapshots=snapshots,
         samples=drawn,
-        trajectories=[one.trajectory for one in files],
+        trajectories=trajectories,
         skip=0.2,
-        summary={"times_s": times, "steps": steps, "evaluations_per_s": speed},
+        summary=told,
         title=f"{Path(snapshots).stem.replace('-', ' ').capitalize()}: score dynamics",
     )
     summary["times_s"]["report"] = round(time.monotonic() - began, 1)

@@ -29,6 +29,8 @@ _FIRST = 1 << 46  # address of the first step: dynamics of the same seed does no
 class Particles(NamedTuple):
     """Weighted particles of one level.
 
+    Attributes
+    ----------
     state : of the kernel of this level, after its steps
     log_weights : (B,) since the start; constant over a population that has just been resampled
     level : t

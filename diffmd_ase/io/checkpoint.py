@@ -30,7 +30,7 @@ _FORMAT = "diffmd_ase checkpoint"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run needs to go on: the state, the seed of its noise, and its parameters."""
+    """What a run needs to go on: state, seed of its noise, and ``parameters`` (JSON values)."""
 
     state: State
     seed: int

@@ -52,6 +52,8 @@ class Replicas(Record):
 class ExchangeSummary(NamedTuple):
     """What the exchanges did, over the whole run.
 
+    Attributes
+    ----------
     acceptance : (M, K-1) mean of min(1, α) of each pair of neighbours; NaN without attempts
     swapped : (M, K-1) fraction of attempts that were accepted
     round_trips : (M,) journeys first state → last → first, of all replicas together

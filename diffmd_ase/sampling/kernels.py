@@ -49,6 +49,8 @@ class DivergedError(RuntimeError):
 class Info(NamedTuple):
     """Diagnostics of one step, never fed back; (*batch) where they are tensors.
 
+    Attributes
+    ----------
     accepted : the proposal became the state
     log_ratio : log of the Metropolis ratio, float64; NaN or infinite where divergent
     delta_u : ΔU/kT of the target, from the old state to the proposal
