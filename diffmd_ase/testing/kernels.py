@@ -214,7 +214,7 @@ def enumerate_moves(
 
 
 def check_detailed_balance(P: Tensor, log_weights: Tensor, *, tol: float = 1e-12) -> None:
-    """``π_i P_ij = π_j P_ji`` with π ∝ exp of ``log_weights`` (S,), and rows of P (S, S) that sum to 1.
+    """``π_i P_ij = π_j P_ji``, π ∝ exp of ``log_weights`` (S,), and rows of P (S, S) that sum to 1.
 
     Raises ``AssertionError`` where either is off by more than ``tol``.
     """
