@@ -19,17 +19,17 @@ training has seen. Goal: JS at most 0.001 and PMF at most 0.02 above the floor, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from functools import cache
 
 import numpy as np
 import torch
-from shared import chain, command_line, parsed
 from torch import Tensor
 from toys import Config, Learned, contenders, fit
 
-from diffmd_ase.analysis.statistics import jensen_shannon
+from diffmd_ase.analysis.divergence import jensen_shannon
 from diffmd_ase.noise import Noise
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
@@ -114,9 +114,11 @@ def simulate(potential: Learned, seed: int) -> tuple[Tensor, float]:
     x = torch.tensor([[START]], dtype=torch.float64).expand(WALKERS, 1, 2).clone()
     noise = Noise(seed)
     ((equilibrated, _),) = run(kernel, x, EQUILIBRATION, noise=noise, every=EQUILIBRATION)
-    steps = N // WALKERS * EVERY
-    states, accepted = chain(kernel, equilibrated, steps, noise=noise, every=EVERY)
-    return torch.cat([state.x for state in states]), float(accepted.mean())
+    frames, accepted = [], []
+    for state, info in run(kernel, equilibrated, N // WALKERS * EVERY, noise=noise, every=EVERY):
+        frames.append(state.x)
+        accepted.append(info.accepted.double().mean())
+    return torch.cat(frames), float(torch.stack(accepted).mean())
 
 
 def measure(loss: str, seed: int, config: Config) -> dict:
@@ -138,13 +140,15 @@ def measure(loss: str, seed: int, config: Config) -> dict:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8000, help="of training")
     parser.add_argument("--losses", nargs="+", default=["ranking", "plain, all noise"])
-    options = parsed(parser)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
     if min(options.seeds, options.steps) < 1:
         parser.error("needs a seed and a step at least")
+    torch.set_num_threads(1)
     known = list(contenders(draws(0)[:300], LOW, 0))
     if not set(options.losses) <= set(known):
         parser.error(f"--losses {options.losses}: choose from {known}")
