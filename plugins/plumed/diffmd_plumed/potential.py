@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from diffmd_ase.potentials.base import Potential
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
-from . import kernel as kernels
 from .bases import Bases, frames_of
 from .check import PlumedInputError, check_input
 from .driver import Driver, Result
 from .instances import Instances
+from .learning import PlumedBias
 from .script import read_lines
 
 __all__ = ["PlumedPotential"]
@@ -25,7 +24,7 @@ __all__ = ["PlumedPotential"]
 _WALKER = "walker"
 
 
-class PlumedPotential(Potential):
+class PlumedPotential(PlumedBias):
     """The bias V(x, t) of a PLUMED input, in eV, for any number of walkers.
 
     With ``walkers="shared"`` one PLUMED instance serves all walkers in turn: each sees the
@@ -57,7 +56,7 @@ class PlumedPotential(Potential):
     FileExistsError : files of another run would be overwritten
     """
 
-    has_memory = True
+    given = "positions"
 
     def __init__(
         self,
@@ -104,7 +103,6 @@ class PlumedPotential(Potential):
             settings=settings,
         )
         self.directory = self._instances.directory
-        self._values: dict[str, np.ndarray] = {}
         self._bases = Bases()
         self._warned = False
 
@@ -185,38 +183,14 @@ class PlumedPotential(Potential):
         six = (virials / volume)[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
         return x.new_tensor(six).reshape(*x.shape[:-2], 6)
 
-    # ------------------------------------------------------------------ learning
+    # ------------------------------------------------------------------ learning, restart
 
-    def update(self, x: Tensor, step: int) -> bool:
-        """Deposit and print at accepted positions (N, 3) or (B, N, 3); True if V changed.
+    def _given(self, x: Tensor) -> np.ndarray:
+        return frames_of(x)
 
-        Raises
-        ------
-        ValueError : a step that was completed before, positions that are not finite (the
-            walkers are named), positions that were not evaluated where ENERGY is biased
-        """
-        self._instances.check_next(step)
-        if x.ndim > 3:
-            raise ValueError(f"positions {tuple(x.shape)}: expected (N, 3) or (B, N, 3)")
+    def _accepted(self, x: Tensor) -> None:
         if self.needs_base:
             self._bases.settle(frames_of(x))
-        if not self._plan.due(step):
-            self._instances.step = step
-            return False
-        frames = frames_of(x)
-        lost = np.flatnonzero(~np.isfinite(frames).all((1, 2)))
-        if len(lost):
-            names = [self._instances.name(walker) for walker in lost.tolist()]
-            raise ValueError(
-                f"positions of walkers {names} are not finite at step {step}: nothing was deposited"
-            )
-        self._instances.require(len(frames))
-        self._instances.advance(step, lambda walker: self._commit(walker, frames[walker]))
-        rows = [self._commit(walker, frame) for walker, frame in enumerate(frames)]
-        self._values = {
-            name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())
-        }
-        return self._plan.changes(step)
 
     def _commit(self, walker: int, frame: np.ndarray) -> dict[str, float | np.ndarray]:
         driver = self._driver(walker)
@@ -241,37 +215,15 @@ class PlumedPotential(Potential):
     def values(self) -> dict[str, np.ndarray]:
         """Bias, CVs and what is printed, (B,) each, before the last deposit, in the units of
         the input; of the last step at which the input deposits or prints."""
-        return dict(self._values)
-
-    def flush(self) -> None:
-        """Files are complete on disk up to the last update."""
-        kernels.flush_files()
-
-    def finalize(self) -> None:
-        """Close all files; nothing can be evaluated any more."""
-        self._instances.finalize()
-
-    # ------------------------------------------------------------------ walkers, restart
-
-    def select(self, keep: Tensor) -> None:
-        self._instances.select(keep.tolist())
+        rows = self._committed
+        return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
     def checkpoint(self) -> dict:
-        """Files are flushed; their lengths and the walkers that are left are returned."""
-        return self._instances.checkpoint() | {"base": self._bases.checkpoint()}
+        return super().checkpoint() | {"base": self._bases.checkpoint()}
 
     def restore(self, saved: dict, x: Tensor, step: int) -> None:
-        """Cut the files back to the checkpoint, read them, repeat the last step unseen.
-
-        Raises
-        ------
-        ValueError : made without ``restart=True``, another input, files that were changed
-        """
-        frames = frames_of(x)
         self._bases.restore(saved.get("base", {}))
-        self._instances.restore(
-            saved, step, len(frames), lambda walker: self._commit(walker, frames[walker])
-        )
+        super().restore(saved, x, step)
 
     def _prepare(self, driver: Driver) -> None:
         # bound before anything is evaluated: PLUMED fills them from then on

@@ -18,10 +18,10 @@ from torch import Tensor
 from diffmd_ase.potentials.biases.base import CVBias
 from diffmd_ase.potentials.biases.cvs import CV
 
-from . import kernel as kernels
 from .check import PlumedInputError, check_input
 from .driver import Driver
 from .instances import Instances
+from .learning import PlumedBias
 from .script import parse, read_lines
 from .units import ASE_UNITS
 
@@ -30,7 +30,7 @@ __all__ = ["PlumedCVPotential"]
 _NO_ATOMS = np.empty((0, 3))
 
 
-class PlumedCVPotential(CVBias):
+class PlumedCVPotential(PlumedBias, CVBias):
     """The bias V(s(x), t) of a PLUMED input on torch variables, for any number of walkers.
 
     The input names the variables by their names (``METAD ARG=phi,psi …``), in PLUMED's units
@@ -55,8 +55,6 @@ class PlumedCVPotential(CVBias):
     FileExistsError : files of another run would be overwritten
     """
 
-    has_memory = True
-
     def __init__(
         self,
         cvs: CV | Sequence[CV],
@@ -70,12 +68,13 @@ class PlumedCVPotential(CVBias):
         first_step: int = 0,
     ):
         super().__init__(cvs)
+        self.given = ", ".join(self.cv.names)
         settings: dict = {"kT": float(kT), "timestep": float(timestep)}
         lines = read_lines(input)
         self._check_lines(lines)
         lines = [*_puts(self.cv), *lines]
         checked = _checked(lines, len(self.cv), directory, settings)
-        self._plan, self._unit = checked.plan, np.array(self.cv.plumed_units)
+        self._unit = np.array(self.cv.plumed_units)
         self._instances = Instances(
             0,
             checked,
@@ -106,49 +105,8 @@ class PlumedCVPotential(CVBias):
         back = torch.from_numpy(out).to(s.device).reshape(*s.shape[:-1], -1)
         return back[..., 0], back[..., 1:]
 
-    def update(self, x, step) -> bool:
-        """Deposit and print at accepted positions (N, 3) or (B, N, 3); True if V changed.
-
-        Raises
-        ------
-        ValueError : a step that was completed before, variables that are not finite
-        """
-        self._instances.check_next(step)
-        if not self._plan.due(step):
-            self._instances.step = step
-            return False
-        values = self._on_host(self.cv(x))
-        if not np.isfinite(values).all():
-            lost = np.flatnonzero(~np.isfinite(values).all(-1)).tolist()
-            raise ValueError(
-                f"step {step}: {', '.join(self.cv.names)} of walkers {lost} are not finite; "
-                "nothing was deposited"
-            )
-        self._instances.require(len(values))
-        self._instances.advance(step, lambda walker: self._commit(walker, values[walker]))
-        for walker, row in enumerate(values):
-            self._commit(walker, row)
-        return self._plan.changes(step)
-
-    def select(self, keep) -> None:
-        self._instances.select(keep.tolist())
-
-    def checkpoint(self) -> dict:
-        return self._instances.checkpoint()
-
-    def restore(self, saved, x, step) -> None:
-        values = self._on_host(self.cv(x))
-        self._instances.restore(
-            saved, step, len(values), lambda walker: self._commit(walker, values[walker])
-        )
-
-    def flush(self) -> None:
-        """Files are complete on disk up to the last update."""
-        kernels.flush_files()
-
-    def finalize(self) -> None:
-        """Close all files; nothing can be evaluated any more."""
-        self._instances.finalize()
+    def _given(self, x: Tensor) -> np.ndarray:
+        return self._on_host(self.cv(x))
 
     def _on_host(self, s: Tensor) -> np.ndarray:
         return s.reshape(-1, len(self.cv)).cpu().numpy() * self._unit
@@ -156,13 +114,13 @@ class PlumedCVPotential(CVBias):
     def _evaluate(self, walker: int, values: np.ndarray) -> list[float]:
         """V in eV and PLUMED's -dV/ds at values in its units."""
         driver = self._instances.of(walker)
-        buffers = driver._values.values()  # in the order of the variables
+        buffers = driver.buffers  # in the order of the variables: that of `_prepare`
         for (value, _), number in zip(buffers, values.tolist(), strict=True):
             value[0] = number
         try:
             energy = driver.calculate(_NO_ATOMS, self._instances.step)
         except RuntimeError as error:
-            raise RuntimeError(f"walker {walker}: {error}") from error
+            raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
         return [energy, *(force[0] for _, force in buffers)]
 
     def _commit(self, walker: int, values: np.ndarray) -> None:
@@ -178,7 +136,7 @@ class PlumedCVPotential(CVBias):
             if line.name in ("PUT", "UNITS", "EXTRACV"):
                 raise PlumedInputError(
                     f"line {line.number} of the input, {line.text!r}: remove it; the variables "
-                    f"{', '.join(self.cv.names)} are given, in nm where they are lengths",
+                    f"{self.given} are given, in nm where they are lengths",
                     line.number,
                 )
 
