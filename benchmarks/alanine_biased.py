@@ -27,30 +27,29 @@ or from that of the exchange.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from typing import NamedTuple
 
-import ase.units
 import numpy as np
 import torch
 from alanine_exchange import (
-    AXES,
+    BURN_IN,
     EVERY,
-    HOT,
     STATES,
+    Backbone,
     Covered,
-    H,
+    follow,
+    log_weights,
     positive,
-    true_basins,
+    starts,
     with_reference,
 )
+from shared import parsed, ratio, sampling_options
 from torch import Tensor
 
 from diffmd_ase.geometry import dihedrals
-from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.biases.cvs import Distance, Torsion
 from diffmd_ase.potentials.biases.hills import Grid
@@ -58,18 +57,13 @@ from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.potentials.biases.recorded import Frozen
 from diffmd_ase.potentials.biases.restraints import LowerWall, UpperWall
 from diffmd_ase.sampling.combine import Mixture
-from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.exchange import ReplicaExchange
-from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.moves import TorsionRotation
-from diffmd_ase.sampling.run import run
-from diffmd_ase.sampling.temperature_ladder import geometric_kT
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.topology import Topology
+from diffmd_ase.state import State
 
 ANGLES = np.array([[4, 6, 8, 14], [6, 8, 14, 16]])  # φ and ψ
-BINS, PACE, GAMMA, BURN_IN = 24, 20, 12.0, 0.2
+BINS, PACE, GAMMA = 24, 20, 12.0
 LOCAL = 1.0  # rad
 KAPPA = 10.0  # of the wall, eV at 1 Å
 EDGES = torch.linspace(-np.pi, np.pi, BINS + 1, dtype=torch.float64)[1:-1]
@@ -108,10 +102,7 @@ def counts(x: Tensor, weights: Tensor) -> Tensor:
 
 def result(name: str, sums: Tensor, crossings: int, begun: float) -> Result:
     """Ratios of sums (2 + BINS², groups) over independent groups, and their errors."""
-    total, parts, n = sums[0], sums[1:], sums.shape[1]
-    mean = parts.sum(-1) / total.sum()
-    away = parts - mean[:, None] * total
-    error = away.square().sum(-1).sqrt() * (n / (n - 1)) ** 0.5 / total.sum()
+    mean, error = ratio(sums[1:], sums[0])
     phi, half = mean[1:].reshape(BINS, BINS).sum(1), BINS // 2
     top = phi[half - 4 : half + 4].min()
     barrier = float((phi[:half].max() / top).log()) if top > 0 else None
@@ -119,27 +110,27 @@ def result(name: str, sums: Tensor, crossings: int, begun: float) -> Result:
     return Result(name, float(mean[0]), float(error[0]), barrier, *bins, crossings, seconds)
 
 
-def sample(name, kernel, x, steps, covered, *, seed, states=1, skip=BURN_IN, log_weights=None):
+def sample(name, kernel, x, steps, covered, *, seed, states=1, skip=BURN_IN, bias_weights=None):
     """The last positions, and the `Result`; the first of every ``states`` rows is at 300 K."""
-    begun, crossings, before, sums = time.thread_time(), 0, positive(x[::states]), 0.0
-    for state, _ in run(kernel, x, steps, noise=Noise(seed), every=EVERY):
-        cold = state.x[::states]
-        now = positive(cold)
-        crossings, before = crossings + int((now != before).sum()), now
+
+    def count(state: State) -> Tensor | float:
         # the bias of a step that has deposited is not the one it was sampled with
-        if state.step <= skip * steps or (log_weights is not None and state.step % PACE == 0):
-            continue
+        if bias_weights is not None and state.step % PACE == 0:
+            return 0.0
+        cold = state.x[::states]
         weights = covered(cold).double()
-        if log_weights is not None:
-            weights = weights * log_weights(cold).exp()
-        sums = sums + counts(cold, weights)
-    return state.x, result(name, sums, crossings, begun)
+        if bias_weights is not None:
+            weights = weights * bias_weights(cold).exp()
+        return counts(cold, weights)
+
+    begun = time.thread_time()
+    last, sums, crossings = follow(kernel, x, steps, count, seed=seed, states=states, skip=skip)
+    return last.x, result(name, sums, crossings, begun)
 
 
 def reweighted(potential, frames: Snapshots, kT: float, groups: int = 40) -> Result:
     begun, x = time.thread_time(), torch.as_tensor(frames.positions)
-    model = torch.cat([potential(part).energy.double() for part in x.split(500)])
-    logs = (torch.as_tensor(frames.energies).double() - model) / kT + true_basins(x)
+    logs = log_weights(potential, frames, kT)
     size = len(x) // groups * groups
     weights = (logs - logs.max()).exp()[:size].reshape(groups, -1)
     parts = zip(x[:size].reshape(groups, -1, *x.shape[1:]), weights, strict=True)
@@ -159,10 +150,8 @@ def measure(potential, frames, kT, options) -> list[Result]:
     x = torch.as_tensor(frames.positions)
     covered = Covered(x)
     rows = options.walkers * 2
-    start = x[~positive(x)][:: len(x) // (2 * rows)][:rows].double()
+    start, molecule = starts(x, rows), Backbone(frames, kT)
     target = potential + wall(frames.system, covered)
-    topology = Topology.from_positions(frames.system.numbers, frames.positions[::50])
-    chosen = [n for n, axis in enumerate(topology.rotors.tolist()) if set(axis) in AXES]
     bias = Metadynamics(
         Torsion(frames.system, ANGLES, name=("phi", "psi")),
         kT=kT,
@@ -174,18 +163,12 @@ def measure(potential, frames, kT, options) -> list[Result]:
     )
 
     def moves(target, T, rotors, size):
-        h = H * T[..., None].expand(*T.shape, len(frames.system)) / kT
-        mala = Metropolis(EulerMaruyama(target, T, h, mean_free=True))
-        turns = [
-            TorsionRotation(
-                target, T, topology.rotors[r], topology.moved[r], size=size, mean_free=True
-            )
-            for r in rotors
-        ]
+        mala = molecule.reverse_steps(target, T)
+        turns = [molecule.rotation(target, T, r, size) for r in rotors]
         return Mixture([*turns, mala], [1.0 / len(turns)] * len(turns) + [1.0])
 
     one = torch.tensor(kT, dtype=torch.float64)
-    single = [[n] for n in chosen]
+    both, single = [molecule.rotors], [[n] for n in molecule.rotors]
     own = start[: options.walkers]
     settings = {"steps": options.steps, "covered": covered, "seed": options.seed}
     _, control = sample("local moves", moves(target, one, single, LOCAL), own, **settings)
@@ -195,20 +178,18 @@ def measure(potential, frames, kT, options) -> list[Result]:
         own,
         **settings,
         skip=0.5,
-        log_weights=lambda x: bias.describe(x)["rbias"] / kT,
+        bias_weights=lambda x: bias.describe(x)["rbias"] / kT,
     )
     _, frozen = sample(
         "its bias frozen",
         moves(target + Frozen(bias), one, single, LOCAL),
         last,
         **settings | {"seed": options.seed + 1},
-        log_weights=lambda x: (bias(x).energy - bias.rct) / kT,
+        bias_weights=lambda x: (bias(x).energy - bias.rct) / kT,
     )
-    _, turned = sample(
-        "rotations by any angle", moves(target, one, [chosen], np.pi), own, **settings
-    )
-    ladder = geometric_kT(kT, HOT * ase.units.kB, STATES).repeat(rows // STATES)
-    exchange = ReplicaExchange(moves(target, ladder, [chosen], np.pi), STATES, every=EVERY)
+    _, turned = sample("rotations by any angle", moves(target, one, both, np.pi), own, **settings)
+    ladder = molecule.ladders(rows // STATES)
+    exchange = ReplicaExchange(moves(target, ladder, both, np.pi), STATES, every=EVERY)
     _, exchanged = sample(
         "and replica exchange", exchange, start[: len(ladder)], **settings, states=STATES
     )
@@ -216,14 +197,10 @@ def measure(potential, frames, kT, options) -> list[Result]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="alanine-dipeptide", help="name or file")
+    parser = sampling_options(__doc__, model="alanine-dipeptide")
     parser.add_argument("--steps", type=int, default=16_000, help="of each sampler")
     parser.add_argument("--walkers", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(parser)
     model = ScoreModel.load(options.model)
     frames = Snapshots.read("alanine-dipeptide")
     results = measure(model.potential(device="cpu"), frames, model.card.kT, options)

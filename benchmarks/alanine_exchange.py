@@ -26,15 +26,16 @@ two standard errors from its target: the flattened reference, or the model's own
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ase.units
 import numpy as np
 import torch
+from shared import energies, parsed, ratio, sampling_options
 from torch import Tensor
 
 from diffmd_ase.analysis.observables import correct_hand
@@ -45,6 +46,7 @@ from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.combine import Mixture
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.exchange import ReplicaExchange
+from diffmd_ase.sampling.kernels import Kernel
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.moves import TorsionRotation
 from diffmd_ase.sampling.run import run
@@ -52,6 +54,7 @@ from diffmd_ase.sampling.temperature_ladder import geometric_kT
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.topology import Topology
+from diffmd_ase.state import State
 from diffmd_ase.system import System
 
 PHI = np.array([[4, 6, 8, 14]])
@@ -102,28 +105,87 @@ class Covered:
         return ((d > self.low) & (d < self.high)).all(-1)
 
 
-def sample(
-    name: str, kernel, x: Tensor, n_steps: int, *, covered: Covered, states: int, seed: int
-) -> tuple:
-    """The last state; and name, population of the first of every ``states`` rows, …, as in
-    `Result`."""
-    begun, crossings, before = time.perf_counter(), 0, positive(x[::states])
-    counts, inside, total, frames = 0.0, 0.0, 0.0, 0
+class Backbone:
+    """Moves of the molecule for a given target: Metropolis steps, rotations about φ and ψ.
+
+    Parameters
+    ----------
+    frames : snapshots, for the bonds that can turn
+    kT : of 300 K, eV
+    """
+
+    def __init__(self, frames: Snapshots, kT: float):
+        self.topology = Topology.from_positions(frames.system.numbers, frames.positions[::50])
+        axes = self.topology.rotors.tolist()
+        self.rotors = [n for n, axis in enumerate(axes) if set(axis) in AXES]
+        self.kT_cold, self.atoms = kT, len(frames.system)
+
+    def reverse_steps(
+        self, drift: Potential, kT: Tensor, target: Potential | None = None
+    ) -> Metropolis:
+        """Accepted to ``target``, by default the energy of the drift."""
+        # h ∝ kT keeps h times the curvature of U/kT
+        h = H * kT[..., None].expand(*kT.shape, self.atoms) / self.kT_cold
+        return Metropolis(EulerMaruyama(drift, kT, h, mean_free=True), target)
+
+    def rotation(
+        self, target: Potential, kT: Tensor, rotors: list[int], size: float = np.pi
+    ) -> TorsionRotation:
+        """About the bonds of ``rotors`` at once, by at most ``size`` (rad)."""
+        axes, moved = self.topology.rotors[rotors], self.topology.moved[rotors]
+        return TorsionRotation(target, kT, axes, moved, size=size, mean_free=True)
+
+    def ladders(self, count: int) -> Tensor:
+        """kT of all replicas of ``count`` ladders from 300 K to `HOT`."""
+        return geometric_kT(self.kT_cold, HOT * ase.units.kB, STATES).repeat(count)
+
+
+def starts(x: Tensor, count: int) -> Tensor:
+    """Snapshots at φ < 0 from all over x (M, N, 3), float64."""
+    return x[~positive(x)][:: max(1, len(x) // (2 * count))][:count].double()
+
+
+def follow(
+    kernel: Kernel,
+    x: Tensor,
+    n_steps: int,
+    count: Callable[[State], Tensor | float],
+    *,
+    seed: int,
+    states: int = 1,
+    skip: float = BURN_IN,
+) -> tuple[State, Tensor, int]:
+    """The last state; sums of ``count(state)``; changes of sign of φ between frames.
+
+    Frames are every `EVERY` steps; those of the first ``skip`` of the run are not counted. Of
+    replicas only the first of every ``states`` rows, at 300 K, is looked at.
+    """
+    crossings, before, sums = 0, positive(x[::states]), 0.0
     for state, _ in run(kernel, x, n_steps, noise=Noise(seed), every=EVERY):
-        cold = state.x[::states]
-        now = positive(cold)
+        now = positive(state.x[::states])
         crossings, before = crossings + int((now != before).sum()), now
-        if state.step > BURN_IN * n_steps:
-            near = covered(cold)
-            counts, inside = counts + (now & near).double(), inside + near.double()
-            total = total + now.double()
-            frames += 1
-    counts, inside, total = counts / frames, inside / frames, total / frames
-    mean, part = float(counts.mean() / inside.mean()), float(inside.mean())
-    error = float((counts - mean * inside).std() / part / len(counts) ** 0.5)
-    everywhere = float(total.mean()), float(total.std() / len(total) ** 0.5)
+        if state.step > skip * n_steps:
+            sums = sums + count(state)
+    return state, sums, crossings
+
+
+def sample(
+    name: str, kernel: Kernel, x: Tensor, n_steps: int, *, covered: Covered, states: int, seed: int
+) -> tuple:
+    """The last state; and name, population, …, as in `Result`."""
+
+    def count(state: State) -> Tensor:
+        cold = state.x[::states]
+        near, inside = covered(cold), positive(cold)
+        return torch.stack((near, near & inside, torch.ones_like(near), inside)).double()
+
+    begun = time.perf_counter()
+    state, sums, crossings = follow(kernel, x, n_steps, count, seed=seed, states=states)
+    near, inside, frames, anywhere = sums
+    of_near, of_all = ratio(inside, near), ratio(anywhere, frames)
+    uncovered = 1 - float(near.sum() / frames.sum())
     seconds = time.perf_counter() - begun
-    return state, (name, mean, error, *everywhere, crossings, 1 - part, seconds)
+    return state, (name, *map(float, (*of_near, *of_all)), crossings, uncovered, seconds)
 
 
 def true_basins(x: Tensor) -> Tensor:
@@ -139,12 +201,17 @@ def with_reference(mean: float, error: float) -> float:
     return float(np.hypot(error, reference * mean * (1 - mean) / (p * (1 - p))))
 
 
-def reweighted(potential, frames: Snapshots, kT: float) -> tuple:
+def log_weights(potential: Potential, frames: Snapshots, kT: float) -> Tensor:
+    """Log (M,) of what makes the model's ensemble of the snapshots: see above."""
+    x = torch.as_tensor(frames.positions)
+    gap = torch.as_tensor(frames.energies).double() - energies(potential, x)
+    return gap / kT + true_basins(x)
+
+
+def reweighted(potential: Potential, frames: Snapshots, kT: float) -> tuple:
     """The model's population by its energies on the snapshots; its error; ESS in %."""
     x = torch.as_tensor(frames.positions)
-    model = torch.cat([potential(part).energy.double() for part in x.split(500)])
-    reference = torch.as_tensor(frames.energies).double()
-    weighted = Weighted(x, (reference - model) / kT + true_basins(x), groups=40)
+    weighted = Weighted(x, log_weights(potential, frames, kT), groups=40)
     mean, error = map(float, weighted.mean(positive(x).double()))
     return mean, with_reference(mean, error), 100 * weighted.ess
 
@@ -189,39 +256,27 @@ def report(options, results, summary, own) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="alanine-dipeptide", help="file or name")
+    parser = sampling_options(__doc__, model="alanine-dipeptide")
     parser.add_argument("--target", choices=("model", "amber14"), default="model")
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--ladders", type=int, default=24, help="of five walkers each")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(parser)
 
     model = ScoreModel.load(options.model)
     frames = Snapshots.read("alanine-dipeptide")
     potential, kT = model.potential(device="cpu"), model.card.kT
     target = potential if options.target == "model" else amber14()
-    topology = Topology.from_positions(frames.system.numbers, frames.positions[::50])
-    chosen = [n for n, axis in enumerate(topology.rotors.tolist()) if set(axis) in AXES]
-    x = torch.as_tensor(frames.positions)
-    start = x[~positive(x)][:: max(1, len(x) // (2 * STATES * options.ladders))]
-    start = start[: STATES * options.ladders].double()
+    molecule, x = Backbone(frames, kT), torch.as_tensor(frames.positions)
+    start = starts(x, STATES * options.ladders)
 
-    def kernel(temperatures):
-        # h ∝ kT keeps h times the curvature of U/kT
-        h = H * temperatures[..., None].expand(*temperatures.shape, x.shape[1]) / kT
-        mala = Metropolis(EulerMaruyama(potential, temperatures, h, mean_free=True), target)
-        turn = TorsionRotation(
-            target, temperatures, topology.rotors[chosen], topology.moved[chosen], mean_free=True
-        )
+    def kernel(temperatures: Tensor) -> tuple[Metropolis, Mixture]:
+        mala = molecule.reverse_steps(potential, temperatures, target)
+        turn = molecule.rotation(target, temperatures, molecule.rotors)
         return mala, Mixture([turn, mala], [1, 2])
 
     mala, mixture = kernel(torch.tensor(kT, dtype=torch.float64))
-    ladder = geometric_kT(kT, HOT * ase.units.kB, STATES)
     # one replica of each ladder is at 300 K: as many steps of as many walkers, a fifth of the data
-    exchange = ReplicaExchange(kernel(ladder.repeat(options.ladders))[1], STATES, every=EVERY)
+    exchange = ReplicaExchange(kernel(molecule.ladders(options.ladders))[1], STATES, every=EVERY)
 
     results, summary, covered = [], None, Covered(x)
     for name, made, states in (
@@ -232,7 +287,7 @@ def main() -> int:
         state, row = sample(
             name, made, start, options.steps, covered=covered, states=states, seed=options.seed
         )
-        hand = correct_hand(state.x[::states].numpy(), frames.positions, topology.centres)
+        hand = correct_hand(state.x[::states].numpy(), frames.positions, molecule.topology.centres)
         results.append(Result(*row, int((~hand).sum())))
         if made is exchange:
             summary = exchange.summary(state)

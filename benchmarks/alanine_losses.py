@@ -19,7 +19,6 @@ reference is 3.2 ± 0.2 %. Errors of the offset are about 0.05 kT for the finite
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from alanine_exchange import amber14, positive, reweighted
+from shared import command_line, energies, parsed
 
 from diffmd_ase.score.card import Card, ExpertCard
 from diffmd_ase.score.force_field_fit import fit_prior
@@ -86,15 +86,15 @@ def measure(model: ScoreModel, frames: Snapshots, held_out: Snapshots, truth) ->
     """Errors of energies and forces on held-out snapshots, kT, and the population of φ > 0."""
     potential, kT = model.potential(device="cpu"), model.card.kT
     x = torch.as_tensor(held_out.positions)
-    energies = torch.cat([potential(part).energy.double() for part in x.split(500)]).numpy()
-    gap = (held_out.energies - energies) / kT
+    learned = energies(potential, x).numpy()
+    gap = (held_out.energies - learned) / kT
     inside = positive(x).numpy()
     forces, exact = (p(x[:FRAMES]).forces.double().flatten() for p in (potential, truth))
     population, error, ess = reweighted(potential, frames, kT)
     return {
         "force_correlation": float(torch.corrcoef(torch.stack([forces, exact]))[0, 1]),
         "force_error": float((forces - exact).norm() / exact.norm()),
-        "energy_correlation": float(np.corrcoef(held_out.energies, energies)[0, 1]),
+        "energy_correlation": float(np.corrcoef(held_out.energies, learned)[0, 1]),
         "within": float(gap[~inside].std()),
         "offset": float(gap[inside].mean() - gap[~inside].mean()),
         "population": population,
@@ -104,13 +104,11 @@ def measure(model: ScoreModel, frames: Snapshots, held_out: Snapshots, truth) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--minutes", type=float, default=4.0, help="of each network")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", default="", help="contenders whose name holds these words")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(parser)
     frames, truth = Snapshots.read("alanine-dipeptide"), amber14()
     config = TrainConfig(max_minutes=options.minutes, steps=100_000, patience=20)
     rows: dict[str, list[dict]] = {}

@@ -8,7 +8,6 @@ the step size enters; those of 499 atoms run as plain reverse diffusion.
     python benchmarks/copper_fidelity.py copper.npz --train         # trains first
 """
 
-import argparse
 import json
 import resource
 
@@ -17,13 +16,13 @@ import torch
 from ase.calculators.emt import EMT
 from ase.mep import NEB
 from ase.optimize import FIRE
-from make_copper import LATTICE, crystal
+from make_copper import LATTICE, crystal, hopper
+from shared import chain, command_line, parsed
 
 from diffmd_ase import EulerMaruyama, Noise, ScoreCalculator, ScoreModel, Snapshots, System, run
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.score.neighbours import edges
 from diffmd_ase.score.training import train
-from diffmd_ase.simulation.prepare import prepare
 
 SHELLS = np.sqrt([0.5, 1.0, 1.5])  # in lattice constants, the first three of fcc
 
@@ -76,100 +75,98 @@ def amplitude(positions, lattice=LATTICE):
 def sample(potential, x, kT, h, steps, every, seed=3):
     """Frames (M, N, 3), energies (M,) and acceptance of Metropolis-corrected walkers."""
     kernel = Metropolis(EulerMaruyama(potential, kT=kT, h=h))
-    frames, energies, accepted = [], [], []
-    for n, (state, info) in enumerate(run(kernel, x, steps, noise=Noise(seed), every=every)):
-        accepted.append(info.accepted.double().mean().item())
-        if n * every >= steps // 5:
-            frames.append(state.x.numpy())
-            energies.append(state.energy.numpy())
-    return np.concatenate(frames), np.concatenate(energies), np.mean(accepted)
+    states, accepted = chain(kernel, x, steps, noise=Noise(seed), every=every)
+    kept = states[steps // 5 // every :]
+    frames, own = (torch.cat([getattr(s, name) for s in kept]).numpy() for name in ("x", "energy"))
+    return frames, own, float(accepted.mean())
+
+
+def compared(potential, walkers, snapshots, rest, lattice=LATTICE):
+    """Rows (name, EMT, model, goal in %) of structure and energies.
+
+    ``walkers`` of the model and ``snapshots`` of EMT are frames (M, N, 3) and energies (M,);
+    ``rest`` is the crystal that energies are above.
+    """
+    (frames, own), (x, energies), cell = walkers, snapshots, np.array(rest.cell)
+    rest.calc = EMT()
+    energies = energies - rest.get_potential_energy()
+    own = own - float(potential(torch.as_tensor(rest.positions)).energy)
+    rows, pairs = [], zip(peaks(x, cell, lattice), peaks(frames, cell, lattice), strict=True)
+    for n, (emt, ours) in enumerate(pairs, 1):
+        rows.append((f"g(r) peak {n}, place, Å", emt[0], ours[0], 1.0))
+        rows.append((f"g(r) peak {n}, height", emt[1], ours[1], 1.0))
+    rows.append(
+        ("amplitude about sites, Å", amplitude(x, lattice), amplitude(frames, lattice), 3.0)
+    )
+    rows.append(("energy above the lattice, mean, eV", energies.mean(), own.mean(), 5.0))
+    rows.append(("energy, std, eV", energies.std(), own.std(), 5.0))
+    return rows
+
+
+def with_errors(rows):
+    """Rows (name, EMT, model, error in %, goal in %)."""
+    return [(name, float(a), float(b), 100 * float(b / a - 1), goal) for name, a, b, goal in rows]
+
+
+def plain_walkers(model, kT, h, lattice=LATTICE):
+    """Reverse diffusion of 499 atoms: walkers kept of 4, spread of U - EMT in meV for each atom."""
+    atoms = crystal(5, lattice=lattice)
+    potential = model.potential(System.from_atoms(atoms), device="cpu")
+    x = torch.as_tensor(atoms.positions).float().expand(4, -1, -1)
+    atoms.calc, offset = EMT(), []
+    for state, _ in run(EulerMaruyama(potential, kT=kT, h=h), x, 1000, noise=Noise(4), every=100):
+        if state.step > 400:
+            atoms.positions = state.x[0].numpy()
+            offset.append(float(state.energy[0]) - atoms.get_potential_energy())
+    kept = int(torch.isfinite(state.x).flatten(1).all(1).sum())
+    return kept, 1000 * float(np.std(offset)) / len(atoms)
 
 
 def barrier(calculator, repeat=3, images=5):
     """Energy (eV) of the saddle of a vacancy hop above its ends, nudged elastic band."""
     first = crystal(repeat)
-    # the vacancy is at the origin; the atom at (0, a/2, a/2) hops into it
-    mover = int(np.linalg.norm(first.positions - [0, LATTICE / 2, LATTICE / 2], axis=1).argmin())
     last = first.copy()
-    last.positions[mover] = 0.0
-    chain = [first.copy() for _ in range(images + 1)] + [last]
-    for atoms in chain:
+    last.positions[hopper(first)] = 0.0
+    path = [first.copy() for _ in range(images + 1)] + [last]
+    for atoms in path:
         atoms.calc = calculator()
-    for end in (chain[0], chain[-1]):
+    for end in (path[0], path[-1]):
         FIRE(end, logfile=None).run(fmax=0.01, steps=300)
-    band = NEB(chain, climb=True, method="improvedtangent")
+    band = NEB(path, climb=True, method="improvedtangent")
     band.interpolate(mic=True)
     FIRE(band, logfile=None).run(fmax=0.03, steps=300)
-    return max(a.get_potential_energy() for a in chain) - chain[0].get_potential_energy()
+    return max(a.get_potential_energy() for a in path) - path[0].get_potential_energy()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("snapshots", help="of make_copper.py")
     parser.add_argument("--model", default="copper-vacancy", help="file, or name of a shipped one")
     parser.add_argument("--train", action="store_true", help="a new model, from the snapshots")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(parser)
     with np.load(options.snapshots) as archive:
-        x, energies, cell = archive["positions"], archive["energies"], archive["cell"]
+        x, energies = archive["positions"], archive["energies"]
     if options.train:
         model = train(Snapshots.read(options.snapshots), device="cpu")
     else:
         model = ScoreModel.load(options.model)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    kT, small = model.card.kT, crystal()
+    kT, fastest = model.card.kT, model.card.lambda_max
     potential = model.potential(device="cpu", dtype=torch.float64)
     starts = torch.as_tensor(x[:: len(x) // 64][:64])
-    frames, own, acceptance = sample(potential, starts, kT, 0.4 / model.card.lambda_max, 1500, 10)
-    rows = []
-    for n, (ours, emt) in enumerate(zip(peaks(frames, cell), peaks(x, cell), strict=True), 1):
-        rows += [(f"g(r) peak {n}, place, Å", emt[0], ours[0], 1.0)]
-        rows += [(f"g(r) peak {n}, height", emt[1], ours[1], 1.0)]
-    rows.append(("amplitude about sites, Å", amplitude(x), amplitude(frames), 3.0))
-    small.calc = EMT()
-    base = small.get_potential_energy(), float(potential(torch.as_tensor(small.positions)).energy)
-    rows.append(
-        (
-            "energy above the lattice, mean, eV",
-            np.mean(energies - base[0]),
-            np.mean(own - base[1]),
-            5.0,
-        )
-    )
-    rows.append(("energy, std, eV", np.std(energies), np.std(own), 5.0))
-    rows.append(
-        (
-            "barrier of the vacancy, eV",
-            barrier(EMT),
-            barrier(lambda: ScoreCalculator(model, device="cpu", dtype="float64")),
-            None,
-        )
-    )
-    # 499 atoms: plain reverse diffusion from the lattice
-    large = crystal(5)
-    big = model.potential(System.from_atoms(large), device="cpu")
-    kernel = prepare(big, temperature_K=model.card.temperature_K).kernel
-    start = torch.as_tensor(large.positions).float().expand(4, -1, -1)
-    kept, learned, reference = 0, [], []
-    large.calc = EMT()
-    for state, _ in run(kernel, start, 1000, noise=Noise(4), every=100):
-        kept = int(torch.isfinite(state.x).flatten(1).all(1).sum())
-        if state.step > 400:
-            learned.append(float(state.energy[0]))
-            large.positions = state.x[0].numpy()
-            reference.append(large.get_potential_energy())
-    offset = np.subtract(learned, reference)
+    *walkers, acceptance = sample(potential, starts, kT, 0.4 / fastest, 1500, 10)
+    rows = compared(potential, walkers, (x, energies), crystal())
+    ours = barrier(lambda: ScoreCalculator(model, device="cpu", dtype="float64"))
+    rows.append(("barrier of the vacancy, eV", barrier(EMT), ours, None))
+    kept, spread = plain_walkers(model, kT, 0.2 / fastest)
     result = {
-        "rows": [
-            (name, float(a), float(b), 100 * float(b / a - 1), goal) for name, a, b, goal in rows
-        ],
+        "rows": with_errors(rows),
         "acceptance": acceptance,
         "walkers_499": {
             "started": 4,
             "kept": kept,
             "steps": 1000,
-            "std_of_U_minus_EMT_per_atom_meV": 1000 * float(offset.std()) / len(large),
+            "std_of_U_minus_EMT_per_atom_meV": spread,
         },
         "training_s": model.card.training["seconds"],
         "peak_memory_MB": memory if options.train else None,
@@ -183,7 +180,7 @@ def main():
         print(f"{name:36}{a:9.4f}{b:9.4f}{error:+8.2f} %   {asked}")
     print(
         f"acceptance {acceptance:.2f}; 499 atoms: {kept} of 4 walkers after 1000 steps, "
-        f"U - EMT varies by {result['walkers_499']['std_of_U_minus_EMT_per_atom_meV']:.2f} meV/atom"
+        f"U - EMT varies by {spread:.2f} meV/atom"
     )
     print(
         f"training {result['training_s']:.0f} s on one thread"

@@ -23,7 +23,6 @@ sides (F is symmetric) within four standard errors, or if the model's is 10 % or
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -33,7 +32,8 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.emt import EMT
-from make_copper import LATTICE, TEMPERATURE_K, TIMESTEP, crystal
+from make_copper import LATTICE, TEMPERATURE_K, TIMESTEP, crystal, hopper
+from shared import chain, energies, parsed, sampling_options
 from torch import Tensor
 
 from diffmd_ase.analysis.free_energy.barrier import barrier
@@ -47,7 +47,6 @@ from diffmd_ase.potentials.biases.hills import Grid
 from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.potentials.biases.recorded import Frozen
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
-from diffmd_ase.sampling.run import run
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
@@ -78,8 +77,8 @@ class Hop:
     def __init__(self, atoms: Atoms):
         self.cell = torch.as_tensor(np.array(atoms.cell))
         self.sites = torch.as_tensor(atoms.positions)
-        origin = LATTICE * np.array([0.0, 0.5, 0.5])
-        self.mover = int(np.linalg.norm(atoms.positions - origin, axis=1).argmin())
+        self.mover = hopper(atoms)
+        origin = atoms.positions[self.mover]
         self.along = torch.as_tensor(-origin / np.linalg.norm(origin))
         from_origin, from_site = (
             self._shortest(self.sites - torch.as_tensor(place)).norm(dim=-1)
@@ -119,13 +118,10 @@ class Within(Potential):
 
 def sample(kernel, x, moves, hop, *, seed, every=10):
     """Frames (M, W, N, 3), accepted fraction, walkers that changed sides from frame to frame."""
-    frames, accepted = [], []
-    for state, info in run(kernel, x, moves, noise=Noise(seed), every=every):
-        frames.append(state.x)
-        accepted.append(float(info.accepted.double().mean()))
-    frames = torch.stack(frames)
+    states, accepted = chain(kernel, x, moves, noise=Noise(seed), every=every)
+    frames = torch.stack([state.x for state in states])
     sides = hop.q(frames) > 0
-    return frames, float(np.mean(accepted)), int((sides[1:] != sides[:-1]).sum())
+    return frames, float(accepted.mean()), int((sides[1:] != sides[:-1]).sum())
 
 
 def judged(name: str, q: Tensor, log_weights: Tensor, kT: float) -> Result:
@@ -195,12 +191,9 @@ def measure(potential: Potential, atoms: Atoms, kT: float, options) -> tuple[lis
     )
     frames = frames[len(frames) // 10 :]
     flat = frames.flatten(0, 1)
-    model = torch.cat([potential(part).energy.double() for part in flat.split(256)])
-    weights = torch.cat([bias(part).energy for part in flat.split(256)]) / kT
-    emt = AsePotential(EMT(), System.from_atoms(atoms))
-    truth = torch.cat([emt(part).energy for part in flat.split(256)])
-    q = hop.q(frames)
-    weights, gap = weights.reshape(q.shape), ((model - truth) / kT).reshape(q.shape)
+    emt, q = AsePotential(EMT(), System.from_atoms(atoms)), hop.q(frames)
+    gap = ((energies(potential, flat) - energies(emt, flat)) / kT).reshape(q.shape)
+    weights = (energies(bias, flat) / kT).reshape(q.shape)
     results = [judged("model", q, weights, kT), judged("EMT", q, weights + gap, kT)]
     value, error = difference(q, weights, gap, kT)
     about = {
@@ -215,14 +208,10 @@ def measure(potential: Potential, atoms: Atoms, kT: float, options) -> tuple[lis
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="copper-vacancy", help="name or file")
+    parser = sampling_options(__doc__, model="copper-vacancy")
     parser.add_argument("--moves", type=int, default=600, help="with the frozen bias")
     parser.add_argument("--walkers", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(parser)
     begun = time.process_time()
     model, atoms = ScoreModel.load(options.model), crystal()
     potential = model.potential(System.from_atoms(atoms), device="cpu", dtype=torch.float64)

@@ -9,20 +9,18 @@ fail. Walkers of 107 atoms are corrected to the model's own energy by Metropolis
     python benchmarks/copper_transfer.py --data folder     # again, with its sets: eight
 """
 
-import argparse
 import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from ase.calculators.emt import EMT
-from copper_fidelity import amplitude, peaks, sample
+from copper_fidelity import compared, plain_walkers, sample, with_errors
 from make_copper import crystal, draw
+from shared import command_line, parsed, save_snapshots
 
-from diffmd_ase import Noise, Snapshots, System, run
+from diffmd_ase import Snapshots, System
 from diffmd_ase.score.training import train
-from diffmd_ase.simulation.prepare import prepare
 from diffmd_ase.units import kT_from_temperature
 
 RUN_K = 500.0
@@ -45,8 +43,7 @@ def exact(folder, name, seed):
         kelvin, repeat, frames = SETS[name]
         atoms = crystal(repeat, lattice=lattice(kelvin))
         x, energies, forces, _ = draw(frames, seed, atoms=atoms, temperature_K=kelvin)
-        box = {"numbers": atoms.numbers, "cell": np.array(atoms.cell), "pbc": atoms.pbc}
-        np.savez(path, positions=x, energies=energies, forces=forces, temperature_K=kelvin, **box)
+        save_snapshots(path, atoms, x, energies, forces, temperature_K=kelvin)
     return path
 
 
@@ -57,18 +54,8 @@ def facts(model, reference):
     potential = model.potential(System.from_atoms(rest), device="cpu", dtype=torch.float64)
     h = 0.4 / (model.card.lambda_max * model.card.kT / kT)
     starts = torch.as_tensor(x[:: len(x) // 16][:16])
-    frames, own, acceptance = sample(potential, starts, kT, h, 2000, 10)
-    cell, rows = np.array(rest.cell), []
-    ours, emt = peaks(frames, cell, a), peaks(x, cell, a)
-    for n in range(3):
-        rows.append((f"g(r) peak {n + 1}, place, Å", emt[n][0], ours[n][0], 1.0))
-        rows.append((f"g(r) peak {n + 1}, height", emt[n][1], ours[n][1], 1.0))
-    rows.append(("amplitude about sites, Å", amplitude(x, a), amplitude(frames, a), 3.0))
-    rest.calc = EMT()
-    base = rest.get_potential_energy(), float(potential(torch.as_tensor(rest.positions)).energy)
-    energies = reference["energies"] - base[0]
-    rows.append(("energy above the lattice, mean, eV", energies.mean(), np.mean(own - base[1]), 5))
-    rows.append(("energy, std, eV", energies.std(), np.std(own), 5.0))
+    *walkers, acceptance = sample(potential, starts, kT, h, 2000, 10)
+    rows = compared(potential, walkers, (x, reference["energies"]), rest, a)
     forces = potential(torch.as_tensor(x)).forces.numpy()
     error = ((forces - reference["forces"]) ** 2).mean() / (reference["forces"] ** 2).mean()
     return rows, 100 * float(error) ** 0.5, acceptance
@@ -76,25 +63,15 @@ def facts(model, reference):
 
 def large(model):
     """499 atoms at 500 K: walkers kept of 4, spread of U - EMT in meV for each atom."""
-    atoms = crystal(5, lattice=lattice(RUN_K))
-    potential = model.potential(System.from_atoms(atoms), device="cpu")
-    kernel = prepare(potential, temperature_K=RUN_K).kernel
-    x = torch.as_tensor(atoms.positions).float().expand(4, -1, -1)
-    atoms.calc, offset = EMT(), []
-    for state, _ in run(kernel, x, 1000, noise=Noise(4), every=100):
-        if state.step > 400:
-            atoms.positions = state.x[0].numpy()
-            offset.append(float(state.energy[0]) - atoms.get_potential_energy())
-    kept = int(torch.isfinite(state.x).flatten(1).all(1).sum())
-    return kept, 1000 * float(np.std(offset)) / len(atoms)
+    kT = kT_from_temperature(RUN_K)
+    h = 0.2 / (model.card.lambda_max * model.card.kT / kT)
+    return plain_walkers(model, kT, h, lattice(RUN_K))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, default=Path("."), help="folder of the sets")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(parser)
     warnings.simplefilter("ignore")  # rejected moves repeat frames; the last model is wrong
     options.data.mkdir(parents=True, exist_ok=True)
     paths = [exact(options.data, name, seed) for seed, name in enumerate(SETS, 1)]
@@ -108,7 +85,7 @@ def main():
         model = train(sets, device="cpu")
         rows, error, acceptance = facts(model, reference)
         result[name] = {
-            "rows": [(r, float(a), float(b), 100 * float(b / a - 1), g) for r, a, b, g in rows],
+            "rows": with_errors(rows),
             "force_error_percent": error,
             "acceptance": float(acceptance),
             "configurational_K": [s.configurational_temperature_K for s in model.card.systems],

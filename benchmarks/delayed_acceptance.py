@@ -21,7 +21,6 @@ alone, which shows what the correction removes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ import torch
 from arviz_stats.base import array_stats
 from ase import units
 from diffmd_openmm import PHI, PSI, OpenMMPotential, alanine_dipeptide
+from shared import command_line, parsed
 
 from diffmd_ase.analysis.divergence import jensen_shannon
 from diffmd_ase.analysis.observables import angle_triples
@@ -213,16 +213,14 @@ def measure(path: Path, walkers: int, steps: int, mala_steps: int, inner: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--walkers", type=int, default=64)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--mala-steps", type=int, default=10_000)
     parser.add_argument("--inner", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     result = measure(
         options.model, options.walkers, options.steps, options.mala_steps, options.inner
     )

@@ -10,13 +10,12 @@ error of the time step. Two frames of a walker are five trajectories of 20 steps
         '{"epsilon": 0.0104, "sigma": 3.4, "rc": 7.2, "smooth": false}'
 """
 
-import argparse
-
 import numpy as np
 import torch
 from ase import Atoms, units
+from shared import chain, parsed, save_snapshots, snapshot_options
 
-from diffmd_ase import Noise, System, run
+from diffmd_ase import Noise, System
 from diffmd_ase.potentials.analytic import LennardJones
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
 
@@ -33,40 +32,28 @@ def liquid() -> Atoms:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-o", "--output", default="argon.npz")
-    parser.add_argument("--frames", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(snapshot_options(__doc__, output="argon.npz", frames=4000))
     atoms = liquid()
     potential = LennardJones(System.from_atoms(atoms), epsilon=EPSILON, sigma=SIGMA, rc=CUTOFF)
     kernel = HamiltonianMonteCarlo(
         potential, kT=TEMPERATURE_K * units.kB, timestep=12 * units.fs, n_leapfrog=20
     )
     start = torch.as_tensor(atoms.positions).expand(WALKERS, -1, -1)
-    rounds = -(-options.frames // WALKERS)
-    steps, noise = BURN_IN + MOVES * rounds, Noise(options.seed)
-    accepted, positions, energies, forces = [], [], [], []
-    for state, info in run(kernel, start, steps, noise=noise, every=MOVES):
-        if state.step > BURN_IN:
-            accepted.append(info.accepted.double().mean().item())
-            positions.append(state.x)
-            energies.append(state.energy)
-            forces.append(state.forces)
+    rounds, noise = -(-options.frames // WALKERS), Noise(options.seed)
+    steps, first = BURN_IN + MOVES * rounds, BURN_IN // MOVES
+    states, accepted = chain(kernel, start, steps, noise=noise, every=MOVES)
+    states, accepted = states[first:], accepted[first:]
     # an order of its own: neighbours in the file are no neighbours in time
     order = np.random.default_rng(options.seed).permutation(rounds * WALKERS)[: options.frames]
-    np.savez_compressed(
+    save_snapshots(
         options.output,
-        positions=torch.cat(positions).numpy()[order],
-        energies=torch.cat(energies).numpy()[order],
-        forces=torch.cat(forces).numpy()[order].astype(np.float32),
-        numbers=atoms.numbers,
-        cell=np.array(atoms.cell),
-        pbc=atoms.pbc,
+        atoms,
+        torch.cat([state.x for state in states]).numpy()[order],
+        torch.cat([state.energy for state in states]).numpy()[order],
+        torch.cat([state.forces for state in states]).numpy()[order].astype(np.float32),
         temperature_K=TEMPERATURE_K,
     )
-    print(f"{options.output}: {options.frames} frames, acceptance {np.mean(accepted):.3f}")
+    print(f"{options.output}: {options.frames} frames, acceptance {accepted.mean():.3f}")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ error of the time step. The vacancy hops some times in a thousand frames.
     python benchmarks/make_copper.py -o copper.npz           # 7 minutes on one core
 """
 
-import argparse
-
 import numpy as np
 from ase import units
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from shared import parsed, save_snapshots, snapshot_options
 
 TEMPERATURE_K, LATTICE = 900.0, 3.68  # Å, near zero pressure at 900 K
 TIMESTEP = 9 * units.fs
@@ -23,6 +22,11 @@ def crystal(repeat=2, vacancies=1, lattice=LATTICE):
     atoms = bulk("Cu", "fcc", a=lattice, cubic=True).repeat(repeat)
     del atoms[list(range(vacancies))]
     return atoms
+
+
+def hopper(atoms):
+    """Index of the atom at (0, a/2, a/2), which can hop into the vacancy at the origin."""
+    return int(np.linalg.norm(atoms.positions - [0, LATTICE / 2, LATTICE / 2], axis=1).argmin())
 
 
 def trajectory(atoms, steps, kT, rng):
@@ -61,24 +65,11 @@ def draw(frames, seed, *, atoms=None, temperature_K=TEMPERATURE_K, moves=2, burn
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-o", "--output", default="copper.npz")
-    parser.add_argument("--frames", type=int, default=6000)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    atoms = crystal()
-    positions, energies, forces, acceptance = draw(options.frames, options.seed)
-    np.savez_compressed(
-        options.output,
-        positions=positions,
-        energies=energies,
-        forces=forces.astype(np.float32),
-        numbers=atoms.numbers,
-        cell=np.array(atoms.cell),
-        pbc=atoms.pbc,
-        temperature_K=TEMPERATURE_K,
-    )
-    print(f"{options.output}: {len(positions)} frames, acceptance {acceptance:.3f}")
+    options = parsed(snapshot_options(__doc__, output="copper.npz", frames=6000))
+    x, energies, forces, acceptance = draw(options.frames, options.seed)
+    forces = forces.astype(np.float32)
+    save_snapshots(options.output, crystal(), x, energies, forces, temperature_K=TEMPERATURE_K)
+    print(f"{options.output}: {len(x)} frames, acceptance {acceptance:.3f}")
 
 
 if __name__ == "__main__":

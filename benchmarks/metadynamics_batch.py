@@ -10,17 +10,13 @@ Needs the plugin diffmd-plumed.
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
-import tempfile
-import time
 
 import numpy as np
-import torch
 from ase import units
 from diffmd_plumed.torch_cvs import PlumedCVPotential
-from plumed_walkers import ATOMS, INPUT, KT, one_each
+from plumed_walkers import ATOMS, INPUT, KT, against_one_each
+from shared import parsed, ratios, timing_options
 
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.biases.cvs import Torsion
@@ -51,48 +47,21 @@ def by_put(folder: str) -> Potential:
     return PlumedCVPotential(PHI_PSI, INPUT[2:], kT=KT, timestep=1.0, directory=folder)
 
 
-def stepping(potential: Potential, x: torch.Tensor, steps: int):
-    """As a run calls it: evaluation, then update."""
-    state = {"step": 0}
-
-    def call():
-        for _ in range(steps):
-            state["step"] += 1
-            potential(x)
-            potential.update(x, state["step"])
-
-    return call
-
-
 def compare(make, walkers: int, steps: int, pairs: int) -> dict:
     """µs per walker and step of both sides, and the ratio, median and range over pairs."""
-    x = torch.tensor(np.random.default_rng(0).normal(size=(walkers, ATOMS, 3)) * 2.0)
-    times: tuple[list[float], list[float]] = ([], [])
-    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        calls = one_each(x, steps, first), stepping(make(second), x, steps)
-        for _ in range(pairs + 1):  # the first round warms up
-            for spent, call in zip(times, calls, strict=True):
-                begun = time.thread_time()
-                call()
-                spent.append(1e6 * (time.thread_time() - begun) / (steps * walkers))
-    theirs, ours = (spent[1:] for spent in times)
-    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    theirs, ours = against_one_each(make, walkers, steps, pairs)
+    ratio, limits = ratios(theirs, ours)
     return {
         "walkers": walkers,
-        "one_instance_each_us": statistics.median(theirs),
-        "ours_us": statistics.median(ours),
-        "ratio": statistics.median(ratios),
-        "ratio_range": (min(ratios), max(ratios)),
+        "one_instance_each_us": np.median(theirs),
+        "ours_us": np.median(ours),
+        "ratio": ratio,
+        "ratio_range": limits,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(timing_options(__doc__, steps=100, pairs=6))
     cases = {"torch variables, PLUMED's bias": (by_put, 64), "torch alone": (in_torch, 256)}
     results = {
         name: compare(make, walkers, options.steps, options.pairs)

@@ -15,12 +15,12 @@ themselves know the smallest weight to 0.9 % (100 000 of them).
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 
 import numpy as np
 import torch
+from shared import command_line, parsed
 from torch import Tensor
 from toys import Config, Grid, Mixture, contenders, divergence, fit
 
@@ -57,16 +57,14 @@ def measure(name: str, snapshots: int, seed: int, config: Config) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--snapshots", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=Config.steps, help="of training")
     parser.add_argument("--only", help="one contender by name")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parsed(parser)
     if min(options.seeds, options.steps) < 1 or options.snapshots < 1000:
         parser.error("needs a seed, a step and a thousand snapshots at least")
-    torch.set_num_threads(1)
     config = Config(steps=options.steps)
     names = list(contenders(TARGET.sample(300, torch.Generator().manual_seed(0)), LOW, 0))
     if options.only not in (None, *names):

@@ -19,13 +19,13 @@ training has seen. Goal: JS at most 0.001 and PMF at most 0.02 above the floor, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from functools import cache
 
 import numpy as np
 import torch
+from shared import chain, command_line, parsed
 from torch import Tensor
 from toys import Config, Learned, contenders, fit
 
@@ -114,11 +114,9 @@ def simulate(potential: Learned, seed: int) -> tuple[Tensor, float]:
     x = torch.tensor([[START]], dtype=torch.float64).expand(WALKERS, 1, 2).clone()
     noise = Noise(seed)
     ((equilibrated, _),) = run(kernel, x, EQUILIBRATION, noise=noise, every=EQUILIBRATION)
-    frames, accepted = [], []
-    for state, info in run(kernel, equilibrated, N // WALKERS * EVERY, noise=noise, every=EVERY):
-        frames.append(state.x)
-        accepted.append(info.accepted.double().mean())
-    return torch.cat(frames), float(torch.stack(accepted).mean())
+    steps = N // WALKERS * EVERY
+    states, accepted = chain(kernel, equilibrated, steps, noise=noise, every=EVERY)
+    return torch.cat([state.x for state in states]), float(accepted.mean())
 
 
 def measure(loss: str, seed: int, config: Config) -> dict:
@@ -140,15 +138,13 @@ def measure(loss: str, seed: int, config: Config) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8000, help="of training")
     parser.add_argument("--losses", nargs="+", default=["ranking", "plain, all noise"])
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parsed(parser)
     if min(options.seeds, options.steps) < 1:
         parser.error("needs a seed and a step at least")
-    torch.set_num_threads(1)
     known = list(contenders(draws(0)[:300], LOW, 0))
     if not set(options.losses) <= set(known):
         parser.error(f"--losses {options.losses}: choose from {known}")

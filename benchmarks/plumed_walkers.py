@@ -9,17 +9,17 @@ times are those of this thread. Goal: 1.3.
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import tempfile
-import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from diffmd_plumed import ASE_UNITS, PlumedPotential
-from diffmd_plumed.kernel import new_instance
+from diffmd_plumed.library import new_instance
+from shared import alternating, parsed, ratios, timing_options
 
+from diffmd_ase.potentials.base import Potential
 from diffmd_ase.system import System
 
 KT, ATOMS = 0.0258, 22
@@ -73,10 +73,8 @@ def one_each(x, steps, folder):
     return call
 
 
-def multiplexed(x, steps, folder):
-    """`PlumedPotential`, as a run calls it: evaluation, then update."""
-    system = System([6] * ATOMS, [1.0] * ATOMS)
-    potential = PlumedPotential(system, INPUT, kT=KT, timestep=1.0, directory=folder)
+def stepping(potential: Potential, x: torch.Tensor, steps: int) -> Callable[[], None]:
+    """As a run calls it: evaluation, then update."""
     state = {"step": 0}
 
     def call():
@@ -88,41 +86,47 @@ def multiplexed(x, steps, folder):
     return call
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--walkers", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    x = torch.tensor(np.random.default_rng(0).normal(size=(options.walkers, ATOMS, 3)) * 2.0)
-    times: dict[str, list[float]] = {"one instance each": [], "multiplexed": []}
+def against_one_each(
+    make: Callable[[str], Potential], walkers: int, steps: int, pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """µs per walker and step (pairs,): one instance for each; the potential ``make(folder)``."""
+    x = torch.tensor(np.random.default_rng(0).normal(size=(walkers, ATOMS, 3)) * 2.0)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         calls = {
-            "one instance each": one_each(x, options.steps, first),
-            "multiplexed": multiplexed(x, options.steps, second),
+            "one each": one_each(x, steps, first),
+            "ours": stepping(make(second), x, steps),
         }
-        for _ in range(options.pairs + 1):  # the first round warms up
-            for name, call in calls.items():
-                begun = time.thread_time()
-                call()
-                spent = time.thread_time() - begun
-                times[name].append(1e6 * spent / (options.steps * options.walkers))
-    pairs = zip(times["one instance each"][1:], times["multiplexed"][1:], strict=True)
-    ratios = [a / b for a, b in pairs]
+        times = alternating(calls, pairs)
+    theirs, ours = (1e6 * seconds / (steps * walkers) for seconds in times.values())
+    return theirs, ours
+
+
+def multiplexed(folder: str) -> Potential:
+    system = System([6] * ATOMS, [1.0] * ATOMS)
+    return PlumedPotential(system, INPUT, kT=KT, timestep=1.0, directory=folder)
+
+
+def main() -> None:
+    parser = timing_options(__doc__, steps=50, pairs=7)
+    parser.add_argument("--walkers", type=int, default=64)
+    options = parsed(parser)
+    theirs, ours = against_one_each(multiplexed, options.walkers, options.steps, options.pairs)
+    ratio, (low, high) = ratios(theirs, ours)
     result = {
         "walkers": options.walkers,
-        "us_per_walker_step": {n: statistics.median(t[1:]) for n, t in times.items()},
-        "ratio": statistics.median(ratios),
-        "ratio_range": (min(ratios), max(ratios)),
+        "us_per_walker_step": {
+            "one instance each": np.median(theirs),
+            "multiplexed": np.median(ours),
+        },
+        "ratio": ratio,
+        "ratio_range": (low, high),
     }
     if options.json:
         print(json.dumps(result, indent=2))
         return
     for name, value in result["us_per_walker_step"].items():
         print(f"{name:20s} {value:6.1f} µs/walker-step")
-    print(f"ratio {result['ratio']:.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+    print(f"ratio {ratio:.2f} ({low:.2f}–{high:.2f})")
 
 
 if __name__ == "__main__":

@@ -11,19 +11,15 @@ Langevin over that of the contender, from the same pair. Goals: ``run`` at least
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
-import ase
 import numpy as np
 import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
-from ase.md.langevin import Langevin
+from shared import alternating, ase_langevin, parsed, ratios, timing_options, versions
 
 from diffmd_ase.adapters.calculator import ScoreCalculator
 from diffmd_ase.adapters.dynamics import ReverseDiffusion
@@ -53,37 +49,18 @@ class ZeroPotential(Potential):
         return Evaluation(x.new_zeros(x.shape[:-2]), torch.zeros_like(x))
 
 
-def ase_langevin(atoms: Atoms, steps: int) -> Callable[[], object]:
+def langevin(atoms: Atoms, steps: int) -> Callable[[], object]:
     """The peer: ``ase.md.langevin.Langevin`` without trajectory or log."""
     atoms = atoms.copy()
     atoms.calc = ZeroCalculator()
-    dynamics = Langevin(
-        atoms,
-        1.0 * units.fs,
-        temperature_K=TEMPERATURE_K,
-        friction=0.01 / units.fs,
-        fixcm=False,  # as its own warning asks; also the faster of the two
-        rng=np.random.default_rng(0),
-    )
+    dynamics = ase_langevin(atoms, TEMPERATURE_K, timestep=1.0 * units.fs, seed=0)
     return lambda: dynamics.run(steps)
 
 
-def run_one(atoms: Atoms, steps: int) -> Callable[[], object]:
-    """`diffmd_ase.run`, one walker, every state yielded."""
+def plain_run(atoms: Atoms, steps: int, batch: tuple[int, ...] = ()) -> Callable[[], object]:
+    """`diffmd_ase.run`, every state yielded: one walker, or a batch of them."""
     kernel = EulerMaruyama(ZeroPotential(), kT=units.kB * TEMPERATURE_K, h=1e-5)
-    x = torch.tensor(atoms.positions)
-
-    def go():
-        for _ in run(kernel, x, steps, noise=Noise(0)):
-            pass
-
-    return go
-
-
-def run_64(atoms: Atoms, steps: int) -> Callable[[], object]:
-    """The same for 64 walkers in one batch; its time counts per walker."""
-    kernel = EulerMaruyama(ZeroPotential(), kT=units.kB * TEMPERATURE_K, h=1e-5)
-    x = torch.tensor(atoms.positions).expand(64, -1, -1)
+    x = torch.tensor(atoms.positions).expand(*batch, -1, -1)
 
     def go():
         for _ in run(kernel, x, steps, noise=Noise(0)):
@@ -100,57 +77,39 @@ def ase_reverse_diffusion(atoms: Atoms, steps: int) -> Callable[[], object]:
     return lambda: dynamics.run(steps)
 
 
-# name: (contender, walkers); a new one is one more function and one more line
+# name: (contender, walkers, each of which counts); a new one is one more function and one more line
 CONTENDERS = {
-    "run": (run_one, 1),
-    "run, batch of 64": (run_64, 64),
+    "run": (plain_run, 1),
+    "run, batch of 64": (partial(plain_run, batch=(64,)), 64),
     "ReverseDiffusion": (ase_reverse_diffusion, 1),
 }
 
 
 def measure(atoms: Atoms, steps: int, pairs: int) -> dict:
     """Times per walker-step (µs) and ratios to the peer, pair by pair."""
-    peer = ase_langevin(atoms, steps)
-    calls = {name: (make(atoms, steps), walkers) for name, (make, walkers) in CONTENDERS.items()}
-    peer_times, times = [], {name: [] for name in calls}
-    for _ in range(pairs + 1):  # the first round warms up
-        peer_times.append(_cpu_time(peer) / steps)
-        for name, (call, walkers) in calls.items():
-            times[name].append(_cpu_time(call) / (steps * walkers))
-    peer_times = peer_times[1:]
-    rows = {}
-    for name, values in times.items():
-        ratios = [a / b for a, b in zip(peer_times, values[1:], strict=True)]
+    calls = {"peer": langevin(atoms, steps)}
+    calls |= {name: make(atoms, steps) for name, (make, _) in CONTENDERS.items()}
+    times = alternating(calls, pairs)
+    peer, rows = times.pop("peer") / steps, {}
+    for name, seconds in times.items():
+        own = seconds / (steps * CONTENDERS[name][1])
+        median, limits = ratios(peer, own)
         rows[name] = {
-            "us_per_step": 1e6 * min(values[1:]),
-            "ratio_of_minima": min(peer_times) / min(values[1:]),
-            "ratio_median": statistics.median(ratios),
-            "ratio_range": (min(ratios), max(ratios)),
+            "us_per_step": 1e6 * own.min(),
+            "ratio_of_minima": peer.min() / own.min(),
+            "ratio_median": median,
+            "ratio_range": limits,
         }
-    return {"peer_us_per_step": 1e6 * min(peer_times), "contenders": rows}
-
-
-def _cpu_time(call: Callable[[], object]) -> float:
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
+    return {"peer_us_per_step": 1e6 * peer.min(), "contenders": rows}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing_options(__doc__, steps=1000, pairs=9)
     parser.add_argument("--atoms", type=int, default=22)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parsed(parser)
     atoms = Atoms(["C"] * options.atoms, positions=np.zeros((options.atoms, 3)))
     result = {
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "ase": ase.__version__,
-        },
+        "versions": versions(),
         "atoms": options.atoms,
         "dtype": "float64",
         "threads": 1,

@@ -74,6 +74,15 @@ class Mixture:
 # -------------------------------------------------------------------------- losses
 
 
+def noise(
+    x: Tensor, sigma: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """σ (B,), uniform in log σ; ε like x; and σε."""
+    sigma = log_uniform(len(x), *sigma, generator).to(x)
+    epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return sigma, epsilon, sigma[:, None, None] * epsilon
+
+
 @dataclass(frozen=True)
 class Plain:
     """``|σs + ε|²`` at ``x + σε``, uniform in log σ: the loss of ordinary diffusion models."""
@@ -81,11 +90,9 @@ class Plain:
     sigma: tuple[float, float]
 
     def __call__(self, energy: Energy, x: Tensor, generator: torch.Generator) -> Tensor:
-        sigma = log_uniform(len(x), *self.sigma, generator).to(x)
-        epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        s = sigma[:, None, None]
-        _, scores = score(energy, x + s * epsilon, sigma, create_graph=True)
-        return (s * scores + epsilon).square().sum((1, 2)).mean()
+        sigma, epsilon, shift = noise(x, self.sigma, generator)
+        _, scores = score(energy, x + shift, sigma, create_graph=True)
+        return (sigma[:, None, None] * scores + epsilon).square().sum((1, 2)).mean()
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,7 @@ class Antithetic:
     sigma: tuple[float, float]
 
     def __call__(self, energy: Energy, x: Tensor, generator: torch.Generator) -> Tensor:
-        sigma = log_uniform(len(x), *self.sigma, generator).to(x)
-        epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        shift = sigma[:, None, None] * epsilon
+        sigma, epsilon, shift = noise(x, self.sigma, generator)
         both = torch.cat([x + shift, x - shift])
         _, scores = score(energy, both, sigma.repeat(2), create_graph=True)
         return denoising_loss(*scores.chunk(2), epsilon, sigma).mean()
@@ -135,9 +140,8 @@ class FokkerPlanck:
     sigma: tuple[float, float]
 
     def __call__(self, energy: Energy, x: Tensor, generator: torch.Generator) -> Tensor:
-        sigma = log_uniform(len(x), *self.sigma, generator).to(x)
-        epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        noisy = (x + sigma[:, None, None] * epsilon).requires_grad_()
+        sigma, _, shift = noise(x, self.sigma, generator)
+        noisy = (x + shift).requires_grad_()
         log_sigma = sigma.log().requires_grad_()
         value = energy(noisy, log_sigma.exp()).sum()
         slope, speed = torch.autograd.grad(value, (noisy, log_sigma), create_graph=True)

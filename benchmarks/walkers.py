@@ -13,20 +13,15 @@ Goals: at least 10 with the pair network, at least 1.3 with the equivariant one.
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
-import ase
 import numpy as np
-import torch
 from ase import Atoms, units
 from ase.cluster import Icosahedron
-from ase.md.langevin import Langevin
+from shared import alternating, ase_langevin, parsed, ratios, timing_options, versions
 
 from diffmd_ase.adapters.batch import BatchReverseDiffusion
 from diffmd_ase.adapters.calculator import ScoreCalculator
@@ -34,7 +29,7 @@ from diffmd_ase.adapters.dynamics import ReverseDiffusion
 from diffmd_ase.potentials.analytic import LennardJones
 from diffmd_ase.score.model import ScoreModel
 
-STEP = {"spring": 5e4, "rng": 0}  # h = 1e-5 Å²
+SPRING = 5e4  # h = 1e-5 Å²
 
 
 def contents(model: str, device: str) -> tuple[Atoms, Callable[[], ScoreCalculator], float, str]:
@@ -67,42 +62,32 @@ def relaxed(model: ScoreModel, device: str) -> Atoms:
 def in_one_batch(atoms, calculator, temperature_K, walkers, steps) -> Callable[[], object]:
     images = [atoms.copy() for _ in range(walkers)]
     images[0].calc = calculator()
-    return partial(BatchReverseDiffusion(images, temperature_K=temperature_K, **STEP).run, steps)
+    dynamics = BatchReverseDiffusion(images, temperature_K=temperature_K, spring=SPRING, rng=0)
+    return lambda: dynamics.run(steps)
 
 
-def one_by_one(atoms, calculator, temperature_K, walkers, steps) -> Callable[[], object]:
+def one_by_one(dynamics, atoms, calculator, temperature_K, walkers, steps) -> Callable[[], object]:
+    """A loop over ``dynamics(image, temperature_K, seed)`` of each walker."""
     runs = []
     for seed in range(walkers):
         image = atoms.copy()
         image.calc = calculator()
-        runs.append(
-            Langevin(
-                image,
-                0.1 * units.fs,
-                temperature_K=temperature_K,
-                friction=0.01 / units.fs,
-                fixcm=False,
-                rng=np.random.default_rng(seed),
-            )
-        )
-    return lambda: [dynamics.run(steps) for dynamics in runs]
+        runs.append(dynamics(image, temperature_K, seed))
+    return lambda: [each.run(steps) for each in runs]
 
 
-def ours_one_by_one(atoms, calculator, temperature_K, walkers, steps) -> Callable[[], object]:
-    runs = []
-    for seed in range(walkers):
-        image = atoms.copy()
-        image.calc = calculator()
-        runs.append(
-            ReverseDiffusion(image, temperature_K=temperature_K, spring=STEP["spring"], rng=seed)
-        )
-    return lambda: [dynamics.run(steps) for dynamics in runs]
+def langevin(image: Atoms, temperature_K: float, seed: int):
+    return ase_langevin(image, temperature_K, timestep=0.1 * units.fs, seed=seed)
+
+
+def reverse_diffusion(image: Atoms, temperature_K: float, seed: int):
+    return ReverseDiffusion(image, temperature_K=temperature_K, spring=SPRING, rng=seed)
 
 
 CONTENDERS = {
     "one batch": in_one_batch,
-    "ASE Langevin, one by one": one_by_one,
-    "ReverseDiffusion, one by one": ours_one_by_one,
+    "ASE Langevin, one by one": partial(one_by_one, langevin),
+    "ReverseDiffusion, one by one": partial(one_by_one, reverse_diffusion),
 }
 
 
@@ -113,45 +98,26 @@ def measure(model: str, walkers: int, steps: int, pairs: int, device: str) -> di
         name: make(atoms, calculator, temperature_K, walkers, steps)
         for name, make in CONTENDERS.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(pairs + 1):  # the first round warms up
-        for name, call in calls.items():
-            times[name].append(_wall_time(call) / (walkers * steps))
-    batch = times["one batch"][1:]
-    rows = {}
-    for name, values in times.items():
-        ratios = [a / b for a, b in zip(values[1:], batch, strict=True)]
+    times, rows = alternating(calls, pairs, clock=time.perf_counter), {}
+    for name, seconds in times.items():
+        median, limits = ratios(seconds, times["one batch"])
         rows[name] = {
-            "us_per_walker_step": 1e6 * statistics.median(values[1:]),
-            "ratio_to_batch": statistics.median(ratios),
-            "ratio_range": (min(ratios), max(ratios)),
+            "us_per_walker_step": 1e6 * np.median(seconds) / (walkers * steps),
+            "ratio_to_batch": median,
+            "ratio_range": limits,
         }
     return {"model": what, "atoms": len(atoms), "contenders": rows}
 
 
-def _wall_time(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing_options(__doc__, steps=20, pairs=5)
     parser.add_argument("model")
     parser.add_argument("--walkers", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     result = {
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "ase": ase.__version__,
-        },
+        "versions": versions(),
         "walkers": options.walkers,
         "threads": options.threads,
         **measure(options.model, options.walkers, options.steps, options.pairs, options.device),
