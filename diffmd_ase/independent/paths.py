@@ -79,7 +79,9 @@ class ReversePaths:
                 f"sigmas={self.sigmas} must be 2 to 4000 positive, decreasing levels (Å)"
             )
         if not (self.kT > 0 and self.variance >= 0):
-            raise ValueError(f"{self.kT=} must be positive (eV) and {self.variance=} not negative")
+            raise ValueError(
+                f"kT={self.kT!r} must be positive (eV) and variance={self.variance!r} not negative"
+            )
         levels = [(a, b, self.potential_at(a)) for a, b in pairwise(sigmas)]
         object.__setattr__(self, "_levels", levels)
 

@@ -44,10 +44,10 @@ class DualAveraging:
 
     def __post_init__(self):
         if not 0 < self.acceptance < 1:
-            raise ValueError(f"{self.acceptance=} must lie in (0, 1)")
+            raise ValueError(f"acceptance={self.acceptance!r} must lie in (0, 1)")
         if not (self.t0 >= 0 and self.gamma > 0 and 0.5 < self.kappa <= 1):
             raise ValueError(
-                f"{self.t0=} must not be negative, {self.gamma=} positive, {self.kappa=} in "
+                f"t0={self.t0!r} must not be negative, gamma={self.gamma!r} positive, kappa={self.kappa!r} in "
                 "(0.5, 1]"
             )
 

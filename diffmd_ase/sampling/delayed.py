@@ -66,7 +66,7 @@ class DelayedAcceptance(TargetKernel):
 
     def __post_init__(self):
         if self.n_inner < 1:
-            raise ValueError(f"{self.n_inner=} must be at least 1")
+            raise ValueError(f"n_inner={self.n_inner!r} must be at least 1")
         name = type(self.inner).__name__
         if not self.inner.exact:
             raise TypeError(

@@ -102,7 +102,9 @@ class ReplicaExchange(Kernel):
 
     def __post_init__(self):
         if self.n_states < 2 or self.every < 1:
-            raise ValueError(f"{self.n_states=} must be at least 2 and {self.every=} at least 1")
+            raise ValueError(
+                f"n_states={self.n_states!r} must be at least 2 and every={self.every!r} at least 1"
+            )
         kT = torch.as_tensor(self.kernel.kT)
         if kT.ndim and len(kT) % self.n_states:
             raise ValueError(

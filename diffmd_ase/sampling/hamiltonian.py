@@ -62,11 +62,13 @@ class _Hamiltonian(TargetKernel, ABC):
 
     def __post_init__(self):
         if not (math.isfinite(self.timestep) and self.timestep > 0):
-            raise ValueError(f"{self.timestep=} must be positive (ASE time)")
+            raise ValueError(f"timestep={self.timestep!r} must be positive (ASE time)")
         if self.n_leapfrog < 1:
-            raise ValueError(f"{self.n_leapfrog=} must be at least 1")
+            raise ValueError(f"n_leapfrog={self.n_leapfrog!r} must be at least 1")
         if not 0 <= self.jitter < 1:
-            raise ValueError(f"{self.jitter=} must lie in [0, 1): Δt varies by this fraction")
+            raise ValueError(
+                f"jitter={self.jitter!r} must lie in [0, 1): Δt varies by this fraction"
+            )
         check_kT(self.kT)
         masses = self._masses
         if masses.ndim > 1 or not ((masses > 0).all() and torch.isfinite(masses).any()):

@@ -121,7 +121,7 @@ class Metropolis(TargetKernel):
 
     def __post_init__(self):
         if self.n_steps < 1:
-            raise ValueError(f"{self.n_steps=} must be at least 1")
+            raise ValueError(f"n_steps={self.n_steps!r} must be at least 1")
         self._derive(kT=self.proposal.kT)
         self._bind(self.proposal.potential, self.target)
 
