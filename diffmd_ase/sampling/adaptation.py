@@ -47,8 +47,8 @@ class DualAveraging:
             raise ValueError(f"acceptance={self.acceptance!r} must lie in (0, 1)")
         if not (self.t0 >= 0 and self.gamma > 0 and 0.5 < self.kappa <= 1):
             raise ValueError(
-                f"t0={self.t0!r} must not be negative, gamma={self.gamma!r} positive, kappa={self.kappa!r} in "
-                "(0.5, 1]"
+                f"t0={self.t0!r} must not be negative, gamma={self.gamma!r} positive, "
+                f"kappa={self.kappa!r} in (0.5, 1]"
             )
 
 

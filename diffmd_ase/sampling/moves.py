@@ -219,7 +219,7 @@ class TorsionRotation(Move):
             )
         if not 1 <= len(rotors) <= 32 or not 0 < self.size <= math.pi:
             raise ValueError(
-                f"{len(rotors)} rotors and size={self.size!r}: expected 1 to 32, and an angle in (0, π]"
+                f"{len(rotors)} rotors and size={self.size!r}: expected 1 to 32, an angle in (0, π]"
             )
         if self.target.system is not None and self.target.system.periodic:
             raise ValueError("a part that turns may be cut by the periodic boundary: no rotation")
@@ -291,7 +291,8 @@ class VacancyHop(Move):
         room = math.inf if self._lattice is None else float(self._lattice.widths.min()) / 2
         if not 0 <= self.clearance < room:
             raise ValueError(
-                f"clearance={self.clearance!r} must not be negative and below half the cell, {room:.3g} Å"
+                f"clearance={self.clearance!r} must not be negative and below half the cell, "
+                f"{room:.3g} Å"
             )
 
     def propose(self, x, step, walkers, noise):
