@@ -1,9 +1,9 @@
 """Units: Å, eV, u and ASE time, and the step size ``h`` that the sampler knows.
 
 One Euler–Maruyama step needs a single number per atom, ``h = D·Δt`` in Å², with
-``D = μ kT`` and ``μ = 1/(m γ)``. Everything a user may say instead of ``h``
-(a time step and a friction, a spring constant, a noise schedule and a stiffness)
-is turned into ``h`` here and nowhere else.
+``D = μ kT`` and ``μ = 1/(m γ)``. The formulas that turn a time step with a mobility, a
+spring constant, or a noise schedule with a stiffness into ``h`` are here;
+`sampling.step_size.choose_step` decides which of them a user means.
 """
 
 from __future__ import annotations
