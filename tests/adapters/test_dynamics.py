@@ -27,6 +27,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength, FixCom
 from ase.io import Trajectory, read
 from ase.units import fs, kB
+from messages import names
 
 from diffmd_ase.adapters.batch import BatchReverseDiffusion
 from diffmd_ase.adapters.calculator import ScoreCalculator
@@ -393,7 +394,7 @@ class TestConstraints:
         atoms = attached()
         atoms.set_masses([1.0, 40.0, 12.0, 3.0])
         atoms.set_constraint(FixCom())
-        with pytest.raises(ValueError, match="net force"):
+        with pytest.raises(ValueError, match=names("FixCom", "eV/Å", "drop FixCom")):
             ReverseDiffusion(atoms, bias=Harmonic(1.0), **STEP).run(1)
 
     def test_centre_of_mass_is_a_metric(self):
@@ -415,10 +416,10 @@ class TestConstraints:
     def test_refused(self):
         atoms = attached()
         atoms.set_constraint(FixBondLength(0, 1))
-        with pytest.raises(ValueError, match=r"FixBondLength.*metric factor"):
+        with pytest.raises(ValueError, match=names("FixBondLengths", "FixAtoms", "FixCom")):
             ReverseDiffusion(atoms, **STEP)
         atoms.set_constraint([FixAtoms([0]), FixCom()])
-        with pytest.raises(ValueError, match="drop FixCom"):
+        with pytest.raises(ValueError, match=names("FixCom", "FixAtoms")):
             ReverseDiffusion(atoms, **STEP)
         atoms.set_constraint(FixAtoms(range(4)))
         with pytest.raises(ValueError, match="all atoms are fixed"):
@@ -485,7 +486,7 @@ class TestStep:
         # half the temperature, twice the stiffness
         with (
             pytest.raises(ValueError, match="unstable"),
-            pytest.warns(UserWarning, match="snapshots of the model of Ar4 are at 300 K"),
+            pytest.warns(UserWarning, match=names("Ar4", "temperature_K=150", "300 K")),
         ):
             ReverseDiffusion(atoms, temperature_K=150, spring=800, rng=1)
         # the habit of 1 fs and 0.01/fs; the remedy it names is accepted
@@ -519,7 +520,7 @@ class TestStep:
 
     def test_other_refusals(self):
         atoms = attached()
-        with pytest.raises(ValueError, match="temperature_K"):
+        with pytest.raises(ValueError, match=names("temperature_K=0.0", "kelvin")):
             ReverseDiffusion(atoms, temperature_K=0.0, spring=1.0)
         with pytest.raises(TypeError, match="rng is a str"):
             ReverseDiffusion(atoms, temperature_K=300, spring=100.0, rng="x")

@@ -19,6 +19,7 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.units import fs, kB
+from messages import names
 
 from diffmd_ase import MonteCarlo
 from diffmd_ase.adapters.batch import BatchReverseDiffusion
@@ -169,7 +170,7 @@ class TestSameChain:
         com = atoms.get_center_of_mass()
         ReverseDiffusion(atoms, target="model", **STEP).run(10)
         np.testing.assert_allclose(atoms.get_center_of_mass(), com, atol=1e-12)
-        with pytest.raises(ValueError, match="net force"):
+        with pytest.raises(ValueError, match=names("FixCom", "eV/Å", "drop FixCom")):
             ReverseDiffusion(atoms, target=Harmonic(1.0), **STEP).run(1)
 
 
@@ -230,7 +231,7 @@ class TestFiles:
         assert 0 < dyn.acceptance < 1
         fresh = attached()
         frames = read(tmp_path / "a.traj@:")
-        assert len(frames) == 21
+        assert len(frames) == 2 * 21
         for frame in frames:
             fresh.positions = frame.positions
             x = torch.tensor(frame.positions)
@@ -357,7 +358,9 @@ class TestFailures:
     def test_plain_dynamics_still_raises(self):
         atoms = Atoms("He", [[0.19, 0, 0]])
         atoms.calc = Spring(1.0, edge=0.2)
-        with pytest.raises(RuntimeError, match="SCF did not converge"):
+        with pytest.raises(
+            RuntimeError, match=names("Spring", "structure 0", "RuntimeError: SCF did not converge")
+        ):
             ReverseDiffusion(atoms, **self.options()).run(50)
 
 
@@ -501,7 +504,7 @@ class TestMonteCarlo:
             MonteCarlo(atoms, EulerMaruyama(Harmonic(1.0, system=system), kT=1.0, h=0.1))
         held = cluster()
         held.set_constraint(FixCom())
-        with pytest.raises(ValueError, match="FixCom is not held"):
+        with pytest.raises(ValueError, match=names("FixCom", "FixAtoms", "mean_free=True")):
             MonteCarlo(held, self.kernel(held))
         held.set_constraint(FixAtoms([0]))
         with pytest.raises(ValueError, match="h = 0"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from messages import names
 
 from diffmd_ase.analysis import observables as ob
 from diffmd_ase.geometry import distances
@@ -67,7 +68,7 @@ def test_rdf_of_an_ideal_gas_is_one(rng):
     z = ((g - 1) / error)[5:]
     # the error of 10 blocks has 9 degrees of freedom: wider tails than a normal
     assert abs(g[5:].mean() - 1) < 0.01 and np.sqrt(np.mean(z**2)) < 1.6
-    with pytest.raises(ValueError, match="half the smallest"):
+    with pytest.raises(ValueError, match=names("r_max=6.0", "3.879", "Å")):
         ob.radial_distribution(x, system, r_max=6.0)
 
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from messages import names
 from peroxide import peroxide
 
 from diffmd_ase.cli import demo_parts as demo
@@ -93,7 +94,7 @@ def test_training_rows_are_uniform():
 
 def test_a_part_that_fails_is_named(tmp_path, capfd):
     """The child says what is wrong; the command and its code follow."""
-    with pytest.raises(RuntimeError, match=r"`diffmd train no\.npz .*` stopped with code 1.*above"):
+    with pytest.raises(RuntimeError, match=names("diffmd train no.npz", "code 1", "above")):
         demo.run_demo(tmp_path / "demo", snapshots="no.npz", progress=False)
     assert "no file 'no.npz'" in capfd.readouterr().err
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from messages import names
 
 from diffmd_ase.independent.paths import Path, PathIndependence, ReversePaths, path_samples
 from diffmd_ase.noise import Noise
@@ -192,21 +193,21 @@ def test_bad_input():
     for levels in ([1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 1.0]):
         with pytest.raises(ValueError, match="decreasing"):
             ReversePaths(crude, levels, 0.7)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=names("kT=0.0", "positive")):
         ReversePaths(crude, LEVELS, 0.0)
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match=names("variance=-1.0", "not negative")):
         ReversePaths(crude, LEVELS, 0.7, variance=-1.0)
     paths = ReversePaths(crude, LEVELS, 0.7)
     with pytest.raises(ValueError, match="no energy"):
         path_samples(paths, case.drift, like(4), noise=Noise(0))
     with pytest.raises(ValueError, match="no energy"):
         PathIndependence(paths, case.drift)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=names("temperature=0.0", "positive", "eV")):
         PathIndependence(paths, case.target, 0.0)
     far = GaussianMixture([[[1e200, 0, 0]]], [1.0], kT=0.7)
     with pytest.raises(ValueError, match="no sample has a finite weight"):
         path_samples(paths, far, like(4), noise=Noise(0))
-    with pytest.warns(RuntimeWarning, match="worth"):
+    with pytest.warns(RuntimeWarning, match=names("400 samples", "5%", "more levels")):
         path_samples(
             paths, GaussianMixture([[[9.0, 0, 0]]], [0.02], kT=0.7), like(400), noise=Noise(0)
         )

@@ -8,6 +8,7 @@ import numpy as np
 import pymbar
 import pytest
 import torch
+from messages import names
 
 from diffmd_ase.independent.smc import _resample, smc, smc_levels
 from diffmd_ase.independent.weights import Weighted
@@ -199,7 +200,7 @@ def test_bad_input():
     kernels, x = [mala(START, 0.1), mala(Harmonic(0.4), 0.1)], draws(64)
     with pytest.raises(ValueError, match="at least 2 kernels"):
         smc(kernels[:1], x, noise=Noise(0))
-    with pytest.raises(ValueError, match="threshold"):
+    with pytest.raises(ValueError, match=names("threshold=1.5", "[0, 1]")):
         smc(kernels, x, noise=Noise(0), threshold=1.5)
     for positions, populations in ((x[:63], 8), (x[0], 1), (x[:8], 8)):
         with pytest.raises(ValueError, match="populations"):
@@ -207,7 +208,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"populations \[0, 1\] has a finite weight"):
         smc([mala(START, 0.1), mala(Half(), 0.1)], -x.abs(), noise=Noise(0), populations=2)
     hard = GaussianMixture([[[5.0, 0, 0]]], [0.01], kT=KT)
-    with pytest.warns(RuntimeWarning, match="more levels"):
+    with pytest.warns(RuntimeWarning, match=names("400 samples", "5%", "more levels")):
         smc([mala(START, 0.1), mala(hard, 1e-3)], draws(400), noise=Noise(0), threshold=0.0)
 
 
@@ -229,7 +230,7 @@ def test_weighted_samples():
     assert Weighted(torch.zeros(4, 1, 3), torch.zeros(4, dtype=DT)).ess == pytest.approx(1.0)
     one = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf], dtype=DT)
     assert Weighted(torch.zeros(4, 1, 3), one).ess == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="groups of equal size"):
+    with pytest.raises(ValueError, match=names("(4,)", "3 groups", "equal size")):
         Weighted(torch.zeros(4, 1, 3), torch.zeros(4, dtype=DT), groups=3)
     with pytest.raises(ValueError, match="no sample has a finite weight"):
         Weighted(torch.zeros(1, 1, 3), one[1:2])

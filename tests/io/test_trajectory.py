@@ -15,6 +15,7 @@ import pytest
 import torch
 from ase.io import read
 from checkpointed_run import EVERY, INFO, WATER, Harmonic, simulate
+from messages import names
 
 from diffmd_ase.io import h5md
 from diffmd_ase.io.checkpoint import load_checkpoint, previous, save_checkpoint
@@ -241,14 +242,14 @@ def test_reader_may_be_open_while_a_run_writes(finished):
 
 
 def test_writer_errors(finished, tmp_path):
-    with pytest.raises(FileExistsError, match="restart"):
+    with pytest.raises(FileExistsError, match=names("run.h5", "restart")):
         TrajectoryWriter.create(finished, WATER, [0], INFO)
-    with pytest.raises(ValueError, match="different ids"):
+    with pytest.raises(ValueError, match=names("[0, 0]", "different ids")):
         TrajectoryWriter.create(tmp_path / "new.h5", WATER, [0, 0], INFO)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.ckpt", "run.ckpt.prev", "run.h5"]
     writer = TrajectoryWriter.resume(finished, step=300)
     x = torch.zeros(4, 3, 3)
-    with pytest.raises(ValueError, match="in order"):
+    with pytest.raises(ValueError, match=names("step 300", "resume(path, step=")):
         writer.append(State(x, None, x, step=300))
     with pytest.raises(ValueError, match="expected \\(3, 3\\)"):
         writer.append(State(torch.zeros(4, 5, 3), None, x, step=303))
@@ -271,7 +272,7 @@ def test_reader_errors(finished, tmp_path):
         Trajectory(tmp_path / "cut.h5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(ValueError, match="not a trajectory"):
+    with pytest.raises(ValueError, match=names("foreign.h5", "HDF5", "diffmd_ase")):
         Trajectory(tmp_path / "foreign.h5")
     with h5py.File(finished, "r+") as file:
         meta = json.loads(file["diffmd_ase"].attrs["metadata"]) | {"schema_version": 99}
@@ -382,7 +383,9 @@ def test_foreign_and_newer_checkpoints(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "none")
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(
+        ValueError, match=names("model.safetensors", "'diffmd_ase checkpoint'", "--model")
+    ):
         load_checkpoint(tmp_path / "model.safetensors")
     monkeypatch.setattr("diffmd_ase.io.checkpoint.SCHEMA_VERSION", 9)
     save_checkpoint(tmp_path / "c", State(torch.zeros(1, 3), None, torch.zeros(1, 3)), seed=0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ase import Atoms
+from messages import names
 
 from diffmd_ase.potentials.analytic import Harmonic, LennardJones
 from diffmd_ase.potentials.base import Potential
@@ -124,7 +125,7 @@ def test_bad_input():
         Ladder([SOFT, STIFF])(positions(3))
     with pytest.raises(ValueError, match="whole ladders"):
         Ladder([SOFT, STIFF])(positions())
-    with pytest.raises(ValueError, match="one weight for each"):
+    with pytest.raises(ValueError, match=names("(3,)", "2 potentials", "(A,)", "(K, A)")):
         Blend([SOFT, STIFF], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="finite"):
         Blend([SOFT, STIFF], [1.0, float("nan")])

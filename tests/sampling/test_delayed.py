@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from messages import names
 
 from diffmd_ase.io.checkpoint import load_checkpoint, save_checkpoint
 from diffmd_ase.noise import Noise
@@ -134,7 +135,7 @@ class TestExact:
 
         case = targets.gaussian()
         drift = targets.Scaled(case.target, 0.85)
-        with pytest.raises(TypeError, match="is not Metropolised"):
+        with pytest.raises(TypeError, match=names("EulerMaruyama", "wrap it in Metropolis")):
             DelayedAcceptance(EulerMaruyama(drift, case.kT, case.h), case.target)
         kernel = DelayedAcceptance(Claimed(drift, case.kT, case.h), case.target, n_inner=3)
         assert np.abs(zscores(kernel, case, n=30_000)).max() > 8
@@ -340,13 +341,13 @@ class TestBadInput:
                 return Evaluation(torch.randn(x.shape[:-2]), torch.zeros_like(x))
 
         kernel = DelayedAcceptance(Metropolis(EulerMaruyama(Harmonic(1.0), 1.0, 0.4)), Noisy())
-        with pytest.raises(ValueError, match="changed by .* kT when it was evaluated again"):
+        with pytest.raises(ValueError, match=names("kT", "same positions")):
             kernel.init(torch.zeros(3, 1, 3))
 
     def test_arguments(self):
         case = targets.gaussian()
         mala = inner_of("MALA", case)
-        with pytest.raises(ValueError, match="n_inner"):
+        with pytest.raises(ValueError, match=names("n_inner=0", "at least 1")):
             DelayedAcceptance(mala, case.target, n_inner=0)
         with pytest.raises(ValueError, match="no energy"):
             DelayedAcceptance(mala, case.drift)

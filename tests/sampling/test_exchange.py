@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from messages import names
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import DoubleWell, Harmonic
@@ -276,9 +277,9 @@ def test_equal_rejections_leave_the_ladder_alone():
 def test_bad_input():
     with pytest.raises(ValueError, match="at least 2"):
         ReplicaExchange(mala(Tilted(), 0.1), 1)
-    with pytest.raises(ValueError, match="one value for each row"):
+    with pytest.raises(ValueError, match=names("(4,)", "3 states", "(M·3,)")):
         ReplicaExchange(mala(Tilted(), KT), 3)
-    with pytest.raises(ValueError, match="whole ladders"):
+    with pytest.raises(ValueError, match=names("(6, 1, 3)", "4 states", "(M·4, N, 3)")):
         ladders(1).init(left(6))
 
     class Field(Potential):
@@ -291,14 +292,16 @@ def test_bad_input():
         ReplicaExchange(EulerMaruyama(Field(), 0.1, 0.01), 2)
     kernel = ladders(2)
     lost = kernel.init(left(8)).take(torch.arange(8) != 3)
-    with pytest.raises(ValueError, match="lost replica ends its ladder"):
+    with pytest.raises(
+        ValueError, match=names("7 walkers", "ladders of 4", "checkpoint", "smaller h")
+    ):
         kernel.step(lost, Noise(0))
     for wrong in ((0.2, 0.1, 3), (0.1, 0.2, 1), (-1.0, 0.2, 3)):
         with pytest.raises(ValueError, match="kT_min"):
             geometric_kT(*wrong)
-    with pytest.raises(ValueError, match="run longer"):
+    with pytest.raises(ValueError, match=names("(4,)", "[0.5, nan, 0.5]", "K-1", "longer")):
         equalised_kT(KT, [0.5, float("nan"), 0.5])
-    with pytest.raises(ValueError, match="must both begin"):
+    with pytest.raises(ValueError, match=names("(3, 4)", "(3, 5)", "(T, M·4)")):
         by_replica(torch.zeros(3, 4), torch.zeros(3, 5, dtype=int), 4)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from messages import names
 
 from diffmd_ase.io.checkpoint import load_checkpoint, save_checkpoint
 from diffmd_ase.noise import Noise
@@ -384,7 +385,7 @@ class TestBadInput:
                 return Evaluation(x.square().sum((-2, -1)) + noise, -2.0 * x)
 
         kernel = kernel_of("HMC", targets.gaussian(), target=Noisy(), masses=1.0)
-        with pytest.raises(ValueError, match="changed by .* kT when it was evaluated again"):
+        with pytest.raises(ValueError, match=names("kT", "same positions")):
             kernel.init(torch.zeros(3, 1, 3))
 
     @pytest.mark.parametrize(
@@ -413,5 +414,7 @@ class TestBadInput:
 
     def test_shapes_that_do_not_fit(self):
         kernel = kernel_of("HMC", targets.gaussian(), masses=[1.0, 2.0])
-        with pytest.raises(ValueError, match="do not fit positions"):
+        with pytest.raises(
+            ValueError, match=names("masses (2,)", "positions (4, 3, 3)", "(N,)", "(B,)")
+        ):
             kernel.step(kernel.init(torch.zeros(4, 3, 3)), Noise(0))

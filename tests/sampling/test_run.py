@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from messages import names
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic, MuellerBrown, PeriodicWell
@@ -175,7 +176,7 @@ class TestDivergence:
 
     def test_too_large_a_step(self):
         """h λ > 2: the message says what to do."""
-        with pytest.raises(DivergedError, match="use a smaller step h"):
+        with pytest.raises(DivergedError, match=names("walkers [0, 1]", "smaller step h")):
             list(run(kernel_of(Harmonic(1e3), h=1e-3), start(2), 1000, noise=Noise(0)))
 
     @pytest.mark.usefixtures("float64")

@@ -6,6 +6,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
+from messages import names
 
 from diffmd_ase.score import neighbours
 from diffmd_ase.score.neighbours import VerletList, edges, find_pairs
@@ -82,5 +83,5 @@ def test_another_cell_needs_another_list():
 
 
 def test_bad_radius():
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match=names("cutoff=0.0", "positive", "Å")):
         VerletList(0.0)

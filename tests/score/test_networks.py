@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
+from messages import names
 from pydantic import ValidationError
 
 from diffmd_ase.score.neighbours import edges, envelope
@@ -352,7 +353,7 @@ def test_mean_neighbours():
 
 
 def test_configurations_say_what_is_wrong():
-    with pytest.raises(ValidationError, match="cutoff"):
+    with pytest.raises(ValidationError, match=names("cutoff", "input_value=-1.0")):
         EquivariantConfig(cutoff=-1.0)
     with pytest.raises(ValidationError, match="wdith"):
         PairConfig(wdith=3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from messages import names
 from safetensors import safe_open
 from torch import nn
 
@@ -146,7 +147,7 @@ def test_configurational_temperatures():
     error = (2 / (400 * 12)) ** 0.5
     assert abs(found[0] / 300 - 1) < 4 * error and abs(found[1] / 1200 - 1) < 4 * error
     wrong, _ = crystal(1200, label=900)
-    with pytest.warns(UserWarning, match=r"is said to be at 900 K but fits .* at 1\d\d\d K"):
+    with pytest.warns(UserWarning, match=r"at 900 K.* 1\d\d\d K"):
         configurational_temperatures(springs, SIGMA, (cold, wrong))
 
 
@@ -322,7 +323,9 @@ def test_runs_tell_of_temperatures_without_snapshots(model, sets, recwarn):
     for kelvin in (298.15, 600, 910):
         prepare(potential, temperature_K=kelvin)
     assert not [w for w in recwarn if "temperature_K" in str(w.message)]
-    with pytest.warns(UserWarning, match=r"temperature_K=1200.* between 300 and 900 K.*hotter"):
+    with pytest.warns(
+        UserWarning, match=names("temperature_K=1200", "Cu2", "300 and 900 K", "hotter")
+    ):
         prepare(potential, temperature_K=1200)
     atoms = bulk("Cu", a=3.68, cubic=True).repeat(2)
     atoms.calc = ScoreCalculator("copper-vacancy", device="cpu")
@@ -369,9 +372,9 @@ def test_sets_that_do_not_go_together():
     }.items():
         with pytest.raises(ValueError, match=words):
             as_sets(sets)
-    with pytest.raises(TypeError, match="expected Snapshots or several of them, got str"):
+    with pytest.raises(TypeError, match=names("Snapshots", "got str")):
         as_sets(["a.npz"])
-    with pytest.raises(ValueError, match="one isolated molecule at one temperature"):
+    with pytest.raises(ValueError, match=names("network='pair'", "'equivariant'")):
         hot = Snapshots(cluster.system, cluster.positions + 1, 600)
         plan([cluster, hot], TrainConfig(network="pair"))
 
@@ -380,15 +383,15 @@ def test_temperatures_of_files(tmp_path):
     import ase.io
 
     frames = [alloy("Cu4").system.to_atoms(x) for x in alloy("Cu4").positions]
-    names = [tmp_path / "a.xyz", tmp_path / "b.xyz"]
-    for name in names:
+    files = [tmp_path / "a.xyz", tmp_path / "b.xyz"]
+    for name in files:
         ase.io.write(name, frames, format="extxyz")
-    with pytest.raises(ValueError, match=r"a\.xyz states no temperature: give --temperature"):
-        read_sets(names, [])
+    with pytest.raises(ValueError, match=names("a.xyz", "--temperature", "kelvin")):
+        read_sets(files, [])
     with pytest.raises(ValueError, match="3 temperatures for 2 files"):
-        read_sets(names, [1, 2, 3])
-    assert [p.temperature_K for p in read_sets(names, [300, 500])] == [300, 500]
-    assert [p.temperature_K for p in read_sets(names, [400])] == [400, 400]
+        read_sets(files, [1, 2, 3])
+    assert [p.temperature_K for p in read_sets(files, [300, 500])] == [300, 500]
+    assert [p.temperature_K for p in read_sets(files, [400])] == [400, 400]
 
 
 def test_closed_forms_are_planned_for_all_sets():

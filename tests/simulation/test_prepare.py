@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from messages import names
 from pydantic import ValidationError
 from quartic_run import SYSTEM
 
@@ -153,10 +154,10 @@ def test_settings_that_contradict_each_other(options, message):
 
 def test_settings_are_frozen():
     settings = RunSettings(model="m")
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(ValidationError, match=names("steps", "frozen")):
         settings.steps = 3
 
 
 def test_a_spring_that_is_no_spring():
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match=names("spring=-1.0", "positive")):
         prepare(Springs(), temperature_K=KELVIN, step=StepRequest(spring=-1.0))

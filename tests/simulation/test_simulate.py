@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import quartic_run
 import torch
+from messages import names
 from quartic_run import KERNEL, KT, SYSTEM, H, Quartic, go, info, same
 
 from diffmd_ase.io.checkpoint import load_checkpoint
@@ -132,7 +133,7 @@ def test_temperatures_go_on_with_the_walkers_that_are_left(tmp_path):
 
 
 def test_all_lost_leaves_readable_files(tmp_path):
-    with pytest.raises(DivergedError, match="diverged"):
+    with pytest.raises(DivergedError, match=names("walkers [0]", "diverged", "smaller step h")):
         go(tmp_path / "a", 30, walkers=(0,), bad=(0,), every=10)
     assert Trajectory(tmp_path / "a.h5").steps.tolist() == [0]
     assert load_checkpoint(tmp_path / "a.restart").parameters["lost"].keys() == {"0"}

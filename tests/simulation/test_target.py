@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from messages import names
 from quartic_run import KT, SYSTEM, H, Quartic, info, same
 
 from diffmd_ase.io.checkpoint import load_checkpoint
@@ -148,9 +149,9 @@ def test_adaptation_is_warm_up(tmp_path):
     assert 0.3 < summary["acceptance"] < 0.85
     saved = load_checkpoint(tmp_path / "a.restart").parameters
     assert sum(saved["tally"]["judged"]) == 4 * 60  # warm-up is not counted
-    with pytest.raises(ValueError, match="steps of adaptation 0 now, but the run has 100"):
+    with pytest.raises(ValueError, match=names("adaptation 0", "has 100", "prefix")):
         go(tmp_path / "a", 200, kernel, restart=True, every=20, h=1e-4)
-    with pytest.raises(ValueError, match="the steps in all"):
+    with pytest.raises(ValueError, match=names("11 steps", "run of 10")):
         go(tmp_path / "b", 10, kernel, warm_up=11)
 
 

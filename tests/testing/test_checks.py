@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from messages import names
 
 from diffmd_ase.potentials.analytic import DoubleWell, GaussianMixture, Harmonic
 from diffmd_ase.potentials.ase_calculator import AsePotential
@@ -322,7 +323,7 @@ def test_stress_needs_a_cell():
 
 
 def test_one_structure_is_needed():
-    with pytest.raises(ValueError, match=r"expected one structure"):
+    with pytest.raises(ValueError, match=names("(2, 3, 3)", "(N, 3)")):
         check_potential(Quartic(), X.expand(2, 3, 3))
 
 
@@ -335,16 +336,18 @@ class TestZScore:
 
     def test_given_error_and_place(self):
         assert_zscore(1.0, 1.3, 0.1)
-        with pytest.raises(AssertionError, match=r"z = -5\.00 at \(1,\): 1 ± 0\.1, expected 1\.5"):
+        with pytest.raises(
+            AssertionError, match=names("z = -5.00", "(1,)", "1 ± 0.1", "expected 1.5")
+        ):
             assert_zscore([1.0, 1.0], [1.0, 1.5], 0.1)
         assert_zscore(1.0, 1.5, 0.1, limit=5.1)
 
     def test_nan_fails(self):
-        with pytest.raises(AssertionError, match="nan"):
+        with pytest.raises(AssertionError, match=names("z = nan", "(1,)")):
             assert_zscore([1.0, np.nan], 1.0, 0.1)
 
     def test_error_must_be_positive(self):
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(ValueError, match=names("stderr", "positive")):
             assert_zscore(1.0, 1.0, 0.0)
 
     def test_false_alarms_are_as_rare_as_stated(self, rng):

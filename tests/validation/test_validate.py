@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from messages import names
 from scipy.spatial.transform import Rotation
 from torch import nn
 
@@ -347,7 +348,7 @@ def test_other_atoms_temperatures_and_too_few(snapshots, rng):
     with pytest.raises(ValueError, match="H2O2.*not H2O"):
         validate(model, Snapshots(water, rng.normal(size=(50, 3, 3)), KELVIN), device="cpu")
     warm = Snapshots(SYSTEM, draws(2000, rng), 400.0)
-    with pytest.raises(ValueError, match="states 400 K.*of 300 K.*look like (29|30).*may be wrong"):
+    with pytest.raises(ValueError, match=r"400 K.*300 K.*(29|30)\d.*label"):
         validate(model, warm, device="cpu")
     truly = Snapshots(SYSTEM, draws(2000, rng, width=(4 / 3) ** 0.5 * WIDTH), 400.0)
     with pytest.raises(ValueError, match="look like (39|40|41).*differ indeed"):
@@ -384,7 +385,7 @@ def test_forces_of_snapshots_and_of_a_reference(snapshots):
         assert found["force correlation"].value == pytest.approx(1, abs=1e-3)
         assert found["force error, relative"].value == pytest.approx(0.1, abs=1e-3)
         assert found["energy correlation"].value == pytest.approx(1, abs=1e-3)
-    with pytest.raises(ValueError, match="forces have shape"):
+    with pytest.raises(ValueError, match=names("(3, 4, 3)", "(600, 4, 3)")):
         replace(few, forces=forces[:3])
 
 

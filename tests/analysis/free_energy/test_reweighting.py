@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from messages import names
 from pesmd import double_well, pesmd
 
 from diffmd_ase.analysis.free_energy.hills_files import Hills, bias_at
@@ -78,11 +79,13 @@ def test_what_the_columns_do_not_say(tmp_path):
     for method in ("auto", "opes", "static"):
         with pytest.raises(ValueError, match="no bias column, only time, s"):
             choose_method(t, None) if method == "auto" else log_weights(t, method, 1.0)
-    with pytest.raises(ValueError, match="expected one of rbias, last"):
+    with pytest.raises(
+        ValueError, match=names("'mbar'", "rbias", "last", "opes", "static", "none")
+    ):
         log_weights(t, "mbar", 1.0)
-    with pytest.raises(ValueError, match="needs the HILLS of the run, or CALC_RCT"):
+    with pytest.raises(ValueError, match=names("rbias", "HILLS", "CALC_RCT")):
         log_weights(t, "rbias", 1.0)
-    with pytest.raises(ValueError, match=r"needs the HILLS of the run$"):
+    with pytest.raises(ValueError, match=names("last", "HILLS")):
         log_weights(t, "last", 1.0)
 
 
@@ -107,7 +110,9 @@ def test_c_of_the_hills_is_that_of_plumed(well):
     late = well.colvar.column("time") > 30
     difference = (found - exact)[late]
     assert difference.std() < 0.03 < np.std(exact[late])
-    with pytest.raises(ValueError, match=r"which of the columns m\.bias, wall\.bias"):
+    with pytest.raises(
+        ValueError, match=names("m.bias", "wall.bias", "HILLS", "metad", "CALC_RCT")
+    ):
         log_weights(well.unnamed, "rbias", 1.0, hills=well.hills)
 
 
@@ -168,7 +173,7 @@ def test_samples():
     assert samples.take(np.arange(3)).weights.tolist() == pytest.approx([1, 1, 1])
     uneven = samples.take(np.arange(3))
     np.testing.assert_array_equal(uneven.series(uneven.s[:, 0]), [1, 3, 2])
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match=names("(2, 1)", "(1,)", "(2,)", "weights", "periods")):
         Samples.of([1.0, 2.0], [0.0])
     with pytest.raises(ValueError, match="not finite"):
         Samples.of([1.0, np.nan])

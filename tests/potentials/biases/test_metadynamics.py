@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import units
+from messages import names
 from plumed_oracle import Oracle
 
 from diffmd_ase.potentials.biases.cvs import Distance, Function, Torsion, join
@@ -209,9 +210,9 @@ def test_hills_alone_restart_too(tmp_path):
     second = metadynamics(GRID, file=tmp_path / "HILLS", restart=True)
     x = positions(50, 3)
     torch.testing.assert_close(second(x).energy, first(x).energy, rtol=0, atol=1e-14)
-    with pytest.raises(ValueError, match="other widths"):
+    with pytest.raises(ValueError, match=names("HILLS", "sigma=[0.35, 0.35]")):
         metadynamics(GRID, sigma=0.35, file=tmp_path / "HILLS", restart=True)
-    with pytest.raises(ValueError, match="another bias factor"):
+    with pytest.raises(ValueError, match=names("HILLS", "factor than 5")):
         metadynamics(GRID, biasfactor=5, file=tmp_path / "HILLS", restart=True)
 
 
@@ -220,7 +221,7 @@ def test_independent_files_of_different_lengths_are_refused(tmp_path):
     bias.select(torch.tensor([True, False, True]))
     learn(bias, 4, walkers=2, first=5)
     again = metadynamics(walkers="independent", file=tmp_path / "HILLS", restart=True)
-    with pytest.raises(ValueError, match="different numbers of hills"):
+    with pytest.raises(ValueError, match=names("HILLS.*", "restore", "checkpoint")):
         again(positions(0, 3))
     again.restore(bias.checkpoint(), positions(8, 2), 8)
     x = positions(50, 2)
@@ -280,7 +281,9 @@ def test_bad_steps(tmp_path):
     bias = metadynamics(GRID, file=tmp_path / "HILLS")
     x = positions(0, 2)
     x[1, 1, 0] = 7.0
-    with pytest.warns(UserWarning, match=r"b = 7 of walker 1 is outside the grid, from -6 to 6"):
+    with pytest.warns(
+        UserWarning, match=names("b = 7", "walker 1", "-6 to 6", "UpperWall", "LowerWall")
+    ):
         energy, forces, _ = bias(x)
     assert energy.isnan().tolist() == [False, True] and forces[1, 1, 0].isnan()
     assert bias(x).energy.isnan().tolist() == [False, True]  # no second warning
@@ -293,7 +296,7 @@ def test_bad_steps(tmp_path):
     assert all(row.startswith("#!") for row in (tmp_path / "HILLS").read_text().splitlines())
     with pytest.raises(FileExistsError, match="restart=True"):
         metadynamics(file=tmp_path / "HILLS")
-    with pytest.raises(FileNotFoundError, match="nothing|no "):
+    with pytest.raises(FileNotFoundError, match=names("restart=True", "NONE")):
         metadynamics(file=tmp_path / "NONE", restart=True)
     with pytest.raises(ValueError, match="grid="):
         _ = metadynamics().rct
