@@ -192,6 +192,20 @@ def test_the_check_sees_a_private_name(source):
     assert borrowed(ast.parse(source))
 
 
+def test_no_test_imports_another():
+    """What tests share is in tests/oracles, in a conftest.py, or in a module beside them."""
+    folders = [Path(__file__).parent, *PLUGINS.glob("*/tests")]
+    wrong = [
+        f"{path.name}:{node.lineno} {ast.unparse(node)}"
+        for folder in folders
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and "test_" in ast.unparse(node).split(" import ")[0]
+    ]
+    assert wrong == []
+
+
 def public(tree: ast.Module) -> list[str]:
     """``__all__`` of a module."""
     for node in tree.body:

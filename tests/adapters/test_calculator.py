@@ -10,6 +10,7 @@ import torch
 from argon_atoms import ARGON, Boost, Counted, Swirl, argon, cluster, crystal, network
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators import calculator as ase_calculators
 from ase.calculators.calculator import (
     CalculationFailed,
     CalculatorSetupError,
@@ -18,7 +19,6 @@ from ase.calculators.calculator import (
     external_calculators,
     get_calculator_class,
 )
-from ase.calculators.calculator import names as calculators_of_ase
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.io import read, write
@@ -322,7 +322,7 @@ class TestModels:
         with pytest.raises(ValueError, match=names("'emt'", "ASE")):
             register("emt")
         external_calculators.pop("diffmd")
-        calculators_of_ase.remove("diffmd")
+        ase_calculators.names.remove("diffmd")
 
 
 class TestRefusals:

@@ -16,6 +16,6 @@ def names(*facts: object) -> str:
 
 
 def _whole(fact: str) -> str:
-    before = r"(?<![\w.])" if re.match(r"\w", fact) else ""
+    before = r"(?<!\w)(?<!\d\.)" if re.match(r"\w", fact) else ""
     after = r"(?!\w)(?!\.\d)" if re.search(r"\w$", fact) else ""
     return before + re.escape(fact) + after

@@ -67,7 +67,10 @@ def test_training_takes_five_minutes(model):
     assert model.card.training["seconds"] < 310
 
 
-def test_forces_and_energies_of_held_out_snapshots(model, held_out):
+@pytest.mark.parametrize("which", ["trained", "shipped"])
+def test_forces_and_energies_of_held_out_snapshots(which, model, held_out):
+    """Of the model of a demo run, and of the shipped one, which held out the same snapshots."""
+    model = model if which == "trained" else ScoreModel.load("alanine-dipeptide")
     atoms, mechanics = openmm.alanine_dipeptide()
     truth = openmm.OpenMMPotential(System.from_atoms(atoms), mechanics)
     x = torch.as_tensor(held_out.positions[:2000])

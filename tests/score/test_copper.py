@@ -52,7 +52,7 @@ def test_forces_of_frames_not_seen(model, frames):
     learned = model.potential()(torch.as_tensor(positions[440:])).forces.numpy()
     correlation = np.corrcoef(learned.ravel(), forces[440:].ravel())[0, 1]
     print(f"{correlation=:.4f} in {model.card.training['seconds']} s")
-    assert correlation > 0.9
+    assert correlation > 0.95  # 0.968
     other = np.roll(learned, 1, axis=0)
     assert np.corrcoef(other.ravel(), forces[440:].ravel())[0, 1] < 0.5
 

@@ -104,7 +104,7 @@ def test_an_energy_in_the_basis_is_recovered(chain, rng):
     _, statistics = chain
     assert [len(statistics[k]) for k in ("bonds", "angles", "torsions", "free")] == [3, 2, 1, 1]
     x = torch.as_tensor(chains(rng, 2000))
-    assert relative_error(of(statistics), x) < 2e-3
+    assert relative_error(of(statistics), x) < 3e-4
     # the check sees a mistake of ten per cent
     assert relative_error(of({**statistics, "theta": 1.1 * statistics["theta"]}), x) > 2e-3
 
@@ -135,7 +135,7 @@ def test_soft_modes_are_recovered(chain, rng):
     fitted, exact = (
         moves.angular_score(x, minus_gradient(e, x), rotor) for e in (of(statistics), chain_energy)
     )
-    assert float((fitted - exact).square().mean() / exact.square().mean()) < 0.02
+    assert float((fitted - exact).square().mean() / exact.square().mean()) < 0.005
 
 
 def test_parameters_of_a_spring_within_their_errors():

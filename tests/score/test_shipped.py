@@ -31,8 +31,7 @@ def test_shipped_by_name():
     alanine = ScoreModel.load("alanine-dipeptide")
     frames = Snapshots.read("alanine-dipeptide").positions[:200]
     energy = alanine.potential(device="cpu")(torch.as_tensor(frames)).energy
-    # 60 vibrations and more: the energy of snapshots varies by some kT
-    assert 2 < float(energy.std()) / alanine.card.kT < 10
+    assert 5.0 < float(energy.std()) / alanine.card.kT < 6.3  # of 60 springs: 30^½ = 5.5
     with pytest.raises(
         FileNotFoundError, match=names("'cooper'", "alanine-dipeptide", "copper-vacancy")
     ):
@@ -56,7 +55,7 @@ def test_copper_is_copper_at_any_size(repeat):
     moved.calc = truth
     change = moved.get_potential_energy() - reference.get_potential_energy()
     f = reference.get_forces()
-    assert np.corrcoef(forces.ravel(), f.ravel())[0, 1] > 0.999
+    assert np.corrcoef(forces.ravel(), f.ravel())[0, 1] > 0.9997
     assert abs((forces * f).sum() / (f * f).sum() - 1) < 0.02
     assert ours == pytest.approx(change, rel=0.03)
 
@@ -139,4 +138,4 @@ def test_the_fit(springs):
     )
     # pulled back to the sites, on average as strongly as the law of the displacements says
     u = torch.as_tensor(springs.positions[:3] - copper(rattle=0.0).positions)
-    assert 0.7 < float((gradient * u).sum() / (u * u).sum()) * 0.12**2 < 1.3
+    assert 0.85 < float((gradient * u).sum() / (u * u).sum()) * 0.12**2 < 1.05

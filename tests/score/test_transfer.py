@@ -147,7 +147,7 @@ def test_configurational_temperatures():
     error = (2 / (400 * 12)) ** 0.5
     assert abs(found[0] / 300 - 1) < 4 * error and abs(found[1] / 1200 - 1) < 4 * error
     wrong, _ = crystal(1200, label=900)
-    with pytest.warns(UserWarning, match=names("at 900 K", "temperature")):
+    with pytest.warns(UserWarning, match=r"at 900 K.* 1\d\d\d K"):
         configurational_temperatures(springs, SIGMA, (cold, wrong))
 
 
@@ -263,7 +263,7 @@ def test_the_card_lists_all_systems(model, sets, tmp_path):
     assert [s.sha256 for s in again.card.systems] == [part.sha256 for part in sets]
     for system in again.card.systems:
         found = system.configurational_temperature_K
-        assert found == pytest.approx(system.temperature_K, rel=0.1)
+        assert found == pytest.approx(system.temperature_K, rel=0.03)
     assert repr(again) == "ScoreModel(Cu2, Cu4, 300–900 K, σ 0.004–0.004 Å)"
     assert again.card.data["snapshots"] == 12_000
     for part in sets:
@@ -372,7 +372,7 @@ def test_sets_that_do_not_go_together():
     }.items():
         with pytest.raises(ValueError, match=words):
             as_sets(sets)
-    with pytest.raises(TypeError, match="expected Snapshots or several of them, got str"):
+    with pytest.raises(TypeError, match=names("Snapshots", "got str")):
         as_sets(["a.npz"])
     with pytest.raises(ValueError, match=names("network='pair'", "'equivariant'")):
         hot = Snapshots(cluster.system, cluster.positions + 1, 600)
@@ -383,15 +383,15 @@ def test_temperatures_of_files(tmp_path):
     import ase.io
 
     frames = [alloy("Cu4").system.to_atoms(x) for x in alloy("Cu4").positions]
-    paths = [tmp_path / "a.xyz", tmp_path / "b.xyz"]
-    for name in paths:
+    files = [tmp_path / "a.xyz", tmp_path / "b.xyz"]
+    for name in files:
         ase.io.write(name, frames, format="extxyz")
     with pytest.raises(ValueError, match=names("a.xyz", "--temperature", "kelvin")):
-        read_sets(paths, [])
+        read_sets(files, [])
     with pytest.raises(ValueError, match="3 temperatures for 2 files"):
-        read_sets(paths, [1, 2, 3])
-    assert [p.temperature_K for p in read_sets(paths, [300, 500])] == [300, 500]
-    assert [p.temperature_K for p in read_sets(paths, [400])] == [400, 400]
+        read_sets(files, [1, 2, 3])
+    assert [p.temperature_K for p in read_sets(files, [300, 500])] == [300, 500]
+    assert [p.temperature_K for p in read_sets(files, [400])] == [400, 400]
 
 
 def test_closed_forms_are_planned_for_all_sets():

@@ -41,8 +41,8 @@ def error(toys, target, terms, seed):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_plain_score_matching_has_the_weights_wrong_and_ranking_right(toys, target, seed):
-    assert abs(error(toys, target, "plain, all noise", seed)) > 0.30
-    assert abs(error(toys, target, "ranking", seed)) < 0.05
+    assert abs(error(toys, target, "plain, all noise", seed)) > 0.6
+    assert abs(error(toys, target, "ranking", seed)) < 0.03
 
 
 @pytest.mark.slow

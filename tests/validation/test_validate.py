@@ -130,7 +130,7 @@ def test_every_part_of_the_card_is_there(exact):
     }  # fmt: skip
     reweighted = [line.name for line in exact.lines if line.name.endswith(": reweighted")]
     assert [name.split()[0] for name in reweighted] == ["JS", "ΔF", "std", "std", "std"]
-    assert exact["std of U - E, kT"].value < 1e-3
+    assert exact["std of U - E, kT"].value < 1e-5
     assert exact["lost, plain dynamics"].value == 0
     assert any("forces: the snapshots have none" in text for _, text in exact.notes)
     assert any("worth 6000 independent" in text for _, text in exact.notes)
@@ -169,8 +169,8 @@ def test_a_stiffer_model_is_flagged(snapshots):
     assert found.good is False
     above = {line.name for line in found.lines if line.verdict == "fail"}
     assert {"std of bonds", "T by widths", "T by labelled energies"} <= above
-    assert found["T by widths"].value == pytest.approx(1.4, abs=0.1)
-    assert found["T by labelled energies"].value == pytest.approx(1 / 1.4, abs=0.02)
+    assert found["T by widths"].value == pytest.approx(1.4, abs=0.04)
+    assert found["T by labelled energies"].value == pytest.approx(1 / 1.4, abs=1e-5)
 
 
 def test_wrong_weights_of_modes_are_flagged(snapshots):
@@ -183,7 +183,7 @@ def test_wrong_weights_of_modes_are_flagged(snapshots):
         assert line.verdict == "fail"
         assert abs(line.deviation - sign * np.log(0.6 * 0.7 / (0.4 * 0.3))) < 4 * line.error
     offset = next(line for line in found.lines if line.name.startswith("U - E in"))
-    assert abs(offset.deviation) == pytest.approx(np.log(0.6 * 0.7 / (0.4 * 0.3)), abs=0.01)
+    assert abs(offset.deviation) == pytest.approx(np.log(0.6 * 0.7 / (0.4 * 0.3)), abs=1e-5)
     assert found["std of bonds"].verdict != "fail"
 
 
@@ -201,7 +201,7 @@ def test_a_wrong_label_on_all_data_shows_in_the_energies(snapshots):
     """Model and snapshots agree, but U/kT of the label is not -ln p."""
     wrong = replace(snapshots, energies=1.3 * snapshots.energies)
     found = run(Clouds(conformers()), wrong)
-    assert found["T by labelled energies"].value == pytest.approx(1.3, abs=0.01)
+    assert found["T by labelled energies"].value == pytest.approx(1.3, abs=1e-5)
     assert found["T by widths"].verdict != "fail"
     assert any("the model's data" in text for good, text in found.notes if good is False)
 
@@ -348,7 +348,7 @@ def test_other_atoms_temperatures_and_too_few(snapshots, rng):
     with pytest.raises(ValueError, match="H2O2.*not H2O"):
         validate(model, Snapshots(water, rng.normal(size=(50, 3, 3)), KELVIN), device="cpu")
     warm = Snapshots(SYSTEM, draws(2000, rng), 400.0)
-    with pytest.raises(ValueError, match=names("400 K", "300 K", "stiff bonds", "label")):
+    with pytest.raises(ValueError, match=r"400 K.*300 K.*(29|30)\d.*label"):
         validate(model, warm, device="cpu")
     truly = Snapshots(SYSTEM, draws(2000, rng, width=(4 / 3) ** 0.5 * WIDTH), 400.0)
     with pytest.raises(ValueError, match="look like (39|40|41).*differ indeed"):
@@ -382,9 +382,9 @@ def test_forces_of_snapshots_and_of_a_reference(snapshots):
     kept = run(wrong, replace(few, forces=forces), effort=small)
     named = run(wrong, replace(few, energies=None), effort=small, reference=truth)
     for found in (kept, named):
-        assert found["force correlation"].value == pytest.approx(1, abs=1e-3)
-        assert found["force error, relative"].value == pytest.approx(0.1, abs=1e-3)
-        assert found["energy correlation"].value == pytest.approx(1, abs=1e-3)
+        assert found["force correlation"].value == pytest.approx(1, abs=1e-9)
+        assert found["force error, relative"].value == pytest.approx(0.1, abs=1e-5)
+        assert found["energy correlation"].value == pytest.approx(1, abs=1e-9)
     with pytest.raises(ValueError, match=names("(3, 4, 3)", "(600, 4, 3)")):
         replace(few, forces=forces[:3])
 

@@ -20,6 +20,7 @@ from ase.calculators.fd import calculate_numerical_forces
 from ase.io import read
 
 from diffmd_ase import EulerMaruyama, Noise, System, load_potential, run
+from diffmd_ase.geometry import dihedrals
 from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.testing import assert_zscore, check_equivariant, check_potential
 
@@ -440,8 +441,10 @@ class TestShippedData:
         provenance = json.loads(str(data["provenance"]))
         assert provenance["script"] == "plugins/openmm/make_alanine_dipeptide.py"
         population = provenance["phi_positive"]
-        assert 0.01 < population["population"] < 0.05
-        assert 0.0 < population["standard_error"] < 0.01
+        assert population["population"] == pytest.approx(0.027, abs=1e-3)
+        assert population["standard_error"] == pytest.approx(0.003, abs=1e-3)
+        phi = dihedrals(data["positions"] * float(data["scale"]), np.array([plugin.PHI]))
+        assert (phi > 0).mean() == pytest.approx(0.0277, abs=1e-4)
         assert min(population["sign_changes_by_seed"]) > 50
         assert provenance["energy_eV"]["mean"] == pytest.approx(data["energies"].mean(), abs=1e-4)
 

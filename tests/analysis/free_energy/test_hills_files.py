@@ -181,7 +181,7 @@ def test_components_are_those_of_the_bias(action, tmp_path):
     density = np.exp(-energy / (gamma if explore else 1.0))
     slope, intercept = np.polyfit(density, measured, 1)
     np.testing.assert_allclose(slope * density + intercept, measured, rtol=1e-5)
-    assert intercept == pytest.approx(epsilon, rel=1e-3)
+    assert intercept == pytest.approx(epsilon, rel=1e-6)
     assert np.ptp(v) > 0.2
 
 
