@@ -191,7 +191,7 @@ def test_a_score_that_fails_is_a_rejection():
 def test_bad_input():
     case = targets.mixture()
     for levels in ([1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 1.0]):
-        with pytest.raises(ValueError, match="decreasing"):
+        with pytest.raises(ValueError, match=names(f"sigmas={levels}", "decreasing", "Å")):
             ReversePaths(crude, levels, 0.7)
     with pytest.raises(ValueError, match=names("kT=0.0", "positive")):
         ReversePaths(crude, LEVELS, 0.0)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from messages import names
 from reverse_diffusion import initial_noise, karras_sigmas, reverse_diffusion
 
 from diffmd_ase.independent.reverse import geometric_sigmas, reverse_levels
@@ -155,7 +156,10 @@ def test_schedules():
     assert (sigmas[1:] < sigmas[:-1]).all()
     torch.testing.assert_close(karras_sigmas(3.0, 1.0, 3, rho=1.0), torch.tensor([3.0, 2.0, 1.0]))
     for bad in ((1.0, 2.0, 5), (1.0, 0.0, 5), (1.0, 0.1, 1), (math.inf, 1.0, 5)):
-        with pytest.raises(ValueError, match="sigma_min"):
+        high, low, n = bad
+        with pytest.raises(
+            ValueError, match=names(f"sigma_max={high}", f"sigma_min={low}", f"n={n}", "Å")
+        ):
             geometric_sigmas(*bad)
 
 
@@ -232,6 +236,6 @@ def test_bad_arguments():
     for sigmas in (good.flip(0), [1.0], [1.0, 0.0]):
         with pytest.raises(ValueError, match="decreasing"):
             reverse_diffusion(mixture().at, x, sigmas, kT=KT, noise=Noise(0))
-    for options in ({"kT": 0.0}, {"churn": -1.0}, {"corrector_steps": -1}, {"corrector_size": 0}):
-        with pytest.raises(ValueError, match="must be"):
-            reverse_diffusion(mixture().at, x, good, **{"kT": KT, "noise": Noise(0), **options})
+    for name, bad in {"kT": 0.0, "churn": -1.0, "corrector_steps": -1, "corrector_size": 0}.items():
+        with pytest.raises(ValueError, match=names(f"{name}={bad}", "positive", "not negative")):
+            reverse_diffusion(mixture().at, x, good, **{"kT": KT, "noise": Noise(0), name: bad})

@@ -140,9 +140,9 @@ def test_refusals():
     kernel = mala(0.1)
     with pytest.raises(ValueError, match=names("n_steps=0", "one step")):
         adapt(kernel, start(kernel, 1), 0, noise=Noise(1))
-    for bad in ({"acceptance": 1.0}, {"gamma": 0.0}, {"kappa": 0.5}, {"t0": -1.0}):
-        with pytest.raises(ValueError, match="must"):
-            DualAveraging(**bad)
+    for name, bad in {"acceptance": 1.0, "gamma": 0.0, "kappa": 0.5, "t0": -1.0}.items():
+        with pytest.raises(ValueError, match=names(f"{name}={bad}", "must")):
+            DualAveraging(**{name: bad})
 
 
 class TestTally:

@@ -230,7 +230,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="kT="):
             Mixture([mala, Metropolis(other, case.target)])
         for weights in ([1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan]):
-            with pytest.raises(ValueError, match="positive numbers"):
+            with pytest.raises(ValueError, match=names(f"weights={weights}", "2 positive numbers")):
                 Mixture([mala, mala], weights=weights)
 
     def test_start(self):

@@ -297,7 +297,10 @@ def test_bad_input():
     ):
         kernel.step(lost, Noise(0))
     for wrong in ((0.2, 0.1, 3), (0.1, 0.2, 1), (-1.0, 0.2, 3)):
-        with pytest.raises(ValueError, match="kT_min"):
+        low, high, n = wrong
+        with pytest.raises(
+            ValueError, match=names(f"kT_min={low}", f"kT_max={high}", f"n_states={n}")
+        ):
             geometric_kT(*wrong)
     with pytest.raises(ValueError, match=names("(4,)", "[0.5, nan, 0.5]", "K-1", "longer")):
         equalised_kT(KT, [0.5, float("nan"), 0.5])

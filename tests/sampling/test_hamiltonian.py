@@ -391,16 +391,16 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"timestep": 0.0}, "timestep"),
-            ({"timestep": math.nan}, "timestep"),
-            ({"n_leapfrog": 0}, "n_leapfrog"),
-            ({"jitter": 1.0}, "jitter"),
-            ({"masses": [1.0, -2.0]}, "masses"),
-            ({"masses": math.inf}, "finite for some atom"),
+            ({"timestep": 0.0}, "timestep=0.0"),
+            ({"timestep": math.nan}, "timestep=nan"),
+            ({"n_leapfrog": 0}, "n_leapfrog=0"),
+            ({"jitter": 1.0}, "jitter=1.0"),
+            ({"masses": [1.0, -2.0]}, r"masses=\[1.0, -2.0\]"),
+            ({"masses": math.inf}, "masses=inf .*finite for some atom"),
             ({"masses": None}, "pass masses="),
             ({"masses": [1.0, math.inf], "mean_free": True}, "fixed atoms"),
             ({"target": None}, "no energy"),
-            ({"friction": -1.0}, "friction"),
+            ({"friction": -1.0}, "friction=-1.0"),
         ],
     )
     def test_parameters(self, changes, message):

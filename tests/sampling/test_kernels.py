@@ -258,14 +258,14 @@ def test_single_precision_stays():
 @pytest.mark.parametrize(
     "h, kT, message",
     [
-        (-1e-4, KT, "not negative"),
-        (0.0, KT, "positive for some atom"),
-        (float("nan"), KT, "finite"),
-        (float("inf"), KT, "finite"),
-        ([1e-4, -1e-4], KT, "not negative"),
+        (-1e-4, KT, "h=-0.0001 .*not negative"),
+        (0.0, KT, "h=0.0 .*positive for some atom"),
+        (float("nan"), KT, "h=nan .*finite"),
+        (float("inf"), KT, "h=inf .*finite"),
+        ([1e-4, -1e-4], KT, r"h=\[.*-0.0001\] .*not negative"),
         (1e-4, 0.0, "kT=0.0 must be positive"),
-        (1e-4, [KT, -KT], "must be positive"),
-        (1e-4, float("nan"), "must be positive"),
+        (1e-4, [KT, -KT], r"kT=\[.*\] must be positive"),
+        (1e-4, float("nan"), "kT=nan must be positive"),
         (torch.ones(1, 1, 1), KT, r"expected a scalar, \(N,\)"),
         (1e-4, torch.ones(1, 1), r"a scalar or \(B,\)"),
     ],
@@ -288,7 +288,7 @@ def test_bad_hyper_parameters(h, kT, message):
 def test_shapes_that_do_not_fit(options, shape):
     """Never broadcast: a single structure must not become a batch."""
     kernel = EulerMaruyama(Harmonic(1.0), **{"kT": KT, **options})
-    with pytest.raises(ValueError, match="do not fit positions"):
+    with pytest.raises(ValueError, match=names("h", "kT", f"positions {shape}", "(B, N)", "(B,)")):
         kernel.step(kernel.init(torch.zeros(shape)), Noise(0))
 
 

@@ -351,7 +351,8 @@ def test_bad_input():
         move.propose(torch.zeros(2, 3, 3), 0, None, Noise(0))
     alloy = Lattice([29, 79], 6, wrap=True)
     for vectors in ([1.0, 0, 0], [[0.0, 0, 0]], [[1.0, 0]]):
-        with pytest.raises(ValueError, match="must be"):
+        shape = str(tuple(np.shape(vectors)))
+        with pytest.raises(ValueError, match=names(shape, "(V, 3)", "Å")):
             VacancyHop(alloy, 1.0, vectors)
     with pytest.raises(ValueError, match=names("clearance=3.5", "3 Å")):
         VacancyHop(alloy, 1.0, [[1.0, 0, 0]], clearance=3.5)

@@ -57,7 +57,7 @@ class TestLoop:
 
     @pytest.mark.parametrize("n_steps, every", [(-1, 1), (5, 0)])
     def test_bad_counts(self, n_steps, every):
-        with pytest.raises(ValueError, match="n_steps"):
+        with pytest.raises(ValueError, match=names(f"n_steps={n_steps}", f"every={every}")):
             next(run(kernel_of(Harmonic(1.0)), start(), n_steps, noise=Noise(0), every=every))
 
     def test_no_energy(self):

@@ -251,10 +251,12 @@ def test_noise_levels_of_the_experts(molecular):
         assert molecular.level(low * (high / low) ** 0.6) == high
         assert molecular.expert(low * (high / low) ** 0.6) is molecular.networks[1]
     assert molecular.level(2 * high) == 2 * high
-    for sigma in (0.5 * card.sigma_min, 2 * card.sigma_max, 0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="outside the noise levels"):
+    low = card.sigma_min
+    for sigma in (low / 2, 2 * card.sigma_max, 0.0, -1.0, float("nan")):
+        said = names(f"sigma={sigma}" if sigma != low / 2 else "sigma", f"{low:.3g} to 4 Å")
+        with pytest.raises(ValueError, match=said):
             molecular.expert(sigma)
-        with pytest.raises(ValueError, match="outside the noise levels"):
+        with pytest.raises(ValueError, match=said):
             molecular.potential(sigma=sigma, device="cpu")
 
 
