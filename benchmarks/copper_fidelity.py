@@ -23,6 +23,7 @@ from diffmd_ase import EulerMaruyama, Noise, ScoreCalculator, ScoreModel, Snapsh
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.score.neighbours import edges
 from diffmd_ase.score.training import train
+from diffmd_ase.simulation.prepare import prepare
 
 SHELLS = np.sqrt([0.5, 1.0, 1.5])  # in lattice constants, the first three of fcc
 
@@ -108,13 +109,14 @@ def with_errors(rows):
     return [(name, float(a), float(b), 100 * float(b / a - 1), goal) for name, a, b, goal in rows]
 
 
-def plain_walkers(model, kT, h, lattice=LATTICE):
-    """Reverse diffusion of 499 atoms: walkers kept of 4, spread of U - EMT in meV for each atom."""
+def plain_walkers(model, temperature_K, lattice=LATTICE):
+    """499 atoms, plain reverse diffusion: walkers kept of 4, spread of U - EMT in meV per atom."""
     atoms = crystal(5, lattice=lattice)
     potential = model.potential(System.from_atoms(atoms), device="cpu")
+    kernel = prepare(potential, temperature_K=temperature_K).kernel
     x = torch.as_tensor(atoms.positions).float().expand(4, -1, -1)
     atoms.calc, offset = EMT(), []
-    for state, _ in run(EulerMaruyama(potential, kT=kT, h=h), x, 1000, noise=Noise(4), every=100):
+    for state, _ in run(kernel, x, 1000, noise=Noise(4), every=100):
         if state.step > 400:
             atoms.positions = state.x[0].numpy()
             offset.append(float(state.energy[0]) - atoms.get_potential_energy())
@@ -151,14 +153,14 @@ def main():
     else:
         model = ScoreModel.load(options.model)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    kT, fastest = model.card.kT, model.card.lambda_max
     potential = model.potential(device="cpu", dtype=torch.float64)
     starts = torch.as_tensor(x[:: len(x) // 64][:64])
-    *walkers, acceptance = sample(potential, starts, kT, 0.4 / fastest, 1500, 10)
+    h = 0.4 / model.card.lambda_max
+    *walkers, acceptance = sample(potential, starts, model.card.kT, h, 1500, 10)
     rows = compared(potential, walkers, (x, energies), crystal())
     ours = barrier(lambda: ScoreCalculator(model, device="cpu", dtype="float64"))
     rows.append(("barrier of the vacancy, eV", barrier(EMT), ours, None))
-    kept, spread = plain_walkers(model, kT, 0.2 / fastest)
+    kept, spread = plain_walkers(model, model.card.temperature_K)
     result = {
         "rows": with_errors(rows),
         "acceptance": acceptance,

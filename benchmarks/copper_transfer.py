@@ -61,13 +61,6 @@ def facts(model, reference):
     return rows, 100 * float(error) ** 0.5, acceptance
 
 
-def large(model):
-    """499 atoms at 500 K: walkers kept of 4, spread of U - EMT in meV for each atom."""
-    kT = kT_from_temperature(RUN_K)
-    h = 0.2 / (model.card.lambda_max * model.card.kT / kT)
-    return plain_walkers(model, kT, h, lattice(RUN_K))
-
-
 def main():
     parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, default=Path("."), help="folder of the sets")
@@ -92,7 +85,7 @@ def main():
             "training_s": model.card.training["seconds"],
         }
         if name == "300 and 700 K":
-            result[name]["499 atoms"] = large(model)
+            result[name]["499 atoms"] = plain_walkers(model, RUN_K, lattice(RUN_K))
     if options.json:
         print(json.dumps(result, indent=1))
         return

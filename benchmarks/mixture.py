@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from shared import command_line, parsed
 from torch import Tensor
-from toys import Config, Grid, Mixture, contenders, divergence, fit
+from toys import Config, Grid, Mixture, contenders, fit
+
+from diffmd_ase.analysis.divergence import jensen_shannon
 
 LOW = 0.05  # Å, the smallest noise: a sixth of the narrowest mode
 TARGET = Mixture(
@@ -52,7 +54,7 @@ def measure(name: str, snapshots: int, seed: int, config: Config) -> dict:
         "seconds": seconds,
         "weights": found.tolist(),
         "error": float((found / weights(true) - 1).abs().max()),
-        "js": divergence(p, true),
+        "js": jensen_shannon(p.numpy(), true.numpy()),
     }
 
 

@@ -333,9 +333,3 @@ class Grid:
         with torch.no_grad():
             energy = network(self.points.float(), torch.tensor([sigma], dtype=torch.float32))
         return torch.softmax(-energy.double(), 0)
-
-
-def divergence(p: Tensor, q: Tensor) -> float:
-    """Jensen–Shannon divergence in nats."""
-    m = 0.5 * (p + q)
-    return float(0.5 * (torch.special.xlogy(p, p / m) + torch.special.xlogy(q, q / m)).nansum())

@@ -23,6 +23,8 @@ from diffmd_openmm import PHI, PSI, alanine_dipeptide
 from rich.console import Console
 from rich.progress import track
 
+from diffmd_ase.geometry import dihedrals
+
 TEMPERATURE, FRICTION, TIMESTEP = 300.0, 2.0, 0.001  # K, 1/ps, ps
 KT = TEMPERATURE * units.kB / (units.kJ / units.mol)  # kJ/mol
 NODES = 48  # of the grid along each angle
@@ -55,9 +57,10 @@ class Biased:
     def step(self, steps: int) -> None:
         self.context.getIntegrator().step(steps)
 
-    def angles(self) -> tuple[float, float]:
+    def angles(self) -> np.ndarray:
+        """φ and ψ in rad."""
         x = self.context.getState(getPositions=True).getPositions(asNumpy=True)._value
-        return torsion(x, PHI), torsion(x, PSI)
+        return dihedrals(x, [PHI, PSI])
 
     def bias_energy(self) -> float:
         """V in kJ/mol, as OpenMM interpolates it."""
@@ -71,14 +74,6 @@ class Biased:
 def _flat(bias: np.ndarray) -> list[float]:
     """OpenMM's order: the first angle runs fastest, both from 0 to 2π."""
     return bias.T.ravel().tolist()
-
-
-def torsion(x: np.ndarray, indices) -> float:
-    """Dihedral angle in radians of one frame (N, 3), IUPAC sign."""
-    a, b, c, d = (x[i] for i in indices)
-    first, axis, last = b - a, c - b, d - c
-    before, after = np.cross(first, axis), np.cross(axis, last)
-    return float(np.arctan2((first @ after) * np.linalg.norm(axis), before @ after))
 
 
 def build(ns: float, seed: int, console: Console) -> np.ndarray:

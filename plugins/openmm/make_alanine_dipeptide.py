@@ -29,6 +29,7 @@ from diffmd_openmm import PHI, PSI, OpenMMPotential, alanine_dipeptide
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from diffmd_ase.geometry import dihedrals
 from diffmd_ase.system import System
 
 TEMPERATURES = (300.0, 377.0, 476.0, 600.0, 756.0)  # K
@@ -212,7 +213,7 @@ def pack(arguments) -> None:
             for part in track(np.array_split(positions, 100), "energies", console=console)
         ]
     )
-    positive = [torsion(chain, PHI) > 0.0 for chain in chains]
+    positive = [phi_is_positive(chain) for chain in chains]
     # blocks of about the same length, however long the seeds are
     length = len(everything) / (BLOCKS * len(chains))
     blocks = [
@@ -242,7 +243,7 @@ def pack(arguments) -> None:
             "error_from": f"{len(blocks)} blocks of about {length:.0f} frames",
             "by_seed": [round(float(p.mean()), 4) for p in positive],
             "sign_changes_by_seed": [int(np.sum(p[1:] != p[:-1])) for p in positive],
-            "in_this_file": round(float((torsion(aligned, PHI) > 0).mean()), 4),
+            "in_this_file": round(float(phi_is_positive(aligned).mean()), 4),
         },
         "energy_eV": {
             "mean": round(float(energies.mean()), 5),
@@ -279,13 +280,9 @@ def align(x, reference, heavy):
     return x @ (u @ vt)
 
 
-def torsion(x, indices):
-    """Dihedral angle (M,) in radians of frames (M, N, 3), IUPAC sign."""
-    a, b, c, d = (x[:, i].astype(float) for i in indices)
-    first, axis, last = b - a, c - b, d - c
-    before, after = np.cross(first, axis), np.cross(axis, last)
-    sine = (first * after).sum(-1) * np.linalg.norm(axis, axis=-1)
-    return np.arctan2(sine, (before * after).sum(-1))
+def phi_is_positive(x) -> np.ndarray:
+    """Whether φ > 0 (M,) in frames (M, N, 3)."""
+    return dihedrals(x.astype(float), [PHI])[:, 0] > 0.0
 
 
 def main() -> None:

@@ -508,9 +508,10 @@ class TestScript:
             np.linalg.norm(mirrored[:, 0] - mirrored[:, 21], axis=-1),
             np.linalg.norm(reference[0] - reference[21]),
         )
-        assert (np.sign(script.torsion(mirrored, plugin.PHI)) == 1).all()
+        assert script.phi_is_positive(mirrored).all()
 
-    def test_torsion_is_that_of_ase(self, script, molecule):
-        for indices in (plugin.PHI, plugin.PSI):
-            degrees = np.degrees(script.torsion(molecule[0].positions[None], indices)) % 360
-            assert degrees == pytest.approx(molecule[0].get_dihedral(*indices))
+    def test_sign_of_phi_is_that_of_ase(self, script, molecule):
+        x = molecule[0].positions
+        positive = molecule[0].get_dihedral(*plugin.PHI) < 180.0
+        found = script.phi_is_positive(np.stack((x, x * [1, 1, -1])))
+        assert found.tolist() == [positive, not positive]

@@ -232,6 +232,14 @@ class Driver:
             raise ValueError(f"{name} had {mine.size} numbers, now {value.size}")
         mine[...] = value.reshape(mine.shape)
 
+    @property
+    def buffers(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Value and ``-dV/d(value)`` of what was set, in that order: the arrays PLUMED works on.
+
+        For many walkers: filling them before `calculate` is `set_value` without its checks.
+        """
+        return list(self._values.values())
+
     def value_force(self, name: str) -> np.ndarray:
         """``-dV/d(value)`` of a PUT or EXTRACV action after the last evaluation."""
         return self._values[name][1].copy()

@@ -145,13 +145,13 @@ class PlumedCVPotential(CVBias):
     def _evaluate(self, walker: int, values: np.ndarray) -> list[float]:
         """V in eV and PLUMED's -dV/ds at values in its units."""
         driver = self._instances.of(walker)
-        buffers = driver._values.values()  # in the order of the variables
+        buffers = driver.buffers  # in the order of the variables: that of `_prepare`
         for (value, _), number in zip(buffers, values.tolist(), strict=True):
             value[0] = number
         try:
             energy = driver.calculate(_NO_ATOMS, self._instances.step)
         except RuntimeError as error:
-            raise RuntimeError(f"walker {walker}: {error}") from error
+            raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
         return [energy, *(force[0] for _, force in buffers)]
 
     def _commit(self, walker: int, values: np.ndarray) -> None:
