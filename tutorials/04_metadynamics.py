@@ -54,7 +54,7 @@ m: METAD ARG=phi,psi SIGMA=0.3,0.3 HEIGHT=1 PACE=20 BIASFACTOR=12 FILE=HILLS.plu
 PRINT ARG=phi,psi,m.bias FILE=COLVAR.plumed STRIDE=20
 """
 )
-timestep = 0.01 * units.fs
+timestep = 0.005 * units.fs
 hill = {"sigma": 0.3, "pace": 20, "biasfactor": 12, "grid": Grid([60, 60])}
 biases = {
     "PLUMED": PlumedPotential(system, "ase.dat", kT=kT, timestep=timestep),
