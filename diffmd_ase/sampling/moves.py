@@ -8,7 +8,7 @@ Mixed with dynamics they stay exact, each leaving ``exp(-U/kT)`` invariant.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -81,7 +81,39 @@ class Move(TargetKernel):
 
 
 @dataclass(frozen=True)
-class Displacement(Move):
+class _Sized(Move, ABC):
+    """A move by ``size ξ``, whose h is ``size²/2``."""
+
+    size: float | Tensor
+
+    def __post_init__(self):
+        super().__post_init__()
+        size = torch.as_tensor(self.size)
+        if not (torch.isfinite(size).all() and (size >= 0).all() and (size > 0).any()):
+            raise ValueError(
+                f"{size=} must be finite, not negative, and positive for some atom (Å)"
+            )
+
+    def scaled(self, factor: float):
+        return replace(self, size=self.size * factor**0.5)
+
+    def take(self, rows: Tensor) -> Move:
+        kT, size = take_rows(self.kT, rows, ndim=1), take_rows(self.size, rows, ndim=2)
+        return replace(self, kT=kT, size=size)
+
+    def _widths(self, x: Tensor) -> Tensor:
+        """Of positions x, broadcastable with (*batch, N, 1)."""
+        size = torch.as_tensor(self.size, dtype=torch.float64).to(x)
+        if size.ndim and size.shape != x.shape[x.ndim - 1 - size.ndim : -1]:
+            raise ValueError(
+                f"size {tuple(size.shape)} does not fit positions {tuple(x.shape)}: expected a "
+                "scalar, (N,) or (B, N)"
+            )
+        return size[..., None] if size.ndim else size
+
+
+@dataclass(frozen=True)
+class Displacement(_Sized):
     """All atoms at once, ``y = x + size ξ``: random-walk Metropolis (Metropolis et al. 1953).
 
     Parameters
@@ -96,53 +128,24 @@ class Displacement(Move):
 
     size: float | Tensor = 0.05
 
-    def __post_init__(self):
-        super().__post_init__()
-        _check_size(self.size)
-
     def propose(self, x, step, walkers, noise):
-        return x + _widths(self.size, x) * noise.normal(step, x, walkers=walkers), 0.0
-
-    def scaled(self, factor: float) -> Displacement:
-        return replace(self, size=self.size * factor**0.5)
-
-    def take(self, rows: Tensor) -> Move:
-        kT, size = take_rows(self.kT, rows, ndim=1), take_rows(self.size, rows, ndim=2)
-        return replace(self, kT=kT, size=size)
+        return x + self._widths(x) * noise.normal(step, x, walkers=walkers), 0.0
 
 
 @dataclass(frozen=True)
-class SingleDisplacement(Move):
+class SingleDisplacement(_Sized):
     """One atom, chosen uniformly, by ``size ξ``; h of `scaled` is ``size²/2`` for all moves.
 
-    Parameters
-    ----------
-    size : standard deviation in Å; scalar, (N,) or (B, N); an atom with 0 is never moved
-    others : as of `Move`
-
-    Raises
-    ------
-    ValueError : a size that is negative or does not fit; others as of `Move`
+    Parameters and errors are those of `Displacement`; an atom with a ``size`` of 0 is never moved.
     """
 
     size: float | Tensor = 0.2
 
-    def __post_init__(self):
-        super().__post_init__()
-        _check_size(self.size)
-
     def propose(self, x, step, walkers, noise):
-        widths = _widths(self.size, x).expand(*x.shape[:-1], 1)[..., 0]
+        widths = self._widths(x).expand(*x.shape[:-1], 1)[..., 0]
         chosen, _ = _choose(widths > 0, step, walkers, noise)
         kick = widths[..., None] * noise.normal(step, x, walkers=walkers)
         return x + torch.where(chosen[..., None], kick, 0.0), 0.0
-
-    def scaled(self, factor: float) -> SingleDisplacement:
-        return replace(self, size=self.size * factor**0.5)
-
-    def take(self, rows: Tensor) -> Move:
-        kT, size = take_rows(self.kT, rows, ndim=1), take_rows(self.size, rows, ndim=2)
-        return replace(self, kT=kT, size=size)
 
 
 @dataclass(frozen=True)
@@ -351,19 +354,3 @@ def _choose(
     u = noise.uniform(step, count.double(), walkers=walkers, stream="choose")
     rank = torch.minimum((u * count).ceil().long(), count)  # 1…count, for u in (0, 1]
     return possible & (possible.cumsum(-1) == rank[..., None]), count.double()
-
-
-def _widths(size, x: Tensor) -> Tensor:
-    size = torch.as_tensor(size, dtype=torch.float64).to(x)
-    if size.ndim and size.shape != x.shape[x.ndim - 1 - size.ndim : -1]:
-        raise ValueError(
-            f"size {tuple(size.shape)} does not fit positions {tuple(x.shape)}: expected a scalar, "
-            "(N,) or (B, N)"
-        )
-    return size[..., None] if size.ndim else size
-
-
-def _check_size(size) -> None:
-    size = torch.as_tensor(size)
-    if not (torch.isfinite(size).all() and (size >= 0).all() and (size > 0).any()):
-        raise ValueError(f"{size=} must be finite, not negative, and positive for some atom (Å)")
