@@ -79,14 +79,8 @@ class Tally:
         )
 
     def __sub__(self, other: Tally) -> Tally:
-        return Tally(
-            self.steps - other.steps,
-            self.accepted - other.accepted,
-            self.divergent - other.divergent,
-            self.judged - other.judged,
-            self.drift - other.drift,
-            self.target - other.target,
-        )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Tally(*(mine - theirs for mine, theirs in pairs))
 
     @property
     def acceptance(self) -> float:
@@ -96,30 +90,17 @@ class Tally:
 
     def to_dict(self) -> dict:
         """JSON values; `from_dict` reads them."""
-        return {
-            "steps": self.steps.tolist(),
-            "accepted": self.accepted.tolist(),
-            "divergent": self.divergent.tolist(),
-            "judged": self.judged.tolist(),
-            "drift": int(self.drift),
-            "target": int(self.target),
-        }
+        return {name: torch.as_tensor(value).tolist() for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, saved: dict, device: str | torch.device = "cpu") -> Tally:
         """The tally that `to_dict` ``saved``, on ``device``."""
-
-        def read(name: str) -> Tensor:
-            return torch.tensor(saved[name], dtype=torch.float64, device=device)
-
-        return cls(
-            read("steps"),
-            read("accepted"),
-            read("divergent"),
-            read("judged"),
-            saved["drift"],
-            saved["target"],
-        )
+        sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=device)
+            for name, value in saved.items()
+            if isinstance(value, list)
+        }
+        return cls(**{**saved, **sums})
 
 
 def _evaluated(each: int | Tensor, count: int) -> int | Tensor:
