@@ -8,7 +8,7 @@ pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,16 @@ from torch import Tensor
 from ..state import Evaluation
 from ..system import System
 
-__all__ = ["Potential", "Sum", "Wrapped", "add_term", "evaluate", "unwrapped"]
+__all__ = [
+    "Composed",
+    "Potential",
+    "Sum",
+    "Wrapped",
+    "add_term",
+    "evaluate",
+    "part_by_part",
+    "unwrapped",
+]
 
 
 class Potential(ABC):
@@ -105,7 +114,49 @@ class Potential(ABC):
         return Sum(*self.terms, *other.terms)
 
 
-class Sum(Potential):
+class Composed(Potential, ABC):
+    """Several ``potentials`` of one system as one; those with memory learn.
+
+    Raises
+    ------
+    ValueError : potentials of different systems
+    """
+
+    def __init__(self, potentials: Sequence[Potential]):
+        self.potentials = tuple(potentials)
+        systems = [p.system for p in self.potentials if p.system is not None]
+        for system in systems[1:]:
+            if system != systems[0]:
+                raise ValueError(
+                    f"the potentials of a {type(self).__name__} are bound to different systems: "
+                    f"{systems[0].formula} and {system.formula}"
+                )
+        self.system = systems[0] if systems else None
+        self.conservative = all(p.conservative for p in self.potentials)
+        self.has_memory = any(p.has_memory for p in self.potentials)
+
+    def seen(self, x: Tensor, place: int) -> Tensor:
+        """Those of positions x that potential number ``place`` is of."""
+        return x
+
+    def update(self, x, step) -> bool:
+        # a list, not a generator: every one must learn
+        return any([p.update(self.seen(x, i), step) for i, p in enumerate(self.potentials)])
+
+    def flush(self) -> None:
+        for potential in self.potentials:
+            potential.flush()
+
+    def checkpoint(self) -> dict:
+        saved = {str(i): p.checkpoint() for i, p in enumerate(self.potentials)}
+        return {place: value for place, value in saved.items() if value}
+
+    def restore(self, saved, x, step) -> None:
+        for i, potential in enumerate(self.potentials):
+            potential.restore(saved.get(str(i), {}), self.seen(x, i), step)
+
+
+class Sum(Composed):
     """``Σ_i U_i(x)``, in order; built by ``a + b``.
 
     Raises
@@ -114,34 +165,20 @@ class Sum(Potential):
     """
 
     def __init__(self, *terms: Potential):
-        systems = [t.system for t in terms if t.system is not None]
-        for system in systems[1:]:
-            if system != systems[0]:
-                raise ValueError(
-                    "the terms of a sum are bound to different systems: "
-                    f"{systems[0].formula} and {system.formula}"
-                )
+        super().__init__(terms)
         if terms[0].needs_base:
             raise ValueError(
                 f"{type(terms[0]).__name__} biases the potential energy: add it after "
                 "the potential it biases (model + bias)"
             )
-        self._terms = terms
-        self.system = systems[0] if systems else None
-        self.conservative = all(t.conservative for t in terms)
-        self.has_memory = any(t.has_memory for t in terms)
         self.per_walker = any(t.per_walker for t in terms)
 
     @property
     def terms(self) -> tuple[Potential, ...]:
-        return self._terms
+        return self.potentials
 
     def __call__(self, x, *, stress=False) -> Evaluation:
         return evaluate(self.terms, x, stress=stress)
-
-    def update(self, x, step) -> bool:
-        # a list, not a generator: every term must learn
-        return any([term.update(x, step) for term in self.terms])
 
     def describe(self, x) -> dict[str, Tensor]:
         said: dict[str, Tensor] = {}
@@ -154,18 +191,6 @@ class Sum(Potential):
     def select(self, keep) -> None:
         for term in self.terms:
             term.select(keep)
-
-    def flush(self) -> None:
-        for term in self.terms:
-            term.flush()
-
-    def checkpoint(self) -> dict:
-        saved = {str(i): term.checkpoint() for i, term in enumerate(self.terms)}
-        return {place: value for place, value in saved.items() if value}
-
-    def restore(self, saved, x, step) -> None:
-        for i, term in enumerate(self.terms):
-            term.restore(saved.get(str(i), {}), x, step)
 
 
 class Wrapped(Potential):
@@ -240,10 +265,17 @@ def add_term(
         if term.needs_base:
             options["base"] = base
         value = Evaluation(*term(x, **options))
-    return (value if base is None else _add(base, value)), value
+    if base is None:
+        return value, value
+    return part_by_part(lambda parts: parts[0] + parts[1], (base, value)), value
 
 
-def _add(a: Evaluation, b: Evaluation) -> Evaluation:
-    return Evaluation(
-        *(None if p is None or q is None else p + q for p, q in zip(a, b, strict=True))
-    )
+def part_by_part(
+    change: Callable[[tuple[Tensor, ...]], Tensor], values: Sequence[Evaluation]
+) -> Evaluation:
+    """``change`` of the energies of all ``values``, of their forces and of their stresses.
+
+    What one of them lacks, the result lacks.
+    """
+    parts = zip(*values, strict=True)
+    return Evaluation(*(None if any(p is None for p in part) else change(part) for part in parts))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..state import Evaluation
 from ..system import System
-from .base import Potential, evaluate
+from .base import Potential, evaluate, part_by_part
 from .named import find_potential
 
 if TYPE_CHECKING:
@@ -46,13 +46,9 @@ class Mean(Potential):
     def spread(self, x: Tensor, *, stress: bool = False) -> tuple[Evaluation, Evaluation]:
         """Mean and standard deviation over the members (M - 1 in the denominator), part by part."""
         values = [evaluate(m.terms, x, stress=stress) for m in self.potentials]
-        parts = [
-            None if any(v is None for v in part) else torch.stack(part)
-            for part in zip(*values, strict=True)
-        ]
         return (
-            Evaluation(*(None if part is None else part.mean(0) for part in parts)),
-            Evaluation(*(None if part is None else part.std(0) for part in parts)),
+            part_by_part(lambda parts: torch.stack(parts).mean(0), values),
+            part_by_part(lambda parts: torch.stack(parts).std(0), values),
         )
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..state import Evaluation
-from .base import Potential
+from .base import Composed, Potential, part_by_part
 
 __all__ = ["Blend", "Ladder"]
 
 
-class Ladder(Potential):
+class Ladder(Composed):
     """Another potential for each state: ``U_b(x) = U^(b mod K)(x_b)``.
 
     Noise levels of a model, biases, force fields. Each potential sees only its own rows.
@@ -35,46 +35,25 @@ class Ladder(Potential):
     per_walker = True
 
     def __init__(self, potentials: Sequence[Potential]):
-        self.potentials = tuple(potentials)
+        super().__init__(potentials)
         if len(self.potentials) < 2:
             raise ValueError(f"{len(self.potentials)} potentials make no ladder: give at least 2")
         if any(p.needs_base for p in self.potentials):
             raise ValueError("a state that biases the potential energy must hold what it biases")
-        self.system = _one_system(self.potentials)
-        self.conservative = all(p.conservative for p in self.potentials)
-        self.has_memory = any(p.has_memory for p in self.potentials)
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
-        K = _states(x, len(self.potentials))
         options = {"stress": True} if stress else {}
-        values = [
-            Evaluation(*p(x[..., k::K, :, :], **options)) for k, p in enumerate(self.potentials)
-        ]
-        energies, forces, stresses = zip(*values, strict=True)
-        return Evaluation(
-            _interleave(energies, -1), _interleave(forces, -3), _interleave(stresses, -2)
+        values = [Evaluation(*p(self.seen(x, k), **options)) for k, p in enumerate(self.potentials)]
+        axis = x.ndim - 3  # of the walkers; row b comes from state b mod K
+        return part_by_part(
+            lambda parts: torch.stack(parts, dim=axis + 1).flatten(axis, axis + 1), values
         )
 
-    def update(self, x, step) -> bool:
-        K = _states(x, len(self.potentials))
-        # a list, not a generator: every state must learn
-        return any([p.update(x[..., k::K, :, :], step) for k, p in enumerate(self.potentials)])
-
-    def flush(self) -> None:
-        for p in self.potentials:
-            p.flush()
-
-    def checkpoint(self) -> dict:
-        saved = {str(k): p.checkpoint() for k, p in enumerate(self.potentials)}
-        return {state: value for state, value in saved.items() if value}
-
-    def restore(self, saved, x, step) -> None:
-        K = _states(x, len(self.potentials))
-        for k, p in enumerate(self.potentials):
-            p.restore(saved.get(str(k), {}), x[..., k::K, :, :], step)
+    def seen(self, x, place) -> Tensor:
+        return x[..., place :: _states(x, len(self.potentials)), :, :]
 
 
-class Blend(Potential):
+class Blend(Composed):
     """``U_b(x) = Σ_a w[b mod K, a] U_a(x_b)``: states that mix the same potentials.
 
     A coupling from A to B is ``Blend([A, B], [[1 - λ, λ] for λ in lambdas])``, a bias switched
@@ -92,7 +71,7 @@ class Blend(Potential):
     """
 
     def __init__(self, potentials: Sequence[Potential], weights):
-        self.potentials = tuple(potentials)
+        super().__init__(potentials)
         self.weights = torch.as_tensor(weights, dtype=torch.float64)
         if self.weights.ndim not in (1, 2) or self.weights.shape[-1] != len(self.potentials):
             raise ValueError(
@@ -106,8 +85,6 @@ class Blend(Potential):
                 "a potential that learns, or biases the potential energy, cannot be blended: add "
                 "it to the blend"
             )
-        self.system = _one_system(self.potentials)
-        self.conservative = all(p.conservative for p in self.potentials)
         self.per_walker = self.weights.ndim == 2
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
@@ -118,22 +95,14 @@ class Blend(Potential):
         options = {"stress": True} if stress else {}
         values = [Evaluation(*p(x, **options)) for p in self.potentials]
         columns = weights.to(x).unbind(-1)
-        # a weight broadcasts over the batch axes, from the right
-        energies, forces, stresses = zip(*values, strict=True)
-        return Evaluation(
-            _mix(columns, energies, 0), _mix(columns, forces, 2), _mix(columns, stresses, 1)
-        )
 
+        def mixed(parts):
+            # a weight broadcasts over the batch axes, from the right
+            trailing = (1,) * (parts[0].ndim - x.ndim + 2)
+            pairs = zip(columns, parts, strict=True)
+            return sum(w.reshape(w.shape + trailing) * part for w, part in pairs)
 
-def _one_system(potentials: Sequence[Potential]):
-    systems = [p.system for p in potentials if p.system is not None]
-    for system in systems[1:]:
-        if system != systems[0]:
-            raise ValueError(
-                "the potentials of a ladder are bound to different systems: "
-                f"{systems[0].formula} and {system.formula}"
-            )
-    return systems[0] if systems else None
+        return part_by_part(mixed, values)
 
 
 def _states(x: Tensor, count: int) -> int:
@@ -143,17 +112,3 @@ def _states(x: Tensor, count: int) -> int:
             "whole ladders, with state b mod K in row b"
         )
     return count
-
-
-def _interleave(parts, dim: int) -> Tensor | None:
-    """Row b from part ``b mod K``; None if a part is."""
-    if any(part is None for part in parts):
-        return None
-    return torch.stack(parts, dim=dim).flatten(dim - 1, dim)
-
-
-def _mix(columns, parts, trailing: int) -> Tensor | None:
-    if any(part is None for part in parts):
-        return None
-    weights = [c.reshape(c.shape + (1,) * trailing) for c in columns]
-    return sum(w * part for w, part in zip(weights, parts, strict=True))
