@@ -23,6 +23,7 @@ from ..score.snapshots import Snapshots
 from . import labels
 from .comparisons import Torsions
 from .scorecard import Goals, Line
+from .walkers import Start
 
 __all__ = ["ENOUGH", "Bench", "Effort", "Part", "energies_and_forces"]
 
@@ -181,17 +182,11 @@ class Bench:
         every[..., moving, :] = x
         return every
 
-    def dynamics(self, rows: np.ndarray, part: Part) -> dict:
+    def dynamics(self, rows: np.ndarray, part: Part) -> Start:
         """What all walkers need that start from these frames."""
         potential, x = self.free(self.potential, rows)
-        return {
-            "potential": potential,
-            "x": x,
-            "kT": self.kT,
-            "stiffness": self.stiffness,
-            "mean_free": not self.frames.system.periodic,
-            "noise": self.noise.child(part),
-        }
+        mean_free = not self.frames.system.periodic
+        return Start(potential, x, self.kT, self.stiffness, mean_free, self.noise.child(part))
 
     def some(self, count: int) -> np.ndarray:
         return np.arange(0, len(self.frames), max(1, len(self.frames) // count))

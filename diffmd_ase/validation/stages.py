@@ -108,14 +108,12 @@ def plain_dynamics(bench: Bench, progress) -> Line:
     steps = bench.effort.plain_steps
     start = bench.dynamics(starts, Part.PLAIN)
     prepared = prepare(
-        start["potential"],
+        start.potential,
         temperature_K=bench.model.card.temperature_K,
-        stiffness=start["stiffness"],
-        mean_free=start["mean_free"],
+        stiffness=start.stiffness,
+        mean_free=start.mean_free,
     )
-    walkers = plain_walkers(
-        prepared, start["x"], steps=steps, noise=start["noise"], progress=progress
-    )
+    walkers = plain_walkers(prepared, start.x, steps=steps, noise=start.noise, progress=progress)
     collapsed = unphysical_frames(bench.frames.system, bench.whole(walkers.positions))
     lost = walkers.lost + len(collapsed)
     words = f"{lost} of {len(starts)} in {steps} steps, D·t = {walkers.diffused:.2g} Å² each"
@@ -139,11 +137,9 @@ def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Not
     inside = np.flatnonzero(first(data[:, n]))
     count = bench.effort.ladders * STATES
     rows = np.random.default_rng(bench.noise.seed).choice(inside, count)
-    start = bench.dynamics(rows, Part.EXCHANGE)
-    del start["mean_free"]
     topology, turned = bench.frames.topology, list(rotors.values())
     x, summary = exchanged_walkers(
-        **start,
+        bench.dynamics(rows, Part.EXCHANGE),
         steps=bench.effort.exchange_steps,
         rotors=topology.rotors[turned],
         moved=topology.moved[turned],

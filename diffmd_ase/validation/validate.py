@@ -88,9 +88,8 @@ def validate(
         lines.append(broken)
     tell("corrected dynamics")
     starts = bench.starts(bench.effort.walkers)
-    walkers = corrected_walkers(
-        **bench.dynamics(starts, Part.CORRECTED), moves=bench.effort.moves, progress=tell.part
-    )
+    start = bench.dynamics(starts, Part.CORRECTED)
+    walkers = corrected_walkers(start, bench.effort.moves, tell.part)
     walkers = walkers._replace(positions=bench.whole(walkers.positions))
     lines += distributions(bench, samples, walkers, starts, log_weights, energies)
     tell("plain dynamics")
@@ -101,11 +100,12 @@ def validate(
         lines, notes = lines + more[0], notes + more[1]
     elif bench.torsions.parted:
         notes.append((None, "populations by exchange from one mode: not asked for"))
-    data = model.card.data
+    data, training = model.card.data, model.card.training
+    cost = {k: training[k] for k in ("seconds", "peak_memory_MB", "device") if k in training}
     facts = {
         "formula": snapshots.system.formula,
         "temperature_K": model.card.temperature_K,
-        "model": {"source": data["source"], "training": _cost(model)},
+        "model": {"source": data["source"], "training": cost},
         "snapshots": {
             "source": snapshots.source,
             "frames": len(snapshots),
@@ -119,12 +119,6 @@ def validate(
     }
     ordered = sorted(lines, key=lambda one: _GROUPS.index(one.group))
     return Validation(facts, tuple(ordered), tuple(notes + unknown(bench, lines)))
-
-
-def _cost(model: ScoreModel) -> dict:
-    """What the training took."""
-    training = model.card.training
-    return {k: training[k] for k in ("seconds", "peak_memory_MB", "device") if k in training}
 
 
 class _Stages:

@@ -29,6 +29,7 @@ __all__ = [
     "STATES",
     "Corrected",
     "Plain",
+    "Start",
     "corrected_walkers",
     "exchanged_walkers",
     "plain_walkers",
@@ -43,6 +44,24 @@ _DAMPING = 0.002  # of that frequency
 _ACCEPTANCE = 0.75
 _MALA = 0.55  # h λ
 _EVERY = 10
+
+
+class Start(NamedTuple):
+    """Where walkers start, and whose law they sample.
+
+    Attributes
+    ----------
+    x : (W, N, 3) in Å
+    stiffness : the largest curvature λ of U/kT in 1/Å²
+    mean_free : without motion of the whole
+    """
+
+    potential: Potential
+    x: Tensor
+    kT: float
+    stiffness: float
+    mean_free: bool
+    noise: Noise
 
 
 class Corrected(NamedTuple):
@@ -75,45 +94,28 @@ class Plain(NamedTuple):
     positions: np.ndarray
 
 
-def corrected_walkers(
-    potential: Potential,
-    x: Tensor,
-    *,
-    kT: float,
-    stiffness: float,
-    moves: int,
-    mean_free: bool,
-    noise: Noise,
-    progress: Callable[[float], None],
-) -> Corrected:
+def corrected_walkers(start: Start, moves: int, progress: Callable[[float], None]) -> Corrected:
     """Metropolis-corrected trajectories of 20 steps of each walker, exact for the energy.
 
-    A fifth as many come before, in which the time step is adapted, then frozen (see `MALT`).
-
-    Parameters
-    ----------
-    potential : whose law at kT (eV) is sampled
-    x : (W, N, 3) starts in Å
-    stiffness : the largest curvature λ of U/kT in 1/Å²
-    moves : how many trajectories, frames of each walker
-    mean_free : without motion of the whole
-    progress : called with the finished fraction
+    ``moves`` of them, frames of each walker; a fifth as many come before, in which the time step is
+    adapted, then frozen (see `MALT`). ``progress`` is called with the finished fraction.
     """
-    omega = math.sqrt(kT * stiffness / _MASS)
+    omega = math.sqrt(start.kT * start.stiffness / _MASS)
     kernel: Kernel = MALT(
-        potential,
-        kT=kT,
+        start.potential,
+        kT=start.kT,
         timestep=_FREQUENCY_STEP / omega,
         n_leapfrog=_LEAPFROG,
         masses=_MASS,
         friction=_DAMPING * omega,
-        mean_free=mean_free,
+        mean_free=start.mean_free,
     )
     settings = DualAveraging(acceptance=_ACCEPTANCE)
     first = max(10, moves // 5)
-    kernel, start, _ = adapt(kernel, kernel.init(x), first, noise=noise, settings=settings)
+    warm = kernel.init(start.x)
+    kernel, warm, _ = adapt(kernel, warm, first, noise=start.noise, settings=settings)
     frames, energies, accepted = [], [], []
-    for n, (state, info) in enumerate(run(kernel, start, moves, noise=noise), 1):
+    for n, (state, info) in enumerate(run(kernel, warm, moves, noise=start.noise), 1):
         frames.append(state.x.cpu().numpy())
         energies.append(state.energy.cpu().numpy())
         accepted.append(float(info.accepted.double().mean()))
@@ -148,15 +150,11 @@ def plain_walkers(
 
 
 def exchanged_walkers(
-    potential: Potential,
-    x: Tensor,
+    start: Start,
     *,
-    kT: float,
-    stiffness: float,
     steps: int,
     rotors: np.ndarray,
     moved: np.ndarray,
-    noise: Noise,
     progress: Callable[[float], None],
 ) -> tuple[np.ndarray, ExchangeSummary]:
     """Frames (T, L, N, 3) at kT of L ladders of 5 temperatures up to 2.5 kT, and a summary.
@@ -166,25 +164,23 @@ def exchanged_walkers(
 
     Parameters
     ----------
-    potential : whose law is sampled
-    x : (5 L, N, 3) starts in Å, those of one ladder in a row
-    kT : lowest, in eV
-    stiffness : the largest curvature λ of U/kT in 1/Å²
+    start : of 5 L walkers, those of one ladder in a row; no mean moves
     steps : of each walker
     rotors : (K, 2) axes of the rotatable bonds
     moved : (K, N) bool, the atoms that turn
     progress : called with the finished fraction
     """
+    potential, x, kT = start.potential, start.x, start.kT
     ladder = geometric_kT(kT, HOT * kT, STATES).repeat(len(x) // STATES).to(x.device)
     # h ∝ kT keeps h times the curvature of U/kT
-    h = _MALA / stiffness * (ladder / kT)[:, None].expand(-1, x.shape[1])
+    h = _MALA / start.stiffness * (ladder / kT)[:, None].expand(-1, x.shape[1])
     mala = Metropolis(EulerMaruyama(potential, ladder, h, mean_free=True))
     turn = TorsionRotation(
         potential, ladder, torch.as_tensor(rotors), torch.as_tensor(moved), mean_free=True
     )
     kernel = ReplicaExchange(Mixture([turn, mala], [1, 2]), STATES, every=_EVERY)
     frames = []
-    for state, _ in run(kernel, x, steps, noise=noise, every=_EVERY):
+    for state, _ in run(kernel, x, steps, noise=start.noise, every=_EVERY):
         if state.step > steps // 5:
             frames.append(state.x[::STATES].cpu().numpy())
         progress(state.step / steps)
