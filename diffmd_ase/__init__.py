@@ -23,7 +23,7 @@ _PUBLIC = {
     "Snapshots": "score.snapshots",
     "State": "state",
     "System": "system",
-    "TrainConfig": "score.plan",
+    "TrainConfig": "score.settings",
     "load_potential": "plugins",
     "register": "adapters.calculator",
     "run": "sampling.run",

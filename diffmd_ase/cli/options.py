@@ -45,12 +45,15 @@ def check_output(path: Path) -> None:
 def checked(kind: type[_Settings], values: dict[str, Any]) -> _Settings:
     """The pydantic model ``kind`` with the options ``values``, by the names of its fields.
 
-    Raises ``ValueError``, in the words of the flags, for what the model refuses.
+    Raises, in the words of the flags, `typer.BadParameter` for values that are none of an option,
+    and ``ValueError`` for options that contradict each other.
     """
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ValueError("; ".join(map(_complaint, error.errors()))) from error
+        wrong = [e["type"] != "value_error" for e in error.errors()]
+        failure = typer.BadParameter if any(wrong) else ValueError
+        raise failure("; ".join(map(_complaint, error.errors()))) from error
 
 
 def _complaint(error) -> str:
@@ -74,8 +77,7 @@ def options_of(kind: type[BaseModel]) -> Callable[[Callable], Callable]:
 
         own = dict(inspect.signature(command, eval_str=True).parameters)
         del own["settings"]
-        least = {n: p.get("minimum") for n, p in kind.model_json_schema()["properties"].items()}
-        fields = [_parameter(n, field, least[n]) for n, field in kind.model_fields.items()]
+        fields = [_parameter(n, field) for n, field in kind.model_fields.items()]
         call.__dict__["__signature__"] = inspect.Signature(
             [p.replace(kind=p.KEYWORD_ONLY) for p in (*fields, *own.values())]
         )
@@ -84,11 +86,11 @@ def options_of(kind: type[BaseModel]) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo, least: float | None) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     told: Any = typer.Argument(help=field.description)
     default = inspect.Parameter.empty
     if not field.is_required():
-        told, default = typer.Option(help=field.description, min=least), field.default
+        told, default = typer.Option(help=field.description), field.default
     annotation = Annotated[field.annotation, told]  # type: ignore[name-defined]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

@@ -7,34 +7,13 @@ from typing import Annotated
 
 import typer
 
+from ..score.settings import TrainConfig
 from .config import Config, save_resolved
 from .info import model_facts
-from .options import AsJson, Device, Progress, Seed, check_output, checked
+from .options import AsJson, Device, Progress, Seed, check_output, options_of
 from .output import bars, say, show
 
 __all__ = ["train"]
-
-# what TrainConfig has under the same names; the defaults are there
-_Network = Annotated[str, typer.Option(help="auto, pair, embedded or equivariant")]
-_SigmaMin = Annotated[float | None, typer.Option(help="smallest noise, Å")]
-_SigmaMax = Annotated[float | None, typer.Option(help="largest noise, Å")]
-_Steps = Annotated[int | None, typer.Option(help="optimiser steps of each network")]
-_Minutes = Annotated[
-    float | None, typer.Option(help="wall clock of the training loop at most, min")
-]
-_Batch = Annotated[int | None, typer.Option(help="snapshots per step")]
-_Rate = Annotated[float | None, typer.Option(help="of Adam")]
-_Width = Annotated[int | None, typer.Option(help="hidden units of the pair network")]
-_Channels = Annotated[int | None, typer.Option(help="of the equivariant network")]
-_Cutoff = Annotated[
-    float | None, typer.Option(help="radius of neighbours in networks of materials, Å")
-]
-_HeldOut = Annotated[float | None, typer.Option(help="fraction of the snapshots held out")]
-_ForceWeight = Annotated[
-    float | None,
-    typer.Option(help="of forces that the snapshots carry, over score matching's (default: 0)"),
-]
-_Processes = Annotated[int | None, typer.Option(help="networks trained at a time")]
 
 _Snapshots = Annotated[
     list[str],
@@ -54,24 +33,13 @@ _Temperature = Annotated[
 _Directory = Annotated[Path | None, typer.Option(help="keeps checkpoints; run again to go on")]
 
 
+@options_of(TrainConfig)
 def train(
     context: typer.Context,
+    settings: TrainConfig,
     snapshots: _Snapshots,
     output: _Output = Path("model.safetensors"),
     temperature: _Temperature = None,
-    network: _Network = "auto",
-    sigma_min: _SigmaMin = None,
-    sigma_max: _SigmaMax = None,
-    steps: _Steps = None,
-    max_minutes: _Minutes = None,
-    batch_size: _Batch = None,
-    learning_rate: _Rate = None,
-    width: _Width = None,
-    channels: _Channels = None,
-    cutoff: _Cutoff = None,
-    validation_fraction: _HeldOut = None,
-    force_weight: _ForceWeight = None,
-    processes: _Processes = None,
     directory: _Directory = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -83,13 +51,10 @@ def train(
 
     Writes the model, and the options used to MODEL.yml.
     """
-    from ..score.plan import TrainConfig
     from ..score.training import train as fit
     from ..simulation.frames import read_sets
 
     check_output(output)
-    chosen = {k: v for k, v in context.params.items() if k in TrainConfig.model_fields}
-    settings = checked(TrainConfig, {k: v for k, v in chosen.items() if v is not None})
     data = read_sets(snapshots, temperature or [])
     for part in data:
         say(f"{len(part)} snapshots of {part.system.formula} at {part.temperature_K:g} K")

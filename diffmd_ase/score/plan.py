@@ -11,7 +11,6 @@ there alone the density of noised snapshots is that of one energy.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +20,7 @@ from .networks.embedded import EmbeddedConfig
 from .networks.equivariant import EquivariantConfig
 from .networks.molecule import MechanicsConfig, PairConfig
 from .sets import as_sets
+from .settings import TrainConfig
 from .snapshots import Snapshots
 from .spacing import mean_neighbours, nearest_neighbours
 
@@ -36,40 +36,6 @@ _COVALENT = {1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 50, 51, 52, 53, 8
 _SMALL = 60  # atoms, of what may be drawn i.i.d. from pair distances
 _SHELLS = 2.3  # mean distances to the nearest neighbour: four shells of fcc
 _RIGID = 2e-3  # Å: bonds at room temperature vary ten times as much
-
-
-class TrainConfig(BaseModel):
-    """What a user may choose; None means: decide from the snapshots."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    network: Literal["auto", "pair", "embedded", "equivariant"] = Field(
-        "auto",
-        description="pair: one molecule; embedded: metals; equivariant: anything "
-        "(auto: by elements, pbc and size)",
-    )
-    sigma_min: float | None = Field(
-        None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"
-    )
-    sigma_max: float | None = Field(None, gt=0, description="largest noise, Å (default: data)")
-    steps: int = Field(8_000, ge=1, description="optimiser steps of each expert")
-    max_minutes: float = Field(5.0, gt=0, description="wall clock of the training loop at most")
-    batch_size: int = Field(256, ge=1, description="snapshots per step")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam; cosine decay")
-    width: int = Field(96, ge=1, description="hidden units of the fine network")
-    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights")
-    torsion_weight: float = Field(10.0, ge=0, description="angular score matching")
-    force_weight: float = Field(
-        0.0, ge=0, description="of forces that snapshots carry, over score matching's; 0 needs none"
-    )
-    contrastive_weight: float = Field(1000.0, ge=0, description="torsion moves against data")
-    validation_fraction: float = Field(0.05, gt=0, lt=1, description="snapshots held out")
-    evaluations: int = Field(20, ge=1, description="validations during training")
-    patience: int = Field(5, ge=1, description="validations without improvement before stopping")
-    cutoff: float | None = Field(
-        None, gt=0, description="radius of neighbours, Å (default: 4.5; embedded: four shells)"
-    )
-    channels: int = Field(16, ge=1, description="channels of the equivariant network")
-    processes: int | None = Field(None, ge=1, description="experts trained at a time")
 
 
 class Expert(BaseModel):
