@@ -40,18 +40,8 @@ def run_demo(
     Every part runs the command a user would run, so that the demo shows nothing else:
     walkers are shared between two processes of one thread, which changes no number.
 
-    Parameters
-    ----------
-    directory : where the results go
-    snapshots : a shipped set, or a file that states its temperature
-    minutes : of training, at most
-    walkers : of the trajectories
-    d_t : D·t of each walker in Å²
-    samples : i.i.d. ones
-
-    Returns
-    -------
-    what ``summary.json`` holds: the report's numbers and verdicts, and the times of the parts
+    ``directory``, ``snapshots``, ``minutes``, ``d_t`` and ``samples`` are those of ``diffmd demo``.
+    Gives what ``summary.json`` holds: numbers and verdicts of the report, and times of the parts.
     """
     directory.mkdir(parents=True, exist_ok=True)
     model, drawn = directory / "model.safetensors", directory / "samples.npz"

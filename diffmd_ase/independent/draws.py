@@ -50,7 +50,6 @@ def sample(
     corrector_steps, churn : as of `reverse_levels`
     first : number of the first draw
     batch_size : draws made side by side
-    progress : called with the finished fraction
 
     Raises
     ------

@@ -51,7 +51,6 @@ class ReversePaths:
     ----------
     potential_at : the potential at noise level σ whose F/kT is the score, right or wrong
     sigmas : (L+1,) decreasing, positive noise levels in Å
-    kT : thermal energy of these potentials in eV
     variance : v in Å², a guess of the data's variance per coordinate: exact for a Gaussian,
         where every path then has the same weight. 0 is the ancestral sampler of Ho et al.
         2020 with its smaller variance
@@ -172,7 +171,6 @@ def path_samples(
     Parameters
     ----------
     paths : the proposals
-    target : any potential with an energy
     like : (B, N, 3): shape and device; its values are not used
     kT : of the target, default that of the paths
     step : address of the noise; other numbers for another step
@@ -204,7 +202,6 @@ class PathIndependence(TargetKernel):
     Parameters
     ----------
     paths : the proposals
-    target : has the energy that decides
     temperature : kT of the target in eV, default that of the paths
 
     Raises

@@ -68,8 +68,6 @@ def reverse_levels(
     potential_at : the potential at noise level σ whose F/kT is the score of p_σ
     x : (B, N, 3) or (N, 3) in Å, a sample at ``sigmas[0]``
     sigmas : (L,) decreasing noise levels in Å, all positive
-    kT : thermal energy of the potentials in eV
-    noise, walkers : the address of the random numbers; ids default to 0…B−1
     churn : noise added and removed again, ``γ = min(churn/L, √2 − 1)`` per level
         (S_churn of the paper); 0 is the deterministic flow. It forgets the errors of
         earlier levels, at a price: with an exact score, 100 levels over a factor of 2000

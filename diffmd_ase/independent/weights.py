@@ -19,7 +19,6 @@ class Weighted:
 
     Parameters
     ----------
-    x : (B, N, 3) in Å
     log_weights : (B,) float64; -inf where a sample cannot be
     groups : independent groups of equal size, in order, on which errors are based; None: every
         sample is independent

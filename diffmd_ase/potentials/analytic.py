@@ -160,7 +160,6 @@ class GaussianMixture(Potential):
     means : (K, N, 3) in Å
     variances : (K,) in Å², per coordinate
     weights : (K,), positive; normalised to sum 1; default equal
-    kT : in eV
 
     Raises
     ------
@@ -228,7 +227,6 @@ class LennardJones(Potential):
 
     Parameters
     ----------
-    system : gives cell and pbc
     epsilon : ε in eV
     sigma : σ in Å
     rc : cutoff in Å, default 3σ

@@ -39,7 +39,6 @@ class AsePotential(Potential):
     Parameters
     ----------
     calculator : an ASE calculator that implements forces; it is used, not copied
-    system : atoms, cell and pbc of every structure
     processes : batches are spread over this many processes, each with its own copy of
         the calculator, which must pickle. They start with the first batch and, in a
         script, need the usual ``if __name__ == "__main__":``; `close` ends them.

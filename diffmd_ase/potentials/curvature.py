@@ -31,9 +31,7 @@ def measured_stiffness(
 
     Parameters
     ----------
-    potential : whose forces these are
     x : (N, 3) or (B, N, 3) in Å
-    kT : in eV
     length : ε in Å
     most : iterations, two evaluations each; what there is after them counts
 
@@ -78,7 +76,6 @@ def forces_and_divergence(
 
     Parameters
     ----------
-    potential : whose forces these are
     x : (M, N, 3) in Å
     noise : gives the probes, row m those of walker m at step 0
     step : ε in Å

@@ -31,7 +31,6 @@ class ScorePotential(Potential):
 
     Parameters
     ----------
-    model : a trained `ScoreModel`
     system : default, the one the model was trained on
     sigma : noise level in Å, default the smallest
     device, dtype : of the network; default float32. Positions of any dtype come in, and

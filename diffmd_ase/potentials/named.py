@@ -49,7 +49,6 @@ def find_potential(
         installed plugin by name; an ASE calculator or its name (emt, lj, xtb, …); or a function
         ``System -> Potential``. Structures for which a calculator fails have an energy of NaN,
         which a Metropolis step rejects, and are counted
-    system : the atoms that it is used for
     role : what it is to be, for messages
     model : what "model" means here; None: nothing
     options : settings of what is named: of the plugin or the calculator; ``sigma`` of a model

@@ -37,8 +37,6 @@ def torsion_sections(
 
     Parameters
     ----------
-    page : what is added to
-    topology : gives the torsions of rotatable bonds
     sets : label → positions (M, N, 3) or (T, W, N, 3) in Å; ``data`` is the reference
     torsions : name → four atoms; default, one for each rotatable bond between heavy atoms
 
@@ -143,8 +141,6 @@ def geometry_sections(
 
     Parameters
     ----------
-    page : what is added to
-    topology : gives bonds and centres
     sets : label → positions (M, N, 3) or (T, W, N, 3) in Å; ``data`` is the reference
     """
     bonds, triples = topology.bonds, ob.angle_triples(topology.bonds)

@@ -49,7 +49,6 @@ def write_report(
     Parameters
     ----------
     reference : (M, N, 3) snapshots in Å, in the order of their time if they have one
-    temperature_K : of the model, for kT
     iid : (S, N, 3) independent samples of the model
     trajectory : (T, B, N, 3); walkers with missing (NaN) frames count as lost
     Dt : (T,) clock D·t of the frames in Å²; default their number

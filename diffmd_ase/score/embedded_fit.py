@@ -55,7 +55,6 @@ def fit_embedded(
 
     Parameters
     ----------
-    snapshots : one set or several
     cutoff : r_c in Å
     functions : splines of each pair of elements
     sigma : noise in Å

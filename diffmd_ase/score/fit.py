@@ -45,10 +45,7 @@ def fit(
     Parameters
     ----------
     expert : what is trained
-    snapshots : one set or several
     config : steps, batches, rates and when to stop
-    seed : of weights, batches, noise and the held-out frames
-    device : as torch calls it
     folder : holds its checkpoint; one that is there is where the training goes on
     report : called with the expert's name, the fraction done, and a note
     """

@@ -38,8 +38,6 @@ class Job(BaseModel):
     ----------
     experts : in the order of the model
     config : what the user chose
-    seed : of weights, batches, noise and the held-out frames
-    device : as torch calls it
     """
 
     model_config = ConfigDict(frozen=True)

@@ -47,7 +47,6 @@ def score(energy: Energy, x: Tensor, sigma: Tensor, *, create_graph: bool = Fals
     Parameters
     ----------
     energy : (x, σ) → E (B,) in kT
-    x : (B, N, 3) in Å
     sigma : σ (B,) in Å
     create_graph : derivatives flow through s, as a training needs
     """

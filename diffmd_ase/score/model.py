@@ -131,7 +131,6 @@ class ScoreModel:
         ----------
         system : default, the one it was trained on
         sigma : Å; default, the smallest, at which dynamics runs
-        device : "auto", "cpu", "cuda", …
         dtype : of the network; default float32
 
         Raises

@@ -56,7 +56,6 @@ def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3, pairs: Pairs | 
 
     Parameters
     ----------
-    x : (B, N, 3) in Å
     cell : (3, 3) or (B, 3, 3), rows are lattice vectors in Å, or None
     pbc : three bools, which of them are periodic
     pairs : candidates that hold all of them, for instance of a `VerletList`

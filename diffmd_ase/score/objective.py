@@ -23,7 +23,6 @@ class Objective:
     ----------
     expert : gives the weights of the terms, and the noise levels
     sets : of them the structure and the number of frames are used
-    device : where the batches are
     """
 
     def __init__(self, expert: Expert, sets: tuple[Snapshots, ...], device):
@@ -53,7 +52,6 @@ class SetLoss:
     expert : gives the weights of the terms, and the noise levels
     snapshots : their structure and size of forces are used
     tempering : T_1/T_n
-    device : where the batches are
     """
 
     DELTA = 0.02  # rad, angular noise: far below the width of a torsional well

@@ -71,7 +71,6 @@ def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> lis
 
     Parameters
     ----------
-    snapshots : one set or several
     config : what the user chose; the rest follows from the snapshots
 
     Raises

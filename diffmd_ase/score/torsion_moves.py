@@ -15,12 +15,7 @@ __all__ = ["Moves", "TorsionProposals"]
 
 
 class Moves:
-    """Rotations about the rotatable bonds of one molecule.
-
-    Parameters
-    ----------
-    topology : gives the axes and the atoms that turn
-    """
+    """Rotations about the rotatable bonds of one molecule, those of its ``topology``."""
 
     def __init__(self, topology, device="cpu"):
         self.axes = torch.as_tensor(topology.rotors, device=device)

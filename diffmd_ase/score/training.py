@@ -45,7 +45,6 @@ def train(
         `sets`). The first one names the model and gives its temperature
     config : see `TrainConfig`; the default takes six minutes on two cores
     seed : of weights, batches, noise and the held-out frames
-    device : "auto", "cpu", "cuda", "cuda:1", …
     progress : called with the name of an expert, the fraction done and a note; True: shown on
         standard error
     directory : keeps checkpoints; a second call with the same snapshots, config and seed

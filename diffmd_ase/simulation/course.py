@@ -31,7 +31,6 @@ class Course:
     Parameters
     ----------
     kernel : of the walkers that are left
-    state : where they are
     writer : of the trajectory, whose walkers are all that began
     info : what the frames mean; its seed is that of the noise
     checkpoint : file that :meth:`save` writes

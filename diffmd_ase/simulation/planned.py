@@ -38,7 +38,6 @@ class PlannedRun:
     settings : what was asked for
     model : the score that drives
     frames : to start from; None: i.i.d. samples, or a restart
-    system : of the walkers
     prepared : kernel and step
     restart : go on from the checkpoint
     """
@@ -134,7 +133,6 @@ class PlannedRun:
         Parameters
         ----------
         extra : options to be kept in the trajectory, JSON values
-        progress : called with steps done and walkers alive
         """
         settings = self.settings
         info = RunInfo(

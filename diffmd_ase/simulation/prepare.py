@@ -93,7 +93,6 @@ def prepare(
     ----------
     potential : the drift, without the bias
     system : of the walkers, default that of the potential
-    temperature_K : of the run
     step : default 0.2/λ
     target : what steps are accepted to, see `potentials.named.find_potential`; "model" is the
         potential itself, None plain dynamics

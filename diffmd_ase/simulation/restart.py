@@ -49,7 +49,6 @@ def read_checkpoint(
     every : steps between frames
     walkers : (B,) global ids of all that began; None: those of the checkpoint
     warm_up : steps of adaptation
-    device : where the walkers live
 
     Raises
     ------

@@ -65,7 +65,6 @@ def simulate(
         uninterrupted run
     warm_up : the first steps, in no frame, in which the step size of a Metropolis kernel is
         adapted (`sampling.adaptation`), then frozen; a run killed in them starts anew
-    device : where the walkers live
     progress : called with steps done and walkers alive
 
     Walkers that diverge are dropped, named in the summary, and the others go on.

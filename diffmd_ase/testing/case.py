@@ -26,7 +26,6 @@ class Case:
     target : U, with an energy
     drift : not conservative; proposes roughly what the forces of the target would
     surrogate : conservative and about 15 % off, for kernels that need a cheap energy
-    kT : in eV
     h : step size in Å² at which one MALA step is accepted in 50 to 90 % of the cases
     sample : ``(n, seed) -> (n, N, 3)``, independent exact draws
     observables : ``(n, N, 3) -> (n, 20)``
@@ -83,7 +82,6 @@ def rejection(log_density, edges: tuple[np.ndarray, ...], n: int, rng) -> np.nda
     ----------
     log_density : (M, d) → (M,), up to a constant
     edges : of the cells, one increasing array for each of the d axes
-    rng : ``numpy.random.Generator``
 
     Raises
     ------

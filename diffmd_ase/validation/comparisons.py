@@ -234,7 +234,6 @@ def width_lines(
 
     Parameters
     ----------
-    topology : gives the coordinates
     frames : (M, N, 3) in Å of the data
     walkers : (T, W, N, 3) in Å
     sigma : σ₀ in Å
@@ -330,7 +329,6 @@ def energy_lines(
     ----------
     reference : (M,) in eV on the frames
     walkers : (T, W) in eV
-    kT : in eV
     goals : ``dynamics`` and ``energy_width`` hold
     """
     low, high = np.percentile(reference, [0.5, 99.5])

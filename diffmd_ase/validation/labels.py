@@ -24,7 +24,6 @@ def energy_label_lines(
     Parameters
     ----------
     true, model : (M,) in eV, of the same frames
-    kT : in eV
     torsions : gives the modes
     angles : (M, n) of them in rad
     goals : ``energy_std``, ``energy_correlation``, ``offset`` and ``temperature`` hold

@@ -58,7 +58,6 @@ def distributions(
 
     Parameters
     ----------
-    bench : gives the frames and the goals
     samples : name → i.i.d. samples (S, N, 3) in Å
     walkers : corrected ones, of all atoms
     starts : numbers of the frames that they started from
@@ -211,7 +210,6 @@ def label_lines(
 
     Parameters
     ----------
-    bench : gives the frames and the goals
     reference : potential of the data, for what the snapshots lack
     committee : further models of the same data
 

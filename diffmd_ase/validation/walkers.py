@@ -168,7 +168,6 @@ def exchanged_walkers(
     steps : of each walker
     rotors : (K, 2) axes of the rotatable bonds
     moved : (K, N) bool, the atoms that turn
-    progress : called with the finished fraction
     """
     potential, x, kT = start.potential, start.x, start.kT
     ladder = geometric_kT(kT, HOT * kT, STATES).repeat(len(x) // STATES).to(x.device)
