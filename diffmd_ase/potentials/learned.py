@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import VerletList
+from ..score.networks.inputs import Inputs
 from ..state import Evaluation
 from ..system import System
 from .base import Potential
@@ -64,10 +65,7 @@ class ScorePotential(Potential):
         self.device, self.dtype = resolve_device(device), dtype or torch.float32
         self._level = model.level(self.sigma)
         self._network = model.network_at(self.sigma, self.device, self.dtype)
-        self._numbers = torch.as_tensor(self.system.numbers, device=self.device)
-        cell = self.system.cell
-        self._cell = None if cell is None else torch.as_tensor(cell).to(self.device, self.dtype)
-        self._pbc = tuple(bool(p) for p in self.system.pbc)
+        self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
@@ -77,7 +75,7 @@ class ScorePotential(Potential):
                 f"positions {tuple(x.shape)} for {self._count} atoms: expected "
                 f"(*batch, {self._count}, 3)"
             )
-        stress = stress and self._cell is not None
+        stress = stress and self._inputs.cell is not None
         flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
         size = len(flat) if self._cutoff is None else max(1, _CHUNK // self._count)
         parts = [self._evaluate(part, stress, n) for n, part in enumerate(flat.split(max(1, size)))]
@@ -96,13 +94,13 @@ class ScorePotential(Potential):
             return {}
         if chunk == len(self._lists):
             self._lists.append(VerletList(self._cutoff))
-        return {"pairs": self._lists[chunk](x, self._cell, self._pbc)}
+        return {"pairs": self._lists[chunk](x, self._inputs.cell, self._inputs.pbc)}
 
     def _evaluate(self, x: Tensor, stress: bool, chunk: int):
-        pairs = self._pairs(x, chunk)
+        told, pairs = self._inputs, self._pairs(x, chunk)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            inputs, cell, strained = [x], self._cell, x
+            inputs, strained = [x], x
             if stress:
                 strain = torch.zeros(len(x), 3, 3, dtype=x.dtype, device=x.device)
                 strain.requires_grad_()
@@ -110,15 +108,13 @@ class ScorePotential(Potential):
                 deform = torch.eye(3, dtype=x.dtype, device=x.device) + 0.5 * (
                     strain + strain.transpose(-1, -2)
                 )
-                strained, cell = x @ deform, self._cell @ deform
+                strained, told = x @ deform, told._replace(cell=told.cell @ deform)
             sigma = x.new_full((len(x),), self._level)
-            energy = self._network(
-                strained, sigma, numbers=self._numbers, cell=cell, pbc=self._pbc, **pairs
-            )
+            energy = self._network(strained, sigma, **told._asdict(), **pairs)
             gradients = torch.autograd.grad(energy.sum(), inputs)
         virial = None
         if stress:
-            volume = torch.linalg.det(self._cell).abs()
+            volume = torch.linalg.det(self._inputs.cell).abs()
             full = self.kT_train * gradients[1] / volume
             virial = torch.stack([full[:, a, b] for a, b in _VOIGT], dim=-1)
         return self.kT_train * energy.detach(), -self.kT_train * gradients[0], virial
