@@ -41,16 +41,19 @@ class Harmonic(Potential):
     """
 
     def __init__(self, k, *, centre=0.0, system: System | None = None):
-        self.k = _per_atom(k, "k")
+        self.k = torch.as_tensor(k, dtype=torch.float64)
+        if self.k.ndim > 1:
+            raise ValueError(f"k has shape {tuple(self.k.shape)}, expected a scalar or (N,)")
         if not (torch.isfinite(self.k).all() and (self.k >= 0).all()):
             raise ValueError(f"{k=} must be finite and not negative (eV/Å²)")
+        self.k = self.k[:, None] if self.k.ndim else self.k
         self.centre = torch.as_tensor(centre, dtype=torch.float64)
         self.system = system
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         away = x - self.centre.to(x)
         forces = -self.k.to(x) * away
-        return Evaluation(-0.5 * _dot(forces, away), forces)
+        return Evaluation(-0.5 * (forces * away).sum((-2, -1)), forces)
 
 
 class DoubleWell(Potential):
@@ -269,15 +272,3 @@ class LennardJones(Potential):
             full = 0.5 * torch.einsum("...ijma,...ijmb->...ab", pulls, apart) / volume
             virial = full[..., (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
         return Evaluation(0.5 * pair.sum((-3, -2, -1)), pulls.sum((-3, -2)), virial)
-
-
-def _per_atom(value, name: str) -> Tensor:
-    """float64, shaped to multiply (N, 3)."""
-    value = torch.as_tensor(value, dtype=torch.float64)
-    if value.ndim > 1:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected a scalar or (N,)")
-    return value[:, None] if value.ndim else value
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((-2, -1))
