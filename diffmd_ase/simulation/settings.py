@@ -5,7 +5,6 @@ line makes its options of it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,27 +101,13 @@ def json_object(flag: str, text: str | None) -> dict[str, Any]:
     return values
 
 
-@dataclass(frozen=True)
 class Files:
     """The files of one run, named after its ``prefix``; `check_free` raises where some are."""
 
-    prefix: str
-
-    @property
-    def trajectory(self) -> Path:
-        return Path(f"{self.prefix}.h5")
-
-    @property
-    def restart(self) -> Path:
-        return Path(f"{self.prefix}.restart")
-
-    @property
-    def summary(self) -> Path:
-        return Path(f"{self.prefix}.json")
-
-    @property
-    def final(self) -> Path:
-        return Path(f"{self.prefix}.extxyz")
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+        self.trajectory, self.restart = Path(f"{prefix}.h5"), Path(f"{prefix}.restart")
+        self.summary, self.final = Path(f"{prefix}.json"), Path(f"{prefix}.extxyz")
 
     def check_free(self) -> None:
         """Raise ``FileExistsError`` where another run left its files."""
