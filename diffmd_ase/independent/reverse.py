@@ -34,7 +34,11 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, n: int) -> Tensor:
 
     Raises ``ValueError`` unless 0 < sigma_min < sigma_max and n ≥ 2.
     """
-    _check_range(sigma_max, sigma_min, n)
+    if not (0 < sigma_min < sigma_max < math.inf and n >= 2):
+        raise ValueError(
+            f"{sigma_max=} and {sigma_min=} must satisfy 0 < sigma_min < sigma_max (Å), "
+            f"and {n=} be at least 2"
+        )
     return torch.logspace(math.log10(sigma_max), math.log10(sigma_min), n, dtype=torch.float64)
 
 
@@ -132,11 +136,3 @@ def _check(x: Tensor, level: int, walkers) -> None:
     if lost.any():
         ids = torch.arange(len(lost)) if walkers is None else torch.as_tensor(walkers)
         raise DivergedError(level, ids[lost.cpu()].tolist())
-
-
-def _check_range(sigma_max: float, sigma_min: float, n: int) -> None:
-    if not (0 < sigma_min < sigma_max < math.inf and n >= 2):
-        raise ValueError(
-            f"{sigma_max=} and {sigma_min=} must satisfy 0 < sigma_min < sigma_max (Å), "
-            f"and {n=} be at least 2"
-        )
