@@ -186,7 +186,8 @@ def _judged(name, a: np.ndarray, mean, std, error, numbers) -> Diagnosis:
         what = "walkers" if a.shape[1] > 1 else "halves of the run"
         good, words = False, f"{what} disagree ({kind} {agreement:.2f}): run longer"
     elif not fewest >= _FEW:
-        good, words = False, f"only {fewest:.0f} effective samples: run {_times(fewest)} longer"
+        times = math.ceil(_ENOUGH / max(fewest, 1.0))
+        good, words = False, f"only {fewest:.0f} effective samples: run {times} times longer"
     elif agreement > _MIXED:
         good, words = None, f"walkers agree roughly ({kind} {agreement:.3f})"
     elif fewest < _ENOUGH:
@@ -204,10 +205,6 @@ def _chains(part: np.ndarray) -> np.ndarray:
     if part.shape[1] > 1:
         return part.T
     return part[: len(part) // 2 * 2].reshape(2, -1)
-
-
-def _times(samples: float) -> str:
-    return f"{math.ceil(_ENOUGH / max(samples, 1.0))} times"
 
 
 def _stats():

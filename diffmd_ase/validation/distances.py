@@ -38,7 +38,9 @@ def distance_lines(
     samples : name → positions (S, N, 3) and, of walkers, their groups (S,)
     goals : ``independent``, ``dynamics`` and ``peak`` hold
     """
-    limits = _limits(system, reference)
+    _, r = _distances(system, reference)
+    # from a little below the smallest distance of the frames
+    limits = np.linspace(0.9 * r.min(), r.max() * (1 + 1e-9), _CELLS + 1)
     rows, lines = _rows(system, reference, limits), []
     data = _Density(rows, np.arange(len(reference)) * _GROUPS // len(reference), limits)
     places = data.places()
@@ -95,12 +97,6 @@ def _top(r, g, near) -> np.ndarray:
     close = np.abs(r - top) < max(_TOP, 1.5 * (r[1] - r[0]))
     a, b, c = np.polyfit(r[close] - top, g[close], 2)
     return np.array([top - b / (2 * a), c - b**2 / (4 * a)]) if a < 0 else np.full(2, np.nan)
-
-
-def _limits(system: System, frames) -> np.ndarray:
-    """Of bins, from a little below the smallest distance of the frames."""
-    _, r = _distances(system, frames)
-    return np.linspace(0.9 * r.min(), r.max() * (1 + 1e-9), _CELLS + 1)
 
 
 def _rows(system: System, x, limits):
