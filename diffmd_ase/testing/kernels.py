@@ -7,6 +7,7 @@ of discrete moves, and invariance of a known law from an exact start.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from itertools import pairwise, product
 from typing import Any
@@ -251,7 +252,7 @@ def check_kernel(
     start = kernel.init(x)
     _require(start.step == 0, f"init gives step {start.step}, expected 0")
     _require(torch.equal(start.x, x.to(start.x)), "init moved the positions")
-    kept = _copied(start)
+    kept = deepcopy(start)
     chain = [start]
     for _ in range(steps):
         state, info = kernel.step(chain[-1], Noise(seed))
@@ -346,19 +347,6 @@ def _ends(kernel, case, n, steps, seed) -> list[tuple[Case, np.ndarray, np.ndarr
     check_addresses(noise)
     ends = zip(cases, starts, state.x.unflatten(0, (n, -1)).unbind(1), strict=True)
     return [(c, c.observables(a).numpy(), c.observables(b).numpy()) for c, a, b in ends]
-
-
-def _copied(value):
-    """A deep copy of what a state holds."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, State | Record):
-        return type(value)(*(_copied(getattr(value, field.name)) for field in fields(value)))
-    if isinstance(value, Evaluation):
-        return Evaluation(*map(_copied, value))
-    if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    return value
 
 
 def _same(a, b) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -199,7 +200,7 @@ def _check_pure(potential, x) -> None:
     points = _rattled(x, (2,))
     given = points.clone()
     first = _evaluated(potential, points)
-    kept = Evaluation(*(None if part is None else part.clone() for part in first))
+    kept = deepcopy(first)
     _require(torch.equal(points, given), "a call writes to the positions it is given")
     _evaluated(potential, _rattled(x, (3,)) + 0.1)
     # results of one call must survive the next: chains keep them
@@ -254,8 +255,7 @@ def _check_translation(potential, x, rtol) -> None:
 
 
 def _check_update(potential, x) -> None:
-    before, given = _evaluated(potential, x), x.clone()
-    before = Evaluation(*(None if part is None else part.clone() for part in before))
+    before, given = deepcopy(_evaluated(potential, x)), x.clone()
     changed = potential.update(x, 1)
     _require(torch.equal(x, given), "update writes to the positions it is given")
     _require(isinstance(changed, bool), f"update returned {changed!r}, expected True or False")
