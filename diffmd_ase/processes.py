@@ -20,19 +20,14 @@ _LAST = 15  # lines of its standard error that are told of a process that failed
 class Command(NamedTuple):
     """A command and what becomes of its output.
 
-    Parameters
-    ----------
-    arguments : the program and its arguments
-    name : what it is called where it fails
-    report : called with each line of its standard output, which is JSON; its standard error is
-        kept for the message of a failure. None: both go where ours go
-    quiet : without ``report``, its standard output is dropped
+    ``report`` is called with each line of its standard output, which is JSON; its standard error is
+    kept for the message of a failure. None: both go where ours go.
     """
 
-    arguments: list[str]
-    name: str
+    arguments: list[str]  # the program and its arguments
+    name: str  # what it is called where it fails
     report: Callable[[Any], None] | None = None
-    quiet: bool = False
+    quiet: bool = False  # without a report, its standard output is dropped
 
 
 def run_side_by_side(commands: Sequence[Command], *, at_once: int | None = None) -> None:

@@ -28,34 +28,21 @@ _SHORTEST = 8  # frames; estimators split chains in halves
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a series says of itself.
+    """What a series says of itself."""
 
-    Parameters
-    ----------
-    name, frames, walkers : frames and walkers that were used
-    mean, std, error : error is the Monte Carlo standard error of the mean
-    ess_bulk, ess_tail : effective samples, of all walkers, for the mean and the 5 and 95 %
-        quantiles
-    rhat : split rank R-hat; 1 if walkers and halves agree
-    rhat_nested : of groups of walkers with one start, or None
-    inefficiency : g, frames from one independent sample to the next
-    good : True enough, None usable with care, False not
-    words : why
-    """
-
-    name: str
-    frames: int
+    name: str  # of the row
+    frames: int  # that were used
     walkers: int
-    mean: float
-    std: float
-    error: float
-    ess_bulk: float
-    ess_tail: float
-    rhat: float
-    rhat_nested: float | None
-    inefficiency: float
-    good: bool | None
-    words: str
+    mean: float  # in the unit of the series
+    std: float  # likewise
+    error: float  # Monte Carlo standard error of the mean
+    ess_bulk: float  # effective samples, of all walkers, for the mean
+    ess_tail: float  # and for the 5 and 95 % quantiles
+    rhat: float  # split rank R-hat; 1 if walkers and halves agree
+    rhat_nested: float | None  # of groups of walkers with one start
+    inefficiency: float  # g, frames from one independent sample to the next
+    good: bool | None  # True enough, None usable with care, False not
+    words: str  # why
 
 
 def diagnose(name: str, series: np.ndarray, *, groups: np.ndarray | None = None) -> Diagnosis:

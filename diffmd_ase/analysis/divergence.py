@@ -34,22 +34,13 @@ _MANY_WALKERS = 8
 
 
 class Divergence(NamedTuple):
-    """A Jensen–Shannon divergence (nats) from a reference and what exact draws would give.
+    """A Jensen–Shannon divergence (nats) from a reference and what exact draws would give."""
 
-    Attributes
-    ----------
-    js : the divergence of the samples
-    floor : that of as many frames of the reference itself from the rest of it
-    excess : ``js - floor``, 0 on average for exact draws
-    error : standard error of the excess
-    n_effective : independent frames that the samples are worth
-    """
-
-    js: float
-    floor: float
-    excess: float
-    error: float
-    n_effective: float
+    js: float  # of the samples
+    floor: float  # of as many frames of the reference itself from the rest of it
+    excess: float  # js - floor, 0 on average for exact draws
+    error: float  # standard error of the excess
+    n_effective: float  # independent frames that the samples are worth
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:

@@ -27,18 +27,11 @@ _MIN_LAGS = 3  # as pymbar: noise may cross zero at the first lags
 
 
 class Estimate(NamedTuple):
-    """A number and how well it is known.
+    """A number and how well it is known."""
 
-    Attributes
-    ----------
-    value : the number
-    error : its standard error, in its unit
-    n_effective : independent samples behind it
-    """
-
-    value: float
-    error: float
-    n_effective: float
+    value: float  # the number
+    error: float  # its standard error, in its unit
+    n_effective: float  # independent samples behind it
 
     def __str__(self) -> str:
         return f"{self.value:.4g} ± {self.error:.2g}"

@@ -27,22 +27,13 @@ _FIRST = 1 << 46  # address of the first step: dynamics of the same seed does no
 
 
 class Particles(NamedTuple):
-    """Weighted particles of one level.
+    """Weighted particles of one level."""
 
-    Attributes
-    ----------
-    state : of the kernel of this level, after its steps
-    log_weights : (B,) since the start; constant over a population that has just been resampled
-    level : t
-    ess : (M,) effective fraction of each population on arrival, before any resampling
-    resampled : (M,)
-    """
-
-    state: State
-    log_weights: Tensor
-    level: int
-    ess: Tensor
-    resampled: Tensor
+    state: State  # of the kernel of this level, after its steps
+    log_weights: Tensor  # (B,) since the start; constant over a population just resampled
+    level: int  # t
+    ess: Tensor  # (M,) effective fraction of each population before any resampling
+    resampled: Tensor  # (M,) bool
 
     @property
     def weighted(self) -> Weighted:

@@ -18,18 +18,11 @@ __all__ = ["Page", "flat", "image", "pair", "plain", "render", "table"]
 
 @dataclass
 class Page:
-    """What the sections add to.
+    """What the sections add to."""
 
-    Attributes
-    ----------
-    numbers : for JSON
-    verdicts : (good, text) of each; None: neither good nor bad
-    body : HTML of the sections
-    """
-
-    numbers: dict[str, Any] = field(default_factory=dict)
-    verdicts: list[tuple[bool | None, str]] = field(default_factory=list)
-    body: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)  # for JSON
+    verdicts: list[tuple[bool | None, str]] = field(default_factory=list)  # None: neither
+    body: list[str] = field(default_factory=list)  # HTML of the sections
 
     def judge(self, good: bool | None, text: str) -> None:
         self.verdicts.append((good, text))

@@ -34,23 +34,14 @@ def acceptance_probability(info: Info) -> Tensor:
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over steps, for each walker (W,) float64; `add` gives a new one.
+    """Sums over steps, for each walker (W,) float64; `add` gives a new one."""
 
-    Parameters
-    ----------
-    steps : completed steps of each walker
-    accepted : proposals that became the state
-    divergent : proposals without a finite ratio (NaN, failed calculators), rejected
-    drift, target : structures evaluated by the drift and by a separate target
-    judged : steps that were accepted or rejected at all
-    """
-
-    steps: Tensor
-    accepted: Tensor
-    divergent: Tensor
-    judged: Tensor
-    drift: int | Tensor = 0
-    target: int | Tensor = 0
+    steps: Tensor  # completed
+    accepted: Tensor  # proposals that became the state
+    divergent: Tensor  # proposals without a finite ratio (NaN, failed calculators), rejected
+    judged: Tensor  # steps that were accepted or rejected at all
+    drift: int | Tensor = 0  # structures evaluated by the drift
+    target: int | Tensor = 0  # and by a separate target
 
     @classmethod
     def empty(cls, walkers: int, device: str | torch.device = "cpu") -> Tally:

@@ -54,25 +54,15 @@ class DualAveraging:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """The record of an adaptation; JSON values with ``dataclasses.asdict``.
+    """The record of an adaptation; JSON values with ``dataclasses.asdict``."""
 
-    Parameters
-    ----------
-    first, steps : step count before, and how many steps were warm-up
-    wanted : mean acceptance probability asked for
-    reached : mean acceptance probability of the last half of the warm-up
-    factor : of the step size h, frozen
-    trace : (step, factor tried) along the way
-    settings : t₀, γ, κ
-    """
-
-    first: int
-    steps: int
-    wanted: float
-    reached: float
-    factor: float
-    trace: list[list[float]]
-    settings: dict[str, float]
+    first: int  # step count before
+    steps: int  # of warm-up
+    wanted: float  # mean acceptance probability asked for
+    reached: float  # that of the last half of the warm-up
+    factor: float  # of the step size h, frozen
+    trace: list[list[float]]  # (step, factor tried) along the way
+    settings: dict[str, float]  # t₀, γ, κ
 
     @property
     def end(self) -> int:

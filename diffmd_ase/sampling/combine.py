@@ -18,16 +18,10 @@ __all__ = ["Mixture", "Sequence"]
 
 @dataclass(frozen=True, eq=False)
 class Owner(Record):
-    """Which kernel of a combination made the state.
+    """Which kernel of a combination made the state."""
 
-    Parameters
-    ----------
-    number : (*batch), one for each walker, so that states can be selected and exchanged
-    record : what that kernel remembers
-    """
-
-    number: Tensor
-    record: Record | None = None
+    number: Tensor  # (*batch), so that states can be selected and exchanged
+    record: Record | None = None  # what that kernel remembers
 
 
 @dataclass(frozen=True)

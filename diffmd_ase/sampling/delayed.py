@@ -19,17 +19,11 @@ __all__ = ["DelayedAcceptance"]
 
 @dataclass(frozen=True, eq=False)
 class Surrogate(Record):
-    """What the state of a `DelayedAcceptance` knows of the surrogate.
+    """What the state of a `DelayedAcceptance` knows of the surrogate."""
 
-    Parameters
-    ----------
-    energy : (*batch) of the surrogate, eV
-    fixed, record : those of the inner kernel's state
-    """
-
-    energy: Tensor
-    fixed: dict[int, Evaluation] = field(default_factory=dict)
-    record: Record | None = None
+    energy: Tensor  # (*batch) of the surrogate, eV
+    fixed: dict[int, Evaluation] = field(default_factory=dict)  # of the inner kernel's state
+    record: Record | None = None  # likewise
 
 
 @dataclass(frozen=True)

@@ -29,39 +29,23 @@ _UP, _DOWN = 1, 2  # has been at the first state; and since then at the last
 
 @dataclass(frozen=True, eq=False)
 class Replicas(Record):
-    """Where the replicas of a `ReplicaExchange` are and what its swaps did, each (B,).
+    """Where the replicas of a `ReplicaExchange` are and what its swaps did, each (B,)."""
 
-    Parameters
-    ----------
-    replica : label (0…K-1, the state it started in) of the configuration in row b
-    heading : 1 if that has been at the first state, 2 if since then at the last
-    round_trips : those it has made
-    attempts, swaps, acceptance : sums over the exchanges with the row above
-    record : what the kernel that moves the replicas remembers
-    """
-
-    replica: Tensor
-    heading: Tensor
-    round_trips: Tensor
-    attempts: Tensor
-    swaps: Tensor
-    acceptance: Tensor
-    record: Record | None = None
+    replica: Tensor  # label (0…K-1, the state it started in) of the configuration in row b
+    heading: Tensor  # 1 if that has been at the first state, 2 if since then at the last
+    round_trips: Tensor  # those it has made
+    attempts: Tensor  # exchanges with the row above
+    swaps: Tensor  # of them, those accepted
+    acceptance: Tensor  # sum of min(1, α) over them
+    record: Record | None = None  # what the kernel that moves the replicas remembers
 
 
 class ExchangeSummary(NamedTuple):
-    """What the exchanges did, over the whole run.
+    """What the exchanges did, over the whole run."""
 
-    Attributes
-    ----------
-    acceptance : (M, K-1) mean of min(1, α) of each pair of neighbours; NaN without attempts
-    swapped : (M, K-1) fraction of attempts that were accepted
-    round_trips : (M,) journeys first state → last → first, of all replicas together
-    """
-
-    acceptance: Tensor
-    swapped: Tensor
-    round_trips: Tensor
+    acceptance: Tensor  # (M, K-1) mean of min(1, α) of neighbours; NaN without attempts
+    swapped: Tensor  # (M, K-1) fraction of attempts that were accepted
+    round_trips: Tensor  # (M,) journeys first state → last → first, of all replicas
 
 
 @dataclass(frozen=True)

@@ -49,24 +49,16 @@ class DivergedError(RuntimeError):
 class Info(NamedTuple):
     """Diagnostics of one step, never fed back; (*batch) where they are tensors.
 
-    Attributes
-    ----------
-    accepted : the proposal became the state
-    log_ratio : log of the Metropolis ratio, float64; NaN or infinite where divergent
-    delta_u : ΔU/kT of the target, from the old state to the proposal
-    log_q : log of the ratio of the proposal densities, reverse over forward
-    divergent : the proposal had no finite ratio: a rejection, and counted
-    drift_evaluations, target_evaluations : structures evaluated for each walker, (*batch)
-        int64 where walkers differ; a potential that is both counts as drift
+    Evaluations are int64 where walkers differ; a potential that is both counts as drift.
     """
 
-    accepted: Tensor | None = None
-    log_ratio: Tensor | None = None
-    delta_u: Tensor | None = None
-    log_q: Tensor | None = None
-    divergent: Tensor | None = None
-    drift_evaluations: int | Tensor = 1
-    target_evaluations: int | Tensor = 0
+    accepted: Tensor | None = None  # the proposal became the state
+    log_ratio: Tensor | None = None  # of Metropolis, float64; NaN or infinite where divergent
+    delta_u: Tensor | None = None  # ΔU/kT of the target, from the old state to the proposal
+    log_q: Tensor | None = None  # log of the ratio of proposal densities, reverse over forward
+    divergent: Tensor | None = None  # no finite ratio: a rejection, and counted
+    drift_evaluations: int | Tensor = 1  # structures evaluated for each walker
+    target_evaluations: int | Tensor = 0  # likewise
 
 
 class Kernel(ABC):

@@ -20,47 +20,29 @@ _OF_FIRST = ("formula", "numbers", "cell", "pbc", "temperature_K")  # of several
 
 
 class ExpertCard(BaseModel):
-    """One energy network: its noise levels, its shape, how its training went.
-
-    Attributes
-    ----------
-    name : prefix of its weights in the file
-    sigma : lowest and highest noise level in Å
-    network : its hyper-parameters
-    best_step : of the weights that are kept
-    history : losses of each validation
-    """
+    """One energy network: its noise levels, its shape, how its training went."""
 
     model_config = ConfigDict(extra="forbid")
-    name: str
-    sigma: tuple[float, float]
+    name: str  # prefix of its weights in the file
+    sigma: tuple[float, float]  # lowest and highest noise level in Å
     network: NetworkConfig
-    best_step: int = 0
-    history: list[dict[str, Any]] = Field(default_factory=list)
+    best_step: int = 0  # of the weights that are kept
+    history: list[dict[str, Any]] = Field(default_factory=list)  # losses of each validation
 
 
 class SystemCard(BaseModel):
-    """One set of snapshots that a model was trained on.
-
-    Attributes
-    ----------
-    formula, numbers, cell, pbc : its atoms, (N,) atomic numbers, (3, 3) in Å or None, periodicity
-    temperature_K : on its label
-    source, sha256 : where it came from, and the hash of what it held
-    snapshots, correlation : how many, and their statistical inefficiency
-    held, configurational_temperature_K : see the fields
-    """
+    """One set of snapshots that a model was trained on."""
 
     model_config = ConfigDict(extra="forbid")
     formula: str
-    numbers: list[int]
-    cell: list[list[float]] | None
+    numbers: list[int]  # (N,) atomic numbers
+    cell: list[list[float]] | None  # (3, 3) in Å
     pbc: tuple[bool, bool, bool]
-    temperature_K: float
-    source: str
-    snapshots: int
-    sha256: str
-    correlation: float = 1.0
+    temperature_K: float  # on its label
+    source: str  # where it came from
+    snapshots: int  # how many
+    sha256: str  # of what it held
+    correlation: float = 1.0  # statistical inefficiency
     held: list[int] = Field(
         default_factory=list, description="atoms that have one place in all snapshots"
     )
@@ -90,38 +72,23 @@ class Card(BaseModel):
     """What a model is, what it was trained on and how well it did.
 
     System and temperature are those of the first set of snapshots; ``systems`` lists all.
-
-    Attributes
-    ----------
-    schema_version : of the file
-    name : what its maker calls it
-    formula, numbers, masses, cell, pbc : (N,) atomic numbers, (N,) masses in u, (3, 3) in Å or None
-    units : of lengths and energies, and of the energy of the network
-    temperature_K, kT : of the network's energy; kT in eV
-    sigma_min, sigma_max : lowest and highest noise level in Å
-    lambda_max, covariance, exchanges, systems : see the fields
-    experts : one for each network, in order
-    data : source, number, hash and correlation of the snapshots
-    training : seed, config and cost
-    validation : losses on held-out snapshots, by expert
-    versions : of the libraries
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: int = SCHEMA_VERSION
-    name: str = ""
+    schema_version: int = SCHEMA_VERSION  # of the file
+    name: str = ""  # what its maker calls it
     formula: str
-    numbers: list[int]
-    masses: list[float]
-    cell: list[list[float]] | None
+    numbers: list[int]  # (N,) atomic numbers
+    masses: list[float]  # (N,) in u
+    cell: list[list[float]] | None  # (3, 3) in Å
     pbc: tuple[bool, bool, bool]
-    units: dict[str, str] = Field(
+    units: dict[str, str] = Field(  # of lengths and energies, and of the energy of the network
         default_factory=lambda: {"length": "Å", "energy": "eV", "network": "kT_train"}
     )
-    temperature_K: float
-    kT: float
-    sigma_min: float
-    sigma_max: float
+    temperature_K: float  # of the network's energy
+    kT: float  # likewise, eV
+    sigma_min: float  # lowest noise level, Å
+    sigma_max: float  # highest, Å
     lambda_max: float | None = Field(
         None, description="largest eigenvalue of -∇s at sigma_min seen in the data, 1/Å²"
     )
@@ -134,11 +101,11 @@ class Card(BaseModel):
     systems: list[SystemCard] = Field(
         default_factory=list, description="all sets of snapshots; the first one names the model"
     )
-    experts: list[ExpertCard]
-    data: dict[str, Any]
-    training: dict[str, Any]
-    validation: dict[str, float]
-    versions: dict[str, str]
+    experts: list[ExpertCard]  # one for each network, in order
+    data: dict[str, Any]  # source, number, hash and correlation of the snapshots
+    training: dict[str, Any]  # seed, config and cost
+    validation: dict[str, float]  # losses on held-out snapshots, by expert
+    versions: dict[str, str]  # of the libraries
 
     @model_validator(mode="after")
     def _of_one_system(self) -> Card:

@@ -32,17 +32,11 @@ __all__ = ["Job", "fit_here", "fit_in_processes", "read_job", "write_job"]
 
 
 class Job(BaseModel):
-    """What is trained and how, but for the snapshots.
-
-    Attributes
-    ----------
-    experts : in the order of the model
-    config : what the user chose
-    """
+    """What is trained and how, but for the snapshots."""
 
     model_config = ConfigDict(frozen=True)
-    experts: tuple[Expert, ...]
-    config: TrainConfig
+    experts: tuple[Expert, ...]  # in the order of the model
+    config: TrainConfig  # what the user chose
     seed: int
     device: str
 

@@ -28,16 +28,13 @@ _DENSE = 64  # atoms up to which all pairs are looked at
 class Pairs:
     """Directed pairs of a batch, sorted by target, source and image.
 
-    Parameters
-    ----------
-    source, target : (E,) into the flattened (B·N) atoms
-    shift : (E, 3) whole lattice vectors from the source to the image that is meant, for
-        positions as they were given, inside the cell or not; None without periodicity
+    ``shift`` counts lattice vectors from the source to the image that is meant, for positions as
+    they were given, inside the cell or not.
     """
 
-    source: Tensor
-    target: Tensor
-    shift: Tensor | None
+    source: Tensor  # (E,) into the flattened (B·N) atoms
+    target: Tensor  # likewise
+    shift: Tensor | None  # (E, 3) whole numbers; None without periodicity
 
     def vectors(self, x: Tensor, cell: Tensor | None) -> Tensor:
         """``x_source + shift·cell - x_target`` (E, 3), differentiable in x (B, N, 3) and cell."""

@@ -39,21 +39,11 @@ _RIGID = 2e-3  # Å: bonds at room temperature vary ten times as much
 
 
 class Expert(BaseModel):
-    """One energy network, its noise levels, and the weights of its losses.
-
-    Attributes
-    ----------
-    name : of its checkpoint, and in reports
-    sigma : lowest and highest noise level in Å
-    network : its hyper-parameters
-    denoising, torsional, contrastive, force_weight, mirror : weights of the terms of `SetLoss`;
-        ``mirror`` is the contrastive one of mirror images
-    clip : largest norm of a gradient
-    """
+    """One energy network, its noise levels, and the weights of the terms of `SetLoss`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    sigma: tuple[float, float]
+    name: str  # of its checkpoint, and in reports
+    sigma: tuple[float, float]  # lowest and highest noise level in Å
     focus: tuple[float, float] | None = Field(
         None, description="every second noise level is drawn from here"
     )
@@ -62,8 +52,8 @@ class Expert(BaseModel):
     torsional: float = 0.0
     contrastive: float = 0.0
     force_weight: float = 0.0
-    mirror: float = 0.0
-    clip: float = 50.0
+    mirror: float = 0.0  # the contrastive one of mirror images
+    clip: float = 50.0  # largest norm of a gradient
 
 
 def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> list[Expert]:

@@ -32,22 +32,14 @@ __all__ = [
 
 @dataclass
 class TrainingState:
-    """Where the training of one expert stands; on disk after every validation.
+    """Where the training of one expert stands; on disk after every validation."""
 
-    Parameters
-    ----------
-    step, seconds : done so far
-    best_step, best_losses, best : step, losses of parts of the held-out snapshots and weights of
-        the network that is best on these
-    history : an entry for each validation
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    best_losses: list[float] = field(default_factory=list)
-    history: list[dict] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0  # done so far
+    seconds: float = 0.0  # likewise
+    best_step: int = 0  # of the network that is best on held-out snapshots
+    best_losses: list[float] = field(default_factory=list)  # its losses on parts of these
+    history: list[dict] = field(default_factory=list)  # an entry for each validation
+    best: dict[str, Tensor] = field(default_factory=dict)  # its weights
 
     def validate(self, objective, network, x, terms, seed) -> None:
         """Losses on held-out snapshots, always with the same noise; keep the best weights.

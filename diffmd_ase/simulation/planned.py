@@ -31,23 +31,14 @@ __all__ = ["PlannedRun"]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What a run will do; :meth:`of` makes it.
+    """What a run will do; :meth:`of` makes it."""
 
-    Parameters
-    ----------
-    settings : what was asked for
-    model : the score that drives
-    frames : to start from; None: i.i.d. samples, or a restart
-    prepared : kernel and step
-    restart : go on from the checkpoint
-    """
-
-    settings: RunSettings
-    model: ScoreModel
-    frames: Snapshots | None
-    system: System
-    prepared: Prepared
-    restart: bool
+    settings: RunSettings  # what was asked for
+    model: ScoreModel  # the score that drives
+    frames: Snapshots | None  # to start from; None: i.i.d. samples, or a restart
+    system: System  # of the walkers
+    prepared: Prepared  # kernel and step
+    restart: bool  # go on from the checkpoint
 
     @classmethod
     def of(cls, settings: RunSettings, *, restart: bool = False, dry: bool = False) -> PlannedRun:

@@ -20,30 +20,19 @@ __all__ = ["Case", "boltzmann_nodes", "gauss_hermite", "rejection"]
 class Case:
     """A Boltzmann law ``exp(-U/kT)`` that is known, and what a kernel needs to sample it.
 
-    Parameters
-    ----------
-    name : for messages
-    target : U, with an energy
-    drift : not conservative; proposes roughly what the forces of the target would
-    surrogate : conservative and about 15 % off, for kernels that need a cheap energy
-    h : step size in Å² at which one MALA step is accepted in 50 to 90 % of the cases
-    sample : ``(n, seed) -> (n, N, 3)``, independent exact draws
-    observables : ``(n, N, 3) -> (n, 20)``
-    quadrature : ``refine -> (nodes, weights)``, (Q, N, 3) and (Q,) with sum 1; finer for a
-        larger integer
-    known : means of observables that the nodes do not see, by column
+    ``quadrature`` gives nodes (Q, N, 3) and weights (Q,) with sum 1, finer for a larger integer.
     """
 
-    name: str
-    target: Potential
-    drift: Potential
-    surrogate: Potential
+    name: str  # for messages
+    target: Potential  # U, with an energy
+    drift: Potential  # not conservative; proposes roughly what the forces of the target would
+    surrogate: Potential  # conservative and about 15 % off, where a cheap energy is needed
     kT: float
-    h: float | Tensor
-    sample: Callable[[int, int], Tensor]
-    observables: Callable[[Tensor], Tensor]
+    h: float | Tensor  # Å², at which one MALA step is accepted in 50 to 90 % of the cases
+    sample: Callable[[int, int], Tensor]  # (n, seed) → (n, N, 3), independent exact draws
+    observables: Callable[[Tensor], Tensor]  # (n, N, 3) → (n, 20)
     quadrature: Callable[[int], tuple[Tensor, Tensor]]
-    known: dict[int, float]
+    known: dict[int, float]  # means of observables that the nodes do not see, by column
 
     @cached_property
     def exact(self) -> Tensor:

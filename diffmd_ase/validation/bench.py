@@ -97,29 +97,18 @@ class Effort:
 class Bench:
     """What is judged and how; `of` makes it.
 
-    Attributes
-    ----------
-    model, potential : what is judged, at its smallest noise
-    stiffness : largest curvature λ of U/kT in 1/Å²
-    frames : the snapshots that are compared, none that cannot be right, independent ones
-    effective : how many independent ones the snapshots are worth
-    unphysical : frames of the snapshots that cannot be right: number → why
-    torsions : that are looked at
-    effort : how much is sampled
-    goals : sizes of deviations that pass
-
     Raises
     ------
     ValueError : fewer than 16 independent snapshots, another temperature than the model's
     """
 
-    model: ScoreModel
-    potential: ScorePotential
-    stiffness: float
-    frames: Snapshots
-    effective: float
-    unphysical: dict[int, str]
-    torsions: Torsions
+    model: ScoreModel  # what is judged
+    potential: ScorePotential  # its own, at its smallest noise
+    stiffness: float  # largest curvature λ of U/kT in 1/Å²
+    frames: Snapshots  # that are compared, none that cannot be right, independent ones
+    effective: float  # how many independent ones the snapshots are worth
+    unphysical: dict[int, str]  # frames of the snapshots that cannot be right: number → why
+    torsions: Torsions  # that are looked at
     effort: Effort
     goals: Goals
     noise: Noise

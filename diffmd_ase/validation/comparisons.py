@@ -39,20 +39,12 @@ _SATURATED = 0.1  # nats, of ln 2: bins are then too empty to tell laws apart
 
 
 class Torsions(NamedTuple):
-    """The torsions that are looked at.
+    """The torsions that are looked at."""
 
-    Attributes
-    ----------
-    names : of each
-    quadruples : (n, 4) its atoms
-    modes : of each in the data, the largest first
-    axes : numbers of the one or two that make the map
-    """
-
-    names: list[str]
-    quadruples: np.ndarray
-    modes: list[list[Arc]]
-    axes: list[int]
+    names: list[str]  # of each
+    quadruples: np.ndarray  # (n, 4) atoms of each
+    modes: list[list[Arc]]  # of each in the data, the largest first
+    axes: list[int]  # numbers of the one or two that make the map
 
     @classmethod
     def find(cls, system: System, topology: Topology | None, frames, named=None) -> Torsions:

@@ -55,28 +55,17 @@ class Goals:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the card; made by `line` or `worst_line`.
+    """One line of the card; made by `line` or `worst_line`."""
 
-    Parameters
-    ----------
-    group, name : what it is
-    value, error : as measured, and its standard error
-    expected : of a perfect model: the sampling floor of a divergence, 0, 1
-    goal : for the size of value - expected; None: told, not judged
-    verdict : None where it is not judged
-    words : what a reader should know of it
-    details : numbers behind it, for JSON
-    """
-
-    group: str
-    name: str
-    value: float
-    error: float
-    expected: float
-    goal: float | None
-    verdict: Verdict | None
-    words: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
+    group: str  # that it is shown in
+    name: str  # what it is
+    value: float  # as measured
+    error: float  # its standard error
+    expected: float  # of a perfect model: the sampling floor of a divergence, 0, 1
+    goal: float | None  # for the size of value - expected; None: told, not judged
+    verdict: Verdict | None  # None where it is not judged
+    words: str = ""  # what a reader should know of it
+    details: dict[str, Any] = field(default_factory=dict)  # numbers behind it, for JSON
 
     @property
     def deviation(self) -> float:
@@ -153,16 +142,12 @@ def worst_line(group: str, name: str, names: list[str], values, errors, *, goal:
 class Validation:
     """What was found about a model and snapshots.
 
-    Parameters
-    ----------
-    facts : of model, snapshots, sampling and seed
-    lines : numbers, judged; ``validation[name]`` is one of them, else a ``KeyError``
-    notes : (good, text); None for what must be known, and for what was not asked
+    ``validation[name]`` is one of its lines, else a ``KeyError``.
     """
 
-    facts: dict[str, Any]
-    lines: tuple[Line, ...]
-    notes: tuple[Note, ...]
+    facts: dict[str, Any]  # of model, snapshots, sampling and seed
+    lines: tuple[Line, ...]  # numbers, judged
+    notes: tuple[Note, ...]  # good is None for what must be known, and for what was not asked
 
     def __getitem__(self, name: str) -> Line:
         """The line of this name; ``KeyError`` with the names there are."""

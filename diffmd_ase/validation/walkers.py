@@ -47,51 +47,30 @@ _EVERY = 10
 
 
 class Start(NamedTuple):
-    """Where walkers start, and whose law they sample.
-
-    Attributes
-    ----------
-    x : (W, N, 3) in Å
-    stiffness : the largest curvature λ of U/kT in 1/Å²
-    mean_free : without motion of the whole
-    """
+    """Where walkers start, and whose law they sample."""
 
     potential: Potential
-    x: Tensor
+    x: Tensor  # (W, N, 3)
     kT: float
-    stiffness: float
-    mean_free: bool
+    stiffness: float  # the largest curvature λ of U/kT in 1/Å²
+    mean_free: bool  # without motion of the whole
     noise: Noise
 
 
 class Corrected(NamedTuple):
-    """Metropolis-corrected Langevin trajectories.
+    """Metropolis-corrected Langevin trajectories."""
 
-    Attributes
-    ----------
-    positions : (T, W, N, 3) frames in Å
-    energies : (T, W) of the model in eV
-    acceptance : mean
-    """
-
-    positions: np.ndarray
-    energies: np.ndarray
-    acceptance: float
+    positions: np.ndarray  # (T, W, N, 3) frames in Å
+    energies: np.ndarray  # (T, W) of the model in eV
+    acceptance: float  # mean
 
 
 class Plain(NamedTuple):
-    """Plain reverse-diffusion dynamics.
+    """Plain reverse-diffusion dynamics."""
 
-    Attributes
-    ----------
-    lost : how many walkers
-    diffused : D·t of each in Å²
-    positions : (W, N, 3) last ones of the others in Å
-    """
-
-    lost: int
-    diffused: float
-    positions: np.ndarray
+    lost: int  # how many walkers
+    diffused: float  # D·t of each in Å²
+    positions: np.ndarray  # (W, N, 3) last ones of the others in Å
 
 
 def corrected_walkers(start: Start, moves: int, progress: Callable[[float], None]) -> Corrected:

@@ -14,18 +14,11 @@ __all__ = ["Inputs"]
 
 
 class Inputs(NamedTuple):
-    """What a network is told of a system.
+    """What a network is told of a system."""
 
-    Attributes
-    ----------
-    numbers : (N,) atomic numbers
-    cell : (3, 3) in Å or None
-    pbc : three bools
-    """
-
-    numbers: Tensor
-    cell: Tensor | None
-    pbc: tuple[bool, ...]
+    numbers: Tensor  # (N,) atomic numbers
+    cell: Tensor | None  # (3, 3) in Å
+    pbc: tuple[bool, ...]  # three
 
     @classmethod
     def of(cls, system: System, *, dtype: torch.dtype = torch.float32, device="cpu") -> Inputs:
