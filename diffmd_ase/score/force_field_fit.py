@@ -142,13 +142,11 @@ def _gradient_noise(prior, orbits, unit, theta, frames: _Frames, sigma, generato
     scale, weights = unit.float()[:, None], (unit * theta).float()
     some = frames.take(slice(None, None, max(1, len(frames.positions) // 10_000)))
     share = 1 / (1 + frames.weight)
-    for planes, labels in some.planes(64):
-        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
-        gradient = planes.new_zeros(size, len(planes))
-        for sign in (1, -1):
-            j = _jacobian(prior, planes + sign * sigma * epsilon, orbits, size)
+    for jacobians, epsilon, labels in _probed(prior, orbits, size, some, sigma, generator):
+        gradient = epsilon.new_zeros(size, len(epsilon))
+        for sign, j in zip((1, -1), jacobians, strict=True):
             force = torch.einsum("fbd,f->bd", j, weights)
-            drive = sign * share * epsilon.flatten(1) / sigma
+            drive = sign * share * epsilon / sigma
             if labels is not None:
                 drive = drive - (1 - share) * labels
             gradient += torch.einsum("fbd,bd->fb", j, force - drive)
@@ -215,12 +213,8 @@ def _moments(prior, orbits, frames: _Frames, sigma, generator) -> tuple[Tensor, 
     gram = torch.zeros(size, size, dtype=torch.float64)
     drive = torch.zeros(size, dtype=torch.float64)
     share = 1 / (1 + frames.weight)
-    for planes, labels in frames.planes(64):
-        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
-        plus, minus = (
-            _jacobian(prior, planes + sign * sigma * epsilon, orbits, size) for sign in (1, -1)
-        )
-        change = share / sigma * (plus - minus) * epsilon.flatten(1)
+    for (plus, minus), epsilon, labels in _probed(prior, orbits, size, frames, sigma, generator):
+        change = share / sigma * (plus - minus) * epsilon
         if labels is not None:
             change = change - (1 - share) * (plus + minus) * labels
         drive += change.sum((1, 2), dtype=torch.float64)
@@ -228,6 +222,16 @@ def _moments(prior, orbits, frames: _Frames, sigma, generator) -> tuple[Tensor, 
             flat = j.flatten(1)
             gram += (flat @ flat.T).double()
     return gram / len(frames.positions), drive / len(frames.positions)
+
+
+def _probed(
+    prior, orbits, size: int, frames: _Frames, sigma, generator
+) -> Iterator[tuple[list[Tensor], Tensor, Tensor | None]]:
+    """J₊ and J₋, ε (B, 3N) and F/kT, some frames at a time."""
+    for planes, labels in frames.planes(64):
+        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
+        sides = (planes + sign * sigma * epsilon for sign in (1, -1))
+        yield [_jacobian(prior, side, orbits, size) for side in sides], epsilon.flatten(1), labels
 
 
 def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:
