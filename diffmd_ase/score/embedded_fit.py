@@ -1,10 +1,9 @@
 """The energy of metals (`networks.embedded`), fitted in closed form by score matching.
 
 The energy is linear in its parameters θ, the values of V and the weights w, so that score
-matching of snapshots is linear least squares (Hyvärinen, JMLR 6, 695 (2005), section 3): with
-J = ∂f/∂x at x ± σε,
+matching of snapshots is linear least squares: with G and b of `force_field_fit`, forces included,
 
-    (G + λP + νN) θ = b        G = ⟨J₊J₊ᵀ + J₋J₋ᵀ⟩        b = ⟨(J₊ - J₋) ε⟩/σ
+    (G + λP + νN) θ = b
 
 where P sums the squared third differences of V (Eilers & Marx, Stat. Sci. 11, 89 (1996)): between
 shells, and where the few closest pairs are, V goes on as it does nearby. N = diag G; λ and ν are
@@ -59,8 +58,7 @@ def fit_embedded(
     functions : splines of each pair of elements
     sigma : noise in Å
     frames : of all sets together, at most
-    force_weight : w of forces that the snapshots carry: b becomes their weighted mean,
-        ``[b - w⟨(J₊ + J₋) F/kT⟩]/(1 + w)``
+    force_weight : w of forces that the snapshots carry
 
     The smoothness of V, and the ridge that keeps undetermined combinations at zero, are chosen
     by cross-validation over eighths of the frames.

@@ -2,21 +2,7 @@
 
 Noise is added in Å, ``x_σ = x + σε``, so that the score of the noised density is a force
 divided by kT. All losses are expectations over the data that are minimal at the true
-energy; none needs a partition function.
-
-denoising   ``½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ`` at ``x ± σε``: denoising score matching
-            with its constant removed; the antithetic pair cancels the variance d/σ²
-            that swamps it at small noise
-forces      ``½(|s₊ - f|² + |s₋ - f|²)`` with f = F(x)/kT where snapshots carry forces: the
-            score of noised data is their mean, ∇ log p_σ(y) = E[f(x) | y] (De Bortoli et al.,
-            Target Score Matching, arXiv 2402.08667, eq. 7)
-torsional   the same for the projected score of a rotation about a bond, a volume-preserving
-            group: soft modes are not drowned by stiff bonds
-contrastive ``softplus(E(x) - E(y))`` for a symmetric volume-preserving move x → y:
-            conditional noise-contrastive estimation, which sees the relative weight of
-            separated modes (score matching does not)
-
-The score here is s = -∇E with E in kT.
+energy; none needs a partition function. The score here is s = -∇E with E in kT.
 """
 
 from __future__ import annotations
@@ -70,7 +56,7 @@ def denoising_loss(plus: Tensor, minus: Tensor, epsilon: Tensor, sigma: Tensor) 
     """Antithetic denoising loss (B,) of the scores at x ± σε, in units of 1/σ².
 
     ``σ²[½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ]`` (Vincent, Neural Comput. 23, 1661 (2011), without its
-    constant)
+    constant); the pair cancels the variance d/σ² that swamps a single one at small noise.
 
     Parameters
     ----------
@@ -86,7 +72,8 @@ def denoising_loss(plus: Tensor, minus: Tensor, epsilon: Tensor, sigma: Tensor) 
 def force_loss(plus: Tensor, minus: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
     """Squared error (B,) of the scores at x ± σε from F(x)/kT, in units of 1/σ².
 
-    ``½σ²(|s₊ - f|² + |s₋ - f|²)`` (De Bortoli et al., arXiv 2402.08667)
+    ``½σ²(|s₊ - f|² + |s₋ - f|²)``: the score of noised data is the mean of their forces,
+    ∇ log p_σ(y) = E[f(x) | y] (De Bortoli et al., Target Score Matching, arXiv 2402.08667, eq. 7).
 
     Parameters
     ----------
@@ -101,7 +88,8 @@ def force_loss(plus: Tensor, minus: Tensor, labels: Tensor, sigma: Tensor) -> Te
 def torsional_loss(plus: Tensor, minus: Tensor, xi: Tensor, delta: float) -> Tensor:
     """Antithetic loss (B,) of the angular scores g at rotations by ±δξ.
 
-    ``½(g₊² + g₋²) + ξ(g₊ - g₋)/δ`` with ``g = Σ_moved s_i·(u × (x_i - a))``
+    ``½(g₊² + g₋²) + ξ(g₊ - g₋)/δ`` with ``g = Σ_moved s_i·(u × (x_i - a))``: rotations about a bond
+    keep volume, and soft modes are not drowned by stiff bonds.
 
     Parameters
     ----------
@@ -113,10 +101,11 @@ def torsional_loss(plus: Tensor, minus: Tensor, xi: Tensor, delta: float) -> Ten
 
 
 def contrastive_loss(energy: Tensor, energy_moved: Tensor) -> Tensor:
-    """``softplus(E(x) - E(y))`` (B,): x is data, y a symmetric move of it.
+    """``softplus(E(x) - E(y))`` (B,): x is data, y a symmetric move of it that keeps volume.
 
     ``energy``: E(x), ``energy_moved``: E(y), in kT; see `Energy`. Conditional noise-contrastive
-    estimation (Ceylan & Gutmann, ICML 2018).
+    estimation (Ceylan & Gutmann, ICML 2018) sees the relative weight of separated modes, as
+    score matching does not.
     """
     # clashes have E(y) of thousands of kT: cut off gradients below 1e-13, which would be
     # denormal numbers and make every product of the backward pass slow

@@ -86,11 +86,8 @@ def _label_temperature(kind: str, slope: float, error: float, r: float, goals: G
 def temperature_line(square: Tensor, divergence: Tensor, goals: Goals) -> Line:
     """The configurational temperature of frames in the model's forces, over the model's own.
 
-        T/T_model = ⟨|F|²⟩ / (kT_model ⟨-∇·F⟩)
-
-    which is 1 for frames of the model's law (Rugh, PRL 78, 772 (1997); Butler et al.,
-    J. Chem. Phys. 109, 6519 (1998)): stiff bonds weigh most. Bonds whose variance is that of
-    the model times f give f.
+    See `score.curvature.temperature_ratio`: stiff bonds weigh most, and bonds whose variance is that
+    of the model times f give f.
 
     Parameters
     ----------
