@@ -113,8 +113,6 @@ class Interaction(nn.Module):
     def __init__(self, irreps_in: o3.Irreps, hidden: o3.Irreps, config: EquivariantConfig):
         super().__init__()
         harmonics = o3.Irreps.spherical_harmonics(config.l_max)
-        scalars = o3.Irreps([(n, ir) for n, ir in hidden if ir.l == 0])
-        gated = o3.Irreps([(n, ir) for n, ir in hidden if ir.l > 0])
         middle: list = []
         instructions: list = []
         for i, (mul, ir_in) in enumerate(irreps_in):
@@ -124,8 +122,8 @@ class Interaction(nn.Module):
                         instructions.append((i, j, len(middle), "uvu", True))
                         middle.append((mul, ir_out))
         reached = {ir for _, ir in middle} | {ir for _, ir in irreps_in}
-        scalars = o3.Irreps([(n, ir) for n, ir in scalars if ir in reached])
-        gated = o3.Irreps([(n, ir) for n, ir in gated if ir in reached])
+        scalars = o3.Irreps([(n, ir) for n, ir in hidden if ir.l == 0 and ir in reached])
+        gated = o3.Irreps([(n, ir) for n, ir in hidden if ir.l > 0 and ir in reached])
         gates = o3.Irreps([(gated.num_irreps, "0e")]) if len(gated) else o3.Irreps([])
         self.gate = Gate(
             scalars,
