@@ -86,8 +86,8 @@ def _label_temperature(kind: str, slope: float, error: float, r: float, goals: G
 def temperature_line(square: Tensor, divergence: Tensor, goals: Goals) -> Line:
     """The configurational temperature of frames in the model's forces, over the model's own.
 
-    See `score.curvature.temperature_ratio`: stiff bonds weigh most, and bonds whose variance is that
-    of the model times f give f.
+    See `score.curvature.temperature_ratio`: stiff bonds weigh most, and bonds whose variance is
+    that of the model times f give f.
 
     Parameters
     ----------
