@@ -72,16 +72,8 @@ def diagnose_angle(name: str, angle: np.ndarray, *, groups: np.ndarray | None = 
 
     Mixing is that of cos φ and sin φ, the worse of the two. With ``R e^{iμ} = <e^{iφ}>`` the
     mean is μ, the std ``sqrt(-2 ln R)``, and the error that of ``<sin(φ - μ)>/R`` (Fisher,
-    Statistical Analysis of Circular Data, 1993).
-
-    Parameters
-    ----------
-    name, groups : as of `diagnose`
-    angle : (T,) or (T, W) in rad
-
-    Raises
-    ------
-    ValueError : as `diagnose`
+    Statistical Analysis of Circular Data, 1993). ``angle`` is (T,) or (T, W); ``name``, ``groups``
+    and errors are those of `diagnose`.
     """
     a = _checked(name, angle)
     both = np.stack((np.cos(a), np.sin(a)))

@@ -92,7 +92,7 @@ def write_report(
         if md is not None and not kinetics_valid:
             page.judge(None, "MD: biased or adjusted dynamics has no clock: no time correlations.")
         elif md is not None:
-            _memory_section(page, angles, md, Dt, energies)
+            _memory_section(page, angles, Dt, energies)
         geometry_sections(page, system, topology, sets)
     if energies:
         _energy_section(page, energies, kT)
@@ -131,7 +131,7 @@ def _kept_walkers(page: Page, trajectory: np.ndarray, Dt: np.ndarray) -> np.ndar
     return trajectory[:, fine]
 
 
-def _memory_section(page: Page, angles, md, Dt, energies) -> None:
+def _memory_section(page: Page, angles, Dt, energies) -> None:
     series = {name: ob.angular_vectors(v["MD"]) for name, v in angles.items()}
     energy = (energies or {}).get("md")
     if energy is not None and np.shape(energy)[:1] == Dt.shape and np.ndim(energy) == 2:

@@ -146,16 +146,8 @@ class Mixture(_Combination):
 class Sequence(_Combination):
     """The kernels in turn, one at each step: step n is made by kernel ``n mod len(kernels)``.
 
-    Leaves invariant what all of them do; a whole turn has no detailed balance. Noise and
-    states as in `Mixture`. ``[mala] * 9 + [swap]`` is nine moves and a swap.
-
-    Parameters
-    ----------
-    kernels : of the same target and temperature
-
-    Raises
-    ------
-    ValueError : no kernels, different targets or temperatures
+    Leaves invariant what all of them do; a whole turn has no detailed balance. Noise, states,
+    ``kernels`` and errors as in `Mixture`. ``[mala] * 9 + [swap]`` is nine moves and a swap.
     """
 
     def chosen(self, step, noise) -> int:

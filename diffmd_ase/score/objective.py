@@ -49,7 +49,6 @@ class SetLoss:
 
     Parameters
     ----------
-    expert : gives the weights of the terms, and the noise levels
     snapshots : their structure and size of forces are used
     tempering : T_1/T_n
     """

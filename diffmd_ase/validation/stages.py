@@ -34,7 +34,7 @@ def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     """I.i.d. samples (S, N, 3) in Å of the model of a ``bench``, and a line: how many are broken.
 
     Broken are bonds six standard deviations from those of the frames, and centres of the other
-    hand. ``progress`` is called with the finished fraction.
+    hand.
     """
     device, noise = str(bench.potential.device), bench.noise.child(Part.INDEPENDENT)
     count = bench.effort.samples
@@ -99,10 +99,7 @@ def distributions(
 
 
 def plain_dynamics(bench: Bench, progress) -> Line:
-    """How many walkers of plain dynamics are lost, or end where nothing can be right.
-
-    ``bench`` says how many there are; ``progress`` is called with the finished fraction.
-    """
+    """How many walkers of plain dynamics are lost, or end where nothing can be right."""
     starts = bench.starts(bench.effort.walkers // 4)
     steps = bench.effort.plain_steps
     start = bench.dynamics(starts, Part.PLAIN)
@@ -123,10 +120,7 @@ def plain_dynamics(bench: Bench, progress) -> Line:
 
 
 def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Note]]:
-    """Populations of the modes of the model, from walkers that all start in one.
-
-    Lines and notes of a ``bench``; ``progress`` is called with the finished fraction.
-    """
+    """Populations of the modes of the model, from walkers that all start in one."""
     torsions, frames = bench.torsions, bench.frames.positions
     rotors = {n: _rotor(bench, n) for n in torsions.axes if _rotor(bench, n) is not None}
     parted = [row for row in torsions.parted if row[1] in rotors]

@@ -77,7 +77,7 @@ def corrected_walkers(start: Start, moves: int, progress: Callable[[float], None
     """Metropolis-corrected trajectories of 20 steps of each walker, exact for the energy.
 
     ``moves`` of them, frames of each walker; a fifth as many come before, in which the time step is
-    adapted, then frozen (see `MALT`). ``progress`` is called with the finished fraction.
+    adapted, then frozen (see `MALT`).
     """
     omega = math.sqrt(start.kT * start.stiffness / _MASS)
     kernel: Kernel = MALT(
@@ -110,10 +110,7 @@ def plain_walkers(
     noise: Noise,
     progress: Callable[[float], None],
 ) -> Plain:
-    """``steps`` plain steps of walkers ``x`` (W, N, 3) in Å; lost ones are counted.
-
-    ``prepared`` holds the kernel; ``progress`` is called with the finished fraction.
-    """
+    """``steps`` plain steps of walkers ``x`` (W, N, 3) in Å; lost ones are counted."""
     kernel: Kernel = prepared.kernel
     lost: list[int] = []
     diffused = steps * float(prepared.step.h)
