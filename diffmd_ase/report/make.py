@@ -47,8 +47,7 @@ def make_report(
     snapshots : reference; default, the shipped set that the model was trained on
     samples, trajectories : files of ``diffmd sample`` and ``diffmd run``
     skip : fraction of each trajectory that is left out at its beginning
-    summary : further numbers, kept as they are
-    title : default, the formula
+    summary, title : as of `write_report`; default, the formula
 
     Raises
     ------

@@ -151,7 +151,6 @@ def configurational_temperatures(network: nn.Module, sigma: float, sets: Sets) -
     ----------
     network : its energy, in kT of the first set
     sigma : noise level σ in Å
-    sets : of snapshots
     """
     kelvins, suspects, squared, curved = [], [], 0.0, 0.0
     for part, tempering in zip(sets, temperings(sets), strict=True):

@@ -44,7 +44,6 @@ def fit(
 
     Parameters
     ----------
-    expert : what is trained
     config : steps, batches, rates and when to stop
     folder : holds its checkpoint; one that is there is where the training goes on
     report : called with the expert's name, the fraction done, and a note

@@ -41,14 +41,8 @@ def read_checkpoint(
 ) -> tuple[State, TrajectoryWriter, dict]:
     """State, open trajectory and facts of the checkpoint, if it is one of this run.
 
-    Parameters
-    ----------
-    files : of the run
-    info : what the frames mean; the step size before any adaptation
-    n_steps : steps in all
-    every : steps between frames
-    walkers : (B,) global ids of all that began; None: those of the checkpoint
-    warm_up : steps of adaptation
+    ``files``, ``n_steps``, ``every``, ``walkers`` and ``warm_up`` are those of `simulate.simulate`;
+    the step size of ``info`` is that before any adaptation.
 
     Raises
     ------
