@@ -93,9 +93,10 @@ def dihedral(b1, b2, b3):
 
 
 def is_straight(n2: torch.Tensor, u2: torch.Tensor, v2: torch.Tensor) -> torch.Tensor:
-    """Whether a normal n = u×v is rounding only, ``|u×v| ≤ 64 ε |u||v|``, of the squares.
+    """Whether a normal n = u×v is rounding only, ``|n| ≤ 64 ε |u||v|``.
 
-    ε is their precision. Such a normal has no direction that means anything.
+    ``n2``, ``u2`` and ``v2`` are the squares of the three (any shape), ε is their precision. Such
+    a normal has no direction that means anything.
     """
     return n2 <= (64.0 * torch.finfo(n2.dtype).eps) ** 2 * u2 * v2
 
