@@ -4,6 +4,11 @@ Positions are (*batch, N, 3) in Å, angles in rad. What takes an array gives an 
 a tensor gives a tensor of its precision and device, through which derivatives flow. Networks,
 which evaluate all coordinates of a molecule at once, have fused forms of their own
 (`score.force_field`).
+
+Where a function has no derivative (the distance of two atoms in one place, the angle of three in
+a line) its first and second derivatives are zero, the mean over all directions, and not NaN: a
+force that is not there does no harm, and one that is there vanishes by symmetry. PLUMED's ANGLE
+and COORDINATION do the same. An angle or a dihedral that is not defined is 0.
 """
 
 from __future__ import annotations
@@ -23,8 +28,12 @@ __all__ = [
     "angles",
     "dihedral",
     "dihedrals",
+    "direction",
     "distances",
+    "is_straight",
     "minimum_image",
+    "norm",
+    "quotient",
     "rotate_about",
     "shortest",
     "signed_volumes",
@@ -38,7 +47,7 @@ def distances(x, pairs, *, system: System | None = None):
     Of the nearest images if ``system`` is periodic.
     """
     (d,) = _bonds(x, pairs, [(0, 1)], system)
-    return (d * d).sum(-1) ** 0.5
+    return norm(d)
 
 
 def angles(x, triples, *, system: System | None = None):
@@ -58,12 +67,14 @@ def dihedrals(x, quadruples, *, system: System | None = None):
 
 
 def angle(u, v):
-    """Angle in [0, π] between vectors (…, 3): ``atan2(|u×v|, u·v)``.
+    """Angle in [0, π] between vectors (…, 3): ``atan2(|u×v|, u·v)``; 0 if one of them is 0.
 
     It keeps its precision at 0 and π, which arccos does not.
     """
-    normal = _cross(u, v)
-    return _namespace(u).atan2((normal * normal).sum(-1) ** 0.5, (u * v).sum(-1))
+    sine, cosine = norm(_cross(u, v)), (u * v).sum(-1)
+    if _differentiated(sine):
+        sine, cosine = _constant((sine == 0.0) & (cosine == 0.0), sine, cosine)
+    return _namespace(sine).atan2(sine, cosine)
 
 
 def dihedral(b1, b2, b3):
@@ -73,8 +84,41 @@ def dihedral(b1, b2, b3):
     [0°, 360°).
     """
     n1, n2 = _cross(b1, b2), _cross(b2, b3)
-    sine = (b2 * b2).sum(-1) ** 0.5 * (b1 * n2).sum(-1)
-    return _namespace(b1).atan2(sine, (n1 * n2).sum(-1))
+    sine, cosine = norm(b2) * (b1 * n2).sum(-1), (n1 * n2).sum(-1)
+    if _differentiated(sine):
+        u, v, w, m, n = ((a * a).sum(-1) for a in (b1, b2, b3, n1, n2))
+        straight = is_straight(m, u, v) | is_straight(n, v, w)
+        sine, cosine = _constant(straight, sine, cosine)
+    return _namespace(sine).atan2(sine, cosine)
+
+
+def is_straight(n2: torch.Tensor, u2: torch.Tensor, v2: torch.Tensor) -> torch.Tensor:
+    """Whether a normal n = u×v is rounding only, ``|n| ≤ 64 ε |u||v|``.
+
+    ``n2``, ``u2`` and ``v2`` are the squares of the three (any shape), ε is their precision. Such
+    a normal has no direction that means anything.
+    """
+    return n2 <= (64.0 * torch.finfo(n2.dtype).eps) ** 2 * u2 * v2
+
+
+def norm(v):
+    """``|v|`` of vectors (…, 3); of tensors with derivatives zero where v is."""
+    square = (v * v).sum(-1)
+    if not _differentiated(square):
+        return square**0.5
+    zero = square == 0.0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square) ** 0.5)
+
+
+def direction(v):
+    """``v/|v|`` of vectors (…, 3), and 0 where v is."""
+    return quotient(v, norm(v)[..., None])
+
+
+def quotient(a, b):
+    """``a/b``, and 0 where b is 0: a direction or a slope where there is none."""
+    xp, zero = _namespace(b), b == 0.0
+    return xp.where(zero, 0.0, a) / xp.where(zero, 1.0, b)
 
 
 def triple_product(a, b, c, *, axis: int = -1):
@@ -95,14 +139,16 @@ def rotate_about(x, a, b, angle):
 
         v cos φ + (u×v) sin φ + u (u·v) (1 - cos φ)    v = x - a, u along b - a
 
+    Where a = b there is no line, and nothing turns.
+
     Parameters
     ----------
     a, b : (*batch, 3)
     angle : φ (*batch) in rad
     """
     xp = _namespace(x)
-    u = (b - a) / ((b - a) ** 2).sum(-1)[..., None] ** 0.5
-    u, v = u[..., None, :], x - a[..., None, :]
+    u, v = direction(b - a)[..., None, :], x - a[..., None, :]
+    angle = xp.where(norm(b - a) == 0.0, 0.0, angle)
     cosine, sine = xp.cos(angle)[..., None, None], xp.sin(angle)[..., None, None]
     along = u * (u * v).sum(-1)[..., None]
     return a[..., None, :] + v * cosine + _cross(u, v) * sine + along * (1.0 - cosine)
@@ -181,6 +227,15 @@ def _bonds(x, rows, ends, system: System | None = None) -> list[Any]:
         return bonds
     lattice = Lattice(system)
     return [lattice.nearest(d) for d in bonds]
+
+
+def _constant(where, *values):
+    """``values``, without derivatives ``where`` it says."""
+    return (torch.where(where, value.detach(), value) for value in values)
+
+
+def _differentiated(x) -> bool:
+    return isinstance(x, torch.Tensor) and x.requires_grad
 
 
 def _cross(a, b, axis: int = -1):

@@ -5,6 +5,10 @@ whatever the precision of the positions, and takes derivatives with respect to t
 back to forces. Distances are shortest vectors between periodic images of the `System`'s cell.
 Values are those of the PLUMED actions of the same names (Tribello et al., Comput. Phys. Commun.
 185, 604 (2014)) but for the unit of length, Å here and nm there: ``plumed_units`` converts.
+
+Where a variable has no derivative (two atoms in one place, three in a line, no deviation) it is
+zero, the mean over all directions, so that forces are finite wherever a walker is; PLUMED has the
+same for ANGLE and COORDINATION, and NaN for DISTANCE, TORSION and RMSD.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...geometry import angle, dihedral
+from ...geometry import angle, dihedral, direction, is_straight, norm, quotient, shortest
 from ...system import System
+from .contacts import Coordination, NativeContacts
 from .cv import CV, Domain, Vectors, check_atoms, join, names_of, rows_of
 
 __all__ = [
@@ -34,6 +39,8 @@ __all__ = [
 ]
 
 NM = 0.1  # nm in an Å
+_WIDTH = 1e-5  # Å, of central differences
+_AGREE = 1e-3
 
 
 class Position(CV):
@@ -78,13 +85,17 @@ class Distance(CV):
         x = self.checked(x)
         r = self._bonds(x)
         s = r.norm(dim=-1)
-        return s, lambda g: self._bonds.back(r * (g / s)[..., None], x)
+        return s, lambda g: self._bonds.back(r * quotient(g, s)[..., None], x)
 
 
 class Angle(CV):
     """Angle in rad at the middle one of three atoms, ``cos s = u·v/(|u||v|)``.
 
-    u and v go from the middle. ``atoms`` (3,) or (n, 3), and ``name``, as of `Distance`.
+    u and v go from the middle, and with the normal n = u×v
+
+        ds/du = u×n/(u²|n|),  ds/dv = n×v/(v²|n|)
+
+    which is zero in a line. ``atoms`` (3,) or (n, 3), and ``name``, as of `Distance`.
     """
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
@@ -96,15 +107,14 @@ class Angle(CV):
 
     def vjp(self, x):
         x = self.checked(x)
-        u, v = self._arms(x).unflatten(-2, (2, -1)).unbind(-3)
+        arms = self._arms(x).unflatten(-2, (2, -1))
+        u, v = arms.unbind(-3)
 
         def back(g):
-            # ds/du = (u (u·v)/u² - v)/|u × v|
-            uv = (u * v).sum(-1, keepdim=True)
-            scale = g[..., None] / torch.linalg.cross(u, v).norm(dim=-1, keepdim=True)
-            du = scale * (u * uv / (u * u).sum(-1, keepdim=True) - v)
-            dv = scale * (v * uv / (v * v).sum(-1, keepdim=True) - u)
-            return self._arms.back(torch.cat((du, dv), -2), x)
+            n = direction(torch.linalg.cross(u, v))
+            turn = torch.linalg.cross(direction(arms), torch.stack((n, -n), -3))
+            pull = turn * quotient(g[..., None, :], norm(arms))[..., None]
+            return self._arms.back(pull.flatten(-3, -2), x)
 
         return angle(u, v), back
 
@@ -117,6 +127,7 @@ class Torsion(CV):
 
         ds/dF = A|G|/A²,  ds/dH = B|G|/B²,  ds/dG = -(F·G) A/(A²|G|) - (H·G) B/(B²|G|)
 
+    Where F and G, or G and H, are in a line within rounding, all three are zero.
     ``atoms`` (4,) or (n, 4), and ``name``, as of `Distance`.
     """
 
@@ -129,131 +140,20 @@ class Torsion(CV):
 
     def vjp(self, x):
         x = self.checked(x)
-        F, G, H = self._bonds(x).unflatten(-2, (3, -1)).unbind(-3)
+        bonds = self._bonds(x).unflatten(-2, (3, -1))
+        F, G, H = bonds.unbind(-3)
 
         def back(g):
-            A, B = torch.linalg.cross(F, G), torch.linalg.cross(G, H)
-            a = A * (g / (A * A).sum(-1))[..., None]
-            b = B * (g / (B * B).sum(-1))[..., None]
-            length = G.norm(dim=-1, keepdim=True)
+            normals = torch.linalg.cross(bonds[..., :2, :, :], bonds[..., 1:, :, :])
+            n2, b2 = (v.square().sum(-1) for v in (normals, bonds))
+            straight = is_straight(n2, b2[..., :2, :], b2[..., 1:, :]).any(-2, keepdim=True)
+            slope = torch.where(straight, 0.0, g[..., None, :]) / torch.where(straight, 1.0, n2)
+            a, b = (normals * slope[..., None]).unbind(-3)
+            length = torch.where(straight.mT, 1.0, G.norm(dim=-1, keepdim=True))
             fg, hg = ((v * G).sum(-1, keepdim=True) / length for v in (F, H))
             return self._bonds.back(torch.cat((length * a, -fg * a - hg * b, length * b), -2), x)
 
         return dihedral(F, G, H), back
-
-
-class Coordination(CV):
-    """Number of contacts between two groups, or within one, with a rational switch.
-
-        s = Σ_pairs f(r),   f(r) = (1 - y^nn)/(1 - y^mm),  y = (r - d_0)/r_0,  f = 1 for r ≤ d_0
-
-    Parameters
-    ----------
-    group_a, group_b : atoms; without ``group_b`` the pairs within ``group_a``
-    r_0, d_0 : in Å
-    nn, mm : powers, ``mm`` defaults to 2 nn
-    name : of the variable
-
-    Raises ``ValueError`` for numbers out of range, atoms not in the system, and no pair.
-    """
-
-    def __init__(
-        self,
-        system: System,
-        group_a: Sequence[int],
-        group_b: Sequence[int] | None = None,
-        *,
-        r_0: float,
-        d_0: float = 0.0,
-        nn: int = 6,
-        mm: int | None = None,
-        name: str = "coordination",
-    ):
-        mm = 2 * nn if mm is None else mm
-        if not (r_0 > 0 and d_0 >= 0 and 0 < nn < mm):
-            raise ValueError(f"{r_0=} must be positive, {d_0=} not negative, and 0 < {nn=} < {mm=}")
-        self.system, self.names, self.domains, self.plumed_units = system, (name,), (None,), (1.0,)
-        self.r_0, self.d_0, self.nn, self.mm = r_0, d_0, nn, mm
-        a, b = check_atoms(system, group_a), check_atoms(system, group_b or group_a)
-        pairs = [(i, j) for k, i in enumerate(a) for j in (b if group_b else a[k + 1 :]) if i != j]
-        if not pairs:
-            raise ValueError(f"no pair of different atoms between {group_a} and {group_b}")
-        self._pairs = Vectors(system, *np.array(pairs).T)
-
-    def vjp(self, x):
-        x = self.checked(x)
-        r = self._pairs(x)
-        distance = r.norm(dim=-1)
-        y = ((distance - self.d_0) / self.r_0).clamp(min=0.0)
-        n, m = self.nn, self.mm
-        near = (y - 1.0).abs() < 1e-4  # 0/0 at y = 1: the series about it
-        safe = torch.where(near, 2.0, y)
-        top, bottom = 1.0 - safe**n, 1.0 - safe**m
-        f, first = top / bottom, n * (n - m) / (2.0 * m)
-        second = n * (n - m) * (2.0 * n - m - 3.0) / (6.0 * m)
-        f = torch.where(near, n / m + (y - 1.0) * (first + 0.5 * second * (y - 1.0)), f)
-
-        def back(g):
-            slope = (m * safe ** (m - 1) * top - n * safe ** (n - 1) * bottom) / bottom**2
-            slope = torch.where(near, first + second * (y - 1.0), slope)
-            slope = torch.where(y > 0.0, slope, 0.0) / (self.r_0 * distance)
-            return self._pairs.back(r * (g * slope)[..., None], x)
-
-        return f.sum(-1, keepdim=True), back
-
-
-class NativeContacts(CV):
-    """Fraction of native contacts (Best, Hummer & Eaton, PNAS 110, 17874 (2013), eq. 1).
-
-        s = (1/n) Σ_pairs 1/(1 + exp[β (r - λ r⁰)])
-
-    Parameters
-    ----------
-    pairs : (n, 2) atoms in contact
-    reference : (n,) distances r⁰ in Å, or positions (N, 3) to take them from
-    beta : β in 1/Å
-    lam : λ
-    name : of the variable
-
-    Raises ``ValueError`` for other shapes, atoms not in the system, numbers not positive.
-    """
-
-    def __init__(
-        self,
-        system: System,
-        pairs,
-        reference,
-        *,
-        beta: float = 5.0,
-        lam: float = 1.8,
-        name: str = "q",
-    ):
-        rows = rows_of(system, pairs, 2)
-        self.system, self.names, self.domains, self.plumed_units = system, (name,), (None,), (1.0,)
-        self._pairs = Vectors(system, rows[:, 0], rows[:, 1])
-        reference = torch.as_tensor(reference, dtype=torch.float64)
-        if reference.shape == (len(system), 3):
-            reference = self._pairs(reference).norm(dim=-1)
-        if reference.shape != (len(rows),) or not (reference > 0).all():
-            raise ValueError(
-                f"reference {tuple(reference.shape)} must be {len(rows)} positive distances (Å) "
-                f"or positions ({len(system)}, 3)"
-            )
-        if not (beta > 0 and lam > 0):
-            raise ValueError(f"{beta=} (1/Å) and {lam=} must be positive")
-        self.beta, self.lam, self._reference = beta, lam, reference
-
-    def vjp(self, x):
-        x = self.checked(x)
-        r = self._pairs(x)
-        distance = r.norm(dim=-1)
-        f = torch.sigmoid(-self.beta * (distance - self.lam * self._reference.to(x)))
-
-        def back(g):
-            slope = -self.beta / f.shape[-1] * g * f * (1.0 - f) / distance
-            return self._pairs.back(r * slope[..., None], x)
-
-        return f.mean(-1, keepdim=True), back
 
 
 class RMSD(CV):
@@ -262,8 +162,9 @@ class RMSD(CV):
         s² = min_{R,t} Σ_i w_i |x_i - R y_i - t|²,   Σ w_i = 1
 
     R from the quaternion of the largest eigenvalue (Kearsley, Acta Cryst. A45, 208 (1989));
-    R and t are optimal, so the derivative is ``w_i (x_i - R y_i - t)/s``. In periodic systems
-    the molecule is first made whole, each atom next to the one before it.
+    R and t are optimal, so the derivative is ``w_i (x_i - R y_i - t)/s``, and zero at s = 0.
+    Where several R are best (molecules in a line, mirror images) it is that of one of them. In
+    periodic systems the molecule is first made whole, each atom next to the one before it.
 
     Parameters
     ----------
@@ -314,7 +215,7 @@ class RMSD(CV):
 
         def back(g):
             forces = torch.zeros_like(x)
-            pull = w * away * (g[..., 0] / s)[..., None, None]
+            pull = w * away * quotient(g[..., 0], s)[..., None, None]
             return forces.index_add_(-2, self._atoms.to(x.device), pull)
 
         return s[..., None], back
@@ -322,6 +223,10 @@ class RMSD(CV):
 
 class Function(CV):
     """Any differentiable function of positions, derivatives by autograd.
+
+    Where autograd gives none that is finite although the value is (a square root of zero, an
+    arccos of one, a NaN in the branch of a ``where`` that is not taken), they are central
+    differences; zero where those of two widths differ, as at a jump.
 
     Parameters
     ----------
@@ -354,7 +259,8 @@ class Function(CV):
             )
 
     def vjp(self, x):
-        leaf = self.checked(x).requires_grad_()
+        x = self.checked(x)
+        leaf = x.detach().requires_grad_()
         with torch.enable_grad():
             s = self.function(leaf)
         shape = (*x.shape[:-2], len(self))
@@ -367,9 +273,28 @@ class Function(CV):
             )
 
         def back(g):
-            return torch.autograd.grad(s, leaf, g, retain_graph=True)[0]
+            gradient = torch.autograd.grad(s, leaf, g, retain_graph=True)[0]
+            lacking = ~torch.isfinite(gradient)
+            if lacking.any():
+                gradient = gradient.clone()  # what autograd gives may be a view of one number
+                given = torch.isfinite(torch.cat((x.flatten(-2), s.detach(), g), -1)).all(-1)
+                for walker in (given & lacking.any(-1).any(-1)).nonzero().tolist():
+                    at = tuple(walker)
+                    gradient[at][lacking[at]] = self._differences(x[at], lacking[at]) @ g[at].to(x)
+            return gradient
 
         return s.detach().double(), back
+
+    def _differences(self, x: Tensor, which: Tensor) -> Tensor:
+        """ds/dx (n, d) for the n components of x (N, 3) that are asked for, without autograd."""
+        moves = torch.diag(which.flatten().to(x))[which.flatten()].reshape(-1, *x.shape)
+        slopes = []
+        for width in (_WIDTH, 0.5 * _WIDTH):
+            up, down = (self.function(x + sign * width * moves).detach() for sign in (1.0, -1.0))
+            change = (up - down).reshape(len(moves), len(self))
+            slopes.append(shortest(change, self._periods) / (2.0 * width))
+        same = (slopes[0] - slopes[1]).abs() < _AGREE * (1.0 + slopes[1].abs())
+        return torch.where(same, slopes[1], 0.0)
 
 
 def _best_rotation(M: Tensor) -> Tensor:
