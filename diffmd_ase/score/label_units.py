@@ -57,7 +57,13 @@ _FORCES = {  # in eV/Å
 
 
 class Factor(NamedTuple):
-    """How many times as large as they should be labels are, with its standard error."""
+    """How many times as large as they should be labels are.
+
+    Attributes
+    ----------
+    value : the factor
+    error : its standard error
+    """
 
     value: float
     error: float
@@ -157,7 +163,8 @@ def _some(pairs: Pairs, index: torch.Tensor) -> Pairs:
 def _directions(snapshots: Snapshots, x: np.ndarray, pairs: Pairs):
     """Unit vectors (M, P, 3) from target to source of the pairs, and distances (M, P)."""
     system = snapshots.system
-    whole = torch.as_tensor(unwrapped(system, np.asarray(x), snapshots.positions[0]))
+    drift = bool(snapshots.moving.all())
+    whole = torch.as_tensor(unwrapped(system, x, snapshots.positions[0], drift=drift))
     vectors = whole[:, pairs.source] - whole[:, pairs.target]
     if pairs.shift is not None:
         vectors = vectors + pairs.shift @ torch.as_tensor(system.cell)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
 from ..system import System
 
@@ -52,7 +52,7 @@ def read_archive(path: Path) -> dict[str, Any]:
         if label not in entries.found:
             warn_of_unread(path.name, label, entries.names, ", ".join(_KEYS[label]))
     numbers = _numbers(entries["numbers"], path.name)
-    positions = _frames(entries["positions"], len(numbers))
+    positions = _frames(_real(entries["positions"], "positions", path.name), len(numbers))
     if positions.dtype.kind in "iu":  # fixed point: positions in units of `scale`
         if "scale" not in entries.found:
             raise ValueError(f"{path.name}: integer positions need an entry 'scale' in Å")
@@ -163,12 +163,15 @@ def _numbers(values: np.ndarray, name: str) -> np.ndarray:
         if strange := sorted(set(symbols) - set(atomic_numbers)):
             raise ValueError(f"{name}: {', '.join(strange)} among the elements are none")
         return np.array([atomic_numbers[s] for s in symbols])
-    if values.ndim != 1 or not np.array_equal(values, np.round(np.real(values))):
+    whole = values.astype(int) if values.dtype.kind in "fiu" else None
+    if values.ndim != 1 or not np.array_equal(values, whole):
         raise ValueError(
-            f"{name}: numbers have shape {values.shape} and kind {values.dtype}, expected (N,) "
+            f"{name}: numbers of shape {values.shape} and kind {values.dtype}, expected (N,) whole "
             "atomic numbers"
         )
-    return values.astype(int)
+    if not ((whole >= 0) & (whole < len(chemical_symbols))).all():
+        raise ValueError(f"{name}: numbers from {whole.min()} to {whole.max()} are of no elements")
+    return whole
 
 
 def _frames(values: np.ndarray, n_atoms: int) -> np.ndarray:
@@ -193,8 +196,11 @@ def _energies(values: np.ndarray | None, name: str) -> np.ndarray | None:
 
 
 def _real(values: np.ndarray, what: str, name: str) -> np.ndarray:
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: {what} are of kind {values.dtype}, expected real numbers")
+    if values.dtype.kind not in "fiu" or (not values.ndim and what == "positions"):
+        raise ValueError(
+            f"{name}: {what} of kind {values.dtype} and shape {values.shape}, expected arrays of "
+            "real numbers"
+        )
     return values
 
 
@@ -206,6 +212,8 @@ def _temperature(values: np.ndarray, name: str) -> float:
             f"{name} states the temperature {values!r}: expected a number, in K; store one, such "
             "as temperature_K=300.0"
         )
+    if not (each > 0).all():
+        raise ValueError(f"{name} states a temperature of {each.min()} K, expected more than 0")
     if not np.allclose(each, each[0], rtol=1e-5, atol=0.0, equal_nan=True):
         raise ValueError(
             f"{name} holds temperatures from {each.min():g} to {each.max():g} K: snapshots have "
@@ -217,6 +225,9 @@ def _temperature(values: np.ndarray, name: str) -> float:
 
 def _system(numbers, cell, pbc, count: int, name: str) -> System:
     if cell is not None:
+        cell = _real(cell, "cell", name)
+        if not np.isfinite(cell).all():
+            raise ValueError(f"{name}: the cell holds NaN or infinity, expected lengths in Å")
         cell = np.repeat(cell, 3) if cell.size == 1 else cell
         cell = _same(cell, 2 if cell.shape[-2:] == (3, 3) else 1, "cell", count, name)
     if pbc is not None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from ..geometry import Lattice, minimum_image
+from ..geometry import Lattice, distances, minimum_image
 from ..system import System
 from .neighbours import edges
 
@@ -25,6 +25,7 @@ __all__ = [
     "correlation",
     "duplicates",
     "held_in_place",
+    "mean_and_std",
     "unwrapped",
 ]
 
@@ -39,6 +40,19 @@ def blocks(frames: int, numbers: int) -> Iterator[slice]:
     size = max(1, _BLOCK // max(1, numbers))
     for first in range(0, frames, size):
         yield slice(first, min(first + size, frames))
+
+
+def mean_and_std(
+    x: np.ndarray, values: Callable[[np.ndarray], np.ndarray], numbers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the frames ``x`` (M, N, 3) of ``values`` of them.
+
+    ``values`` makes (m, …) of some frames, with ``numbers`` for each, intermediate ones included.
+    """
+    parts = [x[part] for part in blocks(len(x), numbers)]
+    mean = sum(values(part).sum(axis=0) for part in parts) / len(x)
+    square = sum(((values(part) - mean) ** 2).sum(axis=0) for part in parts) / len(x)
+    return mean, square**0.5
 
 
 def check_shapes(system: System, positions, energies, forces, source: str) -> None:
@@ -120,8 +134,8 @@ def correlation(system: System, positions: np.ndarray) -> float:
     """Statistical inefficiency of the slowest of a few collective distances.
 
     ``positions`` (M, N, 3) in Å; 1 for fewer than 50 frames. The estimator is that of pymbar
-    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances;
-    jumps by vectors of the cell are none.
+    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances,
+    of nearest images where it is periodic.
     """
     logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
     from pymbar.timeseries import statistical_inefficiency
@@ -129,8 +143,7 @@ def correlation(system: System, positions: np.ndarray) -> float:
     if len(positions) < 50:
         return 1.0
     parts = [
-        _collective(unwrapped(system, positions[part], positions[0]))
-        for part in blocks(len(positions), positions[0].size)
+        _collective(system, positions[part]) for part in blocks(len(positions), positions[0].size)
     ]
     worst = 1.0
     for series in np.concatenate(parts, axis=1):
@@ -148,18 +161,29 @@ def held_in_place(system: System, positions: np.ndarray) -> np.ndarray:
     return (high - low).max(axis=-1) <= _STILL
 
 
-def unwrapped(system: System, x: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The images of ``x`` (M, N, 3) nearest to the places in ``first`` (N, 3), in Å."""
-    return first + minimum_image(x - first, system) if system.periodic else x
+def unwrapped(system: System, x: np.ndarray, first: np.ndarray, *, drift: bool = False):
+    """The images of ``x`` (M, N, 3) nearest to the places in ``first`` (N, 3), in Å.
+
+    With a ``drift`` nearest when atom 0 is put back to its place: those of a whole that drifts far
+    would be cut by the boundary.
+    """
+    if not system.periodic:
+        return x
+    away = minimum_image(x - first, system)
+    return first + (minimum_image(away - away[:, :1], system) if drift else away)
 
 
-def _collective(x: np.ndarray) -> np.ndarray:
+def _collective(system: System, x: np.ndarray) -> np.ndarray:
     """(S, M): size, and distances between the first, the middle and the last atom."""
-    n_atoms = x.shape[1]
-    d = x - x.mean(axis=1, keepdims=True)
-    pairs = ((0, -1), (0, n_atoms // 2), (n_atoms // 2, -1)) if n_atoms > 2 else ()
-    ends = [np.linalg.norm(x[:, a] - x[:, b], axis=-1) for a, b in pairs]
-    return np.array([np.sqrt((d**2).sum((1, 2))), *ends])
+    count = len(system)
+    if system.periodic:  # there is no centre; the nearest images of the others around one atom
+        around = distances(x, [(0, n) for n in range(1, count)], system=system)
+        size = np.sqrt((around**2).sum(-1))
+    else:
+        size = np.sqrt(((x - x.mean(axis=1, keepdims=True)) ** 2).sum((1, 2)))
+    middle = count // 2
+    pairs = [(0, count - 1), (0, middle), (middle, count - 1)] if count > 2 else []
+    return np.array([size, *distances(x, pairs, system=system).T])
 
 
 def _overlaps(system: System, positions: np.ndarray) -> dict[int, float]:

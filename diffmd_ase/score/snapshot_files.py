@@ -5,18 +5,16 @@ Frames are read one after the other: of a long file no more is in memory than it
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from ase.units import kB
 
+from ..io.ase_frames import iterate
 from ..io.trajectory import Trajectory
 from ..system import System
 from .snapshot_archives import read_archive, warn_of_unread
@@ -86,7 +84,7 @@ def _read_hdf5(path: Path) -> dict:
 def _read_ase(path: Path) -> dict:
     first: Any = None
     x, labels, count = array("d"), {name: array("d") for name in _LABELS}, 0
-    for count, atoms in enumerate(_atoms(path), 1):
+    for count, atoms in enumerate(iterate(path), 1):
         first = atoms if first is None else first
         _check_alike(atoms, first, count - 1, path.name)
         x.frombytes(np.ascontiguousarray(atoms.positions, dtype=float).tobytes())
@@ -113,20 +111,6 @@ def _read_ase(path: Path) -> dict:
         else:
             warn_of_unread(path.name, name, (*first.info, *first.arrays), repr(key))
     return fields
-
-
-def _atoms(path: Path) -> Iterator[Atoms]:
-    """The frames; what ASE says of a file that it cannot read names the file."""
-    frames = iter(ase.io.iread(path, index=":"))
-    for count in itertools.count():
-        try:
-            atoms = next(frames, None)
-        except Exception as error:  # every format has its own
-            where = f"after frame {count - 1} of {path.name}" if count else path.name
-            raise ValueError(f"ase.io cannot read {where}: {error!r}") from error
-        if atoms is None:
-            return
-        yield atoms
 
 
 def _check_alike(atoms: Atoms, first: Atoms, count: int, name: str) -> None:

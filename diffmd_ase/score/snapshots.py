@@ -90,6 +90,8 @@ class Snapshots:
     def moving(self) -> np.ndarray:
         """(N,) bool: False for atoms of a periodic system that have one place in all frames.
 
+        Images of a place are that place, as where a layer lies on the boundary of the cell.
+
         So `ase.constraints.FixAtoms` leaves them, as the lower layers of a slab. Noise moves the
         others only: the density that is learned is theirs, given the places of those.
         """
@@ -128,7 +130,9 @@ class Snapshots:
                 "force divided by kT and means nothing without it"
             )
         chosen = float(stated if temperature_K is None else temperature_K)
-        if stated is not None and not math.isclose(chosen, stated, rel_tol=_SAME_KELVIN):
+        if None not in (stated, temperature_K) and not math.isclose(
+            chosen, stated, rel_tol=_SAME_KELVIN
+        ):
             raise ValueError(
                 f"{temperature_K=} but {path.name} states {stated:g} K: give that, or mend the file"
             )
@@ -148,8 +152,9 @@ class Snapshots:
             raise ValueError(f"{fraction=} must lie between 0 and 1")
         if not 0 < count < len(self):
             raise ValueError(
-                f"cannot hold out {fraction=} of {len(self)} snapshots: expected at least one on "
-                f"either side, so {math.ceil(1 / min(fraction, 1 - fraction))} or more snapshots "
+                f"cannot hold out {fraction=} of {len(self)} snapshots of {self.source}: expected "
+                "at least one on either side, so "
+                f"{math.ceil(1 / min(fraction, 1 - fraction))} or more snapshots "
                 "(a molecule takes thousands)"
             )
         order = np.arange(len(self))

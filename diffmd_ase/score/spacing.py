@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -12,7 +10,7 @@ from torch import Tensor
 from ..geometry import distances
 from .neighbours import edges
 from .networks.inputs import Inputs
-from .snapshot_checks import blocks, unwrapped
+from .snapshot_checks import blocks, mean_and_std, unwrapped
 from .snapshots import Snapshots
 
 __all__ = [
@@ -78,7 +76,7 @@ def pair_widths(snapshots: Snapshots) -> tuple[np.ndarray, np.ndarray]:
     near = cKDTree(x[0]).query(x[0], k=min(1 + _NEAREST, len(x[0])))[1].reshape(len(x[0]), -1)
     ends = np.stack([np.repeat(np.arange(len(near)), near.shape[1]), near.ravel()], axis=1)
     pairs = np.unique(np.sort(ends[ends[:, 0] != ends[:, 1]], axis=1), axis=0)
-    return pairs, _std(x, lambda part: distances(part, pairs), 9 * len(pairs))
+    return pairs, mean_and_std(x, lambda part: distances(part, pairs), 9 * len(pairs))[1]
 
 
 def extent(snapshots: Snapshots) -> float:
@@ -96,23 +94,17 @@ def vibration(snapshots: Snapshots) -> float:
     motion of the whole is none either.
     """
     x, system, moving = _thinned(snapshots), snapshots.system, snapshots.moving
+    drift = bool(moving.all())
 
     def places(part: np.ndarray) -> np.ndarray:
-        part = unwrapped(system, part, x[0])
-        return part - part.mean(axis=1, keepdims=True) if moving.all() else part
+        part = unwrapped(system, part, x[0], drift=drift)
+        return part - part.mean(axis=1, keepdims=True) if drift else part
 
-    return float(np.median(_std(x, places, x[0].size)[moving]))
+    return float(np.median(mean_and_std(x, places, x[0].size)[1][moving]))
 
 
 def _thinned(snapshots: Snapshots) -> np.ndarray:
     return snapshots.positions[:: max(1, len(snapshots) // _MANY)]
-
-
-def _std(x: np.ndarray, values: Callable[[np.ndarray], np.ndarray], numbers: int) -> np.ndarray:
-    """Standard deviation over the frames x of ``values`` of them, ``numbers`` for each frame."""
-    parts = [x[part] for part in blocks(len(x), numbers)]
-    mean = sum(values(part).sum(axis=0) for part in parts) / len(x)
-    return (sum(((values(part) - mean) ** 2).sum(axis=0) for part in parts) / len(x)) ** 0.5
 
 
 def _nearest(snapshots: Snapshots) -> Tensor:

@@ -1,7 +1,7 @@
 """Is a structure the molecule that a model knows: its bonds, the hand of its centres?
 
-A model of one molecule knows its atoms by their numbers in the snapshots. Atoms of the right formula
-in another order have energies of hundreds of eV, and forces to match, without any fault in them.
+A model of one molecule knows its atoms by their order in the snapshots. The right atoms in another
+order have energies of hundreds of eV, and forces to match.
 """
 
 from __future__ import annotations

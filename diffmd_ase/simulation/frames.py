@@ -74,10 +74,16 @@ def read_frames(
     """Frames to start from or compare with: those of ``source``, a file or a shipped set.
 
     Their temperature is ``temperature_K``, or what they state, or else that of the ``model``.
+    Raises ``ValueError`` for atoms that the model does not know.
     """
     if temperature_K is None and not states_temperature(source):
         temperature_K = model.card.temperature_K
-    return Snapshots.read(source, temperature_K=temperature_K)
+    frames = Snapshots.read(source, temperature_K=temperature_K)
+    try:
+        model.potential(frames.system, device="cpu")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return frames
 
 
 def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:
