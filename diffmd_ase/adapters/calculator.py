@@ -8,7 +8,7 @@ physics here; in particular a score without an energy gets no invented one.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from ..state import Evaluation
 from ..system import System
 
 if TYPE_CHECKING:
+    from ..potentials.learned import ScorePotential
     from ..score.model import ScoreModel
 
 __all__ = ["ScoreCalculator", "register"]
@@ -144,8 +145,13 @@ class ScoreCalculator(PotentialCalculator):
         return changed
 
     def set_atoms(self, atoms: Atoms) -> None:
-        """ASE's hook of ``atoms.calc = calc``: refuse what the model does not know."""
-        self.potential(atoms)
+        """ASE's hook of ``atoms.calc = calc``: refuse what the model does not know.
+
+        Other bonds than those of the model's snapshots are a warning.
+        """
+        model = self._bind(atoms)[1]
+        for known in _learned(model.potentials if isinstance(model, Mean) else [model]):
+            known.recognise(torch.tensor(atoms.positions))
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation; ASE's answer at a tenth of its cost."""
@@ -268,12 +274,8 @@ class ScoreCalculator(PotentialCalculator):
         return self._bound[key]
 
     def _device_of(self, members: list[Potential]) -> torch.device:
-        from ..potentials.learned import ScorePotential
-
-        for member in members:
-            for term in member.terms:
-                if isinstance(term, ScorePotential):
-                    return torch.device(term.device)
+        for known in _learned(members):
+            return torch.device(known.device)
         device = self.parameters["device"]
         # analytic potentials and other programs live where their user put them: the CPU
         return torch.device("cpu" if device == "auto" else device)
@@ -295,6 +297,14 @@ class ScoreCalculator(PotentialCalculator):
         # a method that ASE sets on the instance
         state.pop("get_spin_polarized", None)
         return state
+
+
+def _learned(members: Sequence[Potential]) -> Iterator[ScorePotential]:
+    """The learned scores among the terms of potentials."""
+    from ..potentials.learned import ScorePotential
+
+    for member in members:
+        yield from (term for term in member.terms if isinstance(term, ScorePotential))
 
 
 def _dtype_name(dtype: str | torch.dtype) -> str:

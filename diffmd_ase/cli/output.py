@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -21,6 +24,9 @@ from ..progress import Bars
 __all__ = ["bar", "bars", "execute", "say", "show", "show_table", "show_verdicts"]
 
 _errors, _results = Console(stderr=True), Console()
+# what the package raises in words for users, and what comes of a slip in code
+_SAID = (ValueError, OSError, ImportError, RuntimeError, LookupError, NotImplementedError)
+_UNSAID = (KeyError, IndexError, UnicodeError, RecursionError)
 # neither typer nor, since it brings its own click, click names this class in public
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -28,7 +34,8 @@ _UsageError: Any = typer.BadParameter.__base__
 def execute(app: typer.Typer, arguments: list[str]) -> int:
     """Run the command of ``app`` that ``arguments`` name; gives the exit code.
 
-    A mistake is one line and a code of 1, or 2 for wrong usage; an interruption is 130.
+    Any exception is one line and a code of 1, or 2 for wrong usage; an interruption is 130. Where
+    ``DIFFMD_DEBUG`` is set the traceback comes before the line.
     Warnings are lines without the place in the source; SIGTERM, which batch systems send
     before they kill, ends a run as Ctrl-C does, with what was computed written.
     """
@@ -45,16 +52,30 @@ def execute(app: typer.Typer, arguments: list[str]) -> int:
         return 2
     except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except (ValueError, OSError, ImportError, RuntimeError, LookupError) as error:
-        if isinstance(error, KeyError | IndexError):
-            raise  # not a user's mistake but ours
-        _complain("error", str(error))
+    except Exception as error:
+        if os.environ.get("DIFFMD_DEBUG"):
+            traceback.print_exc()
+        _complain("error", _in_words(error))
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
     if code == 130:
         say("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _in_words(error: Exception) -> str:
+    """One line: what was said for users as it is, anything else with its kind and place."""
+    words = str(error)
+    if isinstance(error, _SAID) and not isinstance(error, _UNSAID) and words:
+        return words
+    root = str(Path(__file__).parents[1])
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(root)]
+    place = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+    return (
+        f"{type(error).__name__}{place}: {words or 'no further words'}; an input that nothing "
+        "here expects, or a fault of diffmd: DIFFMD_DEBUG=1 shows the traceback to report"
+    )
 
 
 def _terminated(number, frame) -> None:
@@ -67,7 +88,8 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def _complain(kind: str, message: str) -> None:
     colour = {"error": "bold red", "warning": "yellow"}[kind]
-    _errors.print(Text.assemble((f"{kind}: ", colour), message), soft_wrap=True)
+    line = " ".join(message.split())
+    _errors.print(Text.assemble((f"{kind}: ", colour), line), soft_wrap=True)
 
 
 def say(message: str) -> None:

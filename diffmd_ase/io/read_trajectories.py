@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import ase.io
 import numpy as np
 
 from ..system import System
+from .ase_frames import iterate
 from .trajectory import Trajectory
 
 __all__ = ["Series", "read_series"]
@@ -91,7 +90,7 @@ def _read_ase(path: Path):
     """Frames of one walker, or of a batch, where ``atoms.info["walker"]`` says whose."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such trajectory")
-    frames: Any = ase.io.read(path, index=":")
+    frames = list(iterate(path))
     if not frames:
         raise ValueError(f"{path} has no frames")
     system = System.from_atoms(frames[0])

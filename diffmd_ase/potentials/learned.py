@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import VerletList
 from ..score.networks.inputs import Inputs
+from ..score.structure import Structure
 from ..state import Evaluation
 from ..system import System
 from .base import Potential
@@ -37,7 +39,8 @@ class ScorePotential(Potential):
     device, dtype : of the network; default float32. Positions of any dtype come in, and
         energies and forces go out in the dtype and on the device of the positions
 
-    The stress is None without a cell.
+    The stress is None without a cell. The first positions that are asked for are compared with the
+    molecule that the model knows: bonds that are broken, atoms in another order are a warning.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class ScorePotential(Potential):
         self._network = model.network_at(self.sigma, self.device, self.dtype)
         self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
+        self._unseen = True
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
@@ -75,6 +79,8 @@ class ScorePotential(Potential):
                 f"positions {tuple(x.shape)} for {self._count} atoms: expected "
                 f"(*batch, {self._count}, 3)"
             )
+        if self._unseen:
+            self.recognise(x)
         stress = stress and self._inputs.cell is not None
         flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
         size = len(flat) if self._cutoff is None else max(1, _CHUNK // self._count)
@@ -87,6 +93,15 @@ class ScorePotential(Potential):
             forces.to(x).reshape(x.shape),
             None if virial is None else virial.to(x).reshape(*batch, 6),
         )
+
+    def recognise(self, x: Tensor) -> None:
+        """Warn, once for each call, of positions x (*batch, N, 3) that are of another molecule."""
+        self._unseen = False
+        known = Structure.of(self.model.expert(self.sigma), self.system.numbers)
+        structures = x.detach().cpu().double().reshape(-1, self._count, 3).numpy()
+        words = known.doubt(structures) if known is not None and len(structures) else None
+        if words is not None:
+            warnings.warn(words, stacklevel=2)
 
     def _pairs(self, x: Tensor, chunk: int):
         """Keyword arguments of the network: neighbours, of networks that have them."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..system import System
 from .networks.build import NetworkConfig
 from .sets import Sets, joint_hash
+from .snapshot_checks import blocks
 from .snapshots import Snapshots
 
 __all__ = ["SCHEMA_VERSION", "Card", "ExpertCard", "SystemCard"]
@@ -93,7 +94,8 @@ class Card(BaseModel):
         None, description="largest eigenvalue of -∇s at sigma_min seen in the data, 1/Å²"
     )
     covariance: list[list[float]] = Field(
-        description="⟨x_i·x_j⟩/3 of centred snapshots, Å²: the start of reverse diffusion"
+        description="⟨x_i·x_j⟩/3 of centred snapshots, Å²: the start of reverse diffusion; of a "
+        "periodic system, which is not sampled so, nothing"
     )
     exchanges: list[tuple[int, int]] = Field(
         default_factory=list, description="like atoms whose exchange turns the hand of a centre"
@@ -138,7 +140,6 @@ class Card(BaseModel):
         """The card of freshly trained experts."""
         snapshots = sets[0]
         system = snapshots.system
-        x = snapshots.positions - snapshots.positions.mean(1, keepdims=True)
         systems = [SystemCard.of(part) for part in sets]
         versions = {name: metadata.version(name) for name in ("torch", "e3nn", "ase", "numpy")}
         validation = {
@@ -155,7 +156,7 @@ class Card(BaseModel):
             kT=snapshots.kT,
             sigma_min=min(e.sigma[0] for e in experts),
             sigma_max=max(e.sigma[1] for e in experts),
-            covariance=(np.einsum("mia,mja->ij", x, x) / (3 * len(x))).tolist(),
+            covariance=[] if system.periodic else _covariance(snapshots.positions).tolist(),
             exchanges=[] if system.periodic else snapshots.topology.exchanges(system.numbers),
             systems=systems,
             experts=experts,
@@ -169,3 +170,11 @@ class Card(BaseModel):
             validation=validation,
             versions=versions,
         )
+
+
+def _covariance(positions: np.ndarray) -> np.ndarray:
+    total = np.zeros((positions.shape[1],) * 2)
+    for part in blocks(len(positions), 2 * positions[0].size):
+        x = positions[part] - positions[part].mean(1, keepdims=True)
+        total += np.einsum("mia,mja->ij", x, x)
+    return total / (3 * len(positions))

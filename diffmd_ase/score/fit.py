@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,8 +112,10 @@ def frames_of(part: Snapshots, labelled: bool, device: str | torch.device) -> Te
 
     If ``labelled``, (M, N, 6) with ``F/kT`` beside them, which the snapshots must have.
     """
-    columns = [part.positions, part.reduced_forces] if labelled else [part.positions]
-    return torch.as_tensor(np.concatenate(columns, -1), dtype=torch.float32, device=device)
+    x = torch.as_tensor(part.positions, dtype=torch.float32)
+    if labelled:
+        x = torch.cat([x, torch.as_tensor(part.reduced_forces, dtype=torch.float32)], dim=-1)
+    return x.to(device)
 
 
 def _split(sets: Sets, fraction: float, seed: int) -> tuple[Sets, Sets]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import signed_volumes
+from .snapshot_checks import blocks
 from .topology import Topology, orbits
 
 __all__ = [
@@ -240,21 +241,37 @@ def term_tables(topology: Topology, positions: Tensor) -> dict[str, Tensor]:
         "centres": torch.as_tensor(centres),
         "least_volume": positions.new_ones(len(centres)),
     }
-    bare = MechanicsPrior(tables)
-    planes = positions.transpose(-1, -2)
-    q = {k: COORDINATES[k](*bare.vectors(k, planes)) for k in ("bonds", "angles", "free")}
-    shortest = q["free"].amin(0)
+    means, shortest = _ranges(MechanicsPrior(tables), positions)
     for name, kind, values, reduce in (
-        ("bond_mean", "bonds", q["bonds"].mean(0), "mean"),
-        ("angle_mean", "angles", q["angles"].mean(0), "mean"),
+        ("bond_mean", "bonds", means["bonds"], "mean"),
+        ("angle_mean", "angles", means["angles"], "mean"),
         ("shortest", "free", torch.maximum(_CLOSE * shortest, shortest - _REACH), "amin"),
     ):
         tables[name] = _shared(values, tables[kind], topology, reduce)
     if len(centres):
-        volume = torch.as_tensor(signed_volumes(positions.numpy(), centres))
-        smallest = volume.abs().amin(0) * volume[0].sign()
-        tables["least_volume"] = (0.9 * smallest).float()
+        tables["least_volume"] = (0.9 * _least_volumes(positions.numpy(), centres)).float()
     return tables
+
+
+def _ranges(prior: MechanicsPrior, positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Means of bonds and angles, and the shortest distance of each free pair."""
+    means = {kind: positions.new_zeros(len(getattr(prior, kind))) for kind in ("bonds", "angles")}
+    shortest = positions.new_full((len(prior.free),), torch.inf)
+    for part in blocks(len(positions), 3 * prior.arms.shape[1]):
+        planes = positions[part].transpose(-1, -2)
+        q = {k: COORDINATES[k](*prior.vectors(k, planes)) for k in ("bonds", "angles", "free")}
+        for kind, mean in means.items():
+            mean += q[kind].sum(0) / len(positions)
+        shortest = torch.minimum(shortest, q["free"].amin(0))
+    return means, shortest
+
+
+def _least_volumes(positions: np.ndarray, centres: np.ndarray) -> Tensor:
+    """The smallest signed volume of each of the ``centres``, by size."""
+    smallest = np.full(len(centres), np.inf)
+    for part in blocks(len(positions), 12 * len(centres)):
+        smallest = np.minimum(smallest, np.abs(signed_volumes(positions[part], centres)).min(0))
+    return torch.as_tensor(smallest * np.sign(signed_volumes(positions[0], centres)))
 
 
 def _shared(values: Tensor, rows: Tensor, topology: Topology, reduce: str) -> Tensor:

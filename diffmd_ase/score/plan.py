@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from .label_units import force_doubt
 from .networks.build import NetworkConfig
 from .networks.embedded import EmbeddedConfig
 from .networks.equivariant import EquivariantConfig
@@ -22,7 +23,7 @@ from .networks.molecule import MechanicsConfig, PairConfig
 from .sets import as_sets
 from .settings import TrainConfig
 from .snapshots import Snapshots
-from .spacing import mean_neighbours, nearest_neighbours
+from .spacing import extent, mean_neighbours, nearest_neighbours, pair_widths, vibration
 
 __all__ = ["Expert", "TrainConfig", "plan"]
 
@@ -66,7 +67,7 @@ def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> lis
     Raises
     ------
     ValueError : a network that cannot be of these snapshots, forces asked for where there are none,
-        rigid bonds, atoms that do not move, no range of noise levels
+        or in another unit, rigid bonds, atoms that do not move, no range of noise levels
     """
     sets = as_sets(snapshots)
     system, kind = sets[0].system, config.network
@@ -86,6 +87,9 @@ def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> lis
             f"force_weight={config.force_weight:g}, but {', '.join(unlabelled)} holds no forces: "
             "give frames with forces, or force_weight=0"
         )
+    for part in sets if config.force_weight else ():
+        if wrong := force_doubt(part):
+            raise ValueError(f"force_weight={config.force_weight:g}, but {wrong}")
     experts = _experts(sets, config, kind, elements)
     return [e.model_copy(update={"force_weight": config.force_weight}) for e in experts]
 
@@ -136,27 +140,27 @@ def _broad(low: float, high: float) -> Expert:
 
 
 def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple[float, float]:
-    x = snapshots.positions[:: max(1, len(snapshots) // 2000)]
+    if len(snapshots.system) < 2:
+        raise ValueError(
+            f"{snapshots.source} holds one atom: nothing acts on it that could be learned; give "
+            "snapshots of two atoms or more"
+        )
     if snapshots.system.periodic:
-        # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
+        # vibration about the mean sites; melts are bounded by 1 Å
         if not snapshots.moving.any():
             raise ValueError(f"{snapshots.source}: no atom moves, all frames are the same")
-        drift = x if not snapshots.moving.all() else x - x.mean(axis=1, keepdims=True)
-        amplitude = float(np.median(drift.std(axis=0)[snapshots.moving]))
+        amplitude = vibration(snapshots)
         # atoms of a melt wander: what bends the energy is how far they vibrate, 0.15 Å at most
         low = 0.05 * min(amplitude, 0.15) if fine else 0.2 * min(amplitude, 0.5)
         high = 1.0
     else:
-        i, j = np.triu_indices(x.shape[1], 1)
-        x = x[:: 1 + len(x) * len(i) // 20_000_000]
-        std = np.linalg.norm(x[:, i] - x[:, j], axis=-1).std(axis=0)
-        size = np.sqrt(((x - x.mean(1, keepdims=True)) ** 2).mean())
-        low, high = 0.05 * float(std.min()), max(4.0, 2.5 * float(size))
+        pairs, std = pair_widths(snapshots)
+        low, high = 0.05 * float(std.min()), max(4.0, 2.5 * extent(snapshots))
         # of a handful of frames the width says nothing
-        if len(x) >= 10 and std.min() < _RIGID and config.sigma_min is None:
-            k = int(std.argmin())
+        if len(snapshots) >= 10 and std.min() < _RIGID and config.sigma_min is None:
+            i, j = pairs[std.argmin()]
             raise ValueError(
-                f"the distance of atoms {i[k]} and {j[k]} hardly varies (std {std[k]:.1e} Å): it "
+                f"the distance of atoms {i} and {j} hardly varies (std {std.min():.1e} Å): it "
                 "was constrained, and a rigid bond has no finite force; sample without "
                 "constraints, or give sigma_min, at which the model then smooths it"
             )

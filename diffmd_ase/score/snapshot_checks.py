@@ -1,17 +1,58 @@
-"""What is looked for in snapshots: shapes, overlaps, order in time, duplicates."""
+"""What is looked for in snapshots: shapes, overlaps, order in time, duplicates.
+
+Each look goes over the frames in blocks: its memory does not grow with their number, nor with the
+square of the atoms.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
-from ..geometry import Lattice
+from ..geometry import Lattice, distances, minimum_image
 from ..system import System
+from .neighbours import edges
 
-__all__ = ["check_positions", "check_shapes", "correlation", "duplicates"]
+__all__ = [
+    "blocks",
+    "check_labels",
+    "check_positions",
+    "check_shapes",
+    "correlation",
+    "duplicates",
+    "held_in_place",
+    "mean_and_std",
+    "unwrapped",
+]
 
 _CLOSEST = 0.4  # Å; no two nuclei of an equilibrium frame come nearer
+_STILL = 1e-6  # Å; what text formats round to
+_BLOCK = 1 << 21  # numbers of a block: 16 MiB
+_FEW = 64  # atoms, of which all pairs are looked at
+
+
+def blocks(frames: int, numbers: int) -> Iterator[slice]:
+    """All ``frames`` in order, some at a time: with ``numbers`` for each, they take 16 MiB."""
+    size = max(1, _BLOCK // max(1, numbers))
+    for first in range(0, frames, size):
+        yield slice(first, min(first + size, frames))
+
+
+def mean_and_std(
+    x: np.ndarray, values: Callable[[np.ndarray], np.ndarray], numbers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the frames ``x`` (M, N, 3) of ``values`` of them.
+
+    ``values`` makes (m, …) of some frames, with ``numbers`` for each, intermediate ones included.
+    """
+    parts = [x[part] for part in blocks(len(x), numbers)]
+    mean = sum(values(part).sum(axis=0) for part in parts) / len(x)
+    square = sum(((values(part) - mean) ** 2).sum(axis=0) for part in parts) / len(x)
+    return mean, square**0.5
 
 
 def check_shapes(system: System, positions, energies, forces, source: str) -> None:
@@ -19,7 +60,7 @@ def check_shapes(system: System, positions, energies, forces, source: str) -> No
 
     Parameters
     ----------
-    positions : (M, N, 3) with M > 0
+    positions : (M, N, 3) with M > 0 and N > 0
     energies, forces : (M,) and (M, N, 3), or None
     source : for the message
     """
@@ -27,8 +68,9 @@ def check_shapes(system: System, positions, energies, forces, source: str) -> No
         raise ValueError(
             f"{source}: positions have shape {positions.shape}, expected (M, {len(system)}, 3)"
         )
-    if len(positions) == 0:
-        raise ValueError(f"{source} holds no snapshots")
+    if not positions.size:
+        what = "snapshots" if not len(positions) else "atoms"
+        raise ValueError(f"{source} holds no {what}")
     for name, values, shape in (
         ("energies", energies, positions.shape[:1]),
         ("forces", forces, positions.shape),
@@ -37,67 +79,138 @@ def check_shapes(system: System, positions, energies, forces, source: str) -> No
             raise ValueError(f"{source}: {name} have shape {np.shape(values)}, expected {shape}")
 
 
+def check_labels(energies, forces, source: str) -> None:
+    """``ValueError`` for energies (M,) or forces (M, N, 3) that are not finite; None is right.
+
+    ``source`` is for the message.
+    """
+    for name, values in (("energies", energies), ("forces", forces)):
+        for part in [] if values is None else blocks(len(values), values[0].size):
+            bad = np.argwhere(~np.isfinite(values[part]))
+            if len(bad):
+                frame, *atom = bad[0].tolist()[:2]
+                of_atom = f", atom {atom[0]}" if atom else ""
+                raise ValueError(
+                    f"{source}: {name} hold NaN or infinity, first in frame "
+                    f"{part.start + frame}{of_atom}; leave out such frames, or the {name} of all"
+                )
+
+
 def check_positions(system: System, positions: np.ndarray, source: str) -> None:
     """``ValueError`` for ``positions`` that are not finite, or where atoms overlap.
 
     They are (M, N, 3) in Å; atoms nearer than 0.4 Å overlap. ``source`` is for the `ValueError`.
     """
-    bad = ~np.isfinite(positions).all(axis=(1, 2))
-    if bad.any():
+    bad = np.concatenate(
+        [
+            part.start + np.flatnonzero(~np.isfinite(positions[part]).all(axis=(1, 2)))
+            for part in blocks(len(positions), positions[0].size)
+        ]
+    )
+    if len(bad):
         raise ValueError(
-            f"{source}: {bad.sum()} snapshots hold NaN or infinite positions, the first is "
-            f"number {int(bad.argmax())}; remove them"
+            f"{source}: {len(bad)} snapshots hold NaN or infinite positions, the first is "
+            f"number {bad[0]}; remove them"
         )
-    close = _closest(system, positions)
-    if (close < _CLOSEST).any():
-        worst = int(close.argmin())
+    close = _overlaps(system, positions)
+    if close:
+        worst = min(close, key=close.__getitem__)
         raise ValueError(
-            f"{source}: atoms overlap in {(close < _CLOSEST).sum()} snapshots (frame {worst}: "
+            f"{source}: atoms overlap in {len(close)} snapshots (frame {worst}: "
             f"{close[worst]:.3f} Å); are the positions in Å? Equilibrium frames are needed"
         )
 
 
 def duplicates(positions: np.ndarray) -> int:
     """How many of the frames, ``positions`` (M, N, 3), are exact copies of another."""
-    return len(positions) - len(np.unique(positions.reshape(len(positions), -1), axis=0))
+    seen = set()
+    for part in blocks(len(positions), positions[0].size):
+        for frame in positions[part] + 0.0:  # -0 is 0
+            seen.add(hashlib.blake2b(frame.tobytes(), digest_size=16).digest())
+    return len(positions) - len(seen)
 
 
 def correlation(system: System, positions: np.ndarray) -> float:
     """Statistical inefficiency of the slowest of a few collective distances.
 
     ``positions`` (M, N, 3) in Å; 1 for fewer than 50 frames. The estimator is that of pymbar
-    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances.
+    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances,
+    of nearest images where it is periodic.
     """
     logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
     from pymbar.timeseries import statistical_inefficiency
 
     if len(positions) < 50:
         return 1.0
-    d = positions - positions.mean(axis=1, keepdims=True)
-    size = np.sqrt((d**2).sum((1, 2)))
-    ends = [
-        np.linalg.norm(positions[:, a] - positions[:, b], axis=-1)
-        for a, b in ((0, -1), (0, len(system) // 2), (len(system) // 2, -1))
-        if len(system) > 2
+    parts = [
+        _collective(system, positions[part]) for part in blocks(len(positions), positions[0].size)
     ]
     worst = 1.0
-    for series in (size, *ends):
+    for series in np.concatenate(parts, axis=1):
         if series.std() > 1e-9:
             worst = max(worst, statistical_inefficiency(series))
     return float(worst)
 
 
-def _closest(system: System, positions) -> np.ndarray:
-    """Smallest distance of each frame (M,), with minimum images where periodic."""
+def held_in_place(system: System, positions: np.ndarray) -> np.ndarray:
+    """(N,) bool: atoms that have one place in all of ``positions`` (M, N, 3), or images of it."""
+    low = high = positions[0]
+    for part in blocks(len(positions), positions[0].size):
+        x = unwrapped(system, positions[part], positions[0])
+        low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
+    return (high - low).max(axis=-1) <= _STILL
+
+
+def unwrapped(system: System, x: np.ndarray, first: np.ndarray, *, drift: bool = False):
+    """The images of ``x`` (M, N, 3) nearest to the places in ``first`` (N, 3), in Å.
+
+    With a ``drift`` nearest when atom 0 is put back to its place: those of a whole that drifts far
+    would be cut by the boundary.
+    """
+    if not system.periodic:
+        return x
+    away = minimum_image(x - first, system)
+    return first + (minimum_image(away - away[:, :1], system) if drift else away)
+
+
+def _collective(system: System, x: np.ndarray) -> np.ndarray:
+    """(S, M): size, and distances between the first, the middle and the last atom."""
+    count = len(system)
+    if system.periodic:  # there is no centre; the nearest images of the others around one atom
+        around = distances(x, [(0, n) for n in range(1, count)], system=system)
+        size = np.sqrt((around**2).sum(-1))
+    else:
+        size = np.sqrt(((x - x.mean(axis=1, keepdims=True)) ** 2).sum((1, 2)))
+    middle = count // 2
+    pairs = [(0, count - 1), (0, middle), (middle, count - 1)] if count > 2 else []
+    return np.array([size, *distances(x, pairs, system=system).T])
+
+
+def _overlaps(system: System, positions: np.ndarray) -> dict[int, float]:
+    """Frames where atoms are nearer than 0.4 Å, with the smallest distance, in Å."""
+    n_atoms = len(system)
+    few = n_atoms <= _FEW
+    found: dict[int, float] = {}
+    for part in blocks(len(positions), 3 * n_atoms * (n_atoms if few else 1)):
+        nearest = (_nearest_of_all if few else _nearest_listed)(system, positions[part])
+        for frame in np.flatnonzero(nearest < _CLOSEST):
+            found[part.start + int(frame)] = float(nearest[frame])
+    return found
+
+
+def _nearest_of_all(system: System, x: np.ndarray) -> np.ndarray:
+    """Smallest distance of each frame (M,), right where it is below half of the cell."""
     i, j = np.triu_indices(len(system), 1)
-    smallest = np.full(len(positions), np.inf)
-    if not len(i):
-        return smallest
-    lattice = Lattice(system) if system.periodic else None
-    for first in range(0, len(positions), 2000):
-        part = slice(first, first + 2000)
-        d = positions[part][:, i] - positions[part][:, j]
-        # wrapping finds every pair this near
-        d = lattice.wrap(d) if lattice is not None else d
-        smallest[part] = np.sqrt(np.einsum("mpd,mpd->mp", d, d).min(axis=1))
-    return smallest
+    d = x[:, i] - x[:, j]
+    d = Lattice(system).wrap(d) if system.periodic else d
+    return np.sqrt(np.einsum("mpd,mpd->mp", d, d).min(axis=1, initial=np.inf))
+
+
+def _nearest_listed(system: System, x: np.ndarray) -> np.ndarray:
+    """The same of large systems, by lists of neighbours; inf where no two atoms overlap."""
+    cell = None if system.cell is None else torch.as_tensor(system.cell)
+    points = torch.as_tensor(np.array(x, dtype=float))
+    _, target, vectors = edges(points, _CLOSEST, cell, tuple(system.pbc.tolist()))
+    nearest = np.full(len(x), np.inf)
+    np.minimum.at(nearest, (target // len(system)).numpy(), vectors.norm(dim=-1).numpy())
+    return nearest

@@ -1,25 +1,30 @@
-"""Files of snapshots: NumPy archives by several names of their entries, and all that ASE reads."""
+"""Files of snapshots: NumPy archives, trajectories of this package, and all that ASE reads.
+
+Frames are read one after the other: of a long file no more is in memory than its numbers.
+"""
 
 from __future__ import annotations
 
+import warnings
+from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.units import kB
 
+from ..io.ase_frames import iterate
+from ..io.trajectory import Trajectory
 from ..system import System
+from .snapshot_archives import read_archive, warn_of_unread
 
-__all__ = ["read_fields"]
+__all__ = ["TRAJECTORIES", "read_fields"]
 
-_KEYS = {
-    "positions": ("positions", "x", "R", "coords"),
-    "numbers": ("numbers", "atomic_numbers", "z", "Z"),
-    "temperature_K": ("temperature_K", "temperature"),
-    "energies": ("energies", "energy", "E"),
-    "forces": ("forces", "F"),
-    "cell": ("cell",),
-    "pbc": ("pbc",),
-}
+TRAJECTORIES = (".h5", ".hdf5", ".h5md")  # suffixes of files of HDF5
+
+# by the names of ASE, and numbers for each atom; 0: one for the frame
+_LABELS = {"energies": ("energy", 0), "forces": ("forces", 3)}
 
 
 def read_fields(path: Path) -> dict[str, Any]:
@@ -31,92 +36,111 @@ def read_fields(path: Path) -> dict[str, Any]:
     ------
     ValueError : a file that is damaged, lacks what is needed or holds several systems
     """
-    return _read_npz(path) if path.suffix == ".npz" else _read_ase(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected a file of snapshots")
+    if path.suffix == ".npz":
+        return read_archive(path)
+    if path.suffix == ".npy":
+        raise ValueError(
+            f"{path.name} holds an array without the elements of its atoms; write an .npz with "
+            "np.savez(path, positions=…, numbers=…, temperature_K=…)"
+        )
+    if path.suffix in TRAJECTORIES:
+        return _read_hdf5(path)
+    return _read_ase(path)
 
 
-def _read_npz(path: Path) -> dict:
+def _read_hdf5(path: Path) -> dict:
+    """All frames of all walkers, one walker after the other, as far as they go."""
     try:
-        # opened here: of a damaged archive numpy leaves the file open
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            raw = {name: archive[name] for name in archive.files}
-    except Exception as error:  # zipfile, pickle and OS errors alike mean an unusable file
-        raise ValueError(f"{path.name} is not a readable .npz file: {error}") from error
-    entries = {
-        field: next((raw[key] for key in keys if key in raw), None) for field, keys in _KEYS.items()
+        trajectory = Trajectory(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; of other HDF5 files write an .npz with positions (M, N, 3) in Å, numbers "
+            "(N,) and temperature_K"
+        ) from error
+    kelvins = {round(float(kT / kB), 6) for kT in np.atleast_1d(trajectory.info.kT)}
+    if len(kelvins) > 1:
+        raise ValueError(
+            f"{path.name} has walkers at {len(kelvins)} temperatures, snapshots have one: write "
+            "the walkers of each to a file of their own"
+        )
+    x, energies = array("d"), array("d")
+    for walker in range(len(trajectory.walkers)):
+        own = trajectory.positions[:, walker]
+        kept = np.isfinite(own).all((1, 2))
+        x.frombytes(own[kept].astype(float).tobytes())
+        energies.frombytes(trajectory.energies[kept, walker].astype(float).tobytes())
+    values = np.array(energies)
+    return {
+        "system": trajectory.system,
+        "positions": _array(x, len(trajectory.system), 3),
+        "energies": values if np.isfinite(values).all() else None,
+        "forces": None,
+        "temperature_K": kelvins.pop(),
     }
-    for field in ("positions", "numbers"):
-        if entries[field] is None:
-            raise ValueError(
-                f"{path.name} has no {field} (looked for {', '.join(_KEYS[field])}; it holds "
-                f"{', '.join(sorted(raw)) or 'nothing'})"
-            )
-    positions = entries["positions"]
-    if positions.dtype.kind in "iu":  # fixed point: positions in units of `scale`
-        if "scale" not in raw:
-            raise ValueError(f"{path.name}: integer positions need an entry 'scale' in Å")
-        positions = positions * float(raw["scale"])
-    numbers = entries["numbers"]
-    if numbers.ndim == 2:
-        if not (numbers == numbers[0]).all():
-            raise ValueError(f"{path.name} mixes compositions; give each a file of its own")
-        numbers = numbers[0]
-    fields = {
-        "system": _system(numbers, entries["cell"], entries["pbc"], path.name),
-        "positions": positions,
-        "energies": entries["energies"],
-        "forces": entries["forces"],
-    }
-    if entries["temperature_K"] is not None:
-        fields["temperature_K"] = float(entries["temperature_K"])
-    return fields
-
-
-def _system(numbers, cell, pbc, name) -> System:
-    from ase import Atoms
-
-    if cell is not None and cell.ndim == 3:
-        if not np.allclose(cell, cell[0], atol=1e-6):
-            raise ValueError(f"{name}: the cell varies; train on snapshots at constant cell")
-        cell = cell[0]
-    atoms = Atoms(numbers=numbers, cell=cell, pbc=False if pbc is None else pbc)
-    return System.from_atoms(atoms)
 
 
 def _read_ase(path: Path) -> dict:
-    import ase.io
-
-    try:
-        frames: Any = ase.io.read(path, index=":")
-    except Exception as error:  # every format has its own
-        raise ValueError(f"ase.io cannot read {path.name}: {error!r}") from error
-    if not frames:
+    first: Any = None
+    x, labels, count = array("d"), {name: array("d") for name in _LABELS}, 0
+    for count, atoms in enumerate(iterate(path), 1):
+        first = atoms if first is None else first
+        _check_alike(atoms, first, count - 1, path.name)
+        x.frombytes(np.ascontiguousarray(atoms.positions, dtype=float).tobytes())
+        results = {} if atoms.calc is None else atoms.calc.results
+        for name, (key, each) in _LABELS.items():
+            value = np.array(results.get(key, ()), dtype=float)
+            # an energy may be an array of one
+            if value.size == (len(atoms) if each else 1) * max(each, 1):
+                labels[name].frombytes(value.tobytes())
+    if first is None:
         raise ValueError(f"{path.name} holds no frames")
-    first = frames[0]
-    for n, atoms in enumerate(frames):
-        if sorted(atoms.numbers) != sorted(first.numbers):
-            raise ValueError(
-                f"{path.name}: frame {n} is {atoms.get_chemical_formula()} but frame 0 is "
-                f"{first.get_chemical_formula()}; give each composition a file of its own"
+    fields = {"system": _system(first, path.name), "positions": _array(x, len(first), 3)}
+    for name, (key, each) in _LABELS.items():
+        fields[name] = None
+        values = _array(labels[name], len(first), each) if each else np.array(labels[name])
+        if len(values) == count:
+            fields[name] = values
+        elif len(values):
+            warnings.warn(
+                f"{path.name}: {len(values)} of {count} frames have {name}: none are used; give "
+                "all frames theirs",
+                stacklevel=2,
             )
-        if (atoms.numbers != first.numbers).any():
+        else:
+            warn_of_unread(path.name, name, (*first.info, *first.arrays), repr(key))
+    return fields
+
+
+def _check_alike(atoms: Atoms, first: Atoms, count: int, name: str) -> None:
+    """``ValueError`` unless a frame has the atoms, the cell and pbc of the first."""
+    if not np.array_equal(atoms.numbers, first.numbers):
+        if sorted(atoms.numbers) == sorted(first.numbers):
             raise ValueError(
-                f"{path.name}: frame {n} has its atoms in another order than frame 0 "
+                f"{name}: frame {count} has its atoms in another order than frame 0 "
                 f"({atoms.symbols} and {first.symbols}); expected one order in all frames"
             )
-        if (atoms.pbc != first.pbc).any() or not np.allclose(atoms.cell, first.cell, atol=1e-6):
-            raise ValueError(
-                f"{path.name}: cell or pbc of frame {n} differ from frame 0; train on "
-                "snapshots at constant cell"
-            )
-    energies = None
-    if all(a.calc is not None and "energy" in a.calc.results for a in frames):
-        energies = np.array([a.get_potential_energy() for a in frames])
-    forces = None
-    if all(a.calc is not None and "forces" in a.calc.results for a in frames):
-        forces = np.array([a.calc.results["forces"] for a in frames])
-    return {
-        "system": System.from_atoms(first),
-        "positions": np.array([a.positions for a in frames]),
-        "energies": energies,
-        "forces": forces,
-    }
+        raise ValueError(
+            f"{name}: frame {count} is {atoms.get_chemical_formula()} but frame 0 is "
+            f"{first.get_chemical_formula()}; give each composition a file of its own"
+        )
+    far = np.abs(atoms.cell.array - first.cell.array).max() > 1e-5
+    if far or (atoms.pbc != first.pbc).any():
+        raise ValueError(
+            f"{name}: cell or pbc of frame {count} differ from frame 0; train on snapshots at "
+            "constant cell"
+        )
+
+
+def _system(atoms: Atoms, name: str) -> System:
+    try:
+        return System.from_atoms(atoms)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _array(values: array, *shape: int) -> np.ndarray:
+    """The ``values``, not copied, as frames of a ``shape``."""
+    flat = np.frombuffer(values) if values else np.zeros(0)
+    return flat.reshape(-1 if np.prod(shape) else 0, *shape)

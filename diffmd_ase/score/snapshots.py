@@ -18,13 +18,14 @@ import numpy as np
 from ..system import System
 from ..units import kT_from_temperature
 from . import snapshot_checks as checks
+from .label_units import doubts
 from .shipped import file_or_shipped
 from .snapshot_files import read_fields
 from .topology import Topology
 
 __all__ = ["Snapshots"]
 
-_STILL = 1e-6  # Å; what text formats round to
+_SAME_KELVIN = 1e-5  # relative: temperatures in single precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Snapshots:
     system : numbers, masses, cell, pbc
     positions : (M, N, 3) in Å
     temperature_K : of the distribution they were drawn from
-    energies : (M,) in eV where the source has them, else None
+    energies : (M,) or (M, 1) in eV where the source has them, else None
     source : where they came from
     correlation : statistical inefficiency in frames if time-ordered; 1 if not
     forces : (M, N, 3) in eV/Å where the source has them, else None; to compare with
@@ -44,7 +45,7 @@ class Snapshots:
 
     Raises
     ------
-    ValueError : shapes that do not go together, no frames, positions that are not finite,
+    ValueError : shapes that do not go together, no frames, numbers that are not finite,
         atoms that overlap, an impossible temperature
     """
 
@@ -59,10 +60,13 @@ class Snapshots:
 
     def __post_init__(self, checked: bool):
         object.__setattr__(self, "positions", np.asarray(self.positions, dtype=np.float64))
+        if self.energies is not None and np.shape(self.energies) == (len(self), 1):
+            object.__setattr__(self, "energies", np.reshape(self.energies, -1))
         checks.check_shapes(self.system, self.positions, self.energies, self.forces, self.source)
         kT_from_temperature(self.temperature_K)
         if not checked:
             checks.check_positions(self.system, self.positions, self.source)
+            checks.check_labels(self.energies, self.forces, self.source)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -86,18 +90,21 @@ class Snapshots:
     def moving(self) -> np.ndarray:
         """(N,) bool: False for atoms of a periodic system that have one place in all frames.
 
+        Images of a place are that place, as where a layer lies on the boundary of the cell.
+
         So `ase.constraints.FixAtoms` leaves them, as the lower layers of a slab. Noise moves the
         others only: the density that is learned is theirs, given the places of those.
         """
         if not self.system.periodic or len(self) < 2:
             return np.ones(len(self.system), bool)
-        return np.ptp(self.positions, axis=0).max(axis=-1) > _STILL
+        return ~checks.held_in_place(self.system, self.positions)
 
     @cached_property
     def sha256(self) -> str:
         """Hash of numbers, positions (as float32) and temperature."""
         digest = hashlib.sha256(self.system.numbers.tobytes())
-        digest.update(self.positions.astype(np.float32).tobytes())
+        for part in checks.blocks(len(self), self.positions[0].size):
+            digest.update(self.positions[part].astype(np.float32).tobytes())
         digest.update(np.float64(self.temperature_K).tobytes())
         return digest.hexdigest()
 
@@ -122,11 +129,17 @@ class Snapshots:
                 f"{path.name} states no temperature: give temperature_K=…, a score is the "
                 "force divided by kT and means nothing without it"
             )
-        if temperature_K is not None and stated is not None and temperature_K != stated:
-            raise ValueError(f"{temperature_K=} but {path.name} states {stated:g} K")
         chosen = float(stated if temperature_K is None else temperature_K)
+        if None not in (stated, temperature_K) and not math.isclose(
+            chosen, stated, rel_tol=_SAME_KELVIN
+        ):
+            raise ValueError(
+                f"{temperature_K=} but {path.name} states {stated:g} K: give that, or mend the file"
+            )
         snapshots = cls(temperature_K=chosen, source=path.name, **fields)
-        return replace(snapshots, correlation=snapshots._looked_over(), checked=True)
+        moving = snapshots.moving
+        looked = replace(snapshots, correlation=snapshots._looked_over(), checked=True)
+        return looked.with_structure(None, moving)
 
     def split(self, fraction: float = 0.1, *, seed: int = 0) -> tuple[Snapshots, Snapshots]:
         """Training and held-out frames.
@@ -139,8 +152,9 @@ class Snapshots:
             raise ValueError(f"{fraction=} must lie between 0 and 1")
         if not 0 < count < len(self):
             raise ValueError(
-                f"cannot hold out {fraction=} of {len(self)} snapshots: expected at least one on "
-                f"either side, so {math.ceil(1 / min(fraction, 1 - fraction))} or more snapshots "
+                f"cannot hold out {fraction=} of {len(self)} snapshots of {self.source}: expected "
+                "at least one on either side, so "
+                f"{math.ceil(1 / min(fraction, 1 - fraction))} or more snapshots "
                 "(a molecule takes thousands)"
             )
         order = np.arange(len(self))
@@ -174,7 +188,7 @@ class Snapshots:
         return frames
 
     def _looked_over(self) -> float:
-        """The correlation; warns of it, and of duplicates."""
+        """The correlation; warns of it, of duplicates, and of labels that do not fit."""
         copies = checks.duplicates(self.positions)
         if copies:
             warnings.warn(
@@ -190,4 +204,6 @@ class Snapshots:
                 "ones; the last block will be held out for validation",
                 stacklevel=3,
             )
+        for words in doubts(self, correlation):
+            warnings.warn(words, stacklevel=3)
         return correlation

@@ -1,18 +1,31 @@
-"""How far apart the atoms of snapshots are: numbers and distances of neighbours."""
+"""How far apart the atoms of snapshots are, and how far they vibrate."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ..geometry import distances
 from .neighbours import edges
 from .networks.inputs import Inputs
+from .snapshot_checks import blocks, mean_and_std, unwrapped
 from .snapshots import Snapshots
 
-__all__ = ["mean_neighbours", "nearest_by_element", "nearest_neighbours"]
+__all__ = [
+    "extent",
+    "mean_neighbours",
+    "nearest_by_element",
+    "nearest_neighbours",
+    "pair_widths",
+    "vibration",
+]
 
 _FAR = 6.0  # Å: beyond it nobody is a neighbour
 _SOME = 20  # snapshots, of which they are counted
+_MANY = 2000  # snapshots, of which widths are taken
+_NEAREST = 12  # atoms: the bonds of an atom, and more
 
 
 def mean_neighbours(snapshots: Snapshots, cutoff: float) -> float:
@@ -52,6 +65,46 @@ def nearest_by_element(snapshots: Snapshots) -> dict[int, float]:
         z: nearest[(numbers == z) & nearest.isfinite()].mean() for z in numbers.unique().tolist()
     }
     return {z: float(mean) for z, mean in means.items() if mean.isfinite()}
+
+
+def pair_widths(snapshots: Snapshots) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (P, 2) of each atom and its twelve nearest, and the std (P,) of their distances in Å.
+
+    Of at most 2000 ``snapshots`` of a system that is not periodic; nearest in the first of them.
+    """
+    x = _thinned(snapshots)
+    near = cKDTree(x[0]).query(x[0], k=min(1 + _NEAREST, len(x[0])))[1].reshape(len(x[0]), -1)
+    ends = np.stack([np.repeat(np.arange(len(near)), near.shape[1]), near.ravel()], axis=1)
+    pairs = np.unique(np.sort(ends[ends[:, 0] != ends[:, 1]], axis=1), axis=0)
+    return pairs, mean_and_std(x, lambda part: distances(part, pairs), 9 * len(pairs))[1]
+
+
+def extent(snapshots: Snapshots) -> float:
+    """Root mean square of a coordinate (Å) about the centre, of at most 2000 ``snapshots``."""
+    x, total = _thinned(snapshots), 0.0
+    for part in blocks(len(x), x[0].size):
+        total += float(((x[part] - x[part].mean(1, keepdims=True)) ** 2).sum())
+    return (total / x.size) ** 0.5
+
+
+def vibration(snapshots: Snapshots) -> float:
+    """Median std (Å) of a coordinate about its place, of the moving atoms of a periodic system.
+
+    Of at most 2000 ``snapshots``; jumps by vectors of the cell are none. If all atoms move, a
+    motion of the whole is none either.
+    """
+    x, system, moving = _thinned(snapshots), snapshots.system, snapshots.moving
+    drift = bool(moving.all())
+
+    def places(part: np.ndarray) -> np.ndarray:
+        part = unwrapped(system, part, x[0], drift=drift)
+        return part - part.mean(axis=1, keepdims=True) if drift else part
+
+    return float(np.median(mean_and_std(x, places, x[0].size)[1][moving]))
+
+
+def _thinned(snapshots: Snapshots) -> np.ndarray:
+    return snapshots.positions[:: max(1, len(snapshots) // _MANY)]
 
 
 def _nearest(snapshots: Snapshots) -> Tensor:

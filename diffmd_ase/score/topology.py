@@ -15,12 +15,15 @@ import numpy as np
 from ase.data import covalent_radii
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
-from ..geometry import signed_volumes
+from ..geometry import distances, signed_volumes
+from .snapshot_checks import blocks
 
-__all__ = ["Topology", "orbits"]
+__all__ = ["Topology", "bond_graph", "orbits"]
 
 _BOND_TOLERANCE = 1.25  # times the sum of covalent radii
+_SWING = 1.0  # Å: no bond is longer by more than this in any one frame
 _MAX_AUTOMORPHISMS = 10_000
 _LARGE = 60  # atoms: networks of more do not know one like atom from another in any case
 
@@ -58,7 +61,7 @@ class Topology:
     def from_positions(cls, numbers: np.ndarray, positions: np.ndarray) -> Topology:
         """From atomic numbers (N,) and snapshots (M, N, 3) in Å."""
         numbers = np.asarray(numbers)
-        graph = _bond_graph(numbers, positions)
+        graph = bond_graph(numbers, positions)
         bonds = np.array(sorted(tuple(sorted(b)) for b in graph.edges), int).reshape(-1, 2)
         rotors, moved, torsions = _rotors(graph, len(numbers))
         centres, stereo = _centres(graph, positions)
@@ -83,16 +86,26 @@ class Topology:
         return pairs
 
 
-def _bond_graph(numbers, positions) -> nx.Graph:
+def bond_graph(numbers: np.ndarray, positions: np.ndarray) -> nx.Graph:
+    """Atoms ``Z`` and the bonds of snapshots: mean distances below 1.25 times the covalent radii.
+
+    Parameters
+    ----------
+    numbers : (N,)
+    positions : (M, N, 3) in Å, of which 500 at most are looked at
+    """
     graph = nx.Graph()
     graph.add_nodes_from((n, {"Z": int(z)}) for n, z in enumerate(numbers))
     radius = covalent_radii[numbers]
     some = positions[:: max(1, len(positions) // 500)]
-    for i in range(len(numbers)):
-        mean = np.linalg.norm(some[:, i, None] - some, axis=-1).mean(0)
-        for j in range(i + 1, len(numbers)):
-            if mean[j] < _BOND_TOLERANCE * (radius[i] + radius[j]):
-                graph.add_edge(i, j)
+    reach = 2 * _BOND_TOLERANCE * radius.max(initial=0.0) + _SWING
+    pairs = cKDTree(some[0]).query_pairs(reach, output_type="ndarray")
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    total = np.zeros(len(pairs))
+    for part in blocks(len(some), 9 * len(pairs)):
+        total += distances(some[part], pairs).sum(0)
+    bonded = total / len(some) < _BOND_TOLERANCE * radius[pairs].sum(-1)
+    graph.add_edges_from(pairs[bonded].tolist())
     return graph
 
 
@@ -132,12 +145,20 @@ def _centres(graph, positions):
         if len(near) != 4:
             continue
         candidate = np.array([[atom, *near[:3]], [atom, *near[1:]]])
-        volume = signed_volumes(positions, candidate)
-        if np.all(volume * np.sign(volume[0]) > 0):
+        if _one_sign(positions, candidate):
             centres += candidate.tolist()
             different = len({colour[n][-1] for n in near}) == 4
             stereo = stereo or different
     return np.array(centres, int).reshape(-1, 4), stereo
+
+
+def _one_sign(positions, centres) -> bool:
+    """Whether each signed volume has one sign in all frames."""
+    sign = np.sign(signed_volumes(positions[0], centres))
+    return all(
+        (signed_volumes(positions[part], centres) * sign > 0).all()
+        for part in blocks(len(positions), 12 * len(centres))
+    )
 
 
 def _automorphisms(graph, x, centres) -> tuple[np.ndarray, np.ndarray]:

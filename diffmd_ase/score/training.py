@@ -55,6 +55,8 @@ def train(
     ValueError : snapshots or config that cannot be trained on, or not together
     RuntimeError : a training process failed, with its last words
     """
+    if directory is not None and Path(directory).is_file():
+        raise ValueError(f"{directory} is a file; expected a folder, to keep checkpoints in")
     config, started = config or TrainConfig(), time.time()
     sets, place = as_sets(snapshots), resolve_device(device)
     experts = tuple(plan(sets, config))

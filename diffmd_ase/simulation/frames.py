@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from ..independent.draws import sample
 from ..io.atomic import replacing
 from ..noise import Noise
 from ..score.model import ScoreModel
+from ..score.snapshot_archives import stated_entries
+from ..score.snapshot_files import TRAJECTORIES
 from ..score.snapshots import Snapshots
 from ..system import System
 
@@ -23,17 +24,18 @@ __all__ = ["frame_writer", "read_frames", "read_sets", "starting_positions", "st
 
 
 def states_temperature(source: str | Path) -> bool:
-    """Whether the snapshots in ``source`` say their temperature: shipped sets, most ``.npz``."""
+    """Whether ``source`` says its temperature: shipped sets, trajectories, most ``.npz``."""
     path = Path(source)
     if not path.exists():
+        return True
+    if path.suffix in TRAJECTORIES or path.is_dir():
         return True
     if path.suffix != ".npz":
         return False
     try:
-        with np.load(path) as archive:
-            return bool({"temperature", "temperature_K"} & set(archive.files))
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return True  # to be refused, with better words, by who reads it
+        return "temperature_K" in stated_entries(path)
+    except ValueError:
+        return True  # to be refused by who reads it
 
 
 def read_sets(sources: Sequence[str | Path], temperatures: Sequence[float]) -> list[Snapshots]:
@@ -72,10 +74,16 @@ def read_frames(
     """Frames to start from or compare with: those of ``source``, a file or a shipped set.
 
     Their temperature is ``temperature_K``, or what they state, or else that of the ``model``.
+    Raises ``ValueError`` for atoms that the model does not know.
     """
     if temperature_K is None and not states_temperature(source):
         temperature_K = model.card.temperature_K
-    return Snapshots.read(source, temperature_K=temperature_K)
+    frames = Snapshots.read(source, temperature_K=temperature_K)
+    try:
+        model.potential(frames.system, device="cpu")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return frames
 
 
 def frame_writer(output: Path) -> Callable[[System, np.ndarray, float], None]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from scipy.signal import find_peaks
+from scipy.sparse import csr_array, vstack
 
 from ..analysis.divergence import cell_rows, excess_divergence
 from ..analysis.statistics import jackknife_error
 from ..geometry import distances
 from ..score.neighbours import edges
+from ..score.networks.inputs import Inputs
+from ..score.snapshot_checks import blocks
 from ..system import System
 from .comparisons import divergence_line
 from .scorecard import Goals, Line, worst_line
@@ -18,6 +23,7 @@ __all__ = ["distance_lines"]
 
 _CELLS = 150
 _CUTOFF = 6.0  # Å, of distances between periodic images
+_NEIGHBOURS = 1000  # numbers for each atom, of its edges within that
 _GROUPS = 20  # of frames, for the jackknife
 _NEAR, _TOP = 0.3, 0.16  # Å around the place of a peak, and of the parabola through its top
 
@@ -38,9 +44,7 @@ def distance_lines(
     samples : name → positions (S, N, 3) and, of walkers, their groups (S,)
     goals : ``independent``, ``dynamics`` and ``peak`` hold
     """
-    _, r = _distances(system, reference)
-    # from a little below the smallest distance of the frames
-    limits = np.linspace(0.9 * r.min(), r.max() * (1 + 1e-9), _CELLS + 1)
+    limits = _limits(system, reference)
     rows, lines = _rows(system, reference, limits), []
     data = _Density(rows, np.arange(len(reference)) * _GROUPS // len(reference), limits)
     places = data.places()
@@ -99,21 +103,38 @@ def _top(r, g, near) -> np.ndarray:
     return np.array([top - b / (2 * a), c - b**2 / (4 * a)]) if a < 0 else np.full(2, np.nan)
 
 
-def _rows(system: System, x, limits):
-    owner, r = _distances(system, x)
-    return cell_rows(owner, np.searchsorted(limits, r, side="right") - 1, (len(x), len(limits) - 1))
+def _limits(system: System, frames) -> np.ndarray:
+    """Of bins, from a little below the smallest distance of the frames."""
+    ends = [(r.min(), r.max()) for _, r in _distances(system, frames) if len(r)]
+    low, high = np.min(ends), np.max(ends)
+    return np.linspace(0.9 * low, high * (1 + 1e-9), _CELLS + 1)
 
 
-def _distances(system: System, x) -> tuple[np.ndarray, np.ndarray]:
-    """Frames and lengths of all distances, of periodic systems up to 6 Å."""
-    if not system.periodic:
-        pairs = np.stack(np.triu_indices(len(system), 1), 1)
-        return np.repeat(np.arange(len(x)), len(pairs)), distances(x, pairs).ravel()
-    cell, pbc = torch.as_tensor(system.cell), tuple(bool(p) for p in system.pbc)
-    lengths, frames = [], []
-    for begin in range(0, len(x), 256):
-        part = torch.as_tensor(x[begin : begin + 256])
-        first, _, vector = edges(part, _CUTOFF, cell, pbc)[:3]
-        lengths.append(vector.norm(dim=-1).numpy())
-        frames.append(first.numpy() // len(system) + begin)
-    return np.concatenate(frames), np.concatenate(lengths)
+def _rows(system: System, x, limits) -> csr_array:
+    def shape(part: slice) -> tuple[int, int]:
+        return part.stop - part.start, len(limits) - 1
+
+    parts = [
+        cell_rows(owner, np.searchsorted(limits, r, side="right") - 1, shape(part))
+        for part, (owner, r) in zip(_parts(system, x), _distances(system, x), strict=True)
+    ]
+    return vstack(parts, format="csr")
+
+
+def _distances(system: System, x) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers and lengths of all distances of some frames at a time; periodic ones up to 6 Å."""
+    pairs = None if system.periodic else np.stack(np.triu_indices(len(system), 1), 1)
+    for part in _parts(system, x):
+        some = np.asarray(x[part])
+        if pairs is not None:
+            r = distances(some, pairs)
+            yield np.repeat(np.arange(len(r)), len(pairs)), r.ravel()
+            continue
+        _, cell, pbc = Inputs.of(system, dtype=torch.float64)
+        first, _, vector = edges(torch.as_tensor(some, dtype=torch.float64), _CUTOFF, cell, pbc)
+        yield first.numpy() // len(system), vector.norm(dim=-1).numpy()
+
+
+def _parts(system: System, x) -> list[slice]:
+    n = len(system)
+    return list(blocks(len(x), _NEIGHBOURS * n if system.periodic else 4 * n**2))

@@ -338,13 +338,23 @@ def test_large_step_warns_in_one_line(diffmd, start, model):
     assert ".py" not in err
 
 
-def test_our_own_bugs_keep_their_traceback(monkeypatch, diffmd):
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), TypeError("of\nx"), AttributeError("x"), OSError()]
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_nobody_expected_is_one_line_too(monkeypatch, diffmd, error, debug):
     def broken(*_, **__):
-        raise KeyError("x")
+        raise error
 
     monkeypatch.setattr(diffmd_ase.cli.info, "show", broken)
-    with pytest.raises(KeyError):
-        diffmd("doctor")
+    if debug:
+        monkeypatch.setenv("DIFFMD_DEBUG", "1")
+    code, _, err = diffmd("doctor")
+    assert code == 1 and ("Traceback" in err) is debug
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: {type(error).__name__} in info.py")
+    assert debug or err.count("\n") == 1
+    assert "DIFFMD_DEBUG=1" in last
 
 
 def test_brackets_in_messages_are_no_markup(diffmd):

@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 
 from ...geometry import distances, signed_volumes, triple_product
 from ..force_field import MechanicsPrior, along, differences
+from ..snapshot_checks import mean_and_std
 from .noise_level import NoiseEmbedding
 
 __all__ = [
@@ -51,13 +52,13 @@ def internal_statistics(snapshots) -> dict[str, Tensor]:
     x, topology = snapshots.positions, snapshots.topology
     pairs = np.stack(np.triu_indices(x.shape[1], 1), axis=-1)
     some = x[:: max(1, len(x) // 20_000)]
-    r = distances(some, pairs)
+    mean, std = mean_and_std(some, lambda part: distances(part, pairs), 9 * len(pairs))
     centres = topology.centres if topology.chiral else topology.centres[:0]
     volume = signed_volumes(some, centres)
     tables = {
         "pairs": pairs.T,
-        "mean": r.mean(0),
-        "std": np.maximum(r.std(0), 1e-3),
+        "mean": mean,
+        "std": np.maximum(std, 1e-3),
         "torsions": topology.torsions,
         "centres": centres,
         "volume": volume.mean(0),

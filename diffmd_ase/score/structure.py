@@ -1,0 +1,121 @@
+"""Is a structure the molecule that a model knows: its bonds, the hand of its centres?
+
+A model of one molecule knows its atoms by their order in the snapshots. The right atoms in another
+order have energies of hundreds of eV, and forces to match.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import networkx as nx
+import numpy as np
+from ase.data import chemical_symbols
+from networkx.algorithms.isomorphism import GraphMatcher, categorical_node_match
+from torch import nn
+
+from ..geometry import distances, signed_volumes
+from .networks.molecule import MechanicsNetwork
+from .topology import bond_graph
+
+__all__ = ["Structure"]
+
+_LONG, _SHORT = 1.4, 0.6  # times the mean length: far beyond thermal vibrations
+_ORDERS = 2000  # that are tried
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Bonds and centres of one molecule, as its snapshots had them.
+
+    Parameters
+    ----------
+    numbers : (N,) atomic numbers
+    bonds : (n, 2)
+    lengths : (n,) mean length of each in Å
+    centres : (C, 4) of one hand
+    signs : (C,) of their signed volumes
+    """
+
+    numbers: np.ndarray
+    bonds: np.ndarray
+    lengths: np.ndarray
+    centres: np.ndarray
+    signs: np.ndarray
+
+    @classmethod
+    def of(cls, network: nn.Module, numbers: np.ndarray) -> Structure | None:
+        """What a ``network`` knows of the atoms ``numbers`` (N,); None of one without bonds."""
+        if not isinstance(network, MechanicsNetwork) or not len(network.prior.bonds):
+            return None
+        p = network.prior
+        tables = [p.bonds, p.bond_mean, p.centres, p.least_volume.sign()]
+        return cls(numbers, *(t.detach().cpu().double().numpy() for t in tables))._whole()
+
+    def doubt(self, x: np.ndarray) -> str | None:
+        """What all of the structures ``x`` (B, N, 3) in Å have otherwise, in words with a remedy.
+
+        None if a bond or a hand differs in none of them, or in some only.
+        """
+        r = distances(x, self.bonds) / self.lengths
+        broken = (r > _LONG).all(axis=0) | (r < _SHORT).all(axis=0)
+        turned = (signed_volumes(x, self.centres) * self.signs < 0).all(axis=0)
+        if not (broken.any() or turned.any()):
+            return None
+        what = self._bonds_of(x[0], broken) if broken.any() else self._hands_of(turned)
+        return f"{what}: {self._remedy(x[0])}"
+
+    def _whole(self) -> Structure:
+        """The same with integer tables of atoms."""
+        bonds, centres = (t.astype(int) for t in (self.bonds, self.centres))
+        return Structure(self.numbers, bonds, self.lengths, centres, self.signs)
+
+    def _bonds_of(self, x: np.ndarray, broken: np.ndarray) -> str:
+        rows, here = self.bonds[broken], distances(x, self.bonds[broken])
+        told = [
+            f"{self._name(a)}-{self._name(b)} {r:.2f} Å (there {mean:.2f})"
+            for (a, b), r, mean in zip(rows, here, self.lengths[broken], strict=True)
+        ]
+        more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        return f"bonds of this model's snapshots are broken here, {', '.join(told[:_SHOWN])}{more}"
+
+    def _hands_of(self, turned: np.ndarray) -> str:
+        atoms = dict.fromkeys(self.centres[turned, 0].tolist())
+        named = ", ".join(self._name(a) for a in islice(atoms, _SHOWN))
+        return f"atoms about {named} are of the other hand than in this model's snapshots"
+
+    def _name(self, atom: int) -> str:
+        return f"{chemical_symbols[self.numbers[atom]]}{atom}"
+
+    def _remedy(self, x: np.ndarray) -> str:
+        orders = self._orders(x)
+        right = [o for o in orders if (signed_volumes(x[o], self.centres) * self.signs > 0).all()]
+        if right:
+            order = max(right, key=lambda o: int((o == np.arange(len(o))).sum()))
+            return (
+                "the atoms are those of its molecule in another order; use "
+                f"atoms[{order.tolist()}], which is that of its snapshots"
+            )
+        if orders:
+            return (
+                "it is the mirror image of its molecule, of which the model knows one hand; "
+                "give a structure of that hand"
+            )
+        return (
+            "it knows nothing of molecules that are bonded otherwise; give a structure of its "
+            "own, or train a model on snapshots of this one"
+        )
+
+    def _orders(self, x: np.ndarray) -> list[np.ndarray]:
+        """Orders o of the atoms in which x[o] has the bonds of the model."""
+        known = nx.Graph()
+        known.add_nodes_from((n, {"Z": int(z)}) for n, z in enumerate(self.numbers))
+        known.add_edges_from(self.bonds.tolist())
+        here = bond_graph(self.numbers, x[None])
+        matcher = GraphMatcher(known, here, node_match=categorical_node_match("Z", 0))
+        return [
+            np.array([mapping[n] for n in range(len(x))])
+            for mapping in islice(matcher.isomorphisms_iter(), _ORDERS)
+        ]
