@@ -23,7 +23,6 @@ sides (F is symmetric) within four standard errors, or if the model's is 10 % or
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import NamedTuple
@@ -39,6 +38,7 @@ from torch import Tensor
 from diffmd_ase.analysis.free_energy.barrier import barrier
 from diffmd_ase.analysis.free_energy.reweighting import Samples
 from diffmd_ase.analysis.free_energy.surface import Axis, Basin, free_energy_surface
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.ase_calculator import AsePotential
 from diffmd_ase.potentials.base import Potential
@@ -218,7 +218,7 @@ def main() -> int:
     results, about = measure(potential, atoms, model.card.kT, options)
     about["seconds"] = time.process_time() - begun
     if options.json:
-        print(json.dumps({"results": [r._asdict() for r in results], **about}, indent=1))
+        print(to_json({"results": [r._asdict() for r in results], **about}))
     else:
         title = f"{TEMPERATURE_K:g} K"
         print(f"{title:13}{'from the start / eV':>22}{'from the other side':>22}{'ESS':>8}")

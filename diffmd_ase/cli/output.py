@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import warnings
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..io.json_text import to_json
 from ..progress import Bars
 
 __all__ = ["bar", "bars", "execute", "say", "show", "show_table", "show_verdicts"]
@@ -78,7 +78,7 @@ def say(message: str) -> None:
 def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None = None) -> None:
     """``result`` as a table, or ``as_json`` (``full``, where there is more than the table)."""
     if as_json:
-        typer.echo(json.dumps(result if full is None else full, indent=1, default=str))
+        typer.echo(to_json(result if full is None else full))
         return
     table = Table(show_header=False)
     for key, value in result.items():
