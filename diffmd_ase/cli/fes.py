@@ -21,7 +21,10 @@ _Inputs = Annotated[
     ),
 ]
 _Output = Annotated[
-    Path, typer.Option("--output", "-o", help="PNG; numbers go to .npz and .csv beside it")
+    Path,
+    typer.Option(
+        "--output", "-o", help="picture (.png, .pdf, .svg); numbers go to .npz and .csv beside it"
+    ),
 ]
 _Variables = Annotated[
     list[str] | None,

@@ -16,6 +16,7 @@ from ..independent.draws import sample
 from ..io.atomic import replacing
 from ..noise import Noise
 from ..score.model import ScoreModel
+from ..score.shipped import file_or_shipped
 from ..score.snapshots import Snapshots
 from ..system import System
 
@@ -24,9 +25,10 @@ __all__ = ["frame_writer", "read_frames", "read_sets", "starting_positions", "st
 
 def states_temperature(source: str | Path) -> bool:
     """Whether the snapshots in ``source`` say their temperature: shipped sets, most ``.npz``."""
-    path = Path(source)
-    if not path.exists():
-        return True
+    try:
+        path = file_or_shipped(source, folder="data", suffix=".npz")
+    except FileNotFoundError:
+        return True  # to be refused by who reads it
     if path.suffix != ".npz":
         return False
     try:

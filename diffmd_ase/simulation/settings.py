@@ -5,6 +5,7 @@ line makes its options of it.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,10 @@ class Files:
     """The files of one run, named after its ``prefix``; `check_free` raises where some are."""
 
     prefix: str
+
+    def absolute(self) -> Files:
+        """The same files, which stay when the working directory changes."""
+        return Files(os.path.join(os.getcwd(), self.prefix))
 
     @property
     def trajectory(self) -> Path:

@@ -78,6 +78,7 @@ def simulate(
     """
     if not 0 <= warm_up <= n_steps:
         raise ValueError(f"{warm_up} steps of adaptation in a run of {n_steps}: the steps in all")
+    files = files.absolute()
     past: dict[str, Any] = {"lost": {}, "seconds": 0.0, "evaluations": 0}
     if restart:
         state, writer, past = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
