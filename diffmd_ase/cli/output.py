@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..io.json_text import to_json
 from ..progress import Bars
 
 __all__ = ["bar", "bars", "execute", "say", "show", "show_table", "show_verdicts"]
@@ -78,6 +77,8 @@ def say(message: str) -> None:
 def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None = None) -> None:
     """``result`` as a table, or ``as_json`` (``full``, where there is more than the table)."""
     if as_json:
+        from ..io.json_text import to_json
+
         typer.echo(to_json(result if full is None else full))
         return
     table = Table(show_header=False)
