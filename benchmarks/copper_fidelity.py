@@ -19,6 +19,7 @@ from make_copper import LATTICE, crystal, hopper
 from shared import chain, command_line, parsed
 
 from diffmd_ase import EulerMaruyama, Noise, ScoreCalculator, ScoreModel, Snapshots, System, run
+from diffmd_ase.geometry import shortest
 from diffmd_ase.io.json_text import to_json
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.score.neighbours import edges
@@ -55,8 +56,7 @@ def amplitude(positions, lattice=LATTICE):
     basis = lattice * np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
     def away(x):
-        d = x[..., None, :] - basis
-        d -= lattice * np.round(d / lattice)
+        d = shortest(x[..., None, :] - basis, np.full(3, lattice))
         nearest = (d**2).sum(-1).argmin(-1)
         return np.take_along_axis(d, nearest[..., None, None], -2)[..., 0, :]
 

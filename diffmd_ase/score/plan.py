@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..geometry import minimum_image
 from .networks.build import NetworkConfig
 from .networks.embedded import EmbeddedConfig
 from .networks.equivariant import EquivariantConfig
@@ -180,14 +181,26 @@ def _broad(low: float, high: float) -> Expert:
     return Expert(name="broad", sigma=(least, high), focus=focus, network=PairConfig())
 
 
+def _vibrations(snapshots: Snapshots, x: np.ndarray) -> np.ndarray:
+    """Displacements from the sites of the first of the frames ``x``, of the nearest images.
+
+    Without the drift of the whole, where no atom is held.
+    """
+    away = minimum_image(x - x[0], snapshots.system)
+    if not snapshots.moving.all():
+        return away
+    # of one atom first: those of a whole that drifts far would be cut by the boundary
+    away = minimum_image(away - away[:, :1], snapshots.system)
+    return away - away.mean(axis=1, keepdims=True)
+
+
 def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple[float, float]:
     x = snapshots.positions[:: max(1, len(snapshots) // 2000)]
     if snapshots.system.periodic:
-        # vibration about the mean sites of unwrapped positions; melts are bounded by 1 Å
+        # melts are bounded by 1 Å
         if not snapshots.moving.any():
             raise ValueError(f"{snapshots.source}: no atom moves, all frames are the same")
-        drift = x if not snapshots.moving.all() else x - x.mean(axis=1, keepdims=True)
-        amplitude = float(np.median(drift.std(axis=0)[snapshots.moving]))
+        amplitude = float(np.median(_vibrations(snapshots, x).std(axis=0)[snapshots.moving]))
         # atoms of a melt wander: what bends the energy is how far they vibrate, 0.15 Å at most
         low = 0.05 * min(amplitude, 0.15) if fine else 0.2 * min(amplitude, 0.5)
         high = 1.0

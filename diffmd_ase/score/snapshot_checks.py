@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from ..geometry import Lattice
+from ..geometry import Lattice, distances
 from ..system import System
 
 __all__ = ["check_positions", "check_shapes", "correlation", "duplicates"]
@@ -66,22 +66,25 @@ def correlation(system: System, positions: np.ndarray) -> float:
     """Statistical inefficiency of the slowest of a few collective distances.
 
     ``positions`` (M, N, 3) in Å; 1 for fewer than 50 frames. The estimator is that of pymbar
-    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances.
+    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances,
+    of nearest images where it is periodic.
     """
     logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
     from pymbar.timeseries import statistical_inefficiency
 
     if len(positions) < 50:
         return 1.0
-    d = positions - positions.mean(axis=1, keepdims=True)
-    size = np.sqrt((d**2).sum((1, 2)))
-    ends = [
-        np.linalg.norm(positions[:, a] - positions[:, b], axis=-1)
-        for a, b in ((0, -1), (0, len(system) // 2), (len(system) // 2, -1))
-        if len(system) > 2
-    ]
+    count = len(system)
+    if system.periodic:  # there is no centre; the nearest images of the others around one atom
+        around = distances(positions, [(0, n) for n in range(1, count)], system=system)
+        size = np.sqrt((around**2).sum(-1))
+    else:
+        size = np.sqrt(((positions - positions.mean(axis=1, keepdims=True)) ** 2).sum((1, 2)))
+    middle = count // 2
+    pairs = [(0, count - 1), (0, middle), (middle, count - 1)] if count > 2 else []
+    ends = distances(positions, pairs, system=system)
     worst = 1.0
-    for series in (size, *ends):
+    for series in (size, *ends.T):
         if series.std() > 1e-9:
             worst = max(worst, statistical_inefficiency(series))
     return float(worst)

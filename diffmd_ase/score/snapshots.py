@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..geometry import minimum_image
 from ..system import System
 from ..units import kT_from_temperature
 from . import snapshot_checks as checks
@@ -86,12 +87,15 @@ class Snapshots:
     def moving(self) -> np.ndarray:
         """(N,) bool: False for atoms of a periodic system that have one place in all frames.
 
+        Images of a place are that place, as where a layer lies on the boundary of the cell.
+
         So `ase.constraints.FixAtoms` leaves them, as the lower layers of a slab. Noise moves the
         others only: the density that is learned is theirs, given the places of those.
         """
         if not self.system.periodic or len(self) < 2:
             return np.ones(len(self.system), bool)
-        return np.ptp(self.positions, axis=0).max(axis=-1) > _STILL
+        away = minimum_image(self.positions - self.positions[0], self.system)
+        return np.ptp(away, axis=0).max(axis=-1) > _STILL
 
     @cached_property
     def sha256(self) -> str:

@@ -43,12 +43,14 @@ class Torsions(NamedTuple):
 
     Attributes
     ----------
+    system : with cell and pbc
     names : of each
     quadruples : (n, 4) its atoms
     modes : of each in the data, the largest first
     axes : numbers of the one or two that make the map
     """
 
+    system: System
     names: list[str]
     quadruples: np.ndarray
     modes: list[list[Arc]]
@@ -67,9 +69,9 @@ class Torsions(NamedTuple):
         heavy = [q for q in rows if (system.numbers[q] > 1).all()]
         named |= {atom_names(system, q): q for q in (heavy if heavy or named else rows)}
         names, quadruples = list(named), np.array(list(named.values()), int).reshape(-1, 4)
-        phi = dihedrals(frames, quadruples)
+        phi = dihedrals(frames, quadruples, system=system)
         modes = [torsion_modes(angle) for angle in phi.T]
-        return cls(names, quadruples, modes, map_axes(names, phi))
+        return cls(system, names, quadruples, modes, map_axes(names, phi))
 
     @property
     def parted(self) -> list[tuple[str, int, Arc, Arc]]:
@@ -82,7 +84,7 @@ class Torsions(NamedTuple):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Angles (*batch, n) in rad."""
-        return dihedrals(x, self.quadruples)
+        return dihedrals(x, self.quadruples, system=self.system)
 
 
 def divergence_line(group: str, name: str, d: Divergence, goal: float, words: str) -> Line:
