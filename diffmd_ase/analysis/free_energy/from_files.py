@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...io.plumed_tables import PlumedTable, kind, read_plumed, thermal_energy
+from ...io.plumed_tables import PlumedTable, read_plumed, thermal_energy
+from ...io.plumed_text import kind
 from .from_trajectory import measured
 from .hills_files import Hills, free_energy_of_components, sum_hills
 from .request import Request
