@@ -36,8 +36,9 @@ from shared import chain, energies, parsed, sampling_options
 from torch import Tensor
 
 from diffmd_ase.analysis.free_energy.barrier import barrier
+from diffmd_ase.analysis.free_energy.grid import Axis, Basin
 from diffmd_ase.analysis.free_energy.reweighting import Samples
-from diffmd_ase.analysis.free_energy.surface import Axis, Basin, free_energy_surface
+from diffmd_ase.analysis.free_energy.surface import free_energy_surface
 from diffmd_ase.geometry import Lattice
 from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...io.atomic import replacing
+from .grid import Axis, Basin
 from .plots import free_energy_figure
-from .surface import Axis, Basin, BlockScan, Convergence
+from .surface import BlockScan, Convergence
 
 __all__ = ["Result", "named"]
 
