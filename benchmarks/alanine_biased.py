@@ -27,7 +27,6 @@ or from that of the exchange.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import NamedTuple
@@ -50,6 +49,7 @@ from shared import parsed, ratio, sampling_options
 from torch import Tensor
 
 from diffmd_ase.geometry import dihedrals
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.biases.cvs import Distance, Torsion
 from diffmd_ase.potentials.biases.hills import Grid
@@ -208,7 +208,7 @@ def main() -> int:
     compared = {r.sampler: pulls(frozen, r) for r in (own, growing, turned, exchanged)}
     if options.json:
         values = {name: z.tolist() for name, z in compared.items()}
-        print(json.dumps({"results": [r._asdict() for r in results], "pulls": values}, indent=1))
+        print(to_json({"results": [r._asdict() for r in results], "pulls": values}))
     else:
         print(f"{'':28}{'φ > 0 / %':>12}{'±':>6}{'barrier/kT':>12}{'crossings':>11}{'CPU s':>7}")
         for r in results:

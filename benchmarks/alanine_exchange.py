@@ -26,7 +26,6 @@ two standard errors from its target: the flattened reference, or the model's own
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +40,7 @@ from torch import Tensor
 from diffmd_ase.analysis.observables import correct_hand
 from diffmd_ase.geometry import dihedrals
 from diffmd_ase.independent.weights import Weighted
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.combine import Mixture
@@ -232,7 +232,7 @@ def report(options, results, summary, own) -> None:
         values = {"results": rows, "acceptance": acceptance, "round_trips": trips}
         values |= {"target": options.target, "reweighted": own}
         values |= {"reference": FLATTENED, "exchanged": EXCHANGED}
-        print(json.dumps(values, indent=1))
+        print(to_json(values))
         return
     print(
         f"target: {options.target}; population of φ > 0 at 300 K in %, near snapshots and anywhere"

@@ -19,7 +19,6 @@ reference is 3.2 ± 0.2 %. Errors of the offset are about 0.05 kT for the finite
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ import torch
 from alanine_exchange import amber14, positive, reweighted
 from shared import command_line, energies, parsed
 
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.score.card import Card, ExpertCard
 from diffmd_ase.score.force_field_fit import fit_prior
 from diffmd_ase.score.model import ScoreModel
@@ -135,7 +135,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(to_json(rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the step size enters; those of 499 atoms run as plain reverse diffusion.
     python benchmarks/copper_fidelity.py copper.npz --train         # trains first
 """
 
-import json
 import resource
 
 import numpy as np
@@ -20,6 +19,8 @@ from make_copper import LATTICE, crystal, hopper
 from shared import chain, command_line, parsed
 
 from diffmd_ase import EulerMaruyama, Noise, ScoreCalculator, ScoreModel, Snapshots, System, run
+from diffmd_ase.geometry import shortest
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.score.neighbours import edges
 from diffmd_ase.score.training import train
@@ -55,8 +56,7 @@ def amplitude(positions, lattice=LATTICE):
     basis = lattice * np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
     def away(x):
-        d = x[..., None, :] - basis
-        d -= lattice * np.round(d / lattice)
+        d = shortest(x[..., None, :] - basis, np.full(3, lattice))
         nearest = (d**2).sum(-1).argmin(-1)
         return np.take_along_axis(d, nearest[..., None, None], -2)[..., 0, :]
 
@@ -174,7 +174,7 @@ def main():
         "peak_memory_MB": memory if options.train else None,
     }
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
         return
     print(f"{'':36}{'EMT':>9}{'model':>9}{'error':>9}   goal")
     for name, a, b, error, goal in result["rows"]:

@@ -23,7 +23,6 @@ sides (F is symmetric) within four standard errors, or if the model's is 10 % or
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import NamedTuple
@@ -37,8 +36,11 @@ from shared import chain, energies, parsed, sampling_options
 from torch import Tensor
 
 from diffmd_ase.analysis.free_energy.barrier import barrier
+from diffmd_ase.analysis.free_energy.grid import Axis, Basin
 from diffmd_ase.analysis.free_energy.reweighting import Samples
-from diffmd_ase.analysis.free_energy.surface import Axis, Basin, free_energy_surface
+from diffmd_ase.analysis.free_energy.surface import free_energy_surface
+from diffmd_ase.geometry import Lattice
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.ase_calculator import AsePotential
 from diffmd_ase.potentials.base import Potential
@@ -75,13 +77,13 @@ class Hop:
     """
 
     def __init__(self, atoms: Atoms):
-        self.cell = torch.as_tensor(np.array(atoms.cell))
+        self.lattice = Lattice(System.from_atoms(atoms))
         self.sites = torch.as_tensor(atoms.positions)
         self.mover = hopper(atoms)
         origin = atoms.positions[self.mover]
         self.along = torch.as_tensor(-origin / np.linalg.norm(origin))
         from_origin, from_site = (
-            self._shortest(self.sites - torch.as_tensor(place)).norm(dim=-1)
+            self.lattice.nearest(self.sites - torch.as_tensor(place)).norm(dim=-1)
             for place in (np.zeros(3), origin)
         )
         near = (from_origin < 1.2 * JUMP) & (from_site < 1.2 * JUMP)
@@ -89,18 +91,14 @@ class Hop:
         self.gate = near.nonzero()[:, 0]
         self.others = torch.arange(len(atoms)) != self.mover
 
-    def _shortest(self, v: Tensor) -> Tensor:
-        lengths = self.cell.diagonal().to(v)
-        return v - lengths * (v / lengths).round()
-
     def q(self, x: Tensor) -> Tensor:
         """(*batch,) in Å."""
-        away = self._shortest(x[..., self.mover, None, :] - x[..., self.gate, :])
+        away = self.lattice.nearest(x[..., self.mover, None, :] - x[..., self.gate, :])
         return away.mean(-2) @ self.along.to(x)
 
     def allowed(self, x: Tensor) -> Tensor:
         """Bool (*batch,): q between the ends, and no other atom has jumped."""
-        u = self._shortest(x - self.sites.to(x))[..., self.others, :]
+        u = self.lattice.nearest(x - self.sites.to(x))[..., self.others, :]
         u = u - u.mean(-2, keepdim=True)
         return (u.norm(dim=-1) < 0.5 * JUMP).all(-1) & (self.q(x).abs() < ENDS)
 
@@ -218,7 +216,7 @@ def main() -> int:
     results, about = measure(potential, atoms, model.card.kT, options)
     about["seconds"] = time.process_time() - begun
     if options.json:
-        print(json.dumps({"results": [r._asdict() for r in results], **about}, indent=1))
+        print(to_json({"results": [r._asdict() for r in results], **about}))
     else:
         title = f"{TEMPERATURE_K:g} K"
         print(f"{title:13}{'from the start / eV':>22}{'from the other side':>22}{'ESS':>8}")

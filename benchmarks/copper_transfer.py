@@ -9,7 +9,6 @@ fail. Walkers of 107 atoms are corrected to the model's own energy by Metropolis
     python benchmarks/copper_transfer.py --data folder     # again, with its sets: eight
 """
 
-import json
 import warnings
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from make_copper import crystal, draw
 from shared import command_line, parsed, save_snapshots
 
 from diffmd_ase import Snapshots, System
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.score.training import train
 from diffmd_ase.units import kT_from_temperature
 
@@ -87,7 +87,7 @@ def main():
         if name == "300 and 700 K":
             result[name]["499 atoms"] = plain_walkers(model, RUN_K, lattice(RUN_K))
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
         return
     print(f"{'107 atoms at 500 K; errors of models of':36}{'EMT':>9}", end="")
     print("".join(f"{name:>15}" for name in models) + "   goal")

@@ -21,7 +21,6 @@ alone, which shows what the correction removes.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from shared import command_line, parsed
 from diffmd_ase.analysis.divergence import jensen_shannon
 from diffmd_ase.analysis.observables import angle_triples
 from diffmd_ase.geometry import angles, dihedrals, distances
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise
 from diffmd_ase.sampling.delayed import DelayedAcceptance
 from diffmd_ase.sampling.euler import EulerMaruyama
@@ -225,7 +225,7 @@ def main() -> None:
         options.model, options.walkers, options.steps, options.mala_steps, options.inner
     )
     if options.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(to_json(result))
         return
     for name, acceptance in result["acceptance"].items():
         calls = result["calls"].get(name, 0)

@@ -10,14 +10,13 @@ Needs the plugin diffmd-plumed.
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from ase import units
 from diffmd_plumed.torch_cvs import PlumedCVPotential
 from plumed_walkers import ATOMS, INPUT, KT, against_one_each
 from shared import parsed, ratios, timing_options
 
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.biases.cvs import Torsion
 from diffmd_ase.potentials.biases.hills import Grid
@@ -68,7 +67,7 @@ def main() -> None:
         for name, (make, walkers) in cases.items()
     }
     if options.json:
-        print(json.dumps(results, indent=2))
+        print(to_json(results))
         return
     for name, r in results.items():
         low, high = r["ratio_range"]

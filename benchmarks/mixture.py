@@ -15,7 +15,6 @@ themselves know the smallest weight to 0.9 % (100 000 of them).
 
 from __future__ import annotations
 
-import json
 import time
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor
 from toys import Config, Grid, Mixture, contenders, fit
 
 from diffmd_ase.analysis.divergence import jensen_shannon
+from diffmd_ase.io.json_text import to_json
 
 LOW = 0.05  # Å, the smallest noise: a sixth of the narrowest mode
 TARGET = Mixture(
@@ -86,7 +86,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        print(json.dumps(results, indent=2))
+        print(to_json(results))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ training has seen. Goal: JS at most 0.001 and PMF at most 0.02 above the floor, 
 
 from __future__ import annotations
 
-import json
 import time
 from functools import cache
 
@@ -30,6 +29,7 @@ from torch import Tensor
 from toys import Config, Learned, contenders, fit
 
 from diffmd_ase.analysis.divergence import jensen_shannon
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
@@ -171,7 +171,7 @@ def main() -> None:
                 print(f"x > 0.2: {row['x > 0.2']:.3f}", end="   ")
                 print(f"{row['training']:.0f} s + {row['simulation']:.0f} s", flush=True)
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(to_json(result))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ times are those of this thread. Goal: 1.3.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from diffmd_plumed import ASE_UNITS, PlumedPotential
 from diffmd_plumed.library import new_instance
 from shared import alternating, parsed, ratios, timing_options
 
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.system import System
 
@@ -122,7 +122,7 @@ def main() -> None:
         "ratio_range": (low, high),
     }
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(to_json(result))
         return
     for name, value in result["us_per_walker_step"].items():
         print(f"{name:20s} {value:6.1f} µs/walker-step")

@@ -11,7 +11,6 @@ Langevin over that of the contender, from the same pair. Goals: ``run`` at least
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +22,7 @@ from shared import alternating, ase_langevin, parsed, ratios, timing_options, ve
 
 from diffmd_ase.adapters.calculator import ScoreCalculator
 from diffmd_ase.adapters.dynamics import ReverseDiffusion
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.euler import EulerMaruyama
@@ -116,7 +116,7 @@ def main() -> None:
         **measure(atoms, options.steps, options.pairs),
     }
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(to_json(result))
         return
     print(f"ase.md.langevin.Langevin  {result['peer_us_per_step']:7.1f} µs/step")
     for name, row in result["contenders"].items():

@@ -13,7 +13,6 @@ Goals: at least 10 with the pair network, at least 1.3 with the equivariant one.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +25,7 @@ from shared import alternating, ase_langevin, parsed, ratios, timing_options, ve
 from diffmd_ase.adapters.batch import BatchReverseDiffusion
 from diffmd_ase.adapters.calculator import ScoreCalculator
 from diffmd_ase.adapters.dynamics import ReverseDiffusion
+from diffmd_ase.io.json_text import to_json
 from diffmd_ase.potentials.analytic import LennardJones
 from diffmd_ase.score.model import ScoreModel
 
@@ -123,7 +123,7 @@ def main() -> None:
         **measure(options.model, options.walkers, options.steps, options.pairs, options.device),
     }
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(to_json(result))
         return
     print(f"{result['model']}: {result['atoms']} atoms, {options.walkers} walkers")
     for name, row in result["contenders"].items():

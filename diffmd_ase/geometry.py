@@ -13,6 +13,7 @@ and COORDINATION do the same. An angle or a dihedral that is not defined is 0.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "Lattice",
     "angle",
     "angles",
+    "by_cell",
     "dihedral",
     "dihedrals",
     "direction",
@@ -166,6 +168,33 @@ def shortest(difference, periods):
 def minimum_image(d, system: System):
     """The shortest of the periodic images of displacements ``d`` (…, 3) in Å, in any cell."""
     return Lattice(system).nearest(d) if system.periodic else d
+
+
+def by_cell(measure, x: np.ndarray, cells: np.ndarray, *, system: System) -> np.ndarray:
+    """``measure(x, system)`` where each frame has a cell of its own, as at constant pressure.
+
+    Parameters
+    ----------
+    measure : function of positions (M, N, 3) and their system, gives (M, …)
+    x : (*batch, N, 3)
+    cells : (*batch, 3, 3) in Å
+    system : with another cell in each call
+
+    Returns (*batch, …).
+    """
+    frames = x.reshape(-1, *x.shape[-2:])
+    own, number, counts = np.unique(
+        cells.reshape(-1, 9), axis=0, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(number.ravel(), kind="stable")
+    rows = np.split(order, np.cumsum(counts)[:-1])
+    values = np.concatenate(
+        [
+            measure(frames[of], replace(system, cell=cell.reshape(3, 3)))
+            for of, cell in zip(rows, own, strict=True)
+        ]
+    )
+    return values[np.argsort(order)].reshape(*x.shape[:-2], *values.shape[1:])
 
 
 class Lattice:

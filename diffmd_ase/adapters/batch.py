@@ -19,7 +19,7 @@ from ..sampling.kernels import Kernel
 from ..simulation.prepare import StepRequest
 from ..system import System
 from .chain import Chain, check_images, seed_of
-from .log import StepLog
+from .log import StepLog, absolute
 from .physics import OfKernel
 from .shared import Adapter, Reverse, flushed
 
@@ -41,7 +41,7 @@ class Batch(Adapter, BaseDynamics):
         BaseDynamics.__init__(
             self,
             Walkers(self.chain),  # type: ignore[arg-type]  # ASE's base needs no more
-            trajectory=None if each is not None else trajectory,
+            trajectory=None if each is not None else absolute(trajectory),
             append_trajectory=append,
             loginterval=loginterval,
         )
@@ -99,7 +99,7 @@ class Batch(Adapter, BaseDynamics):
         if len(files) != len(self.images):
             raise ValueError(f"{len(files)} trajectories for {len(self.images)} walkers")
         writers = [
-            self.closelater(Trajectory(str(f), mode)) if isinstance(f, str | Path) else f
+            self.closelater(Trajectory(absolute(f), mode)) if isinstance(f, str | Path) else f
             for f in files
         ]
         for writer in writers:

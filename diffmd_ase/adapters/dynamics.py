@@ -17,7 +17,7 @@ from ..potentials.base import Potential
 from ..potentials.named import Source
 from ..simulation.prepare import StepRequest
 from ..state import Evaluation
-from .log import StepLog
+from .log import StepLog, absolute
 from .shared import Reverse, flushed
 
 __all__ = ["ReverseDiffusion"]
@@ -112,7 +112,7 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
         super().__init__(
             atoms,
             self.step_size.timestep,
-            trajectory=trajectory,
+            trajectory=absolute(trajectory),
             loginterval=loginterval,
             append_trajectory=append_trajectory,
         )

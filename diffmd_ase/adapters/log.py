@@ -9,6 +9,7 @@ it without any evaluation beyond those of the chain: for ``x' = m(x) + sqrt(2h) 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .dynamics import ReverseDiffusion
 
-__all__ = ["ConfigurationalTemperature", "StepLog"]
+__all__ = ["ConfigurationalTemperature", "StepLog", "absolute"]
+
+
+def absolute(file):
+    """``file``, a name as that of a place that stays when the working directory changes.
+
+    What is no name, and "-", is given back as it is.
+    """
+    named = isinstance(file, str | Path) and file != "-"
+    return os.path.abspath(file) if named else file
 
 
 class ConfigurationalTemperature:
@@ -81,6 +91,7 @@ class StepLog:
     """
 
     def __init__(self, dyn: ReverseDiffusion | Batch, logfile):
+        logfile = absolute(logfile)
         appends = logfile != "-" and isinstance(logfile, str | Path) and Path(logfile).exists()
         self._dyn = dyn
         self._file = sys.stdout if logfile == "-" else logfile

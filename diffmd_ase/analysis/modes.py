@@ -131,7 +131,7 @@ def unphysical_frames(
             wrong[begin + frame] = f"{atoms} overlap ({d[frame, worst]:.2f} Å)"
         begin += len(part)
     if topology is not None and len(topology.bonds):
-        lengths = distances(positions, topology.bonds)
+        lengths = distances(positions, topology.bonds, system=system)
         median = np.median(lengths, axis=0)
         away = np.abs(lengths - median)
         limit = np.maximum(_BROKEN * 1.4826 * np.median(away, axis=0), _SLACK)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._moved import forward
-from ..geometry import Lattice, angles, dihedrals, distances, signed_volumes
+from ..geometry import Lattice, angles, by_cell, dihedrals, distances, signed_volumes
 from ..system import System
 from .statistics import Estimate, mean_estimate, std_estimate
 
@@ -34,7 +34,8 @@ class Coordinate(NamedTuple):
     """A torsion or angle (rad) or a distance (Å) of some atoms, by name.
 
     Called with positions (*batch, N, 3) of a system it gives values (*batch); atoms are taken
-    with the nearest images of those before them.
+    with the nearest images of those before them. ``cells`` (*batch, 3, 3) are those of the frames,
+    where they have cells of their own.
 
     Attributes
     ----------
@@ -98,7 +99,9 @@ class Coordinate(NamedTuple):
         """2π of a torsion, 0 of what is not periodic."""
         return 2 * math.pi if self.kind == "torsion" else 0.0
 
-    def __call__(self, x, system: System):
+    def __call__(self, x, system: System, *, cells: np.ndarray | None = None):
+        if cells is not None:
+            return by_cell(self, x, cells, system=system)
         measure = {"torsion": dihedrals, "angle": angles, "distance": distances}[self.kind]
         return measure(x, [self.atoms], system=system)[..., 0]
 

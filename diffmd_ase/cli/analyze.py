@@ -55,6 +55,8 @@ def analyze(
         return
     if series.left_out:
         say(f"{series.left_out} lost walkers are left out")
+    if series.cells is not None:
+        say("the cell changes: each frame is measured in its own")
     frames, walkers = series.positions.shape[:2]
     names = ["", "mean", "error", "std", "R-hat", "ESS bulk", "tail", "g"]
     nested = any(row.rhat_nested is not None for row in rows)
@@ -113,7 +115,7 @@ def _geometric(text: str, series: Series) -> Diagnosis:
 
     others = (*series.columns, "torsions", "bonds")
     coordinate = Coordinate.parse(text, len(series.system), others=others)
-    values = coordinate(series.positions, series.system)
+    values = coordinate(series.positions, series.system, cells=series.cells)
     if coordinate.kind == "torsion":
         return diagnose_angle(coordinate.name, values, groups=series.groups)
     values = np.degrees(values) if coordinate.kind == "angle" else values

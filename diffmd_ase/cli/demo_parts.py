@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..io.atomic import replacing
+from ..io.json_text import to_json
 from ..processes import Command, run_side_by_side
 from ..report.make import make_report
 from ..score.model import ScoreModel
@@ -133,4 +134,4 @@ def _share(first: int, count: int, files: Files) -> list[str]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with replacing(path) as part:
-        part.write_text(json.dumps(values, indent=1))
+        part.write_text(to_json(values))

@@ -16,12 +16,15 @@ __all__ = ["fes"]
 _Inputs = Annotated[
     list[Path],
     typer.Argument(
-        help="COLVAR files (one per walker), with HILLS or KERNELS if there are any; a folder "
-        "that holds them; or .h5 of `diffmd run`"
+        help="COLVAR files (one per walker), with HILLS or KERNELS if there are any, or these "
+        "(or STATE) alone; plain or .gz; a folder that holds them; or .h5 of `diffmd run`"
     ),
 ]
 _Output = Annotated[
-    Path, typer.Option("--output", "-o", help="PNG; numbers go to .npz and .csv beside it")
+    Path,
+    typer.Option(
+        "--output", "-o", help="picture (.png, .pdf, .svg); numbers go to .npz and .csv beside it"
+    ),
 ]
 _Variables = Annotated[
     list[str] | None,
@@ -45,11 +48,15 @@ _Reweight = Annotated[
 ]
 _Basins = Annotated[
     list[str] | None,
-    typer.Option(help="name:low:high, or two such joined by a comma; give two basins for ΔF"),
+    typer.Option(
+        help="variable:low:high, by the name of the variable, such as phi:-3:0, or two such joined "
+        "by a comma; give two basins for ΔF"
+    ),
 ]
 _Bins = Annotated[int | None, typer.Option(min=4, help="of each variable")]
 _Range = Annotated[
-    list[str] | None, typer.Option("--range", help="'phi:-3.14:3.14'; default: all data")
+    list[str] | None,
+    typer.Option("--range", help="variable:low:high, such as 'phi:-3.14:3.14'; default: all data"),
 ]
 _Bandwidth = Annotated[
     list[float] | None,
@@ -63,6 +70,14 @@ _Skip = Annotated[
 ]
 _Blocks = Annotated[
     int | None, typer.Option(min=2, help="for the errors; default: by correlation time")
+]
+_Independent = Annotated[
+    bool,
+    typer.Option(
+        "--independent",
+        help="the walkers are independent: each has a bias, and HILLS, of its own (default: all "
+        "HILLS are one bias)",
+    ),
 ]
 
 
@@ -80,6 +95,7 @@ def fes(
     bandwidth: _Bandwidth = None,
     skip: _Skip = None,
     blocks: _Blocks = None,
+    independent: _Independent = False,
     progress: Progress = True,
     as_json: AsJson = False,
     config: Config = None,
@@ -101,6 +117,7 @@ def fes(
         bandwidth=tuple(bandwidth) if bandwidth else None,
         skip=skip,
         blocks=blocks,
+        independent=independent,
     )
     check_output(output)
     with bar("free energy", 1.0, progress and not as_json) as update:

@@ -33,13 +33,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard out
 Model = Annotated[str, typer.Argument(help="model file, or name of a shipped model")]
 
 
-def check_output(path: Path) -> None:
-    """Before the work: ``ValueError`` for a ``path`` that cannot be that of a file."""
+def check_output(path: Path, *, endings: tuple[str, ...] = ()) -> None:
+    """Before the work: ``ValueError`` for a ``path`` that cannot be that of a file.
+
+    ``endings`` : of its name, by which the format is chosen; none, any
+    """
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{path}: folder {folder} does not exist; make it first")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file")
+    if endings and path.suffix.lower() not in endings:
+        raise ValueError(f"{path}: expected a name that ends with {', '.join(endings)}")
 
 
 def checked(kind: type[_Settings], values: dict[str, Any]) -> _Settings:

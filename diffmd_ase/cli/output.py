@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -100,7 +99,9 @@ def say(message: str) -> None:
 def show(result: dict[str, Any], as_json: bool, *, full: dict[str, Any] | None = None) -> None:
     """``result`` as a table, or ``as_json`` (``full``, where there is more than the table)."""
     if as_json:
-        typer.echo(json.dumps(result if full is None else full, indent=1, default=str))
+        from ..io.json_text import to_json
+
+        typer.echo(to_json(result if full is None else full))
         return
     table = Table(show_header=False)
     for key, value in result.items():

@@ -97,8 +97,9 @@ def validate(
 
     one_thread()
     card = output or _beside(model)
-    for path in filter(None, (card, plot)):
-        check_output(path)
+    check_output(card)
+    if plot is not None:
+        check_output(plot, endings=(".png", ".pdf", ".svg"))
     loaded = ScoreModel.load(model)
     frames = read_frames(snapshots, loaded, temperature_K=temperature)
     truth = _potential(reference, reference_options, frames, device)

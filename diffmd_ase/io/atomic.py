@@ -16,7 +16,7 @@ class replacing:
     """
 
     def __init__(self, path: Path):
-        self._path = Path(path)
+        self._path = Path(path).absolute()
         self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:

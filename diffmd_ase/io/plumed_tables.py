@@ -1,4 +1,4 @@
-"""Tables that PLUMED writes: COLVAR, HILLS, KERNELS and grids, also cut or continued ones.
+"""Tables that PLUMED writes: COLVAR, HILLS, KERNELS, STATE and grids, also cut or continued ones.
 
 A table is text: ``#! FIELDS time phi m.bias`` names the columns and ``#! SET min_phi -pi``
 a constant. A restarted run writes its header again and may repeat rows that it had already
@@ -7,17 +7,25 @@ written; a killed one leaves half a line. Reading says what it left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from ase import units
 
+from .._moved import forward
 from ..units import kT_from_temperature
+from .plumed_text import Segment, number, parse
 
-__all__ = ["ENERGY_UNITS", "PlumedTable", "kind", "read_plumed", "read_rows", "thermal_energy"]
+__all__ = [
+    "ENERGY_UNITS",
+    "PlumedTable",
+    "read_plumed",
+    "read_rows",
+    "read_state",
+    "thermal_energy",
+]
 
 # eV, by PLUMED's names
 ENERGY_UNITS = {
@@ -98,48 +106,40 @@ def thermal_energy(temperature_K: float | None, unit: str) -> float:
     return float(kT_from_temperature(temperature_K) / ENERGY_UNITS[unit])
 
 
-def kind(path: str | Path) -> str:
-    """``colvar``, ``hills``, ``kernels`` or ``trajectory`` (HDF5), by what is in the file.
-
-    Raises ``ValueError`` for a file without a header of PLUMED.
-    """
-    with open(path, "rb") as file:
-        head = file.read(1 << 16)
-    if head.startswith(b"\x89HDF"):
-        return "trajectory"
-    fields: set[str] = set()
-    for line in head.decode(errors="replace").splitlines():
-        if line.startswith("#! FIELDS"):
-            fields = set(line.split()[2:])
-            break
-    if not fields:
-        raise ValueError(
-            f"{path} has no line '#! FIELDS time …': it is no file of PLUMED's PRINT, METAD or "
-            "OPES, or its header was cut off; put it back from the run's first file"
-        )
-    if "logweight" in fields:
-        return "kernels"
-    if "height" in fields and any(name.startswith("sigma_") for name in fields):
-        return "hills"
-    return "colvar"
-
-
 def read_rows(path: str | Path) -> np.ndarray:
     """All complete rows (n, columns) of one file, as they stand there; it may have none.
 
     Raises ``ValueError`` for a file without a header, or with different ones.
     """
-    segments, _, _ = _parse(Path(path))
+    segments = parse(path)
+    _same_fields(segments, path)
     rows = [row for segment in segments for row in segment.rows]
     return np.array(rows, float).reshape(-1, len(segments[0].fields))
 
 
-@dataclass
-class _Segment:
-    """Rows below one header."""
+def read_state(path: str | Path) -> PlumedTable:
+    """The last of the states in a STATE file of OPES, which holds its compressed kernels.
 
-    fields: tuple[str, ...]
-    rows: list[list[float]] = field(default_factory=list)
+    Of a state that a kill has cut off the one before is read, where there is one.
+
+    Raises ``ValueError`` for a file without a header, or without rows.
+    """
+    segments = parse(path)
+    chosen = segments[-1]
+    fine = [segment for segment in segments if segment.rows and not segment.broken]
+    notes = []
+    if chosen not in fine:
+        chosen = fine[-1] if fine else chosen
+        notes.append(
+            f"{path}: the last state is incomplete" + "; the one before is read" * bool(fine)
+        )
+    if not chosen.rows:
+        raise ValueError(f"{path} has no kernels: is the run still at its start?")
+    constants = dict(chosen.constants)
+    domains = _domains(chosen.fields, constants, path)
+    values = np.array(chosen.rows)
+    walker = np.zeros(len(values), int)
+    return PlumedTable(chosen.fields, values, walker, domains, constants, tuple(notes), str(path))
 
 
 def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
@@ -161,10 +161,14 @@ def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
         raise ValueError("no file to read")
     tables = [_read_one(Path(path)) for path in listed]
     first = tables[0]
-    for other in tables[1:]:
-        _same_fields(first.fields, other.fields, f"{first.path} and {other.path}")
     if len(tables) == 1:
         return first
+    for other in tables[1:]:
+        where = f"{first.path} and {other.path}"
+        _same_fields([Segment(t.fields) for t in (first, other)], where)
+        _constants([t.constants for t in (first, other)], where)
+        if first.domains != other.domains:
+            raise ValueError(f"{where}: domains {first.domains} and {other.domains} differ")
     offsets = np.cumsum([0, *(t.walker.max() + 1 for t in tables[:-1])])
     return PlumedTable(
         first.fields,
@@ -178,8 +182,9 @@ def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
 
 
 def _read_one(path: Path) -> PlumedTable:
-    segments, constants, broken = _parse(path)
-    fields, notes = segments[0].fields, []
+    segments, notes = parse(path), []
+    _same_fields(segments, path)
+    fields, broken = segments[0].fields, sum(segment.broken for segment in segments)
     parts = [np.array(s.rows, float).reshape(-1, len(fields)) for s in segments]
     parts = [part for part in parts if len(part)]
     if broken:
@@ -205,62 +210,51 @@ def _read_one(path: Path) -> PlumedTable:
         walker = _multiplexed(fields, values)
         if walker.any():
             notes.append(f"{path}: {walker.max() + 1} walkers in turn")
-    domains = {
-        name: (_number(constants.pop(f"min_{name}")), _number(constants.pop(f"max_{name}")))
-        for name in fields
-        if f"min_{name}" in constants and f"max_{name}" in constants
-        if constants.get(f"periodic_{name}", "true") == "true"  # of a grid
-    }
+    constants = _constants([s.constants for s in segments], path)
+    domains = _domains(fields, constants, path)
     return PlumedTable(fields, values, walker, domains, constants, tuple(notes), str(path))
 
 
-def _parse(path: Path) -> tuple[list[_Segment], dict[str, str], int]:
-    """Segments, constants, and the number of lines that do not fit."""
-    segments: list[_Segment] = []
-    constants: dict[str, str] = {}
-    broken = 0
-    with open(path, errors="replace") as file:
-        for line in file:
-            # after a kill the header of the restart may follow half a line
-            half, mark, header = line.partition("#!")
-            if mark:
-                broken += bool(half.strip())
-                what, *values = header.split() or [""]
-                if what == "FIELDS":
-                    segments.append(_Segment(tuple(values)))
-                elif what == "SET" and len(values) > 1:
-                    constants[values[0]] = " ".join(values[1:])
-                continue
-            text = line.partition("#")[0].split()
-            if not text or not segments:
-                continue
-            row = _row(text, len(segments[-1].fields))
-            if row is None or not line.endswith("\n"):  # the last number may be cut
-                broken += 1
-            else:
-                segments[-1].rows.append(row)
-    if not segments:
-        kind(path)  # says that there is no header
+def _same_fields(segments: Sequence[Segment], where) -> None:
     for other in segments[1:]:
-        _same_fields(segments[0].fields, other.fields, f"{path}: headers")
-    return segments, constants, broken
+        if other.fields != segments[0].fields:
+            raise ValueError(
+                f"{where}: headers name different columns, ({', '.join(segments[0].fields)}) and "
+                f"({', '.join(other.fields)}): they are of different inputs; give them one at a "
+                "time"
+            )
 
 
-def _row(text: list[str], width: int) -> list[float] | None:
-    if len(text) != width:
-        return None
-    try:
-        return [float(number) for number in text]
-    except ValueError:
-        return None
+def _constants(every: Sequence[dict[str, str]], where) -> dict[str, str]:
+    """Of several headers the last words count; kernels and domains may not differ."""
+    constants: dict[str, str] = {}
+    for later in every:
+        for name, value in later.items():
+            fixed = name in ("kerneltype", "multivariate") or name.startswith(("min_", "max_"))
+            if fixed and constants.get(name, value) != value:
+                raise ValueError(
+                    f"{where}: headers say {name} {constants[name]} and {value}: such rows cannot "
+                    "be taken together; give those of each header as a file of its own"
+                )
+            constants[name] = value
+    return constants
 
 
-def _same_fields(one: tuple[str, ...], other: tuple[str, ...], where: str) -> None:
-    if one != other:
-        raise ValueError(
-            f"{where} name different columns, ({', '.join(one)}) and ({', '.join(other)}): they "
-            "are of different inputs; give them one at a time"
-        )
+def _domains(fields, constants: dict[str, str], where) -> dict[str, tuple[float, float]]:
+    """(min, max) of the periodic columns, which are taken from the ``constants``."""
+    domains = {}
+    for name in fields:
+        sides = f"min_{name}", f"max_{name}"
+        there = all(side in constants for side in sides)
+        if not there or constants.get(f"periodic_{name}", "true") != "true":  # of a grid
+            continue
+        limits = [constants.pop(side) for side in sides]
+        try:
+            low, high = map(number, limits)
+        except ValueError:
+            raise ValueError(f"{where}: the domain of {name}, {limits}, is no numbers") from None
+        domains[name] = low, high
+    return domains
 
 
 def _join(path, parts, fields, notes) -> tuple[list[np.ndarray], list[int]]:
@@ -306,10 +300,4 @@ def _multiplexed(fields, values) -> np.ndarray:
     return np.arange(len(values)) % count
 
 
-def _number(text: str) -> float:
-    """PLUMED's numbers may hold pi: ``-pi``, ``2pi``, ``0.5*pi``."""
-    word = text.strip().lower()
-    if "pi" not in word:
-        return float(word)
-    factor = word.replace("pi", "").replace("*", "").strip()
-    return math.pi * {"": 1.0, "+": 1.0, "-": -1.0}.get(factor, 0.0) or math.pi * float(factor)
+__getattr__ = forward(__name__, "io.plumed_text")

@@ -49,7 +49,7 @@ class PlumedFile:
     """
 
     def __init__(self, path, fields: list[str], constants: dict[str, str], *, restart: bool):
-        self.path, self.fields = Path(path), fields
+        self.path, self.fields = Path(path).absolute(), fields
         header = [f"#! FIELDS {' '.join(fields)}"]
         header += [f"#! SET {name} {value}" for name, value in constants.items()]
         if self.path.exists():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Series:
         ``acceptance``, variables of a bias, numbers in ``atoms.info``
     groups : (W,) which walkers had one start, or None if all starts differ
     left_out : walkers that were lost
+    cells : (T, W, 3, 3) Å where the cell changes, as at constant pressure; None: that of ``system``
     """
 
     system: System
@@ -33,6 +35,7 @@ class Series:
     columns: dict[str, np.ndarray]
     groups: np.ndarray | None
     left_out: int
+    cells: np.ndarray | None = None
 
 
 def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
@@ -51,18 +54,26 @@ def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
     if not paths:
         raise ValueError("no files: give at least one trajectory")
     parts = [_read_h5(Path(p)) if Path(p).suffix == ".h5" else _read_ase(Path(p)) for p in paths]
-    system = parts[0][0]
+    system = parts[0].system
+    cells = _cells(parts)
     for path, part in zip(paths, parts, strict=True):
-        if part[0] != system:
+        theirs = part.system
+        if cells is not None and theirs.periodic and system.periodic:
+            theirs = replace(theirs, cell=system.cell)
+        if theirs != system:
             raise ValueError(
-                f"{path} has {part[0].formula}, {paths[0]} has {system.formula}: elements, masses "
-                "or cell differ; analyse them one by one"
+                f"{path} has {part.system.formula}, {paths[0]} has {system.formula}: elements, "
+                "masses, pbc or cell differ; analyse them one by one"
             )
-    count = min(len(positions) for _, positions, _ in parts)
+    count = min(len(part.positions) for part in parts)
     first = int(skip * count)
-    positions = np.concatenate([x[:count] for _, x, _ in parts], axis=1)
-    names = [n for n in parts[0][2] if all(n in columns for _, _, columns in parts)]
-    columns = {n: np.concatenate([c[n][:count] for _, _, c in parts], axis=1) for n in names}
+
+    def side_by_side(values) -> np.ndarray:
+        return np.concatenate([of[:count] for of in values], axis=1)
+
+    positions = side_by_side(part.positions for part in parts)
+    names = [n for n in parts[0].columns if all(n in part.columns for part in parts)]
+    columns = {n: side_by_side(part.columns[n] for part in parts) for n in names}
     kept = np.isfinite(positions).all((0, 2, 3))
     if not kept.any():
         raise ValueError(f"{paths[0]}: all walkers were lost, there is nothing to analyse")
@@ -75,18 +86,40 @@ def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
         {name: values[first:, kept] for name, values in columns.items()},
         groups.reshape(-1) if same else None,
         int((~kept).sum()),
+        None if cells is None else side_by_side(cells)[first:, kept],
     )
 
 
-def _read_h5(path: Path):
+class _Part(NamedTuple):
+    """One file: system, positions (T, W, N, 3), columns and, where they change, cells."""
+
+    system: System
+    positions: np.ndarray
+    columns: dict[str, np.ndarray]
+    cells: np.ndarray | None = None
+
+
+def _cells(parts: Sequence[_Part]) -> list[np.ndarray] | None:
+    """Cells (T, W, 3, 3) of the frames of each file, or None where they change in none of them."""
+    if all(part.cells is None for part in parts):
+        return None
+    return [
+        np.broadcast_to(part.system.cell, (*part.positions.shape[:2], 3, 3))
+        if part.cells is None
+        else part.cells
+        for part in parts
+    ]
+
+
+def _read_h5(path: Path) -> _Part:
     trajectory = Trajectory(path)
     if not len(trajectory):
         raise ValueError(f"{path} has no frames")
     columns = {"energy": trajectory.energies, **trajectory.columns}
-    return trajectory.system, trajectory.positions[:], columns
+    return _Part(trajectory.system, trajectory.positions[:], columns)
 
 
-def _read_ase(path: Path):
+def _read_ase(path: Path) -> _Part:
     """Frames of one walker, or of a batch, where ``atoms.info["walker"]`` says whose."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such trajectory")
@@ -96,24 +129,30 @@ def _read_ase(path: Path):
     system = System.from_atoms(frames[0])
     if any(not np.array_equal(f.numbers, frames[0].numbers) for f in frames):
         raise ValueError(f"{path}: frames of different elements; expected a trajectory")
+    if any(not np.array_equal(f.pbc, frames[0].pbc) for f in frames):
+        raise ValueError(f"{path}: frames of different pbc; analyse those of each one by one")
     walkers: dict[int, list] = {}
     for frame in frames:
         walkers.setdefault(int(frame.info.get("walker", 0)), []).append(frame)
     longest = max(map(len, walkers.values()))
     shape = longest, len(walkers)
     positions = np.full((*shape, len(system), 3), np.nan)
+    cells = np.full((*shape, 3, 3), system.cell if system.periodic else np.nan)
     shown = [n for n, v in frames[0].info.items() if _number(v) and n not in ("walker", "step")]
     columns = {name: np.full(shape, np.nan) for name in ("energy", *shown)}
     for column, own in enumerate(walkers.values()):
         for time, frame in enumerate(own):
             positions[time, column] = frame.positions
+            if system.periodic:
+                cells[time, column] = System.from_atoms(frame).cell
             if frame.calc is not None and frame.calc.results.get("energy") is not None:
                 columns["energy"][time, column] = frame.calc.results["energy"]
             for name in shown:
                 value = frame.info.get(name)
                 if _number(value):
                     columns[name][time, column] = value
-    return system, positions, columns
+    varies = system.periodic and bool((cells != system.cell).any())
+    return _Part(system, positions, columns, cells if varies else None)
 
 
 def _number(value) -> bool:

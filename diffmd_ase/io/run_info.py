@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
+from .json_text import to_json
+
 __all__ = ["RunInfo"]
 
 
@@ -43,7 +45,9 @@ class RunInfo:
     def to_json(self) -> str:
         """One JSON object, which `from_json` reads."""
         unit = "fs" if self.timestep_fs is not None else "D·t in Å²"
-        return json.dumps({"schema_version": SCHEMA_VERSION, "clock": unit, **asdict(self)})
+        return to_json(
+            {"schema_version": SCHEMA_VERSION, "clock": unit, **asdict(self)}, indent=None
+        )
 
     @classmethod
     def from_json(cls, text: str, source) -> RunInfo:

@@ -47,7 +47,7 @@ class TrajectoryWriter:
     def __init__(
         self, path, system: System, walkers, info: RunInfo, block: int, columns: Sequence[str] = ()
     ):
-        self.path, self.system, self.info = Path(path), system, info
+        self.path, self.system, self.info = Path(path).absolute(), system, info
         self.columns = tuple(columns)
         self.walkers = np.asarray(walkers)
         self._order = np.argsort(self.walkers)
@@ -226,7 +226,7 @@ class Trajectory:
     """
 
     def __init__(self, path):
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such trajectory")
         try:

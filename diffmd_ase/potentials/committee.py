@@ -83,8 +83,9 @@ class Member:
         self._model, self._file, self.label = source, None, type(source).__name__
         if isinstance(source, str | Path):
             self.label = str(source)
-            # absolute: a pickle may be read in another directory
-            self._file = str(Path(source).resolve()) if Path(source).exists() else str(source)
+            # absolute: it is read when it is needed, which may be in another directory
+            self._file = str(Path(source).resolve()) if Path(source).is_file() else str(source)
+            self._model = self._file
         elif inspect.isfunction(source):
             self.label = source.__qualname__
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .._moved import forward
 from ..analysis.statistics import Estimate
+from ..io.json_text import to_json
 from ..system import System
 from . import plots
 
-__all__ = ["Page", "flat", "image", "pair", "plain", "render", "table"]
+__all__ = ["Page", "flat", "image", "pair", "render", "table"]
 
 
 @dataclass
@@ -36,16 +37,9 @@ def pair(e: Estimate) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in (e.value, e.error)]
 
 
-def plain(value):
-    """A ``value`` that JSON does not know, as lists, numbers or words."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    return str(value)
-
-
 def flat(value) -> str:
     """A ``value`` as one line of text for a cell of a table."""
-    return value if isinstance(value, str) else json.dumps(value, default=plain, ensure_ascii=False)
+    return value if isinstance(value, str) else to_json(value, indent=None)
 
 
 def image(figure) -> str:
@@ -98,3 +92,6 @@ def render(page: Page, title: str, system: System, temperature_K: float) -> str:
         "one standard error and account for correlation in time.</p>"
         f'<h2>Summary</h2><ul class="verdict">{lines}</ul>{"".join(page.body)}</body></html>\n'
     )
+
+
+__getattr__ = forward(__name__, "io.json_text")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,12 @@ from ..analysis.statistics import (
     std_estimate,
 )
 from ..io.atomic import replacing
+from ..io.json_text import plain
 from ..score.topology import Topology
 from ..system import System
 from ..units import kT_from_temperature
 from . import plots
-from .html import Page, flat, image, pair, plain, render, table
+from .html import Page, flat, image, pair, render, table
 from .molecule import geometry_sections, torsion_sections
 
 __all__ = ["write_report"]
@@ -104,7 +104,7 @@ def write_report(
     if speed is not None:
         page.judge(None, f"Speed: {speed:,.0f} evaluations of one structure per second.")
     page.numbers["verdicts"] = [{"good": good, "text": text} for good, text in page.verdicts]
-    numbers = json.loads(json.dumps(page.numbers, default=plain))
+    numbers = plain(page.numbers)
     with replacing(path) as part:
         part.write_text(render(page, title, system, temperature_K), encoding="utf-8")
     return numbers

@@ -165,6 +165,8 @@ class ScoreModel:
         path = file_or_shipped(
             path, folder="models", suffix=".safetensors", what="model file", remedy=_TRAIN_ONE
         )
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; expected a model file, or a shipped name")
         try:
             with safe_open(path, framework="pt") as file:
                 raw = (file.metadata() or {}).get("diffmd_card")

@@ -13,6 +13,9 @@ def file_or_shipped(
 ) -> Path:
     """``path`` where there is such a file, else the shipped one of that name.
 
+    A folder of that name hides no shipped file; other folders are given back, for formats that
+    are folders.
+
     Parameters
     ----------
     folder : of the package, "data" or "models"
@@ -23,12 +26,15 @@ def file_or_shipped(
     ------
     FileNotFoundError : neither; with the names of those that are shipped
     """
-    if Path(path).exists():
-        return Path(path)
+    given = Path(path)
+    if given.is_file():
+        return given
     home = Path(str(resources.files("diffmd_ase") / folder))
-    shipped = home / f"{path}{suffix}"
-    if shipped.exists():
+    shipped = home / f"{given.name}{suffix}"
+    if str(path) == given.name and shipped.exists():
         return shipped
+    if given.exists():
+        return given
     names = ", ".join(sorted(p.stem for p in home.glob(f"*{suffix}"))) or "none"
     raise FileNotFoundError(
         f"no {what} {str(path)!r}, and no shipped one of that name ({names}){remedy}"

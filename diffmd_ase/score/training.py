@@ -66,7 +66,7 @@ def train(
         processes = 1
     shown = nullcontext(progress) if callable(progress) else Bars(progress)
     with tempfile.TemporaryDirectory() as scratch, shown as report:
-        folder = Path(directory or scratch)
+        folder = Path(directory or scratch).absolute()
         if directory is not None or processes > 1:
             write_job(folder, sets, job)
         if processes > 1:

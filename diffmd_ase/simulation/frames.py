@@ -15,6 +15,7 @@ from ..independent.draws import sample
 from ..io.atomic import replacing
 from ..noise import Noise
 from ..score.model import ScoreModel
+from ..score.shipped import file_or_shipped
 from ..score.snapshot_archives import stated_entries
 from ..score.snapshot_files import TRAJECTORIES
 from ..score.snapshots import Snapshots
@@ -25,9 +26,10 @@ __all__ = ["frame_writer", "read_frames", "read_sets", "starting_positions", "st
 
 def states_temperature(source: str | Path) -> bool:
     """Whether ``source`` says its temperature: shipped sets, trajectories, most ``.npz``."""
-    path = Path(source)
-    if not path.exists():
-        return True
+    try:
+        path = file_or_shipped(source, folder="data", suffix=".npz")
+    except FileNotFoundError:
+        return True  # to be refused by who reads it
     if path.suffix in TRAJECTORIES or path.is_dir():
         return True
     if path.suffix != ".npz":

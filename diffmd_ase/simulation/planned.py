@@ -38,6 +38,8 @@ class PlannedRun:
     frames: Snapshots | None  # to start from; None: i.i.d. samples, or a restart
     system: System  # of the walkers
     prepared: Prepared  # kernel and step
+    files: Files  # that it leaves
+    model_sha256: str | None  # of the model's file, None of a shipped one
     restart: bool  # go on from the checkpoint
 
     @classmethod
@@ -49,7 +51,7 @@ class PlannedRun:
         ValueError : what does not fit together, see `prepare`
         FileExistsError : another run left its files, and this is no restart
         """
-        files = Files(settings.prefix)
+        files = Files(settings.prefix).absolute()
         if not (restart or dry):
             files.check_free()
         model = ScoreModel.load(settings.model)
@@ -61,7 +63,8 @@ class PlannedRun:
         else:
             system = model.system if frames is None else frames.system
         prepared = _prepared(settings, model, system, restart=restart, dry=dry)
-        return cls(settings, model, frames, system, prepared, restart)
+        sha256 = _sha256(settings.model)
+        return cls(settings, model, frames, system, prepared, files, sha256, restart)
 
     @property
     def h(self) -> float:
@@ -132,7 +135,7 @@ class PlannedRun:
             h=self.h,
             kinetics_valid=settings.target is None and settings.plumed is None,
             timestep_fs=self.timestep_fs,
-            model_sha256=_sha256(settings.model),
+            model_sha256=self.model_sha256,
             extra=extra,
         )
         summary = simulate(
@@ -140,7 +143,7 @@ class PlannedRun:
             self.system,
             x,
             settings.steps,
-            files=Files(settings.prefix),
+            files=self.files,
             info=info,
             every=settings.every,
             walkers=self._walkers,
@@ -198,4 +201,4 @@ def _prepared(
 
 def _sha256(model: str) -> str | None:
     path = Path(model)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

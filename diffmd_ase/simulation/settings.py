@@ -5,6 +5,7 @@ line makes its options of it.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,10 @@ class Files:
         self.prefix = prefix
         self.trajectory, self.restart = Path(f"{prefix}.h5"), Path(f"{prefix}.restart")
         self.summary, self.final = Path(f"{prefix}.json"), Path(f"{prefix}.extxyz")
+
+    def absolute(self) -> Files:
+        """The same files, which stay when the working directory changes."""
+        return Files(os.path.join(os.getcwd(), self.prefix))
 
     def check_free(self) -> None:
         """Raise ``FileExistsError`` where another run left its files."""

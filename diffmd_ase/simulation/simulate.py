@@ -8,7 +8,6 @@ PREFIX.extxyz     the last frame of every walker
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..io.atomic import replacing
+from ..io.json_text import to_json
 from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
@@ -77,6 +77,7 @@ def simulate(
     """
     if not 0 <= warm_up <= n_steps:
         raise ValueError(f"{warm_up} steps of adaptation in a run of {n_steps}: the steps in all")
+    files = files.absolute()
     past: dict[str, Any] = {"lost": {}, "seconds": 0.0, "evaluations": 0}
     if restart:
         state, writer, past = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
@@ -108,7 +109,7 @@ def simulate(
     _follow(course, n_steps, every, progress)
     told = summary(course.kernel, course.info, course.state, course.facts())
     with replacing(files.summary) as part:
-        part.write_text(json.dumps(told, indent=1))
+        part.write_text(to_json(told))
     with replacing(files.final) as part:
         frames = [system.to_atoms(p) for p in course.state.x.cpu()]
         ase.io.write(part, frames, format="extxyz")

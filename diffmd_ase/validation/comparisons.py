@@ -41,6 +41,7 @@ _SATURATED = 0.1  # nats, of ln 2: bins are then too empty to tell laws apart
 class Torsions(NamedTuple):
     """The torsions that are looked at."""
 
+    system: System  # with cell and pbc
     names: list[str]  # of each
     quadruples: np.ndarray  # (n, 4) atoms of each
     modes: list[list[Arc]]  # of each in the data, the largest first
@@ -59,9 +60,9 @@ class Torsions(NamedTuple):
         heavy = [q for q in rows if (system.numbers[q] > 1).all()]
         named |= {atom_names(system, q): q for q in (heavy if heavy or named else rows)}
         names, quadruples = list(named), np.array(list(named.values()), int).reshape(-1, 4)
-        phi = dihedrals(frames, quadruples)
+        phi = dihedrals(frames, quadruples, system=system)
         modes = [torsion_modes(angle) for angle in phi.T]
-        return cls(names, quadruples, modes, map_axes(names, phi))
+        return cls(system, names, quadruples, modes, map_axes(names, phi))
 
     @property
     def parted(self) -> list[tuple[str, int, Arc, Arc]]:
@@ -74,7 +75,7 @@ class Torsions(NamedTuple):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Angles (*batch, n) in rad."""
-        return dihedrals(x, self.quadruples)
+        return dihedrals(x, self.quadruples, system=self.system)
 
 
 def divergence_line(group: str, name: str, d: Divergence, goal: float, words: str) -> Line:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..io.atomic import replacing
-from ..report.html import plain
+from ..io.json_text import plain, to_json
 
 __all__ = ["Goals", "Line", "Note", "Validation", "Verdict", "judged", "line", "worst_line"]
 
@@ -186,19 +185,11 @@ class Validation:
             "lines": [{**asdict(one), "deviation": one.deviation} for one in self.lines],
             "notes": [{"good": good, "text": text} for good, text in self.notes],
         }
-        return _finite(json.loads(json.dumps(values, default=plain)))
+        return plain(values)
 
     def save(self, path: str | Path) -> Path:
         """Write the card as JSON, complete or not at all."""
-        path, text = Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        path, text = Path(path), to_json(self.to_dict())
         with replacing(path) as part:
             part.write_text(text + "\n", encoding="utf-8")
         return path
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -7,7 +7,8 @@ import pytest
 from ase import units
 from messages import names
 
-from diffmd_ase.io.plumed_tables import kind, read_plumed, thermal_energy
+from diffmd_ase.io.plumed_tables import read_plumed, thermal_energy
+from diffmd_ase.io.plumed_text import kind
 
 HEAD = "#! FIELDS time phi m.bias\n#! SET min_phi -pi\n#! SET max_phi pi\n"
 

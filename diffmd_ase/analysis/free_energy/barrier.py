@@ -8,7 +8,8 @@ import networkx as nx
 import numpy as np
 
 from ..statistics import Estimate
-from .surface import Basin, Surface
+from .grid import Basin
+from .surface import Surface
 
 __all__ = ["Barrier", "barrier"]
 

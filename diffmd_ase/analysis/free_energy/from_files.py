@@ -1,28 +1,35 @@
 """Free energies from files: what `diffmd fes` does, for scripts.
 
-COLVAR, HILLS, KERNELS or a trajectory go in; a surface, its doubts and three files come out.
+COLVAR, HILLS, KERNELS, STATE or a trajectory go in; a surface, its doubts and three files come out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ...io.plumed_tables import PlumedTable, kind, read_plumed, thermal_energy
+from ...io.plumed_tables import PlumedTable, read_plumed, thermal_energy
+from ...io.plumed_text import kind
+from .deposited import Deposited, from_components, from_hills, grid_axes
 from .from_trajectory import measured
-from .hills_files import Hills, free_energy_of_components, sum_hills
+from .hills_files import Hills
 from .request import Request
 from .result import Result
-from .reweighting import Samples, choose_method, keep_after, log_weights
-from .surface import Axis, basin_difference_on_grid
-from .verdicts import judge_bias, judge_hills, report_samples
+from .reweighting import Samples, choose_method, keep_after, log_weights, log_weights_of_each
+from .verdicts import judge_bias, report_samples
 
 __all__ = ["Request", "Result", "analyse"]
 
+_KINDS = "colvar", "hills", "kernels", "state", "trajectory"
+_DIGITS = re.compile(r"(\d+)")
 _GROWING = ("rbias", "last", "opes")
-_HISTORY = 40
+_GRID = (
+    "{} is a grid, a surface that PLUMED has made already (sum_hills, DUMPGRID, GRID_WFILE): give "
+    "the HILLS or COLVAR that it came from"
+)
 
 
 def _silent(done: float, note: str) -> None:
@@ -39,8 +46,8 @@ def analyse(
 
     Parameters
     ----------
-    inputs : COLVAR, HILLS or KERNELS files, trajectories, folders that hold them, or prefixes of
-        runs; a trajectory goes with no file of PLUMED
+    inputs : COLVAR, HILLS, KERNELS or STATE files, plain or compressed (.gz), trajectories, folders
+        that hold them, or prefixes of runs; a trajectory goes with no file of PLUMED
     request : what the user asked for
     progress : called with the finished fraction and the stage
 
@@ -51,76 +58,95 @@ def analyse(
     files = _sorted(inputs)
     progress(0.05, "reading")
     if files["trajectory"]:
+        if request.independent:
+            raise ValueError("--independent is of biases, and a trajectory holds none")
         return _from_trajectory(files["trajectory"], request, progress)
     kT = thermal_energy(request.temperature_K, request.unit)
-    hills = Hills.read(files["hills"]) if files["hills"] else None
+    hills = None
+    if files["hills"]:
+        hills = Deposited.read(files["hills"], independent=request.independent)
     if files["colvar"]:
         return _from_colvar(files, request, hills, kT, progress)
     if hills is not None:
-        return _from_hills(hills, request, kT)
-    return _from_kernels(files["kernels"], request, kT)
+        return from_hills(hills, request, kT)
+    return from_components(files, request, kT)
 
 
 # ------------------------------------------------------------------------ inputs
 
 
 def _sorted(inputs: Sequence[str | Path]) -> dict[str, list[Path]]:
-    files: dict[str, list[Path]] = {k: [] for k in ("colvar", "hills", "kernels", "trajectory")}
+    files: dict[str, list[Path]] = {k: [] for k in _KINDS}
     for name in inputs:
         for path in _expanded(Path(name)):
-            files[kind(path)].append(path)
+            what = kind(path)
+            if what == "grid":
+                raise ValueError(_GRID.format(path))
+            files[what].append(path)
+    for paths in files.values():  # HILLS.2 before HILLS.10, as the walkers are numbered
+        paths.sort(key=_by_number)
     if len(files["trajectory"]) and sum(map(len, files.values())) > len(files["trajectory"]):
         raise ValueError("a trajectory together with files of PLUMED: give one or the other")
     return files
 
 
+def _by_number(path: Path) -> list:
+    return [int(part) if part.isdigit() else part for part in _DIGITS.split(str(path))]
+
+
 def _expanded(path: Path) -> list[Path]:
     if path.is_dir():
-        names = ("COLVAR", "HILLS", "KERNELS")
-        inside = [p for p in sorted(path.iterdir()) if p.name.startswith(names) and p.is_file()]
-        if not inside:
-            raise FileNotFoundError(f"{path} holds no COLVAR, HILLS or KERNELS: name the files")
-        return inside
-    if path.exists():
+        names = ("COLVAR", "HILLS", "KERNELS", "STATE")
+        inside = [p for p in path.iterdir() if p.name.startswith(names) and p.is_file()]
+        # of a file and its compressed copy, one
+        plain = {p.name for p in inside if p.suffix != ".gz"}
+        inside = [p for p in inside if p.name in plain or p.name.removesuffix(".gz") not in plain]
+        if inside:
+            return inside
+    elif path.exists():
         return [path]
     trajectory = Path(f"{path}.h5")  # the prefix of a run
     if trajectory.exists():
         return [trajectory]
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} holds no COLVAR, HILLS or KERNELS, nor STATE: name them")
     raise FileNotFoundError(f"{path}: no such file, folder or prefix of a run")
 
 
-def _from_colvar(files, request, hills, kT, progress) -> Result:
+def _from_colvar(files, request, deposited: Deposited | None, kT: float, progress) -> Result:
     table = read_plumed(files["colvar"])
+    hills = None if deposited is None else deposited.first
     method = choose_method(table, hills) if request.reweight == "auto" else request.reweight
     names = request.variables(table, hills)
-    values = table.columns(names)
     progress(0.3, "weights")
-    log_w = log_weights(table, method, kT, hills=hills)
     skip = (0.2 if method in _GROWING else 0.0) if request.skip is None else request.skip
-    kept = keep_after(table, skip)
+    late = table.take(keep_after(table, skip))
+    if request.independent:
+        biases = None if deposited is None else deposited.biases
+        log_w = log_weights_of_each(late, method, kT, biases)
+    else:
+        log_w = log_weights(late, method, kT, hills=hills)
     periods = np.array([table.period(name) or 0.0 for name in names])
     if hills is not None:  # older files state the domain in HILLS only
         for n, name in enumerate(names):
             if name in hills.names and not periods[n]:
                 periods[n] = hills.periods[hills.names.index(name)]
-    samples = Samples(values[kept], log_w[kept], table.walker[kept], names, periods)
+    samples = Samples(late.columns(names), log_w, late.walker, names, periods)
     lows = [_low(table, hills, name) for name in names]
     result = _report(samples, lows, request, kT, progress)
     result.numbers["reweight"] = method
     result.numbers["skip"] = skip
     checks = [
-        judge_hills(hills, kT, request.unit) if hills is not None else None,
-        judge_bias(log_w[kept], request.temperature_K, request.unit)
-        if request.unit != "kT"
-        else None,
+        deposited.judge(kT, request.unit) if deposited is not None else None,
+        judge_bias(log_w, request.temperature_K, request.unit) if request.unit != "kT" else None,
     ]
     result.verdicts[:0] = [c for c in checks if c is not None]
     if method == "last":
         text = "The final bias is taken for exact: the noise of its last hills is in no error bar."
         result.judge(None, text)
     result.notes += [*table.notes, *(hills.notes if hills is not None else ())]
-    if files["kernels"]:
-        result.notes.append("KERNELS were not needed: the bias is in the COLVAR")
+    if files["kernels"] or files["state"]:
+        result.notes.append("KERNELS and STATE were not needed: the bias is in the COLVAR")
     return result
 
 
@@ -143,66 +169,8 @@ def _from_trajectory(paths: list[Path], request: Request, progress) -> Result:
     return result
 
 
-def _from_hills(hills: Hills, request: Request, kT: float) -> Result:
-    if request.cvs and set(request.cvs) != set(hills.names):
-        raise ValueError(
-            f"HILLS on {', '.join(hills.names)} give the surface of all of them: of fewer, give "
-            "the COLVAR as well, or use plumed sum_hills --idw"
-        )
-    _at_most_two(hills.names)
-    axes = _axes(request, hills.names, hills.grid(2), hills.lows, hills.periods)
-    points = [axis.centres for axis in axes]
-    result = _without_errors(axes, sum_hills(hills, points), request, kT, hills.notes)
-    result.numbers.update(hills=len(hills), biasfactor=hills.biasfactor, reweight="sum")
-    check = judge_hills(hills, kT, request.unit)
-    result.verdicts += [check] if check else []
-    if result.basins is not None:
-        stops = np.unique(np.linspace(1, len(hills), _HISTORY + 1).round().astype(int))
-        sums = (sum_hills(hills.first(n), points) for n in stops)
-        series = np.array(
-            [basin_difference_on_grid(energy, axes, *result.basins, kT=kT) for energy in sums]
-        )
-        result.history = hills.time[stops - 1], series
-        late = series[len(series) // 2 :]
-        drift = float(late.max() - late.min())
-        result.numbers.update(delta_F=[float(series[-1]), None], late_range=drift)
-        result.judge(
-            drift < kT,
-            f"ΔF = {series[-1]:.4g} {request.unit}; over the second half of the "
-            f"run it ranged over {drift:.2g} {request.unit} ({drift / kT:.2g} kT).",
-        )
-    result.judge(None, "A sum of hills has no error bar: give the COLVAR as well.")
-    return result
-
-
-def _from_kernels(files: list[Path], request: Request, kT: float) -> Result:
-    table = read_plumed(files)
-    first = next(n for n, name in enumerate(table.fields) if name.startswith("sigma_"))
-    names = table.fields[1:first]
-    _at_most_two(names)
-    lows = [_low(table, None, name) for name in names]
-    periods = [table.period(name) or 0.0 for name in names]
-    axes = _axes(request, names, table.columns(names).T, lows, periods)
-    energy = free_energy_of_components(table, kT, [axis.centres for axis in axes])
-    result = _without_errors(axes, energy, request, kT, table.notes)
-    result.numbers.update(kernels=len(table), reweight="kernels")
-    if result.basins is not None:
-        value = basin_difference_on_grid(energy, axes, *result.basins, kT=kT)
-        result.numbers["delta_F"] = [value, None]
-        result.judge(None, f"ΔF = {value:.4g} {request.unit}.")
-    result.judge(None, "Kernels have no error bar: give the COLVAR as well.")
-    return result
-
-
-def _without_errors(axes, energy: np.ndarray, request: Request, kT: float, notes) -> Result:
-    result = Result(axes, energy - energy.min(), None, request.unit, kT, request.pair())
-    result.numbers.update(kT=kT, unit=request.unit)
-    result.notes += notes
-    return result
-
-
 def _report(samples: Samples, lows, request: Request, kT: float, progress) -> Result:
-    axes = _axes(request, samples.names, samples.s.T, lows, samples.periods)
+    axes = grid_axes(request, samples.names, samples.s.T, lows, samples.periods)
     progress(0.6, "errors")
     result = report_samples(
         samples,
@@ -215,18 +183,6 @@ def _report(samples: Samples, lows, request: Request, kT: float, progress) -> Re
     )
     progress(0.9, "writing")
     return result
-
-
-def _axes(request: Request, names: Sequence[str], values, lows, periods) -> tuple[Axis, ...]:
-    columns = zip(names, values, lows, periods, strict=True)
-    return tuple(request.axis(*column, len(names)) for column in columns)
-
-
-def _at_most_two(names: Sequence[str]) -> None:
-    if len(names) > 2:
-        raise ValueError(
-            f"{', '.join(names)}: a surface has one or two variables; give the COLVAR and --cv"
-        )
 
 
 def _low(table: PlumedTable, hills: Hills | None, name: str) -> float | None:

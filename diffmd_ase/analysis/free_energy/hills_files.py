@@ -1,7 +1,8 @@
 """What a METAD or OPES run deposited: bias, free energy and the constant c(t) from it.
 
 HILLS heights of a well-tempered run are stored multiplied by γ/(γ-1): their sum G is minus
-the free energy, the bias itself is V = G (γ-1)/γ. Without tempering (γ → ∞) both are one.
+the free energy, the bias itself is V = G (γ-1)/γ. Without tempering (γ → ∞) both are one; with
+γ = 1 nothing acts, V = 0, and G is learned all the same.
 The hills are those of `potentials.biases.hills`, with covariances where a run adapted them.
 """
 
@@ -33,6 +34,7 @@ __all__ = [
     "sum_hills",
 ]
 
+_STRETCHED = "stretched-gaussian"
 _POINTS_PER_SIGMA = 6
 _MAX_EVALUATIONS = 2000  # of c(t), which is smooth
 
@@ -48,10 +50,11 @@ class Hills:
     centres : (n, d)
     precision : (n, d, d) inverse covariance
     heights : (n,) as in the file, in its unit of energy
-    biasfactor : γ; ``inf`` without tempering
+    biasfactor : γ ≥ 1; ``inf`` without tempering
     periods : (d,) lengths of the periodic domains, 0 where there is none
     lows : (d,) where those domains start
-    stretched : PLUMED's stretched Gaussian; older files hold Gaussians that end at the cutoff
+    stretched : PLUMED's stretched Gaussian, also of files that name no kernel, as ``sum_hills``
+        reads them; ``kerneltype gaussian`` are Gaussians that end at the cutoff
     cutoff : ½ d² where a hill ends
     notes : what was left out or guessed when the files were read
 
@@ -84,6 +87,13 @@ class Hills:
         return cls.from_table(read_plumed(paths))
 
     @classmethod
+    def read_each(cls, paths: str | Path | Sequence[str | Path]) -> list[Hills]:
+        """As `read`, the hills of each walker by themselves."""
+        table = read_plumed(paths)
+        walkers = (table.walker == walker for walker in np.unique(table.walker))
+        return [cls.from_table(table.take(rows)) for rows in walkers]
+
+    @classmethod
     def from_table(cls, table: PlumedTable) -> Hills:
         """From a table with ``time``, variables, ``sigma_…``, ``height`` and ``biasf``."""
         if "height" not in table or "time" not in table:
@@ -99,6 +109,12 @@ class Hills:
                 f"{table.path} holds hills of the bias factors {factor.tolist()}: they cannot be "
                 "summed; use the files of one run"
             )
+        kernel = table.constants.get("kerneltype", _STRETCHED)
+        if kernel not in (_STRETCHED, "gaussian"):
+            raise ValueError(
+                f"{table.path} holds kernels of the type {kernel!r}; METAD has {_STRETCHED!r} and, "
+                "before PLUMED 2.8, 'gaussian'"
+            )
         periods, lows = _domains(table, names)
         return cls(
             names,
@@ -106,10 +122,10 @@ class Hills:
             table.columns(names),
             _precision(table, names),
             table.column("height"),
-            float(factor[0]) if factor[0] > 1 else np.inf,
+            float(factor[0]) if factor[0] >= 1 else np.inf,
             periods,
             lows,
-            "stretched" in table.constants.get("kerneltype", "gaussian"),
+            kernel == _STRETCHED,
             notes=table.notes,
         )
 
@@ -236,6 +252,8 @@ def reweighting_factor(
 
     ``kT``: in the unit of the ``hills``. Raises ``ValueError`` for another number of axes.
     """
+    if hills.biasfactor == 1.0:  # V = 0
+        return np.zeros(len(hills) + 1)
     s = _on_grid(hills, hills.grid(4) if points is None else points)
     bias, n = torch.zeros(1, dtype=torch.float64), len(hills)
     stops = np.unique(np.linspace(0, n, min(n, _MAX_EVALUATIONS) + 1).round().astype(int))
@@ -283,7 +301,7 @@ def height_law(hills: Hills, *, most: int = 1500) -> HeightLaw | None:
 def free_energy_of_components(
     table: PlumedTable, kT: float, points: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """``F(s) = -kT ln Σ_k h_k G(s; s_k, σ_k)`` of a KERNELS file of OPES, minimum 0.
+    """``F(s) = -kT ln Σ_k h_k G(s; s_k, σ_k)`` of a KERNELS or STATE file of OPES, minimum 0.
 
     For OPES_METAD_EXPLORE, whose components make the sampled distribution, times γ.
     Infinite where there are no components. (Invernizzi & Parrinello, J. Phys. Chem. Lett. 11,
@@ -291,7 +309,7 @@ def free_energy_of_components(
 
     Parameters
     ----------
-    table : of a KERNELS file
+    table : of a KERNELS file, or a state (`io.plumed_tables.read_state`)
     kT : in the unit of energy of the result
     points : values of each variable on the grid
 
@@ -299,8 +317,11 @@ def free_energy_of_components(
     ------
     ValueError : a table that is not of OPES, or another number of axes
     """
-    if "logweight" not in table:
-        raise ValueError(f"{table.path} has no column logweight: it is not a KERNELS file of OPES")
+    if "kernel_cutoff" not in table.constants:
+        raise ValueError(
+            f"{table.path} has no column logweight and no kernel_cutoff: it is neither a KERNELS "
+            "nor a STATE file of OPES"
+        )
     cutoff = 0.5 * float(table.constants["kernel_cutoff"]) ** 2
     components = replace(Hills.from_table(table), stretched=True, cutoff=cutoff)
     explore = "EXPLORE" in table.constants.get("action", "")

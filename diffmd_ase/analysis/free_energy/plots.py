@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .surface import Axis, Basin, BlockScan, Convergence
+from .grid import Axis, Basin
+from .surface import BlockScan, Convergence
 
 __all__ = ["free_energy_figure"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...io.plumed_tables import PlumedTable
+from .grid import Axis, Basin
 from .hills_files import Hills
 from .reweighting import variable_names
-from .surface import Axis, Basin
 
 __all__ = ["Request"]
 
@@ -27,12 +27,13 @@ class Request:
     temperature_K : of the run; a trajectory states its own
     unit : of the energies of the files, by its PLUMED name, or kT
     reweight : ``rbias``, ``last``, ``opes``, ``static``, ``none``, or ``auto``: as the columns say
-    basins : two of ``name:low:high``, or several such joined by commas
+    basins : two of ``variable:low:high``, or several such joined by commas
     bins : of each variable; default 100 of one, 40 of two
-    ranges : ``name:low:high`` of the axes; default, all data
+    ranges : ``variable:low:high`` of the axes; default, all data
     bandwidth : standard deviations of the kernels, one per variable; default, bins alone
     skip : fraction of each walker left out at its start; default 0.2 of a growing bias, else 0
     blocks : for the errors; default, by the correlation time
+    independent : each walker has a bias of its own, with a file of what it deposited
 
     Raises
     ------
@@ -49,6 +50,7 @@ class Request:
     bandwidth: tuple[float, ...] | None = None
     skip: float | None = None
     blocks: int | None = None
+    independent: bool = False
 
     def __post_init__(self):
         if len(self.cvs) > 2:
@@ -81,6 +83,15 @@ class Request:
             "twice"
         )
 
+    def check_ranges(self, names: Sequence[str]) -> None:
+        """``ValueError`` for a range of what is none of the variables ``names``."""
+        for name, (low, high) in _ranges(self.ranges).items():
+            if name not in names:
+                raise ValueError(
+                    f"range {name}:{low:g}:{high:g}: {name} is no variable of this surface, only "
+                    f"{', '.join(names)}"
+                )
+
     def axis(self, name: str, values, low: float | None, period: float, dimensions: int) -> Axis:
         """Bins of a variable over its range, its period from ``low``, or all values (n,).
 
@@ -107,6 +118,8 @@ def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
         try:
             low, high = (float(n) for n in numbers)
         except ValueError:
-            raise ValueError(f"{text!r}: expected name:low:high, such as phi:0:2.2") from None
+            raise ValueError(
+                f"{text!r}: expected name:low:high with the name of a variable, such as phi:0:2.2"
+            ) from None
         ranges[name] = low, high
     return ranges

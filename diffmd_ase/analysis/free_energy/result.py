@@ -10,10 +10,27 @@ from typing import Any
 import numpy as np
 
 from ...io.atomic import replacing
+from .grid import Axis, Basin
 from .plots import free_energy_figure
-from .surface import Axis, Basin, BlockScan, Convergence
+from .surface import BlockScan, Convergence
 
-__all__ = ["Result"]
+__all__ = ["Result", "named"]
+
+_FORMATS = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
+_TABLES = ".npz", ".csv"
+
+
+def named(output: Path) -> tuple[Path, Path, Path]:
+    """Names of picture, archive and table of a result that is to be ``output``.
+
+    The ending .png, .pdf, .svg, .npz or .csv is that of a format; any other, such as that of
+    ``fes_0.1``, belongs to the name, and then the picture has none.
+    """
+    ending = output.suffix.lower()
+    stem = output.stem if ending in (*_FORMATS, *_TABLES) else output.name
+    picture = output.with_name(f"{stem}.png") if ending in _TABLES else output
+    archive, rows = (output.with_name(stem + table) for table in _TABLES)
+    return picture, archive, rows
 
 
 @dataclass
@@ -47,8 +64,9 @@ class Result:
         """One verdict: good, bad, or to be known (None)."""
         self.verdicts.append({"good": good, "text": text})
 
-    def write(self, picture: Path) -> list[Path]:
-        """The picture, and the surface beside it as .npz and .csv (one row per bin)."""
+    def write(self, output: Path) -> list[Path]:
+        """The files that `named` tells: picture, and surface as .npz and .csv (a row per bin)."""
+        picture, archive, rows = named(output)
         figure = free_energy_figure(
             self.axes,
             self.free_energy,
@@ -60,11 +78,11 @@ class Result:
             history=self.history,
             limit=self._limit(),
         )
-        archive, rows = picture.with_suffix(".npz"), picture.with_suffix(".csv")
         error = np.full_like(self.free_energy, np.nan) if self.error is None else self.error
         centres = [axis.centres for axis in self.axes]
         with replacing(picture) as part:
-            figure.savefig(part, format="png", dpi=130, facecolor="white")
+            form = _FORMATS.get(picture.suffix.lower(), "png")
+            figure.savefig(part, format=form, dpi=130, facecolor="white")
         with replacing(archive) as part, open(part, "wb") as file:
             arrays: dict[str, Any] = {f"centres_{n}": c for n, c in enumerate(centres)}
             arrays |= {"free_energy": self.free_energy, "error": error, "kT": self.kT}

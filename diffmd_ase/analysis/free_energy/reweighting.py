@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -23,6 +24,7 @@ __all__ = [
     "effective_samples",
     "keep_after",
     "log_weights",
+    "log_weights_of_each",
     "variable_names",
 ]
 
@@ -261,6 +263,36 @@ def log_weights(
             n = np.searchsorted(hills.time, table.column("time") - 1e-9 * hills.time[-1])
             total = _bias(table, label) - c[n]
     return np.sum([total, *(_bias(table, k) for k in others)], axis=0) / kT
+
+
+def log_weights_of_each(
+    table: PlumedTable, method: str, kT: float, biases: Sequence[Hills] | None
+) -> np.ndarray:
+    """As `log_weights`, of independent walkers: each by its own bias, and of mean weight one.
+
+    A bias is known up to a constant, hence the weights of a walker up to a factor.
+
+    Parameters
+    ----------
+    table, method, kT : as of `log_weights`
+    biases : the hills of each walker of the table, in their order, where `log_weights` needs any
+
+    Raises
+    ------
+    ValueError : another number of walkers, and as `log_weights`
+    """
+    walkers = np.unique(table.walker)
+    if biases is not None and len(walkers) != len(biases):
+        raise ValueError(
+            f"{table.path}: {len(walkers)} walkers, but HILLS of {len(biases)}: give the COLVAR "
+            "and the HILLS of each walker"
+        )
+    log_w = np.empty(len(table))
+    for walker, hills in zip(walkers, biases or [None] * len(walkers), strict=True):
+        rows = table.walker == walker
+        own = log_weights(table.take(rows), method, kT, hills=hills)
+        log_w[rows] = own - logsumexp(own) + np.log(len(own))
+    return log_w
 
 
 def _of(label: str, part: str) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 
+from ..._moved import forward
 from ..statistics import Estimate, mean_estimate
+from .grid import Axis, Basin
 from .reweighting import Samples
 
 __all__ = [
-    "Axis",
-    "Basin",
     "BlockScan",
     "Convergence",
     "Surface",
@@ -28,96 +28,6 @@ __all__ = [
 
 _MIN_BLOCKS, _MAX_BLOCKS = 8, 64
 _MANY_WALKERS = 8
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Equal bins of one variable.
-
-    Parameters
-    ----------
-    name : of the variable
-    low, high, bins : where the first bin begins and the last one ends, and how many there are
-    periodic : the axis is a circle of length ``high - low``
-
-    Raises
-    ------
-    ValueError : no positive length, fewer than two bins
-    """
-
-    name: str
-    low: float
-    high: float
-    bins: int
-    periodic: bool = False
-
-    def __post_init__(self):
-        if not (self.high > self.low and self.bins >= 2):
-            raise ValueError(
-                f"axis {self.name}: [{self.low}, {self.high}] in {self.bins} bins; expected "
-                "a positive length and two bins at least"
-            )
-
-    @property
-    def width(self) -> float:
-        return (self.high - self.low) / self.bins
-
-    @property
-    def centres(self) -> np.ndarray:
-        return self.low + self.width * (np.arange(self.bins) + 0.5)
-
-    def index(self, s: np.ndarray) -> np.ndarray:
-        """Bin of each value, -1 outside."""
-        n = np.floor((s - self.low) / self.width).astype(int)
-        if self.periodic:
-            return n % self.bins
-        n = np.where(s == self.high, self.bins - 1, n)
-        return np.where((n >= 0) & (n < self.bins), n, -1)
-
-
-@dataclass(frozen=True)
-class Basin:
-    """A region: a range of each of some variables.
-
-    ``ranges``: name → (low, high), with ``low > high`` through a periodic boundary. Its methods
-    raise ``ValueError`` for a variable that is not there, or a range turned about.
-    """
-
-    ranges: dict[str, tuple[float, float]]
-
-    def contains(self, samples: Samples) -> np.ndarray:
-        """(n,) bool. Raises ``ValueError`` for a variable that the samples lack."""
-        inside = np.ones(len(samples), bool)
-        for name in self.ranges:
-            if name not in samples.names:
-                raise ValueError(f"basin on {name}: there is only {', '.join(samples.names)}")
-            n = samples.names.index(name)
-            inside &= self.along(name, samples.s[:, n], samples.periods[n])
-        return inside
-
-    def along(self, name: str, s: np.ndarray, period: float = 0.0) -> np.ndarray:
-        """Whether values of one variable are inside its range."""
-        low, high = self.ranges[name]
-        if period:
-            return (s - low) % period <= (high - low) % period
-        if low >= high:
-            raise ValueError(f"basin {name}: {low} to {high}: expected low < high")
-        return (s >= low) & (s <= high)
-
-    def on_grid(self, axes: Sequence[Axis]) -> np.ndarray:
-        """Bool on the grid: bins whose centre is inside."""
-        inside = np.ones([a.bins for a in axes], bool)
-        names = [a.name for a in axes]
-        for name in self.ranges:
-            if name not in names:
-                raise ValueError(f"basin on {name}: the surface is that of {', '.join(names)}")
-            n = names.index(name)
-            axis = axes[n]
-            period = axis.high - axis.low if axis.periodic else 0.0
-            shape = [1] * len(axes)
-            shape[n] = axis.bins
-            inside &= self.along(name, axis.centres, period).reshape(shape)
-        return inside
 
 
 @dataclass(frozen=True)
@@ -281,15 +191,12 @@ def _influence(samples: Samples, a: Basin, b: Basin):
     p_a, p_b = np.mean(w * in_a), np.mean(w * in_b)
     for basin, inside in ((a, in_a), (b, in_b)):
         if not inside.any():
-            wanted = ", ".join(
-                f"{name} in [{low:g}, {high:g}]" for name, (low, high) in basin.ranges.items()
-            )
             seen = ", ".join(
                 f"{name} in [{samples.s[:, n].min():.4g}, {samples.s[:, n].max():.4g}]"
                 for n, name in enumerate(samples.names)
             )
             raise ValueError(
-                f"no sample in the basin {wanted}: the run saw {seen}; ΔF is unknown, run "
+                f"no sample in the basin {basin}: the run saw {seen}; ΔF is unknown, run "
                 "longer or give other ranges"
             )
     return p_a, p_b, w * (in_b / p_b - in_a / p_a)
@@ -397,3 +304,6 @@ def convergence(samples: Samples, a: Basin, b: Basin, *, kT: float, points=10) -
     gap = halves[1].value - halves[0].value
     z = gap / error if error > 0 else (np.nan if np.isnan(gap) else np.inf * np.sign(gap))
     return Convergence(fractions, forward, backward, halves, float(z))
+
+
+__getattr__ = forward(__name__, "analysis.free_energy.grid")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...io.plumed_tables import ENERGY_UNITS, thermal_energy
 from .barrier import barrier
+from .grid import Axis, Basin
 from .hills_files import Hills, height_law
 from .result import Result
 from .reweighting import Samples, effective_samples
 from .surface import (
-    Axis,
-    Basin,
     BlockScan,
     Surface,
     basin_difference,
@@ -26,6 +26,7 @@ __all__ = [
     "basin_changes",
     "judge_bias",
     "judge_hills",
+    "judge_independent",
     "report_samples",
 ]
 
@@ -34,6 +35,7 @@ _CHANGES = 10
 _Z = 2.5
 _PLAUSIBLE = (1.0, 120.0)  # kT that a useful bias spans
 _TOLERANCE = 0.05
+_LINE = -0.9  # correlation, from which on the decay is a straight line
 
 
 def report_samples(
@@ -194,23 +196,58 @@ def basin_changes(samples: Samples, a: Basin, b: Basin) -> int:
 # ------------------------------------------------------------------------ units
 
 
-def judge_hills(hills: Hills, kT: float, unit: str) -> dict[str, Any] | None:
-    """Whether the heights of ``hills`` decay as this kT says: a wrong unit or temperature shows.
+def judge_hills(
+    hills: Hills, kT: float, unit: str, *, walkers: Sequence[Hills] = ()
+) -> dict[str, Any] | None:
+    """Whether the heights of ``hills`` decay as this kT says: a wrong unit or temperature shows,
+    and hills that are not of one bias.
 
-    ``kT`` in ``unit``, the one that was given. The verdict has ``good`` and ``text``; None where
-    the heights cannot tell (see `height_law`).
+    Parameters
+    ----------
+    hills : of one bias
+    kT : in ``unit``, the one that was given
+    walkers : the hills of each walker, where several built the bias
+
+    The verdict has ``good`` and ``text``; None where the heights cannot tell (see `height_law`).
     """
     law = height_law(hills)
-    if law is None or law.correlation > -0.9:
-        return None
-    if abs(law.kT / kT - 1) <= _TOLERANCE:
+    if law is not None and _decays(hills, kT):
         return {"good": True, "text": f"The hills decay as kT = {law.kT:.4g} {unit} says."}
+    if len(walkers) > 1 and all(_decays(own, kT) for own in walkers):
+        text = (
+            f"The hills of each of the {len(walkers)} walkers decay as kT = {kT:.4g} {unit} says, "
+            "all together do not: the walkers are independent, with a bias each; give "
+            "--independent."
+        )
+        return {"good": False, "text": text}
+    if law is None or law.correlation > _LINE:
+        return None
+    cause = "a wrong --temperature or --energy-unit" + _hint(law.kT, kT, unit)
+    if len(walkers) > 1:
+        cause += ", or the files are of independent walkers (--independent)"
     return {
         "good": False,
         "text": f"The hills decay as for kT = {law.kT:.4g} in the unit of the file, but "
-        f"{kT:.4g} {unit} was given: a wrong --temperature or --energy-unit"
-        f"{_hint(law.kT, kT, unit)}.",
+        f"{kT:.4g} {unit} was given: {cause}.",
     }
+
+
+def judge_independent(biases: Sequence[Hills], kT: float, unit: str) -> dict[str, Any] | None:
+    """As `judge_hills`, of several ``biases``: the first that does not decay so is told.
+
+    ``kT`` in ``unit``. None where no heights can tell.
+    """
+    checks = [check for bias in biases if (check := judge_hills(bias, kT, unit)) is not None]
+    bad = [check for check in checks if not check["good"]]
+    if bad:
+        text = f"{bad[0]['text'][:-1]}, or the walkers share one bias (no --independent)."
+        return {"good": False, "text": text}
+    return checks[0] if checks else None
+
+
+def _decays(hills: Hills, kT: float) -> bool:
+    law = height_law(hills)
+    return law is not None and law.correlation <= _LINE and abs(law.kT / kT - 1) <= _TOLERANCE
 
 
 def judge_bias(log_weights: np.ndarray, temperature_K: float, unit: str) -> dict[str, Any] | None:

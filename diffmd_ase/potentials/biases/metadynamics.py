@@ -104,7 +104,7 @@ class Metadynamics(DepositedBias):
         self._deposits: list[tuple[Tensor, Tensor]] = []  # centres (W, m, d), heights (W, m)
         self._ids: list[int] | None = None  # of independent walkers, once there are any
         self._files: dict[int, PlumedFile] = {}
-        self._path = file
+        self._path = None if file is None else Path(file).absolute()
         self._unread: str | None = None
         self._start_files(restart)
 
@@ -253,7 +253,7 @@ class Metadynamics(DepositedBias):
             if restart:
                 raise ValueError("restart=True reads the hills of file=: give file=")
             return
-        path = Path(self._path)
+        path = self._path
         own = sorted(path.parent.glob(f"{path.name}.[0-9]*"), key=lambda p: int(p.suffix[1:]))
         there = own if self.walkers == "independent" else [path] * path.exists()
         if not restart and there:

@@ -7,10 +7,9 @@ import pytest
 from scipy.signal import lfilter
 
 from diffmd_ase.analysis.free_energy.barrier import barrier
+from diffmd_ase.analysis.free_energy.grid import Axis, Basin
 from diffmd_ase.analysis.free_energy.reweighting import Samples
 from diffmd_ase.analysis.free_energy.surface import (
-    Axis,
-    Basin,
     Surface,
     basin_difference,
     basin_difference_on_grid,
@@ -208,7 +207,7 @@ def test_basins_on_grids():
         (lambda s, x: basin_difference(s, LEFT, Basin({"x": (9, 10)}), kT=1), "the run saw x in"),
         (lambda s, x: basin_difference(s, LEFT, Basin({"y": (0, 1)}), kT=1), "there is only x"),
         (lambda s, x: basin_difference(s, LEFT, Basin({"x": (1, 0)}), kT=1), "low < high"),
-        (lambda s, x: Basin({"y": (0, 1)}).on_grid(x), "the surface is that of x"),
+        (lambda s, x: Basin({"y": (0, 1)}).on_grid(x), "there is only x"),
         (lambda s, x: Axis("x", 1, 0, 5), "positive length"),
     ],
 )
