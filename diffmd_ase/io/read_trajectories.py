@@ -54,10 +54,10 @@ def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
     parts = [_read_h5(Path(p)) if Path(p).suffix == ".h5" else _read_ase(Path(p)) for p in paths]
     system = parts[0][0]
     for path, part in zip(paths, parts, strict=True):
-        if part[0] != system:
+        if difference := part[0].difference(system):
             raise ValueError(
-                f"{path} has {part[0].formula}, {paths[0]} has {system.formula}: elements, masses "
-                "or cell differ; analyse them one by one"
+                f"{path} and {paths[0]} are of different systems, which differ in {difference}; "
+                "analyse them one by one"
             )
     count = min(len(positions) for _, positions, _ in parts)
     first = int(skip * count)

@@ -8,7 +8,7 @@ pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..state import Evaluation
 from ..system import System
 
-__all__ = ["Potential", "Sum", "Wrapped", "add_term", "evaluate", "unwrapped"]
+__all__ = ["Potential", "Sum", "Wrapped", "add_term", "common_system", "evaluate", "unwrapped"]
 
 
 class Potential(ABC):
@@ -114,20 +114,14 @@ class Sum(Potential):
     """
 
     def __init__(self, *terms: Potential):
-        systems = [t.system for t in terms if t.system is not None]
-        for system in systems[1:]:
-            if system != systems[0]:
-                raise ValueError(
-                    "the terms of a sum are bound to different systems: "
-                    f"{systems[0].formula} and {system.formula}"
-                )
+        system = common_system(terms, "the terms of a sum are")
         if terms[0].needs_base:
             raise ValueError(
                 f"{type(terms[0]).__name__} biases the potential energy: add it after "
                 "the potential it biases (model + bias)"
             )
         self._terms = terms
-        self.system = systems[0] if systems else None
+        self.system = system
         self.conservative = all(t.conservative for t in terms)
         self.has_memory = any(t.has_memory for t in terms)
         self.per_walker = any(t.per_walker for t in terms)
@@ -197,6 +191,22 @@ class Wrapped(Potential):
 
     def restore(self, saved, x, step) -> None:
         self.inner.restore(saved, x, step)
+
+
+def common_system(bound: Iterable[Any], which: str) -> System | None:
+    """The system of all that is ``bound`` to one (potentials, variables); None if nothing is.
+
+    ``which`` begins the message of the ``ValueError`` where two of them differ.
+    """
+    first: System | None = None
+    for own in (b.system for b in bound if b.system is not None):
+        first = own if first is None else first
+        if difference := first.difference(own):
+            raise ValueError(
+                f"{which} bound to different systems, which differ in {difference}: make all of "
+                "them for one, System.from_atoms(atoms)"
+            )
+    return first
 
 
 def unwrapped(term: Potential) -> Potential:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..state import Evaluation
-from .base import Potential
+from .base import Potential, common_system
 
 __all__ = ["Blend", "Ladder"]
 
@@ -40,7 +40,7 @@ class Ladder(Potential):
             raise ValueError(f"{len(self.potentials)} potentials make no ladder: give at least 2")
         if any(p.needs_base for p in self.potentials):
             raise ValueError("a state that biases the potential energy must hold what it biases")
-        self.system = _one_system(self.potentials)
+        self.system = common_system(self.potentials, "the potentials of a ladder are")
         self.conservative = all(p.conservative for p in self.potentials)
         self.has_memory = any(p.has_memory for p in self.potentials)
 
@@ -106,7 +106,7 @@ class Blend(Potential):
                 "a potential that learns, or biases the potential energy, cannot be blended: add "
                 "it to the blend"
             )
-        self.system = _one_system(self.potentials)
+        self.system = common_system(self.potentials, "the potentials of a ladder are")
         self.conservative = all(p.conservative for p in self.potentials)
         self.per_walker = self.weights.ndim == 2
 
@@ -123,17 +123,6 @@ class Blend(Potential):
         return Evaluation(
             _mix(columns, energies, 0), _mix(columns, forces, 2), _mix(columns, stresses, 1)
         )
-
-
-def _one_system(potentials: Sequence[Potential]):
-    systems = [p.system for p in potentials if p.system is not None]
-    for system in systems[1:]:
-        if system != systems[0]:
-            raise ValueError(
-                "the potentials of a ladder are bound to different systems: "
-                f"{systems[0].formula} and {system.formula}"
-            )
-    return systems[0] if systems else None
 
 
 def _states(x: Tensor, count: int) -> int:
