@@ -1,4 +1,4 @@
-"""What is simulated: atoms, masses and cell, without positions; and what the user's `Atoms` carry."""
+"""What is simulated: atoms, masses and cell, without positions; and what `Atoms` carry besides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._moved import forward
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["System", "carried_by"]
+__all__ = ["System", "carried_by", "comparable"]
 
 _NO_VOLUME = 1e-10  # Å³
 _NOT_CARRIED = ("positions", "momenta")
@@ -156,25 +156,25 @@ def carried_by(atoms: Atoms, *, without: frozenset[str] = frozenset()) -> tuple:
     named in ``without``.
     """
     arrays = tuple(
-        (name, _plain(values))
+        (name, comparable(values))
         for name, values in atoms.arrays.items()
         if name not in _NOT_CARRIED
     )
-    info = tuple((name, _plain(v)) for name, v in atoms.info.items() if name not in without)
+    info = tuple((name, comparable(v)) for name, v in atoms.info.items() if name not in without)
     cell = atoms.cell.array.tobytes(), atoms.pbc.tobytes(), atoms.get_celldisp().tobytes()
     return arrays, info, cell
 
 
-def _plain(value: Any):
-    """A value that compares and hashes: numbers as they print, arrays as bytes."""
+def comparable(value: Any):
+    """``value`` in a form that compares and hashes: numbers as they print, arrays as bytes."""
     if value is None or isinstance(value, str | bytes | bool | int | float | np.generic):
         return type(value).__name__, repr(value)
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, Mapping):
-        return tuple((repr(name), _plain(part)) for name, part in value.items())
+        return tuple((repr(name), comparable(part)) for name, part in value.items())
     if isinstance(value, list | tuple):
-        return tuple(_plain(part) for part in value)
+        return tuple(comparable(part) for part in value)
     try:
         return pickle.dumps(value)
     except Exception:  # an object raises what it likes

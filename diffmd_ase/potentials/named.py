@@ -71,9 +71,9 @@ def find_potential(
     if potential.system is not None and (difference := _difference(potential.system, system)):
         raise ValueError(
             f"the {role} {type(potential).__name__} is bound to {potential.system.formula} "
-            f"({len(potential.system)} atoms), and the atoms differ from that in {difference}: make "
-            "it for these atoms (System.from_atoms(atoms)), or give a function System -> Potential, "
-            "which follows them"
+            f"({len(potential.system)} atoms), and the atoms differ from that in {difference}: "
+            "make it for these atoms (System.from_atoms(atoms)), or give a function "
+            "System -> Potential, which follows them"
         )
     if needs_energy and not potential.conservative:
         blamed = [type(unwrapped(t)).__name__ for t in potential.terms if not t.conservative]
