@@ -95,7 +95,8 @@ class Batch(Adapter, BaseDynamics):
         return self.nsteps >= self.max_steps
 
     def _refresh_properties(self) -> None:
-        self.chain.sync(self.nsteps)
+        if self.chain.state is None or self.chain.state.step != self.nsteps:
+            self.chain.sync(self.nsteps)
 
     def _attach_writers(self, files, mode: str, interval: int) -> None:
         if len(files) != len(self.images):

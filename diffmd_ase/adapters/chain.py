@@ -138,7 +138,7 @@ class Chain:
             depends: object = calc.potential(image)
         else:
             depends = carried_by(image, without=self.shown)
-        return depends, constraints_of(image)
+        return depends, constraints_of(image) if image.constraints else ()
 
     def choose_kernel(self) -> None:
         """The kernel of the physics, for the walkers that are left."""

@@ -135,7 +135,8 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
     def _refresh_properties(self) -> None:
         # ASE would evaluate here; the chain already has
         chain = self.chain
-        chain.sync(self.nsteps)
+        if chain.state is None or chain.state.step != self.nsteps:
+            chain.sync(self.nsteps)
         physics, state = chain.physics, chain.state
         if physics.adopt is not None:
             physics.adopt(self.atoms, Evaluation(state.energy, state.forces))

@@ -32,12 +32,12 @@ def check_images(images: Sequence[Atoms]) -> None:
         raise ValueError("the same Atoms object appears twice: use atoms.copy() for each walker")
     system, constraints = System.from_atoms(first), constraints_of(first)
     for i, image in enumerate(images[1:], start=1):
-        if not np.array_equal(image.cell.array, first.cell.array) or (
-            difference := system.difference(System.from_atoms(image))
-        ):
+        difference = system.difference(System.from_atoms(image))
+        if not difference and not np.array_equal(image.cell.array, first.cell.array):
+            difference = f"the cell ({first.cell.tolist()} and {image.cell.tolist()} Å)"
+        if difference:
             raise ValueError(
-                f"image {i} differs from image 0 in "
-                f"{difference or 'the cell'}; a batch is of one system"
+                f"image {i} differs from image 0 in {difference}; a batch is of one system"
             )
         if constraints_of(image) != constraints:
             raise ValueError(f"image {i} and image 0 have different constraints")

@@ -20,32 +20,39 @@ from .chain import Chain, seed_of
 from .images import check_images
 from .physics import OfCalculator
 
-__all__ = ["Adapter", "Clock", "Reverse", "flushed"]
+__all__ = ["Adapter", "AtConstruction", "Clock", "Reverse", "flushed"]
+
+
+class AtConstruction:
+    """A setting that is read when a dynamics is made: setting it later is an ``AttributeError``."""
+
+    def __set_name__(self, owner, name: str) -> None:
+        self._name = name
+
+    def __get__(self, dyn, kind=None):
+        raise AttributeError(f"{self._name} is no attribute: todict() has the settings")
+
+    def __set__(self, dyn, value) -> None:
+        free = "; dt and temperature_K can be set" if isinstance(dyn, Reverse) else ""
+        raise AttributeError(
+            f"{self._name} of a {type(dyn).__name__} is chosen at construction: make a new one, "
+            f"which goes on from the atoms (nsteps and rng say where in the noise){free}"
+        )
 
 
 class Adapter:
-    """What all classes show of their ``chain``, after ``nsteps`` completed steps.
-
-    Raises ``AttributeError`` where a setting that is read at construction is set later.
-    """
+    """What all classes show of their ``chain``, after ``nsteps`` completed steps."""
 
     chain: Chain
     nsteps: int
-    # what nobody would see if it could be set
-    _frozen = frozenset(
-        {"timestep", "friction", "fr", "mobility", "spring", "bias", "target", "proposal_steps"}
-        | {"rng", "temp", "temperature", "temperature_K", "dt"}
-    )
 
-    def __setattr__(self, name, value) -> None:
-        if name in self._frozen:
-            free = sorted(Adapter._frozen - self._frozen)
-            raise AttributeError(
-                f"{name} of a {type(self).__name__} is chosen at construction: make a new one, "
-                "which goes on from the atoms (nsteps and rng say where in the noise)"
-                + (f"; {', '.join(free)} can be set" if free else "")
-            )
-        super().__setattr__(name, value)
+    # what ASE's own dynamics let a user set, and nobody here would see
+    timestep = AtConstruction()
+    friction, fr = AtConstruction(), AtConstruction()
+    mobility, spring = AtConstruction(), AtConstruction()
+    bias, target, proposal_steps = AtConstruction(), AtConstruction(), AtConstruction()
+    temp, temperature, temperature_K = AtConstruction(), AtConstruction(), AtConstruction()
+    dt, rng = AtConstruction(), AtConstruction()
 
     @property
     def kernel(self) -> Kernel:
@@ -123,8 +130,6 @@ class Clock(NamedTuple):
 
 class Reverse(Adapter):
     """What one walker and a batch of harmonic-coupled steps have in common."""
-
-    _frozen = Adapter._frozen - {"dt", "temperature_K"}
 
     def _start(
         self, images, batched, temperature_K, step, bias, target, proposal_steps, rng

@@ -48,6 +48,11 @@ class StepRequest:
     mobility: float | np.ndarray | None = None
     spring: float | np.ndarray | None = None
 
+    @property
+    def sets_h(self) -> bool:
+        """The step is the user's; not the default."""
+        return self.timestep is not None or self.spring is not None
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -179,6 +184,8 @@ def prepare(
     measure = None
     if x is not None:
         biased = potential + bias if isinstance(bias, Potential) else potential
+        if asked.sets_h and not biased.per_walker and x.ndim > 2:
+            x = x[:1]  # to judge a step, one walker will do
         measure = partial(_measured, biased, x, kT, some, directions)
 
     @cache
@@ -199,10 +206,11 @@ def prepare(
         spring=asked.spring,
         stiffness=default_stiffness,
     )
-    if asked.timestep is None and asked.spring is None:
+    if not asked.sets_h:
         known = default_stiffness()
     elif known is None and target is None and measure is not None:
         known = _roughly(measure)
+        log.info("stiffness to judge the step by: %s", known)
     log.info("step h = %s A^2 (%s)", chosen.h, chosen.source)
     drift, separate = potential, None if accepts is potential else accepts
     if bias is not None:
@@ -239,6 +247,7 @@ def _measured(
 def _roughly(measure: Callable[..., tuple[float, str]]) -> tuple[float, str] | None:
     """A few evaluations for a step that was given; None where nothing is stiff."""
     try:
-        return measure(most=_FEW)
+        lam, words = measure(most=_FEW)
+        return lam, f"{words}, where overlapping atoms would be stiff too"
     except ValueError:  # free particles; or forces that are not finite, which a start refuses
         return None
