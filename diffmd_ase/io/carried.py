@@ -1,4 +1,7 @@
-"""What the user's `Atoms` carry, as text in a trajectory: a restart gives it to the calculator."""
+"""What the user's `Atoms` carry, as text in a trajectory, for its restart.
+
+Charges, spins, tags, arrays and ``info`` go to the calculator again, constraints hold again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from ase.constraints import dict2constraint
 from ase.io.jsonio import decode, encode
 
 from ..system import System
@@ -31,6 +35,7 @@ def carried_text(system: System) -> str:
             "celldisp": atoms.get_celldisp().ravel().tolist(),
             "arrays": _encoded(arrays, "arrays"),
             "info": _encoded(atoms.info, "info"),
+            "constraints": encode([constraint.todict() for constraint in atoms.constraints]),
         }
     )
 
@@ -47,6 +52,7 @@ def with_carried(system: System, text: str | None) -> System:
     for name, value in saved["arrays"].items():
         atoms.set_array(name, np.asarray(decode(value, always_array=False)))
     atoms.info |= {name: decode(value, always_array=False) for name, value in saved["info"].items()}
+    atoms.set_constraint([dict2constraint(c) for c in decode(saved["constraints"])])
     return replace(system, carried=(atoms,))
 
 

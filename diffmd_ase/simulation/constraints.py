@@ -65,8 +65,8 @@ def what_moves(atoms: Atoms) -> tuple[np.ndarray, bool]:
     if com and not np.allclose(moving, moving[:1]):
         others = {type(c).__name__ for c in atoms.constraints} - {"FixCom"}
         raise ValueError(
-            f"FixCom with {' and '.join(sorted(others))} of some atoms: those that are held already "
-            "hold the origin, drop FixCom"
+            f"FixCom with {' and '.join(sorted(others))} of some atoms: those that are held "
+            "already hold the origin, drop FixCom"
         )
     if com and not moving.any():
         com = False  # and nothing moves, which is another error
