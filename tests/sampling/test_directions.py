@@ -67,7 +67,7 @@ def test_what_moves_is_split():
     some, directions = split(DIRECTIONS.numpy())
     assert some.all() and torch.equal(directions, DIRECTIONS)
     v = torch.as_tensor(START)
-    np.testing.assert_allclose(along(DIRECTIONS, v)[0] @ NORMAL, 0, atol=1e-15)
+    np.testing.assert_allclose(along(DIRECTIONS, v)[0].numpy() @ NORMAL, 0, atol=1e-15)
 
 
 @pytest.mark.parametrize(
