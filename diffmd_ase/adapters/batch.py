@@ -269,3 +269,10 @@ class MonteCarlo(Batch):
     def get_time(self) -> float:
         """Completed steps: a kernel has no clock."""
         return float(self.nsteps)
+
+    def set_temperature(self, temperature=None, temperature_K=None) -> None:
+        """``TypeError``: a kernel is frozen, and its walkers may have temperatures of their own."""
+        raise TypeError(
+            f"the temperatures are those of the kernel (kT={self.kernel.kT} eV), which is frozen: "
+            "make a new MonteCarlo with dataclasses.replace(kernel, kT=...)"
+        )

@@ -132,13 +132,13 @@ class Chain:
 
     def _looks(self, image: Atoms) -> tuple:
         """What the kernel depends on besides positions and the calculator, to compare."""
-        calc = image.calc
-        if isinstance(calc, PotentialCalculator) and not self.physics.carries:
-            # the same object for the same atoms and settings
-            depends: object = calc.potential(image)
-        else:
-            depends = carried_by(image, without=self.shown)
-        return depends, constraints_of(image) if image.constraints else ()
+        calc, held = image.calc, constraints_of(image) if image.constraints else ()
+        if not isinstance(calc, PotentialCalculator) or self.physics.carries:
+            return carried_by(image, without=self.shown), held
+        masses = image.arrays["masses"].tobytes() if "masses" in image.arrays else None
+        cell = image.cell.array.tobytes(), image.pbc.tobytes()
+        # the same potential for the same atoms and settings of the calculator
+        return calc.potential(image), image.numbers.tobytes(), masses, cell, held
 
     def choose_kernel(self) -> None:
         """The kernel of the physics, for the walkers that are left."""

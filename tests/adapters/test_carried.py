@@ -155,7 +155,7 @@ def test_a_restart_with_survivors():
 def test_what_changes_between_runs_counts(batch, what):
     atoms = water(0)
     atoms.calc = Recorder()
-    friction = {"temperature_K": 300.0, "timestep": 0.02, "friction": 0.1, "rng": 1}
+    friction = {"temperature_K": 300.0, "timestep": 0.01, "friction": 0.1, "rng": 1}
     if batch:
         dyn = BatchReverseDiffusion([atoms, water(0)], **friction)
     else:

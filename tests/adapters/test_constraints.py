@@ -14,7 +14,7 @@ from ase.constraints import (
     Hookean,
 )
 from messages import names
-from plane_well import KELVIN, KT, LAMBDA, START, K, Well, atoms, basis, z_scores
+from plane_well import KELVIN, KT, SPRING, START, K, Well, atoms, basis, z_scores
 
 from diffmd_ase.adapters.batch import BatchReverseDiffusion, MonteCarlo
 from diffmd_ase.adapters.calculator import ScoreCalculator
@@ -25,7 +25,7 @@ from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.simulation.constraints import what_moves
 
 OBLIQUE = np.array([1.0, -2.0, 0.5])
-WALKERS, SPRING = 400, LAMBDA / 1.6  # h λ = 0.8
+WALKERS = 400
 
 
 def first(*rows):

@@ -11,6 +11,7 @@ from diffmd_ase.units import kT_from_temperature
 KELVIN = 300.0
 KT = kT_from_temperature(KELVIN)
 LAMBDA = 60.0  # 1/Å², about the largest eigenvalue of K/kT
+SPRING = LAMBDA / 1.6  # h λ = 0.8
 
 _ROOT = np.random.default_rng(5).standard_normal((6, 6))
 K = KT * LAMBDA * (np.eye(6) * 0.25 + 0.75 * _ROOT @ _ROOT.T / np.linalg.norm(_ROOT @ _ROOT.T, 2))

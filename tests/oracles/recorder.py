@@ -7,7 +7,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 
 class Recorder(Calculator):
-    """``½ (5 + 2 charge) Σ x²``, the charge from ``atoms.info``, where ASE's cache does not look."""
+    """``½ (5 + 2 charge) Σ x²``, the charge from ``info``, where the cache of ASE does not look."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012
 
