@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.parallel import world
 
 from ..noise import Noise
@@ -23,7 +24,7 @@ from ..sampling.adaptation import Adaptation, DualAveraging, adapt
 from ..sampling.kernels import DivergedError
 from ..sampling.run import survive
 from ..state import State
-from ..system import carried_by
+from ..system import carried_by, comparable
 from .images import check_images, constraints_of
 from .physics import Physics
 
@@ -134,7 +135,8 @@ class Chain:
         """What the kernel depends on besides positions and the calculator, to compare."""
         calc, held = image.calc, constraints_of(image) if image.constraints else ()
         if not isinstance(calc, PotentialCalculator) or self.physics.carries:
-            return carried_by(image, without=self.shown), held
+            settings = comparable(dict(calc.parameters)) if isinstance(calc, Calculator) else None
+            return carried_by(image, without=self.shown), settings, held
         masses = image.arrays["masses"].tobytes() if "masses" in image.arrays else None
         cell = image.cell.array.tobytes(), image.pbc.tobytes()
         # the same potential for the same atoms and settings of the calculator

@@ -7,6 +7,7 @@ from argon_atoms import Count, attached, cluster
 from ase import units
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.constraints import FixedPlane
 from ase.md.langevin import Langevin
 from messages import names
 from plane_well import KELVIN, KT, SPRING, Well, atoms, z_scores
@@ -107,6 +108,28 @@ def test_an_annealed_batch_has_the_law_of_the_last_temperature():
         x = np.stack([image.positions for image in images])
     assert abs(z_scores(x, np.eye(6))).max() < 4
     assert abs(z_scores(x * 1.2, np.eye(6))).max() > 4
+
+
+def test_the_temperature_of_the_log_is_that_of_its_steps(tmp_path):
+    """In planes, and at another temperature: of the steps since."""
+    images = [atoms() for _ in range(200)]
+    for image in images:
+        image.set_constraint(FixedPlane([0, 1], [1.0, 1.0, 1.0]))
+    images[0].calc = ScoreCalculator(Well())
+    log = tmp_path / "log"
+    dyn = BatchReverseDiffusion(
+        images, temperature_K=KELVIN, spring=4 * SPRING, rng=1, logfile=str(log)
+    )
+    # relax, then count; a temperature that is nearly the same begins the average anew
+    for kelvin in (2 * KELVIN, 2.001 * KELVIN, KELVIN, 1.001 * KELVIN):
+        dyn.set_temperature(temperature_K=kelvin)
+        dyn.run(100)
+    lines = log.read_text().splitlines()
+    column = lines[0].split().index("Tconf[K]")
+    shown = [float(line.split()[column]) for line in lines[1:]]
+    # 200 walkers, 4 coordinates, steps that remember 20 others: a standard error of 3 %
+    assert shown[200] == pytest.approx(2 * KELVIN, rel=0.12)
+    assert shown[400] == pytest.approx(KELVIN, rel=0.12)
 
 
 def test_after_an_adaptation():
