@@ -1,15 +1,24 @@
-"""What is simulated: atoms, masses and cell, without positions."""
+"""What is simulated: atoms, masses and cell, without positions; and what `Atoms` carry besides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from ._moved import forward
 
-__all__ = ["System"]
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["System", "carried_by", "comparable"]
+
+_NO_VOLUME = 1e-10  # Å³
+_NOT_CARRIED = ("positions", "momenta")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,18 +29,24 @@ class System:
     ----------
     numbers : (N,) atomic numbers
     masses : (N,) in u
-    cell : (3, 3) in Å, rows are lattice vectors, or None
+    cell : (3, 3) in Å, rows are lattice vectors, or None. Vectors that are zero, as ASE has them
+        for slabs and wires, become unit vectors normal to the others, as ``ase.cell.Cell.complete``
+        has it; a cell without volume of what is not periodic counts as none
     pbc : (3,) bool
+    carried : the user's `Atoms`, with charges, tags, arrays and ``info``, as calculators of ASE
+        are to see them: none, one for all, or one for each walker of a batch. No part of equality
 
     Raises
     ------
-    ValueError : shapes that do not fit; a periodic direction without a cell that has a volume
+    ValueError : shapes that do not fit; a periodic direction without a vector, or vectors that
+        span no volume
     """
 
     numbers: np.ndarray
     masses: np.ndarray
     cell: np.ndarray | None = None
     pbc: np.ndarray = field(default_factory=lambda: np.zeros(3, bool))
+    carried: tuple[Atoms, ...] = field(default=(), repr=False)
 
     def __post_init__(self):
         numbers = np.asarray(self.numbers, dtype=int)
@@ -42,10 +57,10 @@ class System:
             raise ValueError(f"numbers {numbers.shape} and masses {masses.shape} must both be (N,)")
         if cell is not None and cell.shape != (3, 3):
             raise ValueError(f"cell has shape {cell.shape}, expected (3, 3)")
-        if pbc.any() and (cell is None or abs(np.linalg.det(cell)) < 1e-10):
-            raise ValueError(f"pbc={pbc.tolist()} needs a cell of non-zero volume")
         for name, value in zip(
-            ("numbers", "masses", "cell", "pbc"), (numbers, masses, cell, pbc), strict=True
+            ("numbers", "masses", "cell", "pbc"),
+            (numbers, masses, _complete(cell, pbc), pbc),
+            strict=True,
         ):
             object.__setattr__(self, name, value)
 
@@ -55,15 +70,7 @@ class System:
     def __eq__(self, other) -> bool:
         if not isinstance(other, System):
             return NotImplemented
-        same_cell = (self.cell is None) == (other.cell is None) and (
-            self.cell is None or np.allclose(self.cell, other.cell)
-        )
-        return (
-            np.array_equal(self.numbers, other.numbers)
-            and np.allclose(self.masses, other.masses)
-            and np.array_equal(self.pbc, other.pbc)
-            and same_cell
-        )
+        return not self.difference(other)
 
     @property
     def periodic(self) -> bool:
@@ -75,14 +82,60 @@ class System:
         """Chemical formula, for messages and cards."""
         return self.to_atoms(np.zeros((len(self), 3))).get_chemical_formula()
 
+    def difference(self, other: System) -> str:
+        """What differs from ``other``, in words for messages; "" where they are equal."""
+        if len(self) != len(other):
+            return f"{self.formula} ({len(self)} atoms) and {other.formula} ({len(other)} atoms)"
+        said = []
+        if (self.numbers != other.numbers).any():
+            said.append(_elements(self, other))
+        apart = ~np.isclose(self.masses, other.masses)
+        if apart.any():
+            i = int(apart.argmax())
+            said.append(
+                f"the masses of {apart.sum()} atoms ({self.masses[i]:g} and {other.masses[i]:g} u "
+                f"of atom {i})"
+            )
+        if (self.pbc != other.pbc).any():
+            said.append(f"pbc ({self.pbc.tolist()} and {other.pbc.tolist()})")
+        if not _same_cell(self.cell, other.cell):
+            said.append(f"the cell ({_vectors(self.cell)} and {_vectors(other.cell)})")
+        return "; ".join(said)
+
     @classmethod
-    def from_atoms(cls, atoms) -> System:
-        """The system of ``atoms``, an ``ase.Atoms``; a cell of zero volume counts as none."""
-        cell = np.array(atoms.cell) if atoms.cell.rank == 3 else None
-        return cls(atoms.numbers.copy(), atoms.get_masses(), cell, atoms.pbc.copy())
+    def from_atoms(cls, atoms: Atoms) -> System:
+        """The system of ``atoms``, an ``ase.Atoms``, carrying a copy of them.
+
+        The cell of 1 × 1 × 1 Å that PDB files of molecules have where there is no crystal is none.
+        """
+        carried = atoms.copy()
+        if _is_dummy(atoms):
+            carried.set_cell(np.zeros((3, 3)))
+            carried.pbc = False
+        numbers, masses = carried.numbers.copy(), carried.get_masses()
+        cell = np.array(carried.cell)
+        return cls(numbers, masses, cell, carried.pbc.copy(), (carried,))
+
+    @classmethod
+    def from_walkers(cls, images: Sequence[Atoms]) -> System:
+        """The system of the walkers ``images`` of a batch, which differ at most in what they carry.
+
+        Where they do, row b of positions is to be seen as walker b.
+        """
+        first = cls.from_atoms(images[0])
+        known = {(carried_by(image), _momenta(image)) for image in images}
+        if len(known) == 1:
+            return first
+        return replace(first, carried=sum((cls.from_atoms(i).carried for i in images), ()))
+
+    def carriers(self) -> tuple[Atoms, ...]:
+        """New `Atoms` to be moved and given to a calculator: one for all, or for each walker."""
+        if not self.carried:
+            return (self.to_atoms(np.zeros((len(self), 3))),)
+        return tuple(atoms.copy() for atoms in self.carried)
 
     def to_atoms(self, positions):
-        """``ase.Atoms`` at ``positions`` (N, 3), array or tensor."""
+        """``ase.Atoms`` at ``positions`` (N, 3), array or tensor; see `carriers` for all else."""
         from ase import Atoms
 
         if isinstance(positions, Tensor):
@@ -94,6 +147,86 @@ class System:
             cell=self.cell,
             pbc=self.pbc,
         )
+
+
+def carried_by(atoms: Atoms, *, without: frozenset[str] = frozenset()) -> tuple:
+    """Elements, masses, cell, pbc and all else that ``atoms`` carry, as plain values that compare.
+
+    Everything but positions, momenta, constraints, the calculator, and the entries of ``info``
+    named in ``without``.
+    """
+    arrays = tuple(
+        (name, comparable(values))
+        for name, values in atoms.arrays.items()
+        if name not in _NOT_CARRIED
+    )
+    info = tuple((name, comparable(v)) for name, v in atoms.info.items() if name not in without)
+    cell = atoms.cell.array.tobytes(), atoms.pbc.tobytes(), atoms.get_celldisp().tobytes()
+    return arrays, info, cell
+
+
+def comparable(value: Any):
+    """``value`` in a form that compares and hashes: numbers as they print, arrays as bytes."""
+    if value is None or isinstance(value, str | bytes | bool | int | float | np.generic):
+        return type(value).__name__, repr(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, Mapping):
+        return tuple((repr(name), comparable(part)) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(comparable(part) for part in value)
+    try:
+        return pickle.dumps(value)
+    except Exception:  # an object raises what it likes
+        return id(value)
+
+
+def _momenta(atoms: Atoms) -> bytes:
+    return atoms.arrays["momenta"].tobytes() if atoms.has("momenta") else b""
+
+
+def _complete(cell: np.ndarray | None, pbc: np.ndarray) -> np.ndarray | None:
+    """The ``cell`` with a volume, or None for what is not periodic and has none."""
+    vectors = np.zeros((3, 3)) if cell is None else cell
+    without = [i for i in range(3) if pbc[i] and not vectors[i].any()]
+    if without:
+        raise ValueError(
+            f"pbc={pbc.tolist()} needs a cell of non-zero volume, but it has no vector "
+            f"{' and '.join(map(str, without))}: give one, or pbc=False in that direction"
+        )
+    if not pbc.any():
+        return cell if abs(np.linalg.det(vectors)) > _NO_VOLUME else None
+    from ase.geometry.cell import complete_cell
+
+    with np.errstate(invalid="ignore"):  # parallel vectors have no normal
+        full = complete_cell(vectors)
+        volume = abs(np.linalg.det(full))
+    if not volume > _NO_VOLUME:
+        raise ValueError(
+            f"pbc={pbc.tolist()} needs a cell of non-zero volume, but the vectors "
+            f"{_vectors(vectors)} lie in one plane or on one line"
+        )
+    return full
+
+
+def _is_dummy(atoms: Atoms) -> bool:
+    """More than one atom in the cell that a PDB file states where there is no crystal."""
+    return len(atoms) > 1 and atoms.pbc.all() and np.array_equal(atoms.cell.array, np.eye(3))
+
+
+def _elements(a: System, b: System) -> str:
+    i = int((a.numbers != b.numbers).argmax())
+    if a.formula != b.formula:
+        return f"the elements ({a.formula} and {b.formula}, at atom {i} first)"
+    return f"the order of the atoms (of {a.formula}, at atom {i} first)"
+
+
+def _same_cell(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.allclose(a, b))
+
+
+def _vectors(cell: np.ndarray | None) -> str:
+    return "none" if cell is None else f"{np.round(cell, 4).tolist()} Å"
 
 
 __getattr__ = forward(__name__, "state")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
 from ase.io.trajectory import Trajectory
 from ase.optimize.optimize import BaseDynamics
 from ase.utils.abc import Optimizable
@@ -16,9 +15,11 @@ from ase.utils.abc import Optimizable
 from ..potentials.base import Potential
 from ..potentials.named import Source
 from ..sampling.kernels import Kernel
+from ..simulation.constraints import LINEAR
 from ..simulation.prepare import StepRequest
 from ..system import System
-from .chain import Chain, check_images, seed_of
+from .chain import Chain, seed_of
+from .images import check_images
 from .log import StepLog, absolute
 from .physics import OfKernel
 from .shared import Adapter, Reverse, flushed
@@ -65,6 +66,7 @@ class Batch(Adapter, BaseDynamics):
 
     def irun(self, steps: int = 50) -> Iterator[bool]:
         """Run, yielding before the first step and after each; True after the last."""
+        self.chain.look()
         chain, done = self.chain, self._irun(steps)
         return flushed(done, chain) if chain.kernel.potential.has_memory else done
 
@@ -93,7 +95,8 @@ class Batch(Adapter, BaseDynamics):
         return self.nsteps >= self.max_steps
 
     def _refresh_properties(self) -> None:
-        self.chain.sync(self.nsteps)
+        if self.chain.state is None or self.chain.state.step != self.nsteps:
+            self.chain.sync(self.nsteps)
 
     def _attach_writers(self, files, mode: str, interval: int) -> None:
         if len(files) != len(self.images):
@@ -164,8 +167,9 @@ class BatchReverseDiffusion(Reverse, Batch):
     Parameters
     ----------
     others : as of `ReverseDiffusion`
-    images : list of `Atoms` with the same elements, masses, cell, pbc and constraints.
-        The calculator of the first serves all; the others have the same one, or none
+    images : list of `Atoms` with the same elements, masses, cell, pbc and constraints; charges,
+        spins, tags, arrays and ``info`` may be each walker's own, and are what a calculator of ASE
+        sees. The calculator of the first serves all; the others have it, an equal one, or none
     trajectory : file name or open Trajectory, which gets one frame per walker and
         interval (``atoms.info`` says walker and step), or a list with one for each walker
 
@@ -206,12 +210,7 @@ class BatchReverseDiffusion(Reverse, Batch):
     ):
         step = StepRequest(timestep, friction, mobility, spring)
         self._start(list(images), True, temperature_K, step, bias, target, proposal_steps, rng)
-        self.dt = self.step_size.timestep
         self._open(trajectory, logfile, loginterval, append_trajectory)
-
-    def get_time(self) -> float:
-        """Time in ASE units, with unit mobility where neither friction nor mobility was given."""
-        return self.nsteps * self.dt
 
 
 class MonteCarlo(Batch):
@@ -232,7 +231,8 @@ class MonteCarlo(Batch):
     Notes
     -----
     Frames hold the energy of the kernel's target and the forces of its drift. There is no
-    time: `get_time` counts steps. Atoms that `FixAtoms` holds need h = 0 in the kernel.
+    time: `get_time` counts steps. Atoms that `FixAtoms` holds need h = 0 in the kernel, those in a
+    plane or on a line its ``directions``. Temperature and step are the kernel's, for good.
 
     Raises
     ------
@@ -255,10 +255,11 @@ class MonteCarlo(Batch):
         walkers = [images] if isinstance(images, Atoms) else list(images)
         check_images(walkers)
         for constraint in walkers[0].constraints:
-            if type(constraint) is not FixAtoms:
+            if type(constraint) not in LINEAR:
                 raise ValueError(
                     f"{type(constraint).__name__} is not held by a kernel: use FixAtoms with h = 0 "
-                    "for its atoms, or mean_free=True and no constraint"
+                    "for its atoms, planes and lines with directions=, or mean_free=True and no "
+                    "constraint"
                 )
         physics = OfKernel(kernel, System.from_atoms(walkers[0]), device)
         batched = not isinstance(images, Atoms)
@@ -268,3 +269,10 @@ class MonteCarlo(Batch):
     def get_time(self) -> float:
         """Completed steps: a kernel has no clock."""
         return float(self.nsteps)
+
+    def set_temperature(self, temperature=None, temperature_K=None) -> None:
+        """``TypeError``: a kernel is frozen, and its walkers may have temperatures of their own."""
+        raise TypeError(
+            f"the temperatures are those of the kernel (kT={self.kernel.kT} eV), which is frozen: "
+            "make a new MonteCarlo with dataclasses.replace(kernel, kT=...)"
+        )

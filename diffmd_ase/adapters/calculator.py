@@ -25,11 +25,11 @@ from ase.calculators.calculator import (
 )
 from torch import Tensor
 
-from ..potentials.ase_calculator import PotentialCalculator
-from ..potentials.base import Potential, evaluate
+from ..potentials.ase_calculator import AsePotential, PotentialCalculator
+from ..potentials.base import Potential, evaluate, unwrapped
 from ..potentials.committee import Mean, Member
 from ..state import Evaluation
-from ..system import System
+from ..system import System, carried_by
 
 if TYPE_CHECKING:
     from ..potentials.learned import ScorePotential
@@ -47,8 +47,8 @@ class ScoreCalculator(PotentialCalculator):
     Parameters
     ----------
     model : path or shipped name of a model, a `ScoreModel`, a `Potential`, a function
-        ``System -> Potential`` (called again when elements, cell or pbc change), or a
-        list of these: a committee, whose mean is used
+        ``System -> Potential`` (called again when atoms are others in anything but positions),
+        or a list of these: a committee, whose mean is used
     device : "auto" (CUDA where there is one), "cpu", "cuda", …
     dtype : precision of the network, "float32", "float64" or a torch.dtype;
         None: that of the model. Results are float64 always
@@ -94,6 +94,7 @@ class ScoreCalculator(PotentialCalculator):
         if not models:
             raise ValueError("an empty list of models: a committee has at least 2 members")
         self._members = [Member(m) for m in models]
+        self._carries = False  # calculators of ASE are asked, which see what the atoms carry
         self._bias = bias
         self._bound: dict[tuple, tuple] = {}
         self._shadow: tuple = (None, None)
@@ -155,14 +156,23 @@ class ScoreCalculator(PotentialCalculator):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation; ASE's answer at a tenth of its cost."""
-        if self.atoms is None or _key(self.atoms) != _key(atoms):
-            return super().check_state(atoms, tol)
+        if self.atoms is None or self._key(self.atoms) != self._key(atoms):
+            # ASE does not look at masses and info
+            return super().check_state(atoms, tol) or ["info"]
         near = np.abs(self.atoms.positions - atoms.positions).max(initial=0.0) <= tol
         return [] if near else ["positions"]
 
     def potential(self, atoms: Atoms) -> Potential:
-        """Model plus bias, bound to the elements, cell and pbc of ``atoms``."""
+        """Model plus bias, bound to the elements, masses, cell and pbc of ``atoms``.
+
+        The same object as long as they are what it depends on.
+        """
         return self._bind(atoms)[0]
+
+    def computes_as(self, other: ScoreCalculator) -> bool:
+        """Whether ``other`` has the same models, bias and settings."""
+        same = [m.identity for m in self._members] == [m.identity for m in other._members]
+        return same and self._bias is other._bias and self.parameters == other.parameters
 
     def device(self, atoms: Atoms) -> torch.device:
         """Where the model of these atoms computes."""
@@ -192,7 +202,7 @@ class ScoreCalculator(PotentialCalculator):
 
         Dynamics seed the cache with the forces of their own state this way.
         """
-        key = _key(atoms)
+        key = self._key(atoms)
         if self.atoms is not None and self._shadow[0] is self.atoms and self._shadow[1] == key:
             # a copy of Atoms costs more than a small network
             self.atoms.positions[...] = atoms.positions
@@ -211,7 +221,7 @@ class ScoreCalculator(PotentialCalculator):
         """
         groups: dict[tuple, list[int]] = {}
         for i, atoms in enumerate(images):
-            groups.setdefault(_key(atoms), []).append(i)
+            groups.setdefault(self._key(atoms), []).append(i)
         out: list[dict] = [{} for _ in images]
         for members in groups.values():
             first = images[members[0]]
@@ -254,7 +264,7 @@ class ScoreCalculator(PotentialCalculator):
 
     def _bind(self, atoms: Atoms) -> tuple[Potential, Potential, torch.device]:
         """The total, the model without the bias, and where it computes."""
-        key = _key(atoms)
+        key = self._key(atoms)
         if key not in self._bound:
             system = System.from_atoms(atoms)
             device, dtype, sigma = (self.parameters[name] for name in _SETTABLE)
@@ -268,10 +278,22 @@ class ScoreCalculator(PotentialCalculator):
                 total = model if self._bias is None else model + self._bias
             except ValueError as error:
                 raise InputError(str(error)) from error
+            made = [p for m, p in zip(self._members, members, strict=True) if id(p) != m.identity]
+            if not self._carries and any(map(_asks_ase, made)):
+                self._carries, key = True, (*key[:-1], carried_by(atoms))
             if len(self._bound) >= _KEPT:
                 del self._bound[next(iter(self._bound))]
             self._bound[key] = total, model, self._device_of(members)
         return self._bound[key]
+
+    def _key(self, atoms: Atoms) -> tuple:
+        """What a potential is bound to; cheap, since it is looked up at every call."""
+        arrays, masses = atoms.arrays, None
+        if "masses" in arrays:
+            masses = arrays["masses"].tobytes()
+        carried = carried_by(atoms) if self._carries else None
+        cell, pbc = atoms.cell.array.tobytes(), atoms.pbc.tobytes()
+        return arrays["numbers"].tobytes(), masses, cell, pbc, carried
 
     def _device_of(self, members: list[Potential]) -> torch.device:
         for known in _learned(members):
@@ -314,9 +336,8 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def _key(atoms: Atoms) -> tuple:
-    """What a potential is bound to; cheap, since it is looked up at every call."""
-    return atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
+def _asks_ase(member: Potential) -> bool:
+    return any(isinstance(unwrapped(term), AsePotential) for term in member.terms)
 
 
 def _check_stress(potential: Potential, atoms: Atoms) -> None:

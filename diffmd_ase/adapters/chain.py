@@ -1,7 +1,7 @@
 """Book-keeping between `Atoms` and one chain or a batch of chains.
 
-The chain is advanced by `sampling.run.advance`; here the atoms are followed (moved by the
-user, another calculator, another cell), and told where the chain has gone.
+The chain is advanced by `sampling.run.advance`; here the atoms are followed (moved by the user;
+another calculator, cell, mass, constraint, charge), and told where the chain has gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.parallel import world
 
 from ..noise import Noise
@@ -23,11 +24,15 @@ from ..sampling.adaptation import Adaptation, DualAveraging, adapt
 from ..sampling.kernels import DivergedError
 from ..sampling.run import survive
 from ..state import State
+from ..system import carried_by, comparable
+from .images import check_images, constraints_of
 from .physics import Physics
 
-__all__ = ["Chain", "check_images", "seed_of"]
+__all__ = ["Chain", "seed_of"]
 
 log = logging.getLogger(__name__)
+
+_ROUNDED = 1e-9  # Å, that a constraint of ASE and a kernel may differ by
 
 
 class Chain:
@@ -46,6 +51,7 @@ class Chain:
     live, lost : walkers that are left; {walker: step} of those that are not
     state, before : where the chain is, and was a step ago; None where that is not known
     tally : of the steps that were accepted or rejected
+    shown : entries of ``atoms.info`` that the dynamics writes, which nobody has changed
 
     Raises
     ------
@@ -66,25 +72,30 @@ class Chain:
         self.adaptation: Adaptation | None = None
         self._plain = 0  # evaluations in steps that are not judged
         self._written: np.ndarray | None = None
-        self._calculator, self._seen = images[0].calc, self._bound_to()
+        self.shown: frozenset[str] = frozenset()
+        self._calculator, self._seen = images[0].calc, [self._looks(i) for i in images]
+        self._looked = True
 
     @property
     def evaluations(self) -> int | torch.Tensor:
         """Structures that the drift was evaluated for, those of starts left out."""
         return self._plain + self.tally.drift
 
+    def look(self) -> None:
+        """At all walkers when the chain goes on; without it, at the first."""
+        self._looked = False
+
     def sync(self, step: int) -> None:
         """Make the state that of the atoms as they are now, at step count ``step``.
 
-        Costs an evaluation only if positions, cell, elements or calculator have changed
-        since the last step.
+        Costs an evaluation only if positions, calculator or anything else that the kernel depends
+        on has changed since the last step.
         """
-        calculator, seen = self.images[0].calc, self._bound_to()
-        if calculator is not self._calculator or seen != self._seen:
-            self._calculator, self._seen = calculator, seen
-            if self.physics.follow():
-                self.state = None
-                self._choose_kernel()
+        looks = [self._looks(image) for image in (self.images[:1] if self._looked else self.images)]
+        calculator = self.images[0].calc
+        if calculator is not self._calculator or looks != self._seen[: len(looks)]:
+            self._follow(calculator)
+        self._looked = True
         if self.state is None or not np.array_equal(self.positions(), self._written):
             self._start(step)
         elif self.state.step != step:
@@ -112,16 +123,27 @@ class Chain:
         self.live = error.survivors.walkers.tolist()
         warnings.warn(str(error), RuntimeWarning, stacklevel=5)
 
-    def _bound_to(self) -> tuple:
-        """What the kernel depends on besides the calculator: its settings, elements, cell, pbc."""
-        atoms = self.images[0]
-        calc = atoms.calc
-        # those of our own calculators are plain values, and change what they compute
-        settings = dict(calc.parameters) if isinstance(calc, PotentialCalculator) else None
-        cell = atoms.cell.array.tobytes()
-        return settings, atoms.numbers.tobytes(), cell, atoms.pbc.tobytes()
+    def _follow(self, calculator) -> None:
+        """The atoms are others in something but positions: a kernel for them, or words why not."""
+        check_images(self.images)
+        if self.physics.follow([self.images[i] for i in self.live]):
+            self.state = None
+            self.choose_kernel()
+        self._calculator, self._seen = calculator, [self._looks(i) for i in self.images]
 
-    def _choose_kernel(self) -> None:
+    def _looks(self, image: Atoms) -> tuple:
+        """What the kernel depends on besides positions and the calculator, to compare."""
+        calc, held = image.calc, constraints_of(image) if image.constraints else ()
+        if not isinstance(calc, PotentialCalculator) or self.physics.carries:
+            settings = comparable(dict(calc.parameters)) if isinstance(calc, Calculator) else None
+            return carried_by(image, without=self.shown), settings, held
+        masses = image.arrays["masses"].tobytes() if "masses" in image.arrays else None
+        cell = image.cell.array.tobytes(), image.pbc.tobytes()
+        # the same potential for the same atoms and settings of the calculator
+        return calc.potential(image), image.numbers.tobytes(), masses, cell, held
+
+    def choose_kernel(self) -> None:
+        """The kernel of the physics, for the walkers that are left."""
         kernel, rows = self.physics.kernel, self._rows()
         self.kernel = kernel if rows is None else kernel.take(rows)
 
@@ -137,11 +159,11 @@ class Chain:
             self.kernel, self.state, n_steps, noise=self.noise, settings=settings
         )
         self.physics.scale(record.factor)
-        self._choose_kernel()
+        self.choose_kernel()
         self.adaptation = record
         rows = state.x.double().cpu().numpy().reshape(len(self.live), -1, 3)
         for i, row in zip(self.live, rows, strict=True):
-            self.images[i].set_positions(row)
+            self.images[i].set_positions(row, apply_constraint=self.physics.com)
         self._start(state.step)
         log.info("step adapted by %.4g: %.3g accepted", record.factor, record.reached)
         return record
@@ -152,8 +174,10 @@ class Chain:
         ids = range(len(rows)) if state.walkers is None else state.walkers.tolist()
         if not set(ids) <= set(range(len(self.images))):
             raise ValueError(f"walkers {list(ids)} for {len(self.images)} images")
-        self.live = list(ids)
-        self._choose_kernel()
+        if list(ids) != self.live:
+            self.live = list(ids)
+            self.physics.follow([self.images[i] for i in self.live])
+        self.choose_kernel()
         for i, row in zip(ids, rows, strict=True):
             self.images[i].set_positions(row, apply_constraint=False)
         self.state = None
@@ -192,19 +216,23 @@ class Chain:
     def _write(self) -> None:
         rows = self.state.x.detach().cpu().numpy()
         rows = rows if rows.ndim == 3 else rows[None]
+        # a kernel of the user's own may not know what is held
+        applied = self.physics.com or (not self.physics.holds and self._held())
         for i, row in zip(self.live, rows, strict=True):
-            self.images[i].set_positions(row)
+            self.images[i].set_positions(row, apply_constraint=applied)
         self._written = rows
         if self.physics.com:
             # ASE's FixCom shifts all atoms alike: a choice of origin, which no force feels
             self._written = self.positions().copy()
             self.state = replace(self.state, x=self.tensor())
-        elif self._held() and not np.array_equal(self.positions(), rows):
-            raise ValueError(
-                "a constraint moved the atoms away from the state: constraints are read at "
-                "construction, make a new dynamics after changing them; a kernel holds an atom "
-                "by h = 0"
-            )
+        elif applied:
+            if not np.allclose(self.positions(), rows, rtol=0.0, atol=_ROUNDED):
+                raise ValueError(
+                    "a constraint moved the atoms away from the state: the kernel does not hold "
+                    "them; it holds an atom by h = 0, one in a plane or on a line by directions"
+                )
+            for i, row in zip(self.live, rows, strict=True):
+                self.images[i].set_positions(row, apply_constraint=False)
 
     def _held(self) -> bool:
         return any(self.images[i].constraints for i in self.live)
@@ -214,34 +242,6 @@ class Chain:
         if self.tally.steps.device != device:  # the calculator of the atoms has moved
             self.tally = Tally.from_dict(self.tally.to_dict(), device)
         return self.tally
-
-
-def check_images(images: list[Atoms]) -> None:
-    """Raise ``ValueError`` unless the images can be walkers of one batch."""
-    if not images:
-        raise ValueError("no images: expected a list of Atoms, one for each walker")
-    first = images[0]
-    if len({id(image) for image in images}) < len(images):
-        raise ValueError("the same Atoms object appears twice: use atoms.copy() for each walker")
-    for i, image in enumerate(images[1:], start=1):
-        if not (
-            np.array_equal(image.numbers, first.numbers)
-            and np.array_equal(image.get_masses(), first.get_masses())
-            and np.array_equal(image.cell.array, first.cell.array)
-            and np.array_equal(image.pbc, first.pbc)
-        ):
-            raise ValueError(
-                f"image {i} ({image.get_chemical_formula()}) differs from image 0 "
-                f"({first.get_chemical_formula()}) in elements, masses, cell or pbc; a batch is "
-                "of one system"
-            )
-        if [c.todict() for c in image.constraints] != [c.todict() for c in first.constraints]:
-            raise ValueError(f"image {i} and image 0 have different constraints")
-        if image.calc is not None and image.calc is not first.calc:
-            raise ValueError(
-                f"image {i} has a calculator of its own; the one of image 0 serves the batch: "
-                "attach that one, or none, to the others"
-            )
 
 
 def _check_com(masses: np.ndarray, forces: torch.Tensor) -> None:

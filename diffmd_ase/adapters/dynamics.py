@@ -32,8 +32,9 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
 
     Parameters
     ----------
-    atoms : with a `ScoreCalculator` or any other ASE calculator. `FixAtoms` and `FixCom`
-        hold; other constraints are refused
+    atoms : with a `ScoreCalculator` or any other ASE calculator, which sees all that they carry.
+        Linear constraints hold (`FixAtoms`, `FixCartesian`, `FixScaled`, `FixedPlane`, `FixedLine`,
+        `FixCom`); others are refused
     temperature_K : temperature in K; need not be that of the model
     timestep : Δt in ASE time, with ``friction`` or ``mobility``
     friction : γ in 1/ASE time, ``h = kT Δt/(m γ)``
@@ -58,7 +59,9 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
     With none of timestep, friction, mobility and spring, ``h = 0.2/λ`` with λ from the
     model card or measured at the start. Friction or mobility alone set only the clock.
     To restart, set ``atoms`` to the last positions, give the same seed and set
-    ``dyn.nsteps`` (or ``dyn.state``) before ``run``. Constraints are read at construction.
+    ``dyn.nsteps`` (or ``dyn.state``) before ``run``. What is changed between two runs (calculator,
+    constraints, masses, cell, charges, ``info``) counts from then on, as do ``dyn.dt`` and
+    ``dyn.set_temperature``.
 
     With a target, `adapt` finds the step. Energies and forces of ``atoms`` stay those of
     its calculator; the energy of another target is in ``atoms.info["target_energy"]``.
@@ -125,16 +128,20 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
 
     def irun(self, steps: int = 50) -> Iterator[bool]:
         """Run, yielding before the first step and after each; True after the last."""
+        self.chain.look()
         chain, done = self.chain, super().irun(steps)
         return flushed(done, chain) if chain.kernel.potential.has_memory else done
 
     def _refresh_properties(self) -> None:
         # ASE would evaluate here; the chain already has
         chain = self.chain
-        chain.sync(self.nsteps)
+        if chain.state is None or chain.state.step != self.nsteps:
+            chain.sync(self.nsteps)
         physics, state = chain.physics, chain.state
         if physics.adopt is not None:
             physics.adopt(self.atoms, Evaluation(state.energy, state.forces))
             return
+        info = {name: value[0] for name, value in physics.frame_info(state).items()}
+        chain.shown |= info.keys()
+        self.atoms.info |= info
         physics.seed(state)
-        self.atoms.info |= {name: value[0] for name, value in physics.frame_info(state).items()}

@@ -16,8 +16,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..noise import Noise
+from ..sampling.directions import along
 from ..sampling.euler import EulerMaruyama
 from ..state import State
 from ..units import kB
@@ -42,7 +44,8 @@ class ConfigurationalTemperature:
     """Running ``T = Σ F'·P F' / (-kB Σ ξ·(F' - F)/sqrt(2h))`` over the steps it is given.
 
     F, F' are the forces before and after a step and ξ its noise (looked up, not stored);
-    F is a control variate of zero mean; fixed atoms are left out. At stationarity T is the
+    F is a control variate of zero mean; what is held is left out. Of the steps at one temperature:
+    another one begins anew. At stationarity T is the
     temperature of the chain as it is: in a harmonic well ``T/(1 - hλ/2)``. One step of n
     stiff degrees of freedom has a relative error of about ``sqrt(2/n)``; ratios of sums
     fall with the square root of the number of steps. (Rugh, PRL 78, 772, 1997, for the
@@ -51,14 +54,20 @@ class ConfigurationalTemperature:
 
     def __init__(self):
         self._squares, self._slopes = 0.0, 0.0
+        self._kT: Tensor | None = None
 
     def add(self, kernel: EulerMaruyama, before: State, after: State, noise: Noise) -> None:
         """One step of ``kernel``, from ``before`` to ``after``."""
+        kT = torch.as_tensor(kernel.kT, dtype=torch.float64)
+        if self._kT is None or not torch.equal(kT, self._kT):
+            self._squares, self._slopes, self._kT = 0.0, 0.0, kT
         xi = noise.normal(before.step, before.x, walkers=before.walkers)
         h = torch.as_tensor(kernel.h, dtype=torch.float64, device=after.x.device)
         h = h[..., None] if h.ndim else h
         moving = h > 0
         forces = after.forces
+        if kernel.directions is not None:
+            forces, xi = along(kernel.directions, forces), along(kernel.directions, xi)
         if kernel.mean_free:
             forces = forces - forces.mean(-2, keepdim=True)
         weight = torch.where(moving, 1.0 / torch.sqrt(2.0 * torch.where(moving, h, 1.0)), 0.0)

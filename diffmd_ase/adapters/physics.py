@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.constraints import FixAtoms, FixCom
 from torch import Tensor
 
 from ..potentials.ase_calculator import AsePotential
 from ..potentials.base import Potential, Sum, unwrapped
 from ..potentials.named import MODEL, Source, find_potential
+from ..sampling.directions import along, split
 from ..sampling.kernels import Kernel
+from ..simulation.constraints import what_moves
 from ..simulation.prepare import Prepared, StepRequest, prepare
 from ..state import Evaluation, State
 from ..system import System
 from .calculator import ScoreCalculator
+from .images import constraints_of
 from .remembered import Remembered, total
 
 __all__ = ["OfCalculator", "OfKernel", "Physics"]
@@ -39,6 +41,8 @@ class Physics(ABC):
     kernel : of all walkers
     device : where they live
     com : the centre of mass is held
+    holds : the kernel holds what constraints of the atoms hold
+    carries : what the atoms carry, such as charges and ``info``, is seen by a calculator
     remembered : terms that keep their values at the states reached; `keep` tells them
     adopt : gives the calculator of a single `Atoms` the values of its state, where that is all
         there is to say of a step; None: `seed` and `frame_info` say it
@@ -47,12 +51,17 @@ class Physics(ABC):
     kernel: Kernel
     device: torch.device | str
     com: bool = False
+    holds: bool = False
+    carries: bool = True
     remembered: Sequence[Remembered] = ()
     adopt: Callable[[Atoms, Evaluation], None] | None = None
 
-    def follow(self) -> bool:
-        """The atoms have another calculator or cell: True if the kernel is another one now."""
-        return False
+    @abstractmethod
+    def follow(self, images: Sequence[Atoms]) -> bool:
+        """The atoms of the live walkers have something else: True if the kernel is another one now.
+
+        Raises ``ValueError`` for what the kernel cannot follow.
+        """
 
     def keep(self, state: State, *, first: bool = False) -> None:
         """The chain has come to ``state``, or starts (``first``) there."""
@@ -106,14 +115,21 @@ class OfKernel(Physics):
     """
 
     def __init__(self, kernel: Kernel, system: System, device: torch.device | str = "cpu"):
-        bound = kernel.potential.system
-        if bound is not None and bound != system:
-            raise ValueError(
-                f"the kernel is bound to {bound.formula} ({len(bound)} atoms), the atoms are "
-                f"{system.formula} ({len(system)} atoms) with this cell and these masses: make "
-                "its potentials for System.from_atoms(atoms)"
-            )
         self.kernel, self.device = kernel, device
+        self._check(system)
+
+    def follow(self, images) -> bool:
+        self._check(System.from_atoms(images[0]))
+        return False
+
+    def _check(self, system: System) -> None:
+        bound = self.kernel.potential.system
+        if bound is not None and (difference := bound.difference(system)):
+            raise ValueError(
+                f"the kernel is bound to {bound.formula} ({len(bound)} atoms), and the atoms "
+                f"differ from that in {difference}: make its potentials for "
+                "System.from_atoms(atoms)"
+            )
 
     def scale(self, factor) -> None:
         self.kernel = self.kernel.scaled(factor)
@@ -131,6 +147,8 @@ class OfKernel(Physics):
 class OfCalculator(Physics):
     """The atoms' own calculator, with bias, as harmonic-coupled reverse steps to a target.
 
+    What it is follows the atoms: their calculator, masses, cell, constraints and all they carry.
+
     Parameters
     ----------
     images : the first has the calculator; constraints are read from it
@@ -145,9 +163,11 @@ class OfCalculator(Physics):
 
     Raises
     ------
-    ValueError : no calculator, charges or moments, constraints that are not supported; others
-        as `simulation.prepare.prepare`
+    ValueError : no calculator, constraints that are not supported; others as
+        `simulation.prepare.prepare`
     """
+
+    holds = True
 
     def __init__(
         self,
@@ -163,43 +183,90 @@ class OfCalculator(Physics):
         if bias is not None and not isinstance(bias, Potential):
             raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
         self.temperature_K, self.bias = temperature_K, bias
-        self._images, self._asked = images, step
+        self._images, self._batched, self._asked = images, batched, step
         self._target, self._proposal_steps = target, proposal_steps
+        self._keeps_h = step.spring is not None
+        self._factor = 1.0  # of the step that was asked for, adapted or set since
         self._results: tuple[np.ndarray, dict] | None = None
-        fixed, self.com = _constraints(images[0])
-        drift, accepts = self._bind()
+        self._prepare(images)
+
+    def _prepare(self, images: Sequence[Atoms]) -> None:
+        """The kernel of the ``images`` as they are now."""
+        self._moving, self.com = what_moves(images[0])
+        drift, accepts = self._bind(images)
         x = torch.tensor(np.stack([image.positions for image in images]), device=self.device)
-        self._use(
-            prepare(
-                drift,
-                System.from_atoms(images[0]),
-                temperature_K=temperature_K,
-                step=step,
-                target=MODEL if accepts is None and target is not None else accepts,
-                proposal_steps=proposal_steps,
-                bias=bias,
-                moving=~fixed,
-                mean_free=self.com,
-                x=x if batched else x[0],
-            )
+        prepared = prepare(
+            drift,
+            System.from_atoms(images[0]),
+            temperature_K=self.temperature_K,
+            step=self._asked,
+            target=MODEL if accepts is None and self._target is not None else accepts,
+            proposal_steps=self._proposal_steps,
+            bias=self.bias,
+            moving=self._moving,
+            mean_free=self.com,
+            x=x if self._batched else x[0],
         )
+        self._use(prepared if self._factor == 1.0 else prepared.scaled(self._factor, "set later"))
+        self._held, self._calculator = self._holding(images[0]), self._images[0].calc
 
     def _use(self, prepared: Prepared) -> None:
         self._prepared, self.kernel, self.step_size = prepared, prepared.kernel, prepared.step
 
-    def follow(self) -> bool:
-        drift, accepts = self._bind()
+    def _holding(self, atoms: Atoms) -> tuple:
+        """What the step and the metric follow from; the potentials from all else."""
+        return atoms.numbers.tobytes(), atoms.get_masses().tobytes(), constraints_of(atoms)
+
+    def follow(self, images) -> bool:
+        same = self._images[0].calc is self._calculator and self._holding(images[0]) == self._held
+        if not same:
+            self._prepare(images)
+            return True
+        drift, accepts = self._bind(images)
         if self.bias is not None:
             drift, accepts = drift + self.bias, None if accepts is None else accepts + self.bias
         self._use(self._prepared.bound(drift, accepts))
         return True
 
-    def scale(self, factor) -> None:
-        self._use(self._prepared.scaled(factor))
+    def scale(self, factor, why: str = "adapted") -> None:
+        """Multiply the step size; ``why`` goes into its source."""
+        self._use(self._prepared.scaled(factor, why))
+        self._factor *= factor
+
+    def set_timestep(self, timestep: float) -> None:
+        """Another time step, in ASE time: h in proportion; refused and warned of as at first."""
+        if not (np.isfinite(timestep) and timestep > 0):
+            raise ValueError(f"{timestep=} must be positive and finite (ASE time)")
+        if timestep != self.step_size.timestep:
+            self.scale(timestep / self.step_size.timestep, "dt set")
+            self._keeps_h = False
+
+    def heat(self, temperature_K: float) -> None:
+        """Another temperature from the next step on; see `simulation.prepare.Prepared.at`.
+
+        Raises ``ValueError`` for a bias that has learned at this one.
+        """
+        if self.kernel.potential.has_memory:
+            raise ValueError(
+                f"a bias that learns ({self._learning()}) holds the temperature that it was made "
+                f"for, {self.temperature_K:g} K: make a new bias and a new dynamics for "
+                f"{temperature_K:g} K"
+            )
+        self._use(self._prepared.at(temperature_K, keeps_h=self._keeps_h))
+        if self._asked.spring is not None and not self._keeps_h:
+            self._factor *= temperature_K / self.temperature_K
+        self.temperature_K = temperature_K
+
+    def _learning(self) -> str:
+        terms = self.kernel.potential.terms
+        return ", ".join(type(unwrapped(term)).__name__ for term in terms if term.has_memory)
 
     def felt(self, state) -> list[Tensor]:
-        target = [total(self._target_terms, state.x).forces] if self._target_terms else []
-        return [state.forces, *target]
+        felt = [state.forces]
+        if self._target_terms:
+            felt.append(total(self._target_terms, state.x).forces)
+        _, directions = split(self._moving)
+        return felt if directions is None else [along(directions, forces) for forces in felt]
 
     def values(self, state) -> Evaluation:
         if not self.remembered:
@@ -246,12 +313,17 @@ class OfCalculator(Physics):
         if isinstance(calc, ScoreCalculator):
             calc.adopt(atoms, self.values(state))
             return
-        if self._target is not None and isinstance(calc, Calculator) and calc.atoms is not None:
-            # it has seen the proposal last; after a rejection it is told what it knew before
-            if np.array_equal(calc.atoms.positions, atoms.positions):
-                self._results = atoms.positions.copy(), _copied(calc.results)
-            elif self._results is not None and np.array_equal(self._results[0], atoms.positions):
-                calc.atoms, calc.results = atoms.copy(), _copied(self._results[1])
+        if isinstance(calc, Calculator) and calc.atoms is not None:
+            known = calc.results
+            if not np.array_equal(calc.atoms.positions, atoms.positions):
+                # it has seen the proposal last; after a rejection it is told what it knew before
+                kept = self._results
+                known = kept[1] if kept and np.array_equal(kept[0], atoms.positions) else None
+            if known is not None:
+                if self._target is not None:
+                    self._results = atoms.positions.copy(), known
+                # of these atoms, with what the dynamics has written into their info
+                calc.atoms, calc.results = atoms.copy(), _copied(known)
         # AsePotential used this very calculator: its cache answers
         atoms.get_forces()
 
@@ -272,18 +344,19 @@ class OfCalculator(Physics):
             "proposal-steps": self._proposal_steps,
         }
 
-    def _bind(self) -> tuple[Potential, Potential | None]:
+    def _bind(self, images: Sequence[Atoms]) -> tuple[Potential, Potential | None]:
         """Drift and separate target of the atoms as they are now, without the bias.
 
         Their terms remember their values where frames show less than what drives.
         """
-        atoms, target = self._images[0], None
-        calc, base = atoms.calc, self._field()
+        atoms, target = images[0], None
+        calc, base = self._images[0].calc, self._field(images)
         ours = isinstance(calc, ScoreCalculator)
         self.device = calc.device(atoms) if ours else "cpu"
         of_model = self._target is calc or (isinstance(self._target, str) and self._target == MODEL)
         if self._target is not None and not of_model:
-            target = find_potential(self._target, System.from_atoms(atoms), model=base)
+            target = find_potential(self._target, System.from_walkers(images), model=base)
+        self.carries = not ours or target is not None
         # one for each term, so that what drift and target share stays shared
         wrapped: dict[int, Remembered] = {}
         if self.bias is not None or target is not None:
@@ -298,22 +371,15 @@ class OfCalculator(Physics):
             None if target is None else Sum(*self._target_terms),
         )
 
-    def _field(self) -> Potential:
-        atoms = self._images[0]
-        calc = atoms.calc
+    def _field(self, images: Sequence[Atoms]) -> Potential:
+        calc = self._images[0].calc  # that of the first serves all, lost or not
         if isinstance(calc, ScoreCalculator):
-            return calc.potential(atoms)
+            return calc.potential(images[0])
         if calc is None:
             raise ValueError("the atoms have no calculator: atoms.calc = ScoreCalculator(...)")
-        for name in ("initial_charges", "initial_magmoms"):
-            if atoms.has(name) and atoms.arrays[name].any():
-                raise ValueError(
-                    f"atoms have {name}, which a potential does not carry: give the calculator "
-                    "its charges and moments by its own settings"
-                )
         # plain dynamics has no other state to stay in
         failures: Literal["raise", "reject"] = "raise" if self._target is None else "reject"
-        return AsePotential(calc, System.from_atoms(atoms), failures=failures)
+        return AsePotential(calc, System.from_walkers(images), failures=failures)
 
 
 def _values(value: Tensor) -> list[float]:
@@ -331,22 +397,3 @@ def _plain(value) -> float | list | None:
 
 def _copied(results: dict) -> dict:
     return {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in results.items()}
-
-
-def _constraints(atoms: Atoms) -> tuple[np.ndarray, bool]:
-    """Which atoms are fixed, and whether the centre of mass is."""
-    fixed, com = np.zeros(len(atoms), bool), False
-    for constraint in atoms.constraints:
-        if type(constraint) is FixAtoms:
-            fixed[constraint.index] = True
-        elif type(constraint) is FixCom:
-            com = True
-        else:
-            raise ValueError(
-                f"{type(constraint).__name__} is not supported: overdamped steps projected on "
-                "internal constraints sample with a metric factor, and energies do not belong "
-                "in constraints; use FixAtoms, FixCom, or a restraint as bias"
-            )
-    if com and fixed.any():
-        raise ValueError("FixCom with FixAtoms: fixed atoms already hold the origin, drop FixCom")
-    return fixed, com

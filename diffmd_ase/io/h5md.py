@@ -12,7 +12,8 @@ walker. Any H5MD reader opens it; particle ``w·N + i`` is atom i of walker w.
     /observables/potential_energy/value   (frames, W) float64, eV; NaN where there is none
     /observables/NAME/value               (frames, W) float64: ``acceptance`` since the frame
                                           before, and what a bias says of itself
-    /diffmd_ase                           attribute ``metadata``: JSON; ``columns``: the NAMEs
+    /diffmd_ase                           attribute ``metadata``: JSON; ``columns``: the NAMEs;
+                                          ``carried``: what calculators are to see of the atoms
 
 A lost walker is NaN from the frame in which it was missing. The file is opened in HDF5's
 single-writer mode for each block and closed again: a kill at any moment leaves it readable
@@ -33,6 +34,7 @@ import h5py
 import numpy as np
 
 from ..system import System
+from .carried import carried_text
 from .run_info import RunInfo
 
 __all__ = ["append_frames", "column", "create_file", "open_to_append", "read_file"]
@@ -156,6 +158,8 @@ def create_file(
         own.attrs["columns"] = json.dumps(list(columns))
         if system.cell is not None:
             own.attrs["cell"] = system.cell
+        if system.carried:
+            own["carried"] = carried_text(system)
 
 
 def _grow(file, name, shape, dtype, rows) -> None:

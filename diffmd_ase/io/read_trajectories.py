@@ -60,10 +60,10 @@ def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
         theirs = part.system
         if cells is not None and theirs.periodic and system.periodic:
             theirs = replace(theirs, cell=system.cell)
-        if theirs != system:
+        if difference := theirs.difference(system):
             raise ValueError(
-                f"{path} has {part.system.formula}, {paths[0]} has {system.formula}: elements, "
-                "masses, pbc or cell differ; analyse them one by one"
+                f"{path} and {paths[0]} are of different systems, which differ in {difference}; "
+                "analyse them one by one"
             )
     count = min(len(part.positions) for part in parts)
     first = int(skip * count)

@@ -18,6 +18,7 @@ from ..state import State
 from ..system import System
 from . import h5md
 from .atomic import replacing, sync
+from .carried import with_carried
 from .h5md import append_frames, create_file, open_to_append, read_file
 from .run_info import RunInfo
 
@@ -244,9 +245,11 @@ class Trajectory:
         n_atoms = file[f"{h5md.ROOT}/species"].shape[0] // count
         pbc = box.attrs["boundary"].astype(str) == "periodic"
         cell = file["diffmd_ase"].attrs.get("cell")
-        self.system = System(
+        system = System(
             file[f"{h5md.ROOT}/species"][:n_atoms], file[f"{h5md.ROOT}/mass"][:n_atoms], cell, pbc
         )
+        carried = file["diffmd_ase"].get("carried")
+        self.system = with_carried(system, None if carried is None else carried.asstr()[()])
         # a kill can leave other columns longer than the steps, never shorter
         self.steps = file[h5md.STEP][:]
         frames = len(self.steps)

@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator
 from torch import Tensor
 
 from ..state import Evaluation
-from ..system import System
+from ..system import System, carried_by
 from .base import Potential
 
 __all__ = ["AsePotential", "PotentialCalculator"]
@@ -39,6 +39,9 @@ class AsePotential(Potential):
     Parameters
     ----------
     calculator : an ASE calculator that implements forces; it is used, not copied
+    system : atoms, cell and pbc of every structure. The calculator sees the `Atoms` that it
+        carries, moved: with their charges, spins, tags, arrays and ``info``, those of each walker
+        where walkers differ
     processes : batches are spread over this many processes, each with its own copy of
         the calculator, which must pickle. They start with the first batch and, in a
         script, need the usual ``if __name__ == "__main__":``; `close` ends them.
@@ -55,7 +58,8 @@ class AsePotential(Potential):
     ------
     ValueError : the calculator has no forces, positions do not fit the system, processes are
         below 1, or failures another word
-    TypeError : processes > 1 with a calculator that does not pickle
+    TypeError : processes > 1 with a calculator, or something that the atoms carry, that does not
+        pickle
     RuntimeError : the calculator failed; the message names it and the structure
     """
 
@@ -78,8 +82,12 @@ class AsePotential(Potential):
             )
         self.calculator, self.system, self.processes = calculator, system, processes
         self.conservative = "energy" in known or "free_energy" in known
-        self._has_stress = "stress" in known and system.cell is not None
-        self._pickled = _pickle(calculator) if processes > 1 else b""
+        self._carriers = system.carriers()
+        # row b of a batch is the walker that the number b of these carries
+        self._rows = np.arange(len(self._carriers))
+        self.per_walker = len(self._carriers) > 1
+        self._has_stress = "stress" in known and self._carriers[0].cell.rank == 3
+        self._pickled = _pickle(calculator, self._carriers) if processes > 1 else b""
         self._pool: ProcessPoolExecutor | None = None
         self.failures, self.failed, self.last_failure = failures, 0, ""
 
@@ -89,13 +97,19 @@ class AsePotential(Potential):
                 f"positions {tuple(x.shape)} do not fit the {len(self.system)} atoms of "
                 f"{self.system.formula}: expected (*batch, {len(self.system)}, 3)"
             )
-        batch = x.shape[:-2]
+        batch, rows = x.shape[:-2], self._rows
+        if self.per_walker and batch[-1:] != rows.shape:
+            raise ValueError(
+                f"positions {tuple(x.shape)} of {len(rows)} walkers that carry charges, spins, "
+                f"tags or info of their own: expected (*batch, {len(rows)}, N, 3)"
+            )
         frames = x.detach().reshape(-1, *x.shape[-2:]).double().cpu().numpy()
+        rows = np.resize(rows, len(frames))
         wanted = (self.conservative, stress and self._has_stress, self.failures == "reject")
         if self.processes == 1 or len(frames) < 2:
-            parts = [_evaluate(self.calculator, self.system, frames, 0, *wanted)]
+            parts = [_evaluate(self.calculator, self._carriers, frames, rows, 0, *wanted)]
         else:
-            parts = self._in_processes(frames, wanted)
+            parts = self._in_processes(frames, rows, wanted)
         *arrays, said = zip(*parts, strict=True)
         for messages in filter(None, said):
             self.failed += len(messages)
@@ -107,25 +121,31 @@ class AsePotential(Potential):
             stresses.reshape(*batch, 6) if wanted[1] else None,
         )
 
+    def select(self, keep) -> None:
+        if self.per_walker:
+            self._rows = self._rows[keep.cpu().numpy()]
+
     def close(self) -> None:
         """End the processes; the next batch starts new ones."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
-    def _in_processes(self, frames, wanted) -> list:
+    def _in_processes(self, frames, rows, wanted) -> list:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
                 self.processes,
                 # a fork would copy the threads of torch in an unknown state
                 mp_context=get_context("spawn"),
                 initializer=_start_worker,
-                initargs=(self._pickled, self.system),
+                initargs=(self._pickled,),
             )
         blocks = np.array_split(np.arange(len(frames)), min(self.processes, len(frames)))
         try:
             jobs = [
-                self._pool.submit(_evaluate_in_worker, frames[block], int(block[0]), *wanted)
+                self._pool.submit(
+                    _evaluate_in_worker, frames[block], rows[block], int(block[0]), *wanted
+                )
                 for block in blocks
             ]
             return [job.result() for job in jobs]
@@ -137,36 +157,48 @@ class AsePotential(Potential):
             ) from error
 
 
-def _pickle(calculator) -> bytes:
+def _pickle(calculator, carriers: tuple[Atoms, ...]) -> bytes:
     try:
-        return pickle.dumps(calculator)
+        return pickle.dumps((calculator, carriers))
     except Exception as error:  # pickle raises whatever the object raises
         raise TypeError(
-            f"{type(calculator).__name__} cannot be sent to other processes ({error}); "
-            "use processes=1"
+            f"{type(calculator).__name__}, or what the atoms carry, cannot be sent to other "
+            f"processes ({error}); use processes=1"
         ) from error
 
 
 def _evaluate(
-    calculator, system: System, frames, first: int, energy: bool, stress: bool, reject: bool
+    calculator,
+    carriers: tuple[Atoms, ...],
+    frames: np.ndarray,
+    rows: np.ndarray,
+    first: int,
+    energy: bool,
+    stress: bool,
+    reject: bool,
 ):
     """Energies (n,), forces (n, N, 3), stresses (n, 6), and what failed, in words.
 
-    Zeros where not wanted, NaN where failures are rejected.
+    Row i of the ``frames`` (n, N, 3) moves carrier ``rows[i]``. Zeros where not wanted, NaN where
+    failures are rejected.
     """
     said: list[str] = []
     energies, tensions = np.zeros(len(frames)), np.zeros((len(frames), 6))
     forces = np.zeros_like(frames)
-    atoms = system.to_atoms(np.zeros((len(system), 3)))
-    atoms.calc = calculator
     free = "free_energy" in calculator.implemented_properties
     for index, positions in enumerate(frames):
+        atoms = carriers[rows[index]]
+        if atoms.calc is not calculator:
+            atoms.calc = calculator
         atoms.positions = positions
+        _forget_others(calculator, atoms)
         try:
             # forces first: most calculators then know the energy as well
             forces[index] = atoms.get_forces(apply_constraint=False)
             if energy:
-                energies[index] = atoms.get_potential_energy(force_consistent=free)
+                energies[index] = atoms.get_potential_energy(
+                    force_consistent=free, apply_constraint=False
+                )
             if stress:
                 tensions[index] = atoms.get_stress(apply_constraint=False)
         except Exception as error:  # calculators raise anything
@@ -181,14 +213,24 @@ def _evaluate(
     return energies, forces, tensions, said
 
 
-# the calculator of a worker process, set once when it starts; empty in the parent
-_worker: list[tuple[Any, System]] = []
+def _forget_others(calculator, atoms: Atoms) -> None:
+    """A cache that looks at positions does not answer for atoms that carry another charge."""
+    known = getattr(calculator, "atoms", None)
+    if known is None or not np.array_equal(known.positions, atoms.positions):
+        return
+    reset = getattr(calculator, "reset", None)
+    if reset is not None and carried_by(known) != carried_by(atoms):
+        reset()
 
 
-def _start_worker(pickled: bytes, system: System) -> None:
-    _worker[:] = [(pickle.loads(pickled), system)]
+# the calculator of a worker process and what it moves, set once when it starts; empty in the parent
+_worker: list[tuple[Any, tuple[Atoms, ...]]] = []
 
 
-def _evaluate_in_worker(frames, first: int, energy: bool, stress: bool, reject: bool):
-    [(calculator, system)] = _worker
-    return _evaluate(calculator, system, frames, first, energy, stress, reject)
+def _start_worker(pickled: bytes) -> None:
+    _worker[:] = [pickle.loads(pickled)]
+
+
+def _evaluate_in_worker(frames, rows, first: int, energy: bool, stress: bool, reject: bool):
+    [(calculator, carriers)] = _worker
+    return _evaluate(calculator, carriers, frames, rows, first, energy, stress, reject)

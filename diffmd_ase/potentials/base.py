@@ -8,7 +8,7 @@ pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ __all__ = [
     "Sum",
     "Wrapped",
     "add_term",
+    "common_system",
     "evaluate",
     "part_by_part",
     "unwrapped",
@@ -124,14 +125,8 @@ class Composed(Potential, ABC):
 
     def __init__(self, potentials: Sequence[Potential]):
         self.potentials = tuple(potentials)
-        systems = [p.system for p in self.potentials if p.system is not None]
-        for system in systems[1:]:
-            if system != systems[0]:
-                raise ValueError(
-                    f"the potentials of a {type(self).__name__} are bound to different systems: "
-                    f"{systems[0].formula} and {system.formula}"
-                )
-        self.system = systems[0] if systems else None
+        which = f"the potentials of a {type(self).__name__} are"
+        self.system = common_system(self.potentials, which)
         self.conservative = all(p.conservative for p in self.potentials)
         self.has_memory = any(p.has_memory for p in self.potentials)
 
@@ -222,6 +217,22 @@ class Wrapped(Potential):
 
     def restore(self, saved, x, step) -> None:
         self.inner.restore(saved, x, step)
+
+
+def common_system(bound: Iterable[Any], which: str) -> System | None:
+    """The system of all that is ``bound`` to one (potentials, variables); None if nothing is.
+
+    ``which`` begins the message of the ``ValueError`` where two of them differ.
+    """
+    first: System | None = None
+    for own in (b.system for b in bound if b.system is not None):
+        first = own if first is None else first
+        if difference := first.difference(own):
+            raise ValueError(
+                f"{which} bound to different systems, which differ in {difference}: make all of "
+                "them for one, System.from_atoms(atoms)"
+            )
+    return first
 
 
 def unwrapped(term: Potential) -> Potential:

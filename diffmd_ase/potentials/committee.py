@@ -89,6 +89,11 @@ class Member:
         elif inspect.isfunction(source):
             self.label = source.__qualname__
 
+    @property
+    def identity(self) -> str | int:
+        """The same for two that are the same: a file or name, or the object itself."""
+        return id(self._model) if self._file is None else self._file
+
     def potential(
         self, system: System, *, sigma: float | None, device: str, dtype: torch.dtype | None
     ) -> Potential:

@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def measured_stiffness(
-    potential: Potential, x: Tensor, kT: float, *, length: float = 1e-3, most: int = 60
+    potential: Potential,
+    x: Tensor,
+    kT: float,
+    *,
+    length: float = 1e-3,
+    most: int = 60,
+    moving: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, int]:
     """λ at ``x`` by power iteration on central differences of the forces.
 
@@ -34,6 +40,7 @@ def measured_stiffness(
     x : (N, 3) or (B, N, 3) in Å
     length : ε in Å
     most : iterations, two evaluations each; what there is after them counts
+    moving : the part of displacements (*batch, N, 3) that atoms can make; default all
 
     Returns
     -------
@@ -45,9 +52,11 @@ def measured_stiffness(
     """
     # a fixed seed: the step must not depend on the seed of the run
     start = Noise(0).normal(0, x, stream="probe")
+    start = start if moving is None else moving(start)
 
     def product(v: Tensor) -> Tensor:
-        return -derivative(_forces(potential), x, v, length) / kT
+        image = -derivative(_forces(potential), x, v, length) / kT
+        return image if moving is None else moving(image)
 
     lam, evaluations = 0.0, 0
     for _, image in islice(power_iteration(product, start), most):

@@ -7,10 +7,10 @@ out. Rooms from here on ask it; nobody else turns a name into a potential.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import BaseCalculator
 
@@ -67,11 +67,12 @@ def find_potential(
         raise ValueError(f"options {settings} are those of a name, the {role} is made already")
     else:
         potential = _made(source, system, role, device)
-    if potential.system is not None and not _same(potential.system, system):
+    if potential.system is not None and (difference := _difference(potential.system, system)):
         raise ValueError(
-            f"the {role} {type(potential).__name__} is bound to {_described(potential.system)}, "
-            f"the atoms are {_described(system)}: make it for these atoms "
-            "(System.from_atoms(atoms)), or give a function System -> Potential, which follows them"
+            f"the {role} {type(potential).__name__} is bound to {potential.system.formula} "
+            f"({len(potential.system)} atoms), and the atoms differ from that in {difference}: "
+            "make it for these atoms (System.from_atoms(atoms)), or give a function "
+            "System -> Potential, which follows them"
         )
     if needs_energy and not potential.conservative:
         blamed = [type(unwrapped(t)).__name__ for t in potential.terms if not t.conservative]
@@ -85,7 +86,7 @@ def find_potential(
 
 def _made(source, system: System, role: str, device: str) -> Potential:
     if isinstance(source, PotentialCalculator):
-        return source.potential(system.to_atoms(np.zeros((len(system), 3))))
+        return source.potential(system.carriers()[0])
     if isinstance(source, BaseCalculator):
         return AsePotential(source, system, failures="reject")
     made = source(system) if callable(source) and not isinstance(source, Potential) else source
@@ -143,15 +144,10 @@ def _calculator(name: str, role: str, settings: dict) -> BaseCalculator:
         ) from error
 
 
-def _same(a: System, b: System) -> bool:
-    """Equal for a potential: elements, pbc and, where periodic, cell; masses are free."""
-    return (
-        np.array_equal(a.numbers, b.numbers)
-        and np.array_equal(a.pbc, b.pbc)
-        and (not b.periodic or np.allclose(a.cell, b.cell, rtol=0, atol=1e-10))
-    )
-
-
-def _described(system: System) -> str:
-    cell = "" if system.cell is None else f", cell {np.round(system.cell, 4).tolist()}"
-    return f"{system.formula} ({len(system)} atoms, pbc={system.pbc.tolist()}{cell})"
+def _difference(bound: System, system: System) -> str:
+    """What differs for a potential, in words: masses, and a cell without images, do not."""
+    if len(bound) == len(system):
+        bound = replace(bound, masses=system.masses)
+    if not (bound.periodic or system.periodic):
+        bound = replace(bound, cell=system.cell)
+    return bound.difference(system)

@@ -98,7 +98,8 @@ class DelayedAcceptance(TargetKernel):
         energy, fixed = self._reference_at(inner.x, state.energy, moved)
         new = _joined(inner, energy, fixed, state.step + 1)
         log_q = reduced(inner.energy, self.kT) - reduced(state.record.energy, self.kT)
-        calls = torch.ones_like(moved) if self.target.has_memory else moved
+        every = self.target.has_memory or self.target.per_walker
+        calls = torch.ones_like(moved) if every else moved
         counts = (evaluations, calls.long())
         return accept(state, new, log_q, self.kT, noise, evaluations=counts)
 
@@ -118,7 +119,7 @@ class DelayedAcceptance(TargetKernel):
 
     def _reference_at(self, x: Tensor, known: Tensor, moved: Tensor):
         """Energies (*batch) at ``x``, ``known`` where nothing moved, and what a refresh needs."""
-        if self.target.has_memory:  # it may remember each walker: all rows, and its values kept
+        if self.target.has_memory or self.target.per_walker:  # all rows, and its values kept
             value = self.field(x)
             return value.target.energy, value.fixed
         if moved.all():

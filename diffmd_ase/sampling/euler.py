@@ -1,7 +1,7 @@
 """The harmonic-coupled reverse step, which is an Euler–Maruyama step.
 
 With ``s = F/kT`` at the simulation temperature and the metric ``M`` (``h``, ``diag(h_i)``, or
-``P diag(h) P`` where ``P`` removes the mean),
+``P diag(h) P`` where ``P`` removes the mean, or all but the directions in which atoms move),
 
     x' = x + M s(x) + sqrt(2M) ξ        x' ~ N(x + M s, 2M)
        ∝ exp[-(k/2) |x' - x - h s(x)|²]    with k = 1/(2h)
@@ -19,6 +19,7 @@ from .. import units
 from ..noise import Noise, Stream
 from ..potentials.base import Potential
 from ..state import Evaluation, State
+from .directions import along, check_directions
 from .field import Field
 from .kernels import Info, Kernel, check_kT, take_rows
 
@@ -41,16 +42,19 @@ class EulerMaruyama(Kernel):
     kT : thermal energy in eV; scalar or (B,)
     h : step size D·Δt in Å²; scalar, (N,) or (B, N); 0 holds an atom fixed
     mean_free : remove the mean from drift and noise (isolated molecules)
+    directions : (N, 3, 3) projectors on the directions in which each atom moves (planes, lines);
+        None: all
 
     Raises
     ------
-    ValueError : h negative, kT not positive, shapes that do not fit
+    ValueError : h negative, kT not positive, shapes that do not fit, directions that are none
     """
 
     potential: Potential
     kT: float | Tensor
     h: float | Tensor
     mean_free: bool = False
+    directions: Tensor | None = None
 
     def __post_init__(self):
         check_kT(self.kT)
@@ -66,6 +70,7 @@ class EulerMaruyama(Kernel):
                 "mean_free=True with fixed atoms (h = 0): a fixed atom already removes "
                 "the translation; use one of the two"
             )
+        check_directions(self.directions, mean_free=self.mean_free)
         self._derive(drift=self.potential)
 
     @classmethod
@@ -128,9 +133,7 @@ class EulerMaruyama(Kernel):
         """
         drift, sigma = self._coefficients(x)
         kick = sigma * noise.normal(step, x, walkers=walkers, stream=stream)
-        if self.mean_free:
-            kick = without_mean(kick)
-        return x + self._drift(drift, forces) + kick
+        return x + self._drift(drift, forces) + self._projected(kick)
 
     def mean(self, x: Tensor, forces: Tensor) -> Tensor:
         """Mean of the next positions, ``x + M F/kT``, for drift ``forces`` F at x (eV/Å)."""
@@ -144,7 +147,7 @@ class EulerMaruyama(Kernel):
 
             -½ (y-x)·(s_x + s_y) - ¼ (s_yᵀ M s_y - s_xᵀ M s_x)        s = F/kT
 
-        needs no inverse of the metric M, so that fixed atoms and a fixed mean cost nothing
+        needs no inverse of the metric M, so that what does not move costs nothing
         (Roberts & Tweedie, Bernoulli 2, 341 (1996), written for any drift).
         """
         h, kT = (
@@ -152,9 +155,7 @@ class EulerMaruyama(Kernel):
         )
         h = h[..., None] if h.ndim else h
         kT = kT[:, None, None] if kT.ndim else kT
-        sx, sy = forces_x.double() / kT, forces_y.double() / kT
-        if self.mean_free:
-            sx, sy = without_mean(sx), without_mean(sy)
+        sx, sy = (self._projected(forces.double() / kT) for forces in (forces_x, forces_y))
         along = (y.double() - x.double()) * (sx + sy)
         return -(0.5 * along + 0.25 * h * (sy.square() - sx.square())).sum((-2, -1))
 
@@ -162,11 +163,14 @@ class EulerMaruyama(Kernel):
         return replace(self, h=self.h * factor)
 
     def _drift(self, drift: Tensor, forces: Tensor) -> Tensor:
-        if not self.mean_free:
-            return drift * forces
         # P diag(h) P: the forces of an isolated molecule have no mean, but those of a
         # general field may
-        return without_mean(drift * without_mean(forces))
+        return self._projected(drift * self._projected(forces))
+
+    def _projected(self, v: Tensor) -> Tensor:
+        if self.directions is not None:
+            v = along(self.directions, v)
+        return without_mean(v) if self.mean_free else v
 
     def refresh(self, state) -> State:
         return self._state(state.x, state.step, state.walkers, state.fixed)
@@ -195,14 +199,17 @@ class EulerMaruyama(Kernel):
         if place not in self._cast:
             h = torch.as_tensor(self.h, dtype=torch.float64, device=x.device)
             kT = torch.as_tensor(self.kT, dtype=torch.float64, device=x.device)
+            atoms = x.shape[-2] if self.directions is None else len(self.directions)
             if (
                 h.shape != x.shape[x.ndim - 1 - h.ndim : -1]
                 or kT.shape != x.shape[:-2][-1:] * kT.ndim
+                or atoms != x.shape[-2]
             ):
                 raise ValueError(
-                    f"h {tuple(h.shape)} and kT {tuple(kT.shape)} do not fit positions "
-                    f"{tuple(x.shape)}: expected h as scalar, (N,) or (B, N) and kT as scalar "
-                    "or (B,) for positions (N, 3) or (B, N, 3)"
+                    f"h {tuple(h.shape)}, kT {tuple(kT.shape)} and directions of {atoms} atoms "
+                    f"do not fit positions {tuple(x.shape)}: expected h as scalar, (N,) or (B, N), "
+                    "kT as scalar or (B,) and directions of N atoms for positions (N, 3) or "
+                    "(B, N, 3)"
                 )
             h = h[..., None] if h.ndim else h
             kT = kT[:, None, None] if kT.ndim else kT

@@ -11,7 +11,8 @@ learned drift moves, and only energy of the target and kinetic energy decide,
 
 One leapfrog step with fresh momenta is a Metropolised reverse step with h = kT Δt²/2m.
 
-Masses of ``inf`` hold atoms fixed. With ``mean_free`` velocities have no mean over atoms:
+Masses of ``inf`` hold atoms fixed; ``directions`` leave each atom those in which it moves, its
+momenta with it (`sampling.directions`). With ``mean_free`` velocities have no mean over atoms:
 momenta and forces go through ``a_i − Σ_j (a_j/m_j)/Σ_j (1/m_j)``, so that the mean position
 stays, as it does in the other kernels, and momenta are Maxwell's under that constraint.
 
@@ -34,6 +35,7 @@ from torch import Tensor
 from ..noise import Noise, Stream
 from ..potentials.base import Potential, evaluate
 from ..state import State
+from .directions import along, check_directions
 from .kernels import check_kT, take_rows
 from .metropolis import TargetKernel, accept
 
@@ -59,6 +61,7 @@ class _Hamiltonian(TargetKernel, ABC):
     target: Potential | None = None
     jitter: float = 0.1
     mean_free: bool = False
+    directions: Tensor | None = None
 
     def __post_init__(self):
         if not (math.isfinite(self.timestep) and self.timestep > 0):
@@ -81,6 +84,7 @@ class _Hamiltonian(TargetKernel, ABC):
                 "mean_free=True with fixed atoms (masses inf): a fixed atom already removes the "
                 "translation; use one of the two"
             )
+        check_directions(self.directions, mean_free=self.mean_free)
         self._bind(self.drift, self.target)
 
     def scaled(self, factor: float):
@@ -146,6 +150,8 @@ class _Hamiltonian(TargetKernel, ABC):
         return accept(old, new, log_q, self.kT, noise, evaluations=(self.n_leapfrog, separate))
 
     def _projected(self, a: Tensor, c: _Constants) -> Tensor:
+        if self.directions is not None:
+            a = along(self.directions, a)
         if not self.mean_free:
             return a
         weights = c.inverse.expand(a.shape[-2], 1)
@@ -171,11 +177,17 @@ class _Hamiltonian(TargetKernel, ABC):
         if place not in self._cast:
             masses = self._masses.to(x.device)
             kT = torch.as_tensor(self.kT, dtype=torch.float64, device=x.device)
-            if masses.shape not in ((), x.shape[-2:-1]) or kT.shape not in ((), x.shape[-3:-2]):
+            atoms = x.shape[-2] if self.directions is None else len(self.directions)
+            if (
+                masses.shape not in ((), x.shape[-2:-1])
+                or kT.shape not in ((), x.shape[-3:-2])
+                or atoms != x.shape[-2]
+            ):
                 raise ValueError(
-                    f"masses {tuple(masses.shape)} and kT {tuple(kT.shape)} do not fit positions "
-                    f"{tuple(x.shape)}: expected masses as scalar or (N,) and kT as scalar or "
-                    "(B,) for positions (N, 3) or (B, N, 3)"
+                    f"masses {tuple(masses.shape)}, kT {tuple(kT.shape)} and directions of {atoms} "
+                    f"atoms do not fit positions {tuple(x.shape)}: expected masses as scalar or "
+                    "(N,), kT as scalar or (B,) and directions of N atoms for positions (N, 3) or "
+                    "(B, N, 3)"
                 )
             masses = masses[..., None]  # (1,) or (N, 1)
             kT = kT[:, None, None] if kT.ndim else kT
@@ -205,6 +217,7 @@ class HamiltonianMonteCarlo(_Hamiltonian):
     jitter : Δt of each walker and trajectory is uniform in Δt(1 ± jitter), so that no
         period of the system resonates
     mean_free : no mean velocity (isolated molecules)
+    directions : (N, 3, 3) projectors on the directions in which each atom moves; None: all
 
     Raises
     ------

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..potentials.base import Potential
 from ..state import State
 from .kernels import DivergedError, Info, Kernel
 
@@ -49,7 +48,7 @@ def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
     Raises `DivergedError` where positions, forces or energy are not finite.
     """
     new, info = kernel.step(state, noise)
-    _check(new, state, kernel.potential)
+    _check(new, state, kernel)
     if kernel.potential.has_memory and kernel.potential.update(new.x, new.step):
         new = kernel.refresh(new)
     return new, info
@@ -80,7 +79,7 @@ def survive(
             kernel, state = kernel.take(error.kept), error.survivors
 
 
-def _check(new: State, old: State, potential: Potential) -> None:
+def _check(new: State, old: State, kernel: Kernel) -> None:
     # one number to look at: NaN and inf survive the products and the sums
     total = (new.x * new.forces).sum()
     if math.isfinite(total if new.energy is None else total + new.energy.sum()):
@@ -97,6 +96,8 @@ def _check(new: State, old: State, potential: Potential) -> None:
     survivors = None
     if fine.ndim == 1 and fine.any():
         survivors = old.take(fine)
-        potential.select(fine)
+        drift = () if kernel.drift is None else kernel.drift.terms
+        for term in {id(term): term for term in (*kernel.potential.terms, *drift)}.values():
+            term.select(fine)
     kept = None if survivors is None else fine
     raise DivergedError(new.step, sorted(set(ids.tolist())), survivors, kept)

@@ -122,7 +122,9 @@ def choose_step(
     return Step(h, timestep, physical, f"{DEFAULT_H_LAMBDA}/lambda, lambda={lam:.4g}/A^2 {words}")
 
 
-def check_step(step: Step, lam: float, moving: np.ndarray) -> None:
+def check_step(
+    step: Step, lam: float, moving: np.ndarray, words: str = "from the model card"
+) -> None:
     """Judge ``h λ``: above 1 warn, above 2 raise, naming the step that would do.
 
     With one h per atom ``h_min λ`` and ``h_max λ`` bound the true value; an error needs
@@ -133,6 +135,7 @@ def check_step(step: Step, lam: float, moving: np.ndarray) -> None:
     step : to be judged
     lam : λ in 1/Å²
     moving : (N,) bool, the atoms that count
+    words : where λ is from
 
     Raises
     ------
@@ -145,7 +148,7 @@ def check_step(step: Step, lam: float, moving: np.ndarray) -> None:
     remedy = (
         f"h*lambda = {low:.3g}"
         + (f" to {high:.3g}" if high > low else "")
-        + f" (lambda = {lam:.4g}/A^2 from the model card, limit 2): use timestep="
+        + f" (lambda = {lam:.4g}/A^2 {words}, limit 2): use timestep="
         f"{step.timestep * good:.3g}, which is {step.timestep * good / fs:.3g} fs, spring="
         f"{1 / (2 * h.max() * good):.4g} or no step at all (h = {h.max() * good:.3g} A^2)"
     )

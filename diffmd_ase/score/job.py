@@ -30,6 +30,8 @@ from .topology import Topology
 
 __all__ = ["Job", "fit_here", "fit_in_processes", "read_job", "write_job"]
 
+_SYSTEM = ("numbers", "masses", "cell", "pbc")  # what atoms carry besides is nothing to a score
+
 
 class Job(BaseModel):
     """What is trained and how, but for the snapshots."""
@@ -110,7 +112,8 @@ def write_job(folder: Path, sets: Sets, job: Job) -> None:
     arrays: dict[str, Any] = {}
     for n, part in enumerate(sets):
         values = {"positions": part.positions, "moving": part.moving}
-        values |= {f"system.{k}": v for k, v in asdict(part.system).items() if v is not None}
+        of_system = {name: getattr(part.system, name) for name in _SYSTEM}
+        values |= {f"system.{k}": v for k, v in of_system.items() if v is not None}
         if job.config.force_weight:
             values["forces"] = part.forces
         if not part.system.periodic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..score.model import ScoreModel, resolve_device
 from ..score.snapshots import Snapshots
 from ..system import System
 from ..units import kT_from_temperature, spring_from_h
+from .constraints import what_moves
 from .frames import read_frames, starting_positions
 from .prepare import Prepared, StepRequest, prepare
 from .settings import Files, RunSettings, json_object
@@ -80,7 +82,7 @@ class PlannedRun:
     @property
     def held_atoms(self) -> dict[str, int]:
         """How many atoms are held, by that name; empty where none is."""
-        held = int((~self.model.card.moving(self.system)).sum())
+        held = int((~self.prepared.moving).sum())
         return {"held_atoms": held} if held else {}
 
     @property
@@ -194,9 +196,24 @@ def _prepared(
         target=target,
         proposal_steps=settings.proposal_steps,
         bias=None if settings.plumed is None or dry else plumed,
-        moving=model.card.moving(system),
-        mean_free=not system.periodic,
+        **_held(model, system),
     )
+
+
+def _held(model: ScoreModel, system: System) -> dict[str, Any]:
+    """What moves, as `prepare` asks: without atoms that the snapshots held, or the start holds."""
+    moving: np.ndarray = model.card.moving(system)
+    atoms = system.carriers()[0]
+    if not atoms.constraints:
+        return {"moving": moving, "mean_free": not system.periodic}
+    try:
+        directions, com = what_moves(atoms)
+    except ValueError as error:
+        warnings.warn(f"the constraints of the start are not held: {error}", stacklevel=2)
+        return {"moving": moving, "mean_free": not system.periodic}
+    directions = directions * moving[:, None, None]
+    alike = np.allclose(directions, directions[:1])
+    return {"moving": directions, "mean_free": com or (alike and not system.periodic)}
 
 
 def _sha256(model: str) -> str | None:

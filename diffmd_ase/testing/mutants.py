@@ -149,7 +149,9 @@ class _ForwardDrift(EulerMaruyama):
 def forward_drift(kernel: Metropolis) -> Metropolis:
     """``kernel`` whose reverse proposal drifts with the forces at x instead of those at y."""
     p = kernel.proposal
-    return replace(kernel, proposal=_ForwardDrift(p.potential, p.kT, p.h, p.mean_free))
+    return replace(
+        kernel, proposal=_ForwardDrift(p.potential, p.kT, p.h, p.mean_free, p.directions)
+    )
 
 
 MUTANTS: dict[str, Callable[[Kernel], Kernel]] = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...geometry import Lattice, shortest
 from ...system import System
+from ..base import common_system
 
 __all__ = ["CV", "Domain", "Vectors", "check_atoms", "join", "names_of", "rows_of"]
 
@@ -92,9 +93,8 @@ def join(cvs: CV | Sequence[CV]) -> CV:
 
 class _Joined(CV):
     def __init__(self, parts: tuple[CV, ...]):
+        common_system(parts, "the collective variables are")
         self.parts, self.system = parts, parts[0].system
-        if any(part.system != self.system for part in parts):
-            raise ValueError("the collective variables belong to different systems")
         self.names = sum((p.names for p in parts), ())
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"two variables have one name in {self.names}: give name= to each")
