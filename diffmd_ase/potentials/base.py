@@ -1,8 +1,8 @@
 """The one interface of everything that has forces: models, biases, calculators.
 
 ``model + bias`` is the physics: a sum of potentials is a potential. Evaluation is
-pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``, which
-`sampling.run.advance` calls once per completed step with accepted positions.
+pure; a potential that learns (metadynamics, PLUMED) does so only in ``begin``, at the start, and
+in ``update``, which `sampling.run.advance` calls once per completed step with accepted positions.
 """
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ class Potential(ABC):
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         """Evaluate at ``x`` (*batch, N, 3); never changes the potential."""
 
+    def begin(self, x: Tensor, step: int) -> bool:
+        """A step is about to be made from positions x after ``step`` steps; True if this changed.
+
+        The first call is the start of a run, where records have their first row; what has begun, or
+        was restored, does nothing.
+        """
+        return False
+
     def update(self, x: Tensor, step: int) -> bool:
         """Learn from the accepted positions x of ``step``; True if the potential changed."""
         return False
@@ -65,6 +73,9 @@ class Potential(ABC):
 
     def flush(self) -> None:  # noqa: B027
         """Files are complete on disk up to the last `update`; dynamics call it after a run."""
+
+    def finish(self) -> None:  # noqa: B027
+        """The run is over: write what is known at its end only; `simulate` calls it."""
 
     def checkpoint(self) -> dict:
         """What a restart needs, JSON values only; files written so far are safe on disk.
@@ -139,8 +150,11 @@ class Sum(Potential):
     def __call__(self, x, *, stress=False) -> Evaluation:
         return evaluate(self.terms, x, stress=stress)
 
+    def begin(self, x, step) -> bool:
+        # a list, not a generator: every term must begin, or learn
+        return any([term.begin(x, step) for term in self.terms])
+
     def update(self, x, step) -> bool:
-        # a list, not a generator: every term must learn
         return any([term.update(x, step) for term in self.terms])
 
     def describe(self, x) -> dict[str, Tensor]:
@@ -158,6 +172,10 @@ class Sum(Potential):
     def flush(self) -> None:
         for term in self.terms:
             term.flush()
+
+    def finish(self) -> None:
+        for term in self.terms:
+            term.finish()
 
     def checkpoint(self) -> dict:
         saved = {str(i): term.checkpoint() for i, term in enumerate(self.terms)}
@@ -180,6 +198,9 @@ class Wrapped(Potential):
     def __call__(self, x, **options) -> Evaluation:
         return self.inner(x, **options)
 
+    def begin(self, x, step) -> bool:
+        return self.inner.begin(x, step)
+
     def update(self, x, step) -> bool:
         return self.inner.update(x, step)
 
@@ -191,6 +212,9 @@ class Wrapped(Potential):
 
     def flush(self) -> None:
         self.inner.flush()
+
+    def finish(self) -> None:
+        self.inner.finish()
 
     def checkpoint(self) -> dict:
         return self.inner.checkpoint()

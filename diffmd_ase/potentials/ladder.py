@@ -55,14 +55,22 @@ class Ladder(Potential):
             _interleave(energies, -1), _interleave(forces, -3), _interleave(stresses, -2)
         )
 
+    def begin(self, x, step) -> bool:
+        K = _states(x, len(self.potentials))
+        # a list, not a generator: every state must begin, or learn
+        return any([p.begin(x[..., k::K, :, :], step) for k, p in enumerate(self.potentials)])
+
     def update(self, x, step) -> bool:
         K = _states(x, len(self.potentials))
-        # a list, not a generator: every state must learn
         return any([p.update(x[..., k::K, :, :], step) for k, p in enumerate(self.potentials)])
 
     def flush(self) -> None:
         for p in self.potentials:
             p.flush()
+
+    def finish(self) -> None:
+        for p in self.potentials:
+            p.finish()
 
     def checkpoint(self) -> dict:
         saved = {str(k): p.checkpoint() for k, p in enumerate(self.potentials)}
