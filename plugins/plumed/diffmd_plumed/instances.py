@@ -41,6 +41,7 @@ class Instances:
     prepare : called with each new driver, and the labels of the values of the plan in it,
         before anything is evaluated
     walkers, restart, directory, first_step : as of `PlumedPotential`
+    numbers : of the walkers, default from 0
 
     Attributes
     ----------
@@ -68,9 +69,11 @@ class Instances:
         directory: str | Path,
         first_step: int,
         settings: dict,
+        numbers: Sequence[int] | None = None,
     ):
         if walkers not in ("shared", "independent"):
             raise ValueError(f"{walkers=}: expected 'shared' or 'independent'")
+        self._numbers = numbers
         self._natoms, self._checked, self._prepare = natoms, checked, prepare
         self.shared, self._restart = walkers == "shared", bool(restart)
         self._source, self.directory, self._settings = (
@@ -135,10 +138,10 @@ class Instances:
             if not self.drivers:
                 self._open()
             if len(self.ids) < walkers and not self.begun:
-                self.ids = list(range(walkers))
+                self.ids = self._first_ids(walkers)
         elif not self.drivers:
+            self.ids = self._first_ids(walkers)
             self._check_independent(walkers)
-            self.ids = list(range(walkers))
             self._open()
         elif walkers != len(self.drivers):
             raise ValueError(
@@ -339,9 +342,13 @@ class Instances:
         """Whether several walkers could put down hills at the start of one instance."""
         return self.shared and bool(self.plan.paced)
 
+    def _first_ids(self, walkers: int) -> list[int]:
+        return list(range(walkers) if self._numbers is None else self._numbers)
+
     def _check_independent(self, walkers: int) -> None:
         count = len(self._checked.variants)
-        if count not in (1, walkers):
+        few = self._numbers is not None  # of the walkers that there are values for
+        if count > 1 and (count <= max(self.ids) if few else count != walkers):
             raise ValueError(
                 f"@replicas: in the input has {count} values for {walkers} walkers: give one for "
                 "each"

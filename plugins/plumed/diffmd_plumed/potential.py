@@ -19,9 +19,9 @@ from .instances import Instances
 from .memory import Remembering
 from .script import read_lines
 
-__all__ = ["PlumedPotential"]
+__all__ = ["WALKER", "PlumedPotential", "takes_walker"]
 
-_WALKER = "walker"
+WALKER = "walker"
 
 
 class PlumedPotential(Remembering):
@@ -90,7 +90,7 @@ class PlumedPotential(Remembering):
         }
         checked = check_input(input, len(system), directory=directory, **settings)
         self.needs_base = checked.needs_energy
-        self._plan, self._tagged = checked.plan, _check_values(checked.script)
+        self._plan, self._tagged = checked.plan, takes_walker(checked.script)
         self._instances = Instances(
             len(system),
             checked,
@@ -167,7 +167,7 @@ class PlumedPotential(Remembering):
 
     def _calculate(self, driver: Driver, walker: int, values: np.ndarray, step: int) -> None:
         if self._tagged:
-            driver.set_extra(_WALKER, float(self._instances.name(walker)))
+            driver.set_extra(WALKER, float(self._instances.name(walker)))
         if self.needs_base:
             energy, forces = self._bases.of(values)
             driver.evaluate(values, step=step, energy=energy, forces=forces)
@@ -233,13 +233,16 @@ class PlumedPotential(Remembering):
         )
 
 
-def _check_values(script) -> bool:
-    """Whether the input asks for the number of the walker."""
+def takes_walker(script) -> bool:
+    """Whether the actions of an input (``script``) ask for the number of the walker.
+
+    Raises `PlumedInputError` where they ask for other values.
+    """
     for line in script:
-        if line.name == "PUT" or (line.name == "EXTRACV" and line.keywords.get("NAME") != _WALKER):
+        if line.name == "PUT" or (line.name == "EXTRACV" and line.keywords.get("NAME") != WALKER):
             raise PlumedInputError(
                 f"line {line.number} of the input, {line.text!r}: PlumedPotential passes atoms and "
-                f"EXTRACV NAME={_WALKER} only; values of your own go through Driver.set_value",
+                f"EXTRACV NAME={WALKER} only; values of your own go through Driver.set_value",
                 line.number,
             )
     return any(line.name == "EXTRACV" for line in script)
