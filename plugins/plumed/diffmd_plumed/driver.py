@@ -118,6 +118,8 @@ class Driver:
         self._start(read_lines(input), kT, float(timestep), bool(restart), log)
         if box is not None:
             self.set_box(box)
+        # it asks for all atoms in its update, which PLUMED forgets after a calculation without one
+        self._at_once = "Action EFFECTIVE_ENERGY_DRIFT\n" in self.log()
 
     # ------------------------------------------------------------------ one step
 
@@ -162,30 +164,33 @@ class Driver:
     def _calculate(self, energy: float | None) -> float:
         if self._plumed is None:
             raise RuntimeError(_FINALIZED)
-        with library.working_directory(self.directory):  # some actions open files here
-            return self._call(self._plumed.cmd, energy)
-
-    def _call(self, cmd, energy: float | None) -> float:
-        self.virial.fill(0.0)
-        for _, force in self._values.values():
-            force.fill(0.0)
-        self._fresh = False
-        told, self._told = self._told, None
+        self._fresh, self._told, told = False, None, self._told
+        if self._at_once:
+            self._energy, self._before = energy, self.forces.copy()
         try:
-            if told != self.step or energy is not None or self._put:
-                self._step[0] = self.step
-                cmd("setStepLong", self._step)
-            for key, value in self._put.items():
-                cmd(key, value)
-            if energy is not None:
-                cmd("setEnergy", float(energy))
-            cmd("prepareCalc")
-            cmd("performCalcNoUpdate")
-            cmd("getBias", self._bias)
+            with library.working_directory(self.directory):  # some actions open files here
+                self._call("performCalcNoUpdate", energy, told)
+                self._cmd("getBias", self._bias)
         except _ERRORS as error:
             raise RuntimeError(f"PLUMED failed at step {self.step}: {words(error)}") from error
         self._fresh, self._told = True, self.step
         return float(self._bias[0])
+
+    def _call(self, perform: str, energy: float | None, told: int | None = None) -> None:
+        """One calculation with what was given; PLUMED was ``told`` the step before."""
+        cmd = self._plumed.cmd
+        self.virial.fill(0.0)
+        for _, force in self._values.values():
+            force.fill(0.0)
+        if told != self.step or energy is not None or self._put:
+            self._step[0] = self.step
+            cmd("setStepLong", self._step)
+        for key, value in self._put.items():
+            cmd(key, value)
+        if energy is not None:
+            cmd("setEnergy", float(energy))
+        cmd("prepareCalc")
+        cmd(perform)
 
     def update(self) -> None:
         """Learn from, and print, what was evaluated last; once for each evaluation.
@@ -201,7 +206,11 @@ class Driver:
         self._ending.owed = True
         try:
             with library.working_directory(self.directory):
-                self._cmd("update")
+                if self._at_once:
+                    self.forces[...] = self._before
+                    self._call("performCalc", self._energy)
+                else:
+                    self._cmd("update")
         except _ERRORS as error:
             raise RuntimeError(
                 f"PLUMED failed to update at step {self.step}: {words(error)}"
@@ -339,11 +348,11 @@ class Driver:
             # the log is opened by its name, as all files are
             with library.working_directory(self.directory):
                 self._cmd("setMDEngine", "diffmd_ase")
-                self._cmd("setMDLengthUnits", units.length)
-                self._cmd("setMDEnergyUnits", units.energy)
-                self._cmd("setMDTimeUnits", units.time)
-                self._cmd("setMDMassUnits", units.mass)
-                self._cmd("setMDChargeUnits", units.charge)
+                self._cmd("setMDLengthUnits", float(units.length))
+                self._cmd("setMDEnergyUnits", float(units.energy))
+                self._cmd("setMDTimeUnits", float(units.time))
+                self._cmd("setMDMassUnits", float(units.mass))
+                self._cmd("setMDChargeUnits", float(units.charge))
                 self._cmd("setNatoms", self.natoms)
                 self._cmd("setTimestep", timestep)
                 if kT is not None:

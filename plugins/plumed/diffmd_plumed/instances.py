@@ -84,6 +84,7 @@ class Instances:
         self.step, self.begun = int(first_step), False
         self._first: np.ndarray | None = None
         self._held: dict[int, tuple[bytes, int]] = {}
+        self._last: dict[int, tuple[np.ndarray, int]] = {}
         self.rows: list[Row] = []
         self.plan = checked.plan
         self.drivers: list[Driver] = []
@@ -174,6 +175,18 @@ class Instances:
             self._held.pop(name, None)
             calculate(at)
             self._held[name] = key, at
+
+    def last(self, walker: int, values: np.ndarray, step: int) -> tuple[np.ndarray, int] | None:
+        """Where and when a walker was committed before it is at ``values`` in ``step``.
+
+        An instance must be there again where the work of a schedule is counted, since it counts
+        from its last calculation; None where that is of no matter.
+        """
+        if not self.plan.timed or self.plan.once or (self.shared and len(self.ids) > 1):
+            return None
+        name = self.name(walker)
+        before, self._last[name] = self._last.get(name), (values.copy(), step)
+        return before
 
     def saw(self, values: np.ndarray) -> bool:
         """Remember ``values`` (walkers, …) if they are the first ones that are evaluated."""

@@ -46,6 +46,9 @@ class Remembering(Potential):
         return driver
 
     def _commit(self, walker: int, values: np.ndarray, step: int) -> dict[str, float | np.ndarray]:
+        last = self._instances.last(walker, values, step)
+        if last is not None:
+            self._calculate(self._instances.of(walker), walker, *last)
         driver = self._at(walker, values, step)
         row = {name: driver.get_value(name) for name in self._watched}
         driver.update()

@@ -74,6 +74,7 @@ class Plan:
     inexact : what a restart cannot bring back
     impure : actions that learn when they are only evaluated
     once : they do, or write then: one evaluation for each step, as an MD engine makes, is best
+    timed : the work of a schedule is counted from one calculation to the next
     values : labels of the biases, their arguments and what is printed
     """
 
@@ -84,6 +85,7 @@ class Plan:
     inexact: dict[str, str]
     impure: tuple[str, ...]
     once: bool
+    timed: bool
     values: tuple[str, ...]
 
     def due(self, step: int) -> bool:
@@ -180,6 +182,7 @@ def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
         inexact,
         tuple(impure),
         once or bool(impure),
+        any(action.name == "MOVINGRESTRAINT" for action in actions),
         tuple(wanted),
     )
 
@@ -193,6 +196,7 @@ def merged(plans: Sequence[Plan]) -> Plan:
         {name: reason for p in plans for name, reason in p.inexact.items()},
         tuple(dict.fromkeys(name for p in plans for name in p.impure)),
         any(p.once for p in plans),
+        any(p.timed for p in plans),
         tuple(name for name in first.values if all(name in p.values for p in plans)),
     )
 
