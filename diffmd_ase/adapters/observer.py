@@ -20,6 +20,7 @@ class Observer:
 
     def __init__(self, bias: Potential, dyn):
         self.bias, self.dyn, self._last = bias, dyn, dyn.nsteps
+        self._start = torch.tensor(dyn.atoms.positions)  # where observers are not called at first
         # before all others, so that a frame has what acted, not what was learned from it
         dyn.insert_observer(self.say)
 
@@ -30,10 +31,12 @@ class Observer:
         atoms.info |= {name: float(value) for name, value in described.items()}
 
     def __call__(self) -> None:
-        """Learn from the step that has ended, if it is a new one."""
+        """Learn from the step that has ended, if it is a new one; at first from the start."""
         atoms, step = self.dyn.atoms, self.dyn.nsteps
-        if step <= self._last:
-            return
-        self._last = step
-        if self.bias.update(torch.tensor(atoms.positions), step):
+        x, before = torch.tensor(atoms.positions), self._last
+        learned = self.bias.begin(x if step == before else self._start, before)
+        if step > before:
+            self._last = step
+            learned = self.bias.update(x, step) or learned
+        if learned:
             atoms.calc.reset()  # its results are those before the bias has learned

@@ -11,6 +11,7 @@ from .demo import demo
 from .fes import fes
 from .info import doctor, info
 from .output import execute
+from .plumed import plumed
 from .report import report
 from .run import run
 from .sample import sample
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, sample, run, report, fes, analyze, validate, info, doctor, demo):
+for command in (train, sample, run, report, fes, plumed, analyze, validate, info, doctor, demo):
     app.command()(command)
 
 

@@ -1,8 +1,8 @@
 """The one interface of everything that has forces: models, biases, calculators.
 
 ``model + bias`` is the physics: a sum of potentials is a potential. Evaluation is
-pure; a potential that learns (metadynamics, PLUMED) does so only in ``update``, which
-`sampling.run.advance` calls once per completed step with accepted positions.
+pure; a potential that learns (metadynamics, PLUMED) does so only in ``begin``, at the start, and
+in ``update``, which `sampling.run.advance` calls once per completed step with accepted positions.
 """
 
 from __future__ import annotations
@@ -54,6 +54,14 @@ class Potential(ABC):
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         """Evaluate at ``x`` (*batch, N, 3); never changes the potential."""
 
+    def begin(self, x: Tensor, step: int) -> bool:
+        """A step is about to be made from positions x after ``step`` steps; True if this changed.
+
+        The first call is the start of a run, where records have their first row; what has begun, or
+        was restored, does nothing.
+        """
+        return False
+
     def update(self, x: Tensor, step: int) -> bool:
         """Learn from the accepted positions x of ``step``; True if the potential changed."""
         return False
@@ -75,6 +83,9 @@ class Potential(ABC):
 
     def flush(self) -> None:  # noqa: B027
         """Files are complete on disk up to the last `update`; dynamics call it after a run."""
+
+    def finish(self) -> None:  # noqa: B027
+        """The run is over: write what is known at its end only; `simulate` calls it."""
 
     def checkpoint(self) -> dict:
         """What a restart needs, JSON values only; files written so far are safe on disk.
@@ -134,13 +145,20 @@ class Composed(Potential, ABC):
         """Those of positions x that potential number ``place`` is of."""
         return x
 
+    def begin(self, x, step) -> bool:
+        # a list, not a generator: every one must begin, or learn
+        return any([p.begin(self.seen(x, i), step) for i, p in enumerate(self.potentials)])
+
     def update(self, x, step) -> bool:
-        # a list, not a generator: every one must learn
         return any([p.update(self.seen(x, i), step) for i, p in enumerate(self.potentials)])
 
     def flush(self) -> None:
         for potential in self.potentials:
             potential.flush()
+
+    def finish(self) -> None:
+        for potential in self.potentials:
+            potential.finish()
 
     def checkpoint(self) -> dict:
         saved = {str(i): p.checkpoint() for i, p in enumerate(self.potentials)}
@@ -200,6 +218,9 @@ class Wrapped(Potential):
     def __call__(self, x, **options) -> Evaluation:
         return self.inner(x, **options)
 
+    def begin(self, x, step) -> bool:
+        return self.inner.begin(x, step)
+
     def update(self, x, step) -> bool:
         return self.inner.update(x, step)
 
@@ -211,6 +232,9 @@ class Wrapped(Potential):
 
     def flush(self) -> None:
         self.inner.flush()
+
+    def finish(self) -> None:
+        self.inner.finish()
 
     def checkpoint(self) -> dict:
         return self.inner.checkpoint()

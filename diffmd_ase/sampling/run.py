@@ -45,11 +45,16 @@ def run(
 def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
     """One completed ``kernel`` step: move, check, let the potential learn from the new positions.
 
+    Before the first one a potential with memory learns from the start.
+
     Raises `DivergedError` where positions, forces or energy are not finite.
     """
+    learns = kernel.potential.has_memory
+    if learns and kernel.potential.begin(state.x, state.step):
+        state = kernel.refresh(state)
     new, info = kernel.step(state, noise)
     _check(new, state, kernel)
-    if kernel.potential.has_memory and kernel.potential.update(new.x, new.step):
+    if learns and kernel.potential.update(new.x, new.step):
         new = kernel.refresh(new)
     return new, info
 

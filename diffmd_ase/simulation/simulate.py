@@ -117,7 +117,11 @@ def simulate(
 
 
 def _follow(course: Course, n_steps: int, every: int, progress) -> None:
-    """Step, write and save until ``n_steps`` in all; what there is is saved in any case."""
+    """Step, write and save until ``n_steps`` in all; what there is is saved in any case.
+
+    So is what potentials know at the end only: it is not in the checkpoint, and a restart makes it
+    again.
+    """
     saved = time.monotonic()
     with Deferred() as signals, course.writer:
         course.save()
@@ -139,3 +143,4 @@ def _follow(course: Course, n_steps: int, every: int, progress) -> None:
                 signals.deliver()
         finally:
             course.save()
+            course.kernel.potential.finish()

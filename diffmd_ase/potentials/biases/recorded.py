@@ -18,10 +18,10 @@ _ENERGIES = ("bias", "rbias", "rct", "work")
 class Recorded(Wrapped):
     """A bias whose variables and values are written to a COLVAR file as the run goes on.
 
-    One line for each walker after every ``every`` steps, in PLUMED's units (nm, kJ/mol, ps):
-    ``time``, the walker where there are several, the variables, and what the bias says of
-    itself (``bias``, ``rbias``, ``rct``, …) before it learns from that step. So ``bias`` is the
-    one that acted on the configuration, as PLUMED's PRINT shows it.
+    One line for each walker at the start and after every ``every`` steps, in PLUMED's units
+    (nm, kJ/mol, ps): ``time``, the walker where there are several, the variables, and what the
+    bias says of itself (``bias``, ``rbias``, ``rct``, …) before it learns from that step. So
+    ``bias`` is the one that acted on the configuration, as PLUMED's PRINT shows it.
 
     Parameters
     ----------
@@ -51,15 +51,26 @@ class Recorded(Wrapped):
         energies[: len(bias.cv)] = bias.cv.plumed_units
         self._units = np.array(energies)
         self._ids: list[int] | None = None
+        self._begun = restart  # the start is in the file already
+
+    def begin(self, x, step) -> bool:
+        if not self._begun and torch.isfinite(x).all():
+            self._begun = True
+            self._write(x, step)
+        return self.inner.begin(x, step)
 
     def update(self, x, step) -> bool:
+        self._begun = True
+        self._write(x, step)
+        return self.inner.update(x, step)
+
+    def _write(self, x, step) -> None:
         if step % self.every == 0:
             said = torch.stack(list(self.inner.describe(x).values()), -1)
             said = said.reshape(-1, said.shape[-1]).cpu().numpy() * self._units
             ids = range(len(said)) if self._ids is None else self._ids
             time = np.full(len(said), step * self.timestep_ps)
             self._file.append(np.column_stack((time, list(ids), said)))
-        return self.inner.update(x, step)
 
     def select(self, keep) -> None:
         ids = range(len(keep)) if self._ids is None else self._ids
@@ -67,11 +78,12 @@ class Recorded(Wrapped):
         self.inner.select(keep)
 
     def checkpoint(self) -> dict:
-        return {"length": self._file.length, "ids": self._ids, "bias": self.inner.checkpoint()}
+        saved = {"length": self._file.length, "ids": self._ids, "begun": self._begun}
+        return saved | {"bias": self.inner.checkpoint()}
 
     def restore(self, saved, x, step) -> None:
         self._file.truncate(saved["length"])
-        self._ids = saved["ids"]
+        self._ids, self._begun = saved["ids"], saved.get("begun", True)
         self.inner.restore(saved["bias"], x, step)
 
 
@@ -100,5 +112,11 @@ class Frozen(Wrapped):
     def columns(self) -> tuple[str, ...]:
         return self.inner.columns
 
+    def begin(self, x, step) -> bool:
+        return False
+
     def update(self, x, step) -> bool:
         return False
+
+    def finish(self) -> None:
+        """The end of the run that it grew in is not this one."""

@@ -16,6 +16,7 @@ _PUBLIC = {
     "Result": "driver",
     "Units": "units",
     "check_input": "check",
+    "reevaluate": "reevaluate",
 }
 __all__ = sorted(_PUBLIC)
 

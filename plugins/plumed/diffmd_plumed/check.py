@@ -17,8 +17,10 @@ import numpy as np
 from ase import units as ase_units
 
 from . import library
-from .plan import Plan, actions_of, plan
-from .script import InputLine, absolute_inputs, parse, read_lines, written_files
+from .at_hand import mentioned, mirror, written
+from .driver import LOG
+from .plan import Plan, actions_of, merged, plan
+from .script import InputLine, parse, read_lines, readable, resolve, written_files
 from .units import ASE_UNITS, Units
 
 __all__ = ["Checked", "PlumedInputError", "check_input"]
@@ -47,18 +49,23 @@ class Checked:
 
     Attributes
     ----------
-    lines : as they are given to PLUMED, files to read named absolutely
-    script : its actions
-    plan : what its actions do at which steps
-    log : of PLUMED
+    variants : the lines as they are given to PLUMED, included files in their place: one for
+        all walkers, or one for each where there is ``@replicas:``
+    script : the actions, of all variants
+    plan : what they do at which steps
+    log : of PLUMED, with the first variant
     files : names of the files that it opens to write
     """
 
-    lines: tuple[str, ...]
+    variants: tuple[tuple[str, ...], ...]
     script: tuple[InputLine, ...]
     plan: Plan
     log: str
     files: frozenset[str]
+
+    def lines(self, walker: int) -> tuple[str, ...]:
+        """What PLUMED is given for a walker."""
+        return self.variants[walker if len(self.variants) > 1 else 0]
 
     @property
     def needs_energy(self) -> bool:
@@ -95,10 +102,8 @@ def check_input(
         METAD, RESTART in the input, charges that are needed and not given
     ImportError : no library of PLUMED
     """
-    lines = absolute_inputs(read_lines(input), directory)
-    script = parse(lines)
-    for line in script:
-        _check_line(line, kT=kT, energy=units.energy, charges=charges)
+    source, folder = read_lines(input), Path(os.path.abspath(directory))
+    variants = _variants(source, folder)
     settings = {
         "natoms": natoms,
         "units": asdict(units),
@@ -113,52 +118,100 @@ def check_input(
         # about a molecule: 1.5 Å between neighbours on a random walk
         walk = np.random.default_rng(0).normal(size=(natoms, 3)).cumsum(0)
         positions = 0.087 / units.length * walk
-    case = {"lines": lines, "settings": settings, "positions": np.asarray(positions).tolist()}
+    case = {"settings": settings, "positions": np.asarray(positions).tolist()}
     library.new_instance(kernel).finalize()  # an ImportError here has the install line
-    with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder:
-        failure = _run(folder, case, script)
-        if failure is not None:
-            number, words = failure if failure[0] else _first_failure(case, script)
-            place = "the input"
-            if number is not None:
-                place = f"line {number} of the input, {lines[number - 1].strip()!r}"
-            raise PlumedInputError(f"{place}: {words}", number)
-        log = Path(folder, "whole", "plumed.log").read_text(errors="replace")
-        opened = set(json.loads(Path(folder, "whole", "written").read_text()))
-        opened |= {p.name for p in Path(folder, "whole").iterdir() if p.name[:4] != "bck."}
+    tried = []
+    for lines in variants:
+        script = parse(lines)
+        for line in script:
+            _check_line(line, kT=kT, energy=units.energy, charges=charges)
+        tried.append(_tried(case | {"lines": lines}, script, source, folder))
+    scripts, plans, logs, files = zip(*tried, strict=True)
+    # walkers whose values differ do so in files and paces as well
+    script = [
+        line for own in scripts for line in own if own is scripts[0] or line not in scripts[0]
+    ]
+    return Checked(variants, tuple(script), merged(plans), logs[0], frozenset().union(*files))
+
+
+def _variants(source: Sequence[str], folder: Path) -> tuple[tuple[str, ...], ...]:
+    """The lines for each walker; of all, where there is no ``@replicas:``."""
+    lines, counts = resolve(source, folder, 0)
+    if len(counts) > 1:
+        raise PlumedInputError(
+            f"the lists of @replicas: have {' and '.join(map(str, sorted(counts)))} values: give "
+            "each one value for every walker"
+        )
+    count = max(counts, default=1)
+    return (tuple(lines), *(tuple(resolve(source, folder, k)[0]) for k in range(1, count)))
+
+
+def _tried(case: dict, script: Sequence[InputLine], source: Sequence[str], directory: Path):
+    """Actions, plan, log and written files of lines that PLUMED accepts."""
+    with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as root:
+        failure, opened, log = _run(Path(root), case, script, directory)
+    if failure is not None:
+        number, said = failure if failure[0] else _first_failure(case, script, directory)
+        place = "the input"
+        if number is not None:
+            place = f"line {number} of the input, {readable(source[number - 1]).strip()!r}"
+        raise PlumedInputError(f"{place}: {said}", number)
     try:
         planned = plan(actions_of(log), script)
     except ValueError as error:
         raise PlumedInputError(str(error)) from None
-    files = (opened | written_files(script)) - {"written", "plumed.log"}
-    return Checked(tuple(lines), tuple(script), planned, log, frozenset(files))
+    absolute = {n for n in mentioned(case["lines"]) if os.path.isabs(n)}
+    inside = {os.path.relpath(name, directory) for name in absolute}
+    files = {name for name in opened if name not in inside}
+    files |= {n for n in absolute if os.path.relpath(n, directory) in opened}
+    return script, planned, log, files | written_files(script)
 
 
-def _first_failure(case: dict, script: Sequence[InputLine]) -> tuple[int | None, str]:
+def _first_failure(
+    case: dict, script: Sequence[InputLine], directory: Path
+) -> tuple[int | None, str]:
     """Line and words of a failure that comes only when all is read: lines are added in turn."""
-    for line, following in zip(script, (*script[1:], None), strict=True):
-        end = None if following is None else following.number - 1
-        with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as folder:
-            failure = _run(folder, {**case, "lines": case["lines"][:end]}, script)
+    numbers = sorted({line.number for line in script})
+    for number, following in zip(numbers, (*numbers[1:], None), strict=True):
+        end = None if following is None else following - 1
+        with tempfile.TemporaryDirectory(prefix="diffmd-plumed-") as root:
+            part = {**case, "lines": case["lines"][:end]}
+            failure, _, _ = _run(Path(root), part, script, directory)
         if failure is not None:
-            return line.number, failure[1]
+            return number, failure[1]
     return None, "PLUMED failed once and not again"
 
 
-def _run(folder: str, case: dict, script: Sequence[InputLine]) -> tuple[int | None, str] | None:
+def _run(
+    root: Path, case: dict, script: Sequence[InputLine], directory: Path
+) -> tuple[tuple[int | None, str] | None, set[str], str]:
+    """The line that failed, if it is known, and why (None if none did); files written; the log."""
+    # one by one and as a whole, each in a copy of the user's folder
+    places = [mirror(directory, case["lines"], root / name) for name in ("lines", "whole")]
+    before = written(root)
+    (folders, (lines, _)) = zip(*places, strict=True)
+    path = root / "case.json"
+    path.write_text(json.dumps({**case, "lines": lines, "folders": list(map(str, folders))}))
+    failure = _child(path, script)
+    whole = folders[1]
+    files = {
+        os.path.relpath(file, whole)
+        for file, facts in written(root / "whole").items()
+        if before.get(file) != facts and file.name[:4] != "bck." and file.name != LOG
+    }
+    log = whole / LOG
+    return failure, files, log.read_text("utf-8", errors="replace") if log.is_file() else ""
+
+
+def _child(path: Path, script: Sequence[InputLine]) -> tuple[int | None, str] | None:
     """The line that failed, if it is known, and why; None if none did."""
-    for name in ("lines", "whole"):
-        Path(folder, name).mkdir()
-    path = Path(folder, "case.json")
-    path.write_text(json.dumps(case))
-    # the child runs elsewhere, and must find this package
-    paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", ""))
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    # the child runs elsewhere, and must find this package, and what the input imports
+    paths = (str(Path(__file__).resolve().parents[1]), *map(os.path.abspath, sys.path))
     try:
         done = subprocess.run(
             [sys.executable, "-m", "diffmd_plumed.child", str(path)],
-            cwd=folder,
-            env=environment,
+            cwd=path.parent,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
@@ -169,20 +222,20 @@ def _run(folder: str, case: dict, script: Sequence[InputLine]) -> tuple[int | No
     if done.returncode == 0:
         return None
     out = path.with_suffix(".out")
-    report = out.read_text().splitlines() if out.exists() else []
+    report = out.read_text("utf-8").splitlines() if out.exists() else []
     numbers = [int(row) for row in report if row.isdigit()]
-    words = " ".join(row for row in report if not row.isdigit())
+    said = " ".join(row for row in report if not row.isdigit())
     number = (numbers or [0])[-1] or None
     if done.returncode < 0:
         sort = signal.Signals(-done.returncode).name
-        words = f"PLUMED crashes on it ({sort}); look for keywords and files that are missing"
-    elif not words:
-        words = f"the check failed: {done.stderr.decode(errors='replace').strip()[-500:]}"
-    elif "temperature" in words:
-        words += "; give kT, the thermal energy"
+        said = f"PLUMED crashes on it ({sort}); look for keywords and files that are missing"
+    elif not said:
+        said = f"the check failed: {done.stderr.decode(errors='replace').strip()[-500:]}"
+    elif "temperature" in said:
+        said += "; give kT, the thermal energy"
     if number is None:  # the message may name the action
-        number = next((s.number for s in script if s.label and f"label {s.label} " in words), None)
-    return number, words
+        number = next((s.number for s in script if s.label and f"label {s.label} " in said), None)
+    return number, said
 
 
 def _check_line(line: InputLine, *, kT, energy: float, charges) -> None:

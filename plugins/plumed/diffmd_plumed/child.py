@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from . import library
 from .driver import Driver, words
-from .script import parse
+from .script import parse, readable
 from .units import Units
 
 
@@ -24,36 +25,36 @@ def main(case_path: str) -> int:
     case = json.loads(Path(case_path).read_text())
     lines, settings = case["lines"], case["settings"]
     settings["units"] = Units(**settings["units"])
-    report = open(Path(case_path).with_suffix(".out"), "w", buffering=1)
+    report = Path(case_path).with_suffix(".out").open("w", buffering=1, encoding="utf-8")
+    alone, together = case["folders"]
     try:
-        one_by_one(lines, settings, report)
-        whole(lines, settings, case["positions"], report)
+        one_by_one(lines, settings, alone, report)
+        whole(lines, settings, together, case["positions"], report)
     except ValueError as error:
-        report.write(f"{error}\n")
+        report.write(f"{readable(str(error))}\n")
         return 1
     return 0
 
 
-def one_by_one(lines, settings, report) -> None:
-    with Driver(input=[], directory="lines", **settings) as driver:
-        for action in parse(lines):
-            report.write(f"{action.number}\n")
-            end = next((a.number for a in parse(lines) if a.number > action.number), None)
-            text = "\n".join(lines[action.number - 1 : None if end is None else end - 1])
+def one_by_one(lines, settings, folder, report) -> None:
+    with Driver(input=[], directory=folder, **settings) as driver:
+        numbers = sorted({action.number for action in parse(lines)})
+        for number, following in zip(numbers, (*numbers[1:], None), strict=True):
+            report.write(f"{number}\n")
+            text = "\n".join(lines[number - 1 : None if following is None else following - 1])
             try:
                 with library.working_directory(driver.directory):
-                    driver._cmd("readInputLines", text + "\n")
+                    # Python's PLUMED takes characters only
+                    driver._cmd("readInputLines", readable(text) + "\n")
             except (RuntimeError, ValueError, TypeError, OSError, MemoryError) as error:
                 raise ValueError(words(error)) from error
 
 
-def whole(lines, settings, positions, report) -> None:
+def whole(lines, settings, folder, positions, report) -> None:
     report.write("0\n")
-    with Driver(input=lines, directory="whole", **settings) as driver:
-        (Path(driver.directory) / "written").write_text(
-            json.dumps([p.name for p in Path(driver.directory).iterdir()])
-        )
-        try:
+    # made-up positions may be outside a grid, and leave nothing for the end: the run will say
+    with suppress(RuntimeError), Driver(input=lines, directory=folder, **settings) as driver:
+        with suppress(ValueError):
             for action in parse(lines):
                 if action.name == "PUT":
                     driver.set_value(action.label, 0.0)
@@ -63,8 +64,6 @@ def whole(lines, settings, positions, report) -> None:
             for step in range(2):
                 driver.evaluate(np.array(positions).reshape(-1, 3), step=step)
                 driver.update()
-        except (RuntimeError, ValueError):
-            pass  # made-up positions may be outside a grid; that is for the run to say
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,12 @@ class Driver:
     log : name of PLUMED's log in it
     kernel : path of another libplumedKernel.so
 
+    Attributes
+    ----------
+    buffers : value and ``-dV/d(value)`` of each PUT action that was set, in that order: the arrays
+        PLUMED works on. For many walkers: filling them before `calculate` is `set_value` without
+        its checks
+
     Raises
     ------
     ImportError : no library of PLUMED
@@ -99,14 +106,20 @@ class Driver:
         self._bias, self._stop = np.zeros(1), np.zeros(1, np.intc)
         self._step = np.zeros(1, np.int_)
         self._values: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.buffers: list[tuple[np.ndarray, np.ndarray]] = []
         self._put: dict[str, np.ndarray] = {}  # values by command: PLUMED copies them once a step
         self._data: dict[str, np.ndarray] = {}
         self._fresh = False  # an evaluation that was not learned from
         self._told: int | None = None  # the step PLUMED knows, until it updates or fails
         self._plumed = library.new_instance(kernel)
+        # forgotten drivers, and those that are left when Python ends, end as others do
+        self._ending = _Ending(self._plumed, self.directory, vars(self).copy())
+        self._forgotten = weakref.finalize(self, self._ending)
         self._start(read_lines(input), kT, float(timestep), bool(restart), log)
         if box is not None:
             self.set_box(box)
+        # it asks for all atoms in its update, which PLUMED forgets after a calculation without one
+        self._at_once = "Action EFFECTIVE_ENERGY_DRIFT\n" in self.log()
 
     # ------------------------------------------------------------------ one step
 
@@ -151,27 +164,33 @@ class Driver:
     def _calculate(self, energy: float | None) -> float:
         if self._plumed is None:
             raise RuntimeError(_FINALIZED)
-        cmd = self._plumed.cmd
-        self.virial.fill(0.0)
-        for _, force in self._values.values():
-            force.fill(0.0)
-        self._fresh = False
-        told, self._told = self._told, None
+        self._fresh, self._told, told = False, None, self._told
+        if self._at_once:
+            self._energy, self._before = energy, self.forces.copy()
         try:
-            if told != self.step or energy is not None or self._put:
-                self._step[0] = self.step
-                cmd("setStepLong", self._step)
-            for key, value in self._put.items():
-                cmd(key, value)
-            if energy is not None:
-                cmd("setEnergy", float(energy))
-            cmd("prepareCalc")
-            cmd("performCalcNoUpdate")
-            cmd("getBias", self._bias)
+            with library.working_directory(self.directory):  # some actions open files here
+                self._call("performCalcNoUpdate", energy, told)
+                self._cmd("getBias", self._bias)
         except _ERRORS as error:
             raise RuntimeError(f"PLUMED failed at step {self.step}: {words(error)}") from error
         self._fresh, self._told = True, self.step
         return float(self._bias[0])
+
+    def _call(self, perform: str, energy: float | None, told: int | None = None) -> None:
+        """One calculation with what was given; PLUMED was ``told`` the step before."""
+        cmd = self._plumed.cmd
+        self.virial.fill(0.0)
+        for _, force in self._values.values():
+            force.fill(0.0)
+        if told != self.step or energy is not None or self._put:
+            self._step[0] = self.step
+            cmd("setStepLong", self._step)
+        for key, value in self._put.items():
+            cmd(key, value)
+        if energy is not None:
+            cmd("setEnergy", float(energy))
+        cmd("prepareCalc")
+        cmd(perform)
 
     def update(self) -> None:
         """Learn from, and print, what was evaluated last; once for each evaluation.
@@ -184,13 +203,23 @@ class Driver:
                 "with the positions to learn from"
             )
         self._fresh, self._told = False, None
+        self._ending.owed = True
         try:
             with library.working_directory(self.directory):
-                self._cmd("update")
+                if self._at_once:
+                    self.forces[...] = self._before
+                    self._call("performCalc", self._energy)
+                else:
+                    self._cmd("update")
         except _ERRORS as error:
             raise RuntimeError(
                 f"PLUMED failed to update at step {self.step}: {words(error)}"
             ) from error
+
+    @property
+    def bias(self) -> float:
+        """The bias energy of the last evaluation."""
+        return float(self._bias[0])
 
     @property
     def stopped(self) -> bool:
@@ -226,38 +255,33 @@ class Driver:
                 raise ValueError(f"{name} is no {action} action: {words(error)}") from error
             self._values[name] = buffers
             if kind == "Value":
+                self.buffers.append(buffers)
                 self._put[f"setValue {name}"] = buffers[0]
         mine = self._values[name][0]
         if value.size != mine.size:
             raise ValueError(f"{name} had {mine.size} numbers, now {value.size}")
         mine[...] = value.reshape(mine.shape)
 
-    @property
-    def buffers(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Value and ``-dV/d(value)`` of what was set, in that order: the arrays PLUMED works on.
-
-        For many walkers: filling them before `calculate` is `set_value` without its checks.
-        """
-        return list(self._values.values())
-
     def value_force(self, name: str) -> np.ndarray:
         """``-dV/d(value)`` of a PUT or EXTRACV action after the last evaluation."""
         return self._values[name][1].copy()
 
-    def watch(self, name: str) -> None:
+    def watch(self, name: str, label: str | None = None) -> None:
         """Have the value of an action or component kept from the next evaluation on.
 
-        Raises ``ValueError`` where there is none of that name.
+        As ``name``, where PLUMED's ``label`` is another. Raises ``ValueError`` where there is none
+        of that name.
         """
         if name in self._data:
             return
+        label = name if label is None else label
         try:
             rank = np.zeros(1, np.int_)
-            self._cmd(f"getDataRank {name}", rank)
+            self._cmd(f"getDataRank {label}", rank)
             shape = np.ones(max(1, int(rank[0])), np.int_)
-            self._cmd(f"getDataShape {name}", shape)
+            self._cmd(f"getDataShape {label}", shape)
             data = np.full(tuple(shape), np.nan)
-            self._cmd(f"setMemoryForData {name}", data)
+            self._cmd(f"setMemoryForData {label}", data)
         except _ERRORS as error:
             raise ValueError(f"PLUMED has no value {name!r}: {words(error)}") from error
         self._data[name] = data
@@ -278,20 +302,33 @@ class Driver:
     def log(self) -> str:
         """What PLUMED has written to its log."""
         library.flush_files()
-        return Path(self.log_path).read_text(errors="replace")
+        return Path(self.log_path).read_text("utf-8", errors="replace")
+
+    def finish(self) -> None:
+        """Run PLUMED's final jobs, such as DUMPGRID without STRIDE: no step follows.
+
+        `finalize` does, where there were updates since. Raises ``RuntimeError`` if PLUMED fails.
+        """
+        self._ending.jobs()
 
     def finalize(self) -> None:
-        """Close all files; the driver cannot be used any more. Twice is harmless."""
-        if self._plumed is not None:
-            with library.working_directory(self.directory):
-                self._plumed.finalize()
-            self._plumed = None
+        """Run the final jobs and close all files; the driver cannot be used any more.
+
+        Twice is harmless; a driver that is forgotten, or left when Python ends, does so by itself.
+        Raises ``RuntimeError``, with all closed, if PLUMED fails in a job.
+        """
+        self._plumed = None
+        self._forgotten()
 
     def __enter__(self) -> Driver:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.finalize()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.finalize()
+        except RuntimeError:
+            if kind is None:  # an error before has the first word
+                raise
 
     def _cmd(self, key: str, value=None) -> None:
         if self._plumed is None:
@@ -303,17 +340,19 @@ class Driver:
 
     def _start(self, lines, kT, timestep, restart, log) -> None:
         units = self.units
-        with tempfile.NamedTemporaryFile("w", suffix=".dat", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", suffix=".dat", delete=False, encoding="utf-8", errors="surrogateescape"
+        ) as file:
             file.write("\n".join(lines) + "\n")
         try:
             # the log is opened by its name, as all files are
             with library.working_directory(self.directory):
                 self._cmd("setMDEngine", "diffmd_ase")
-                self._cmd("setMDLengthUnits", units.length)
-                self._cmd("setMDEnergyUnits", units.energy)
-                self._cmd("setMDTimeUnits", units.time)
-                self._cmd("setMDMassUnits", units.mass)
-                self._cmd("setMDChargeUnits", units.charge)
+                self._cmd("setMDLengthUnits", float(units.length))
+                self._cmd("setMDEnergyUnits", float(units.energy))
+                self._cmd("setMDTimeUnits", float(units.time))
+                self._cmd("setMDMassUnits", float(units.mass))
+                self._cmd("setMDChargeUnits", float(units.charge))
                 self._cmd("setNatoms", self.natoms)
                 self._cmd("setTimestep", timestep)
                 if kT is not None:
@@ -323,7 +362,7 @@ class Driver:
                 self._cmd("setLogFile", log)
                 self._cmd("init")
         except _ERRORS as error:
-            self._plumed.finalize()
+            self.finalize()
             raise ValueError(f"PLUMED refuses the input: {words(error)}") from error
         finally:
             os.unlink(file.name)
@@ -350,6 +389,31 @@ class Driver:
             bad = np.argwhere(~np.isfinite(values))[:, 0] if values.ndim else [0]
             raise ValueError(f"{name} of atoms {sorted(set(map(int, bad)))[:10]} are not finite")
         buffer[...] = values
+
+
+class _Ending:
+    """What is left to do for an instance of PLUMED; ``kept`` are the arrays that it works on."""
+
+    def __init__(self, plumed, directory: str, kept):
+        self._plumed, self._directory, self._kept = plumed, directory, kept
+        self.owed = False  # there were updates since the final jobs
+
+    def jobs(self) -> None:
+        owed, self.owed = self.owed, False
+        if not owed or not os.path.isdir(self._directory):
+            return
+        try:
+            with library.working_directory(self._directory):
+                self._plumed.cmd("runFinalJobs")
+        except _ERRORS as error:
+            raise RuntimeError(f"PLUMED failed in its final jobs: {words(error)}") from error
+
+    def __call__(self) -> None:
+        try:
+            self.jobs()
+        finally:
+            with library.working_directory(self._directory):
+                self._plumed.finalize()
 
 
 def words(error: BaseException) -> str:

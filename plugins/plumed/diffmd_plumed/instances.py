@@ -7,47 +7,61 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from . import library
+from .at_hand import link_inputs, mentioned, renamed
 from .check import Checked
 from .driver import Driver
 from .files import cut_back, lengths, refuse_empty, refuse_existing, refuse_too_many
+from .plan import PACED, actions_of, plan
+from .script import gated
 
 __all__ = ["Instances"]
 
-Row = TypeVar("Row")
+_GATE = "diffmd_learns"
+
+Row = dict[str, float | np.ndarray]
+Commit = Callable[[int, np.ndarray, int], Row]
 
 
 class Instances:
-    """The instances of one bias: made when they are needed, restarted, closed.
+    """The instances of one bias: made when they are needed, started, restarted, closed.
+
+    The first update that PLUMED sees is that of the start, so that rows, averages and hills are of
+    the steps that they say, and PLUMED swallows no hill. `begin` tells the start; without it, it is
+    where the walkers were evaluated first.
 
     Parameters
     ----------
     natoms, settings : of each `Driver`
     checked : the input, from `check_input`
     source : its lines as they were given, which a restart must repeat
-    prepare : called with each new driver, before anything is evaluated
+    prepare : called with each new driver, and the labels of the values of the plan in it,
+        before anything is evaluated
     walkers, restart, directory, first_step : as of `PlumedPotential`
+    numbers : of the walkers, default from 0
 
     Attributes
     ----------
-    step : the last completed one; evaluations are at this step
+    step : the last completed one
     drivers : the instances, one if they are shared
     ids : numbers of the walkers that are left
+    begun : the start was committed
+    rows : what the last commit gave, for each walker
 
     Raises
     ------
     FileExistsError : files of another run would be overwritten
+    ValueError : ``@replicas:`` for walkers that share an instance
     """
 
     def __init__(
         self,
         natoms: int,
         checked: Checked,
-        prepare: Callable[[Driver], None],
+        prepare: Callable[[Driver, Sequence[str]], None],
         *,
         source: Sequence[str],
         walkers: str,
@@ -55,9 +69,11 @@ class Instances:
         directory: str | Path,
         first_step: int,
         settings: dict,
+        numbers: Sequence[int] | None = None,
     ):
         if walkers not in ("shared", "independent"):
             raise ValueError(f"{walkers=}: expected 'shared' or 'independent'")
+        self._numbers = numbers
         self._natoms, self._checked, self._prepare = natoms, checked, prepare
         self.shared, self._restart = walkers == "shared", bool(restart)
         self._source, self.directory, self._settings = (
@@ -65,15 +81,25 @@ class Instances:
             Path(os.path.abspath(directory)),
             settings,
         )
-        self.step, self._begun = int(first_step), False
+        self.step, self.begun = int(first_step), False
+        self._first: np.ndarray | None = None
+        self._held: dict[int, tuple[bytes, int]] = {}
+        self._last: dict[int, tuple[np.ndarray, int]] = {}
+        self.rows: list[Row] = []
         self.plan = checked.plan
         self.drivers: list[Driver] = []
         self.ids: list[int] = []
         if self.plan.impure:
             warnings.warn(
                 f"{', '.join(self.plan.impure)} learn at every evaluation, not only at accepted "
-                "steps: Metropolis steps, finite differences and energy queries disturb them",
+                "steps: plain dynamics evaluates once a step, as they expect; Metropolis steps, "
+                "finite differences and energy queries disturb them",
                 stacklevel=3,
+            )
+        if self.shared and len(checked.variants) > 1:
+            raise ValueError(
+                f"@replicas: in the input gives {len(checked.variants)} walkers values of their "
+                "own, and one instance serves all of them: use walkers='independent'"
             )
         if restart:
             for name, what in self.plan.inexact.items():
@@ -112,10 +138,11 @@ class Instances:
                 )
             if not self.drivers:
                 self._open()
-            if len(self.ids) < walkers and not self._begun:
-                self.ids = list(range(walkers))
+            if len(self.ids) < walkers and not self.begun:
+                self.ids = self._first_ids(walkers)
         elif not self.drivers:
-            self.ids = list(range(walkers))
+            self.ids = self._first_ids(walkers)
+            self._check_independent(walkers)
             self._open()
         elif walkers != len(self.drivers):
             raise ValueError(
@@ -123,30 +150,113 @@ class Instances:
                 "evaluate all of them, or use walkers='shared'"
             )
 
-    def begin(self, step: int) -> bool:
-        """Whether anything happens at ``step``, by `learn`; otherwise it is completed now.
+    # ------------------------------------------------------------------ evaluation
 
-        Raises ``ValueError`` at a step that was completed before.
+    def evaluate(
+        self,
+        walker: int,
+        values: np.ndarray,
+        calculate: Callable[[int], object],
+        *,
+        step: int | None,
+    ) -> None:
+        """Have the instance of a walker at its ``values``: ``calculate(step)`` brings it there.
+
+        At the last completed step or, to be committed, at ``step``. What learns when it is
+        evaluated is calculated once for each step, as an MD engine does: an evaluation is that of
+        the step being made, and what the instance holds is not calculated again.
         """
-        if step <= self.step:
-            raise ValueError(f"step {step} after step {self.step}: steps are completed once")
-        if self.plan.due(step):
-            return True
-        self.step = step
-        return False
+        if not self.plan.once:
+            calculate(self.step if step is None else step)
+            return
+        name, key = self.name(walker), values.tobytes()
+        held, at = self._held.get(name), self.step + self.begun if step is None else step
+        if held is None or held[0] != key or (step is not None and held[1] != step):
+            self._held.pop(name, None)
+            calculate(at)
+            self._held[name] = key, at
 
-    def learn(
-        self, step: int, values: np.ndarray, what: str, commit: Callable[[int, np.ndarray], Row]
-    ) -> list[Row]:
-        """Complete a step: what ``commit(walker, values[walker])`` gives for each walker.
+    def last(self, walker: int, values: np.ndarray, step: int) -> tuple[np.ndarray, int] | None:
+        """Where and when a walker was committed before it is at ``values`` in ``step``.
 
-        It is called besides where PLUMED would swallow the hill of its first update: PLUMED gets
-        that update at a quiet step before.
+        An instance must be there again where the work of a schedule is counted, since it counts
+        from its last calculation; None where that is of no matter.
+        """
+        if not self.plan.timed or self.plan.once or (self.shared and len(self.ids) > 1):
+            return None
+        name = self.name(walker)
+        before, self._last[name] = self._last.get(name), (values.copy(), step)
+        return before
+
+    def saw(self, values: np.ndarray) -> bool:
+        """Remember ``values`` (walkers, …) if they are the first ones that are evaluated."""
+        first = self._first is None and not self.begun
+        if first:
+            self._first = values.copy()
+        return first
+
+    # ------------------------------------------------------------------ learning
+
+    def begin(self, step: int, values: np.ndarray, what: str, commit: Commit) -> bool:
+        """Commit the start; True if the bias may have changed.
+
+        Walkers that are not finite are about to be lost, and the others start without them. Raises
+        ``ValueError`` for a step before those that were completed.
+        """
+        if not np.isfinite(values).all():
+            return False
+        if step < self.step:
+            raise ValueError(f"start at step {step}, but {self.step} were completed before")
+        self._commit(step, values, what, commit)
+        return self.changes(step)
+
+    def passes(self, step: int) -> bool:
+        """Whether nothing happens at this new ``step``, which is completed by that."""
+        passes = step > self.step and not self.plan.due(step)
+        passes = passes and (self.begun or self._first is None)
+        if passes:
+            self.step = step
+        return passes
+
+    def learn(self, step: int, values: np.ndarray, what: str, commit: Commit) -> None:
+        """Complete a step: ``commit(walker, values[walker], step)`` where something happens at it.
 
         Raises
         ------
-        ValueError : values (``what``) that are not finite, with the walkers; nothing is committed
+        ValueError : a step that was completed before, values (``what``) that are not finite, with
+            the walkers; nothing is committed
         """
+        if not self.begun and (step == self.step or self._fits(values)):
+            start = values if step == self.step else self._first
+            self._commit(self.step, start, what, commit)
+            if start is values:
+                return
+        if step <= self.step:
+            raise ValueError(f"step {step} after step {self.step}: steps are completed once")
+        if not self.plan.due(step):
+            self.step = step
+            return
+        if not self.begun and any(step % pace == 0 for pace in self.plan.paced):
+            # nobody knows the start: PLUMED swallows the hill of a step that does not print
+            quiet = self.plan.quiet_before(step)
+            if quiet is not None:
+                self.require(len(values))
+                self._once_each(lambda walker: commit(walker, values[walker], quiet))
+                self.begun = True
+        self._commit(step, values, what, commit)
+
+    def changes(self, step: int) -> bool:
+        """Whether the bias has changed after ``step``, so that it must be evaluated again.
+
+        What learns when it is evaluated is not: an MD engine goes on with the forces it has.
+        """
+        return self.plan.changes(step) and not self.plan.once
+
+    def _fits(self, values: np.ndarray) -> bool:
+        first = self._first
+        return first is not None and len(first) == len(values) and bool(np.isfinite(first).all())
+
+    def _commit(self, step: int, values: np.ndarray, what: str, commit: Commit) -> None:
         lost = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1)).tolist()
         if lost:
             raise ValueError(
@@ -154,14 +264,27 @@ class Instances:
                 f"step {step}: nothing was deposited"
             )
         self.require(len(values))
-        if not self._begun and any(step % pace == 0 for pace in self.plan.paced):
-            self.step = self.plan.quiet_before(step)
-            self._once_each(lambda walker: commit(walker, values[walker]))
-        self._begun, self.step = True, step
-        return [commit(walker, row) for walker, row in enumerate(values)]
+        starts, self.begun, self._first, self.step = not self.begun, True, None, step
+        self.rows = []
+        for walker, row in enumerate(values):
+            # PLUMED's first step deposits nothing, and is that of all walkers
+            held_back = starts and walker > 0 and self._gated
+            if held_back:
+                self.drivers[0].set_extra(_GATE, 0.0)
+            try:
+                self.rows.append(commit(walker, row, step))
+            finally:
+                if held_back:
+                    self.drivers[0].set_extra(_GATE, 1.0)
+        # an update uses up what was calculated for it
+        self._held = {name: (key, at - 1) for name, (key, at) in self._held.items()}
+
+    # ------------------------------------------------------------------ walkers, restart
 
     def select(self, keep: Sequence[bool]) -> None:
         """Forget the walkers outside the mask."""
+        if self._first is not None and len(self._first) == len(keep):
+            self._first = self._first[np.array(keep, bool)]
         if len(keep) != len(self.ids):
             return
         if not self.shared:
@@ -177,12 +300,15 @@ class Instances:
         folders = [os.path.relpath(d.directory, self.directory) for d in self.drivers]
         return {
             "input": self._digest(),
+            "begun": self.begun,
             "walkers": self.ids,
             "files": {f: lengths(self.directory / f, self._checked.files) for f in folders},
             "inexact": self.plan.inexact,
         }
 
-    def restore(self, saved: dict, step: int, walkers: int, commit: Callable[[int], None]) -> None:
+    def restore(
+        self, saved: dict, step: int, walkers: int, commit: Callable[[int], object]
+    ) -> None:
         """Cut the files back to the checkpoint, read them, repeat the last step unseen.
 
         Raises
@@ -201,15 +327,22 @@ class Instances:
             cut_back(self.directory / folder, files, self._checked.files)
         self.ids = list(saved["walkers"]) or list(range(walkers))
         self._open()
-        self.step, self._begun = step, True
+        self.step, self.begun = step, saved.get("begun", True)
+        if not self.begun:
+            return
         self._once_each(commit)
         library.flush_files()
         # what the repeated step has printed is there already
         for folder, files in saved["files"].items():
             cut_back(self.directory / folder, files)
 
+    def finish(self) -> None:
+        """Run the final jobs; see `Driver.finish`."""
+        for driver in self.drivers:
+            driver.finish()
+
     def finalize(self) -> None:
-        """Close all files; nothing can be evaluated any more."""
+        """Run the final jobs and close all files; nothing can be evaluated any more."""
         for driver in self.drivers:
             driver.finalize()
 
@@ -217,26 +350,62 @@ class Instances:
         for walker in range(len(self.drivers)):
             commit(walker)
 
-    def _open(self) -> None:
-        folders = ["."]
-        if not self.shared:
-            folders = [f"walker-{walker}" for walker in self.ids]
-            refuse_too_many(len(folders), len(self._checked.files) + 1)
-        for folder in folders:
-            path = self.directory / folder
-            path.mkdir(parents=True, exist_ok=True)
-            if self._restart:
-                refuse_empty(path, self._checked.script)
-            driver = Driver(
-                self._natoms,
-                self._checked.lines,
-                restart=self._restart,
-                first_step=self.step,
-                directory=path,
-                **self._settings,
+    @property
+    def _gated(self) -> bool:
+        """Whether several walkers could put down hills at the start of one instance."""
+        return self.shared and bool(self.plan.paced)
+
+    def _first_ids(self, walkers: int) -> list[int]:
+        return list(range(walkers) if self._numbers is None else self._numbers)
+
+    def _check_independent(self, walkers: int) -> None:
+        count = len(self._checked.variants)
+        few = self._numbers is not None  # of the walkers that there are values for
+        if count > 1 and (count <= max(self.ids) if few else count != walkers):
+            raise ValueError(
+                f"@replicas: in the input has {count} values for {walkers} walkers: give one for "
+                "each"
             )
-            self.drivers.append(driver)
-            self._prepare(driver)
+        fixed = [n for n in self._checked.files if os.path.isabs(n) or n.startswith(os.pardir)]
+        if fixed and walkers > 1:
+            raise ValueError(
+                f"all {walkers} independent walkers would write {', '.join(sorted(fixed))}: give "
+                "a relative name, which means the folder of each walker"
+            )
+
+    def _open(self) -> None:
+        if self.shared:
+            lines = self._checked.lines(0)
+            self._open_one(self.directory, gated(lines, PACED, _GATE) if self._gated else lines)
+            return
+        refuse_too_many(len(self.ids), len(self._checked.files) + 1)
+        for walker in self.ids:
+            folder = self.directory / f"walker-{walker}"
+            lines = self._checked.lines(walker)
+            for name in self._checked.files:
+                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            link_inputs(self.directory, folder, lines, self._checked.files)
+            above = {n for n in mentioned(lines) if n.startswith(os.pardir + os.sep)}
+            self._open_one(folder, renamed(lines, {n: os.path.join(os.pardir, n) for n in above}))
+
+    def _open_one(self, folder: Path, lines: Sequence[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._restart:
+            refuse_empty(folder, self._checked.script)
+        driver = Driver(
+            self._natoms,
+            lines,
+            restart=self._restart,
+            first_step=self.step,
+            directory=folder,
+            **self._settings,
+        )
+        self.drivers.append(driver)
+        labels = self.plan.values
+        if self._gated:  # actions without a label are numbered, and there are more of them now
+            driver.set_extra(_GATE, 1.0)
+            labels = plan(actions_of(driver.log()), ()).values
+        self._prepare(driver, labels)
 
     def _digest(self) -> str:
         kind = "shared" if self.shared else "independent"

@@ -48,9 +48,12 @@ def flush_files() -> None:
 
 @contextmanager
 def working_directory(path: str):
-    """Inside, relative file names mean ``path``: PLUMED opens and rewinds files by them."""
+    """Inside, relative file names mean ``path``: PLUMED opens and rewinds files by them.
+
+    Where there is no such folder any more nothing is changed.
+    """
     before = os.getcwd()
-    if before == path:
+    if before == path or not os.path.isdir(path):
         yield
         return
     os.chdir(path)

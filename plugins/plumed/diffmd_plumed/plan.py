@@ -13,15 +13,17 @@ from dataclasses import dataclass
 
 from .script import InputLine
 
-__all__ = ["Action", "Plan", "actions_of", "plan"]
+__all__ = ["PACED", "Action", "Plan", "actions_of", "merged", "plan"]
 
 # the bias depends on positions alone
-_STATIC = {"RESTRAINT", "UPPER_WALLS", "LOWER_WALLS", "BIASVALUE", "EXTERNAL"}
+_STATIC = {"RESTRAINT", "UPPER_WALLS", "LOWER_WALLS", "BIASVALUE", "EXTERNAL", "FUNNEL"}
 _STATIC |= {f"{name}_SCALAR" for name in _STATIC}
 # it depends on the step besides
 _TIMED = {"MOVINGRESTRAINT", "TIME"}
-_PACED = {"METAD", "PBMETAD", "OPES_METAD", "OPES_METAD_EXPLORE", "OPES_EXPANDED"}
-_SCALARS_ONLY = _PACED | {"BIASVALUE"}
+PACED = {"METAD", "PBMETAD", "OPES_METAD", "OPES_METAD_EXPLORE", "OPES_EXPANDED"}
+# of the biases with a state of their own, those that change it at updates alone
+_PURE = {"EDS", "MAXENT", "EXTENDED_LAGRANGIAN", "VES_LINEAR_EXPANSION"}
+_SCALARS_ONLY = PACED | {"BIASVALUE"}
 # no bias, but something of their own at each update
 _EVERY_STEP = {"UPDATE_IF", "EFFECTIVE_ENERGY_DRIFT", "COMMITTOR"}
 _PER_WALKER = {
@@ -71,6 +73,8 @@ class Plan:
     per_walker : why an action cannot serve several walkers
     inexact : what a restart cannot bring back
     impure : actions that learn when they are only evaluated
+    once : they do, or write then: one evaluation for each step, as an MD engine makes, is best
+    timed : the work of a schedule is counted from one calculation to the next
     values : labels of the biases, their arguments and what is printed
     """
 
@@ -80,6 +84,8 @@ class Plan:
     per_walker: dict[str, str]
     inexact: dict[str, str]
     impure: tuple[str, ...]
+    once: bool
+    timed: bool
     values: tuple[str, ...]
 
     def due(self, step: int) -> bool:
@@ -89,13 +95,10 @@ class Plan:
     def changes(self, step: int) -> bool:
         return any(step % period == 0 for period in self.learn)
 
-    def quiet_before(self, step: int) -> int:
-        """The last step before ``step`` at which nothing happens; the one before if none."""
-        periods = self.learn | self.output
-        if 1 in periods:
-            return step - 1
-        reach = range(step - 1, step - 1 - math.lcm(*periods), -1)
-        return next((s for s in reach if all(s % p for p in periods)), step - 1)
+    def quiet_before(self, step: int) -> int | None:
+        """The last step before ``step`` at which nothing is printed; None if there is none."""
+        reach = range(step - 1, step - 1 - math.lcm(*self.output), -1)
+        return next((s for s in reach if all(s % period for period in self.output)), None)
 
 
 def actions_of(log: str) -> list[Action]:
@@ -116,7 +119,7 @@ def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
     ValueError : vectors for an action that uses only their first element (METAD, OPES,
         BIASVALUE), a bias that acts only every few steps
     """
-    learn, output, paced, impure = set(), set(), set(), []
+    learn, output, paced, impure, once = set(), set(), set(), [], False
     per_walker: dict[str, str] = {}
     inexact: dict[str, str] = {}
     for action in actions:
@@ -130,7 +133,7 @@ def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
             inexact[name] = _NO_RESTART[action.name]
         if action.name in _TIMED:
             learn.add(1)
-        elif action.name in _PACED:
+        elif action.name in PACED:
             reason = _own_state(text)
             every_step = reason is not None or pace is None or "walkers active" in text
             learn.add(1 if every_step else pace)
@@ -142,11 +145,12 @@ def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
         elif action.is_bias and action.name not in _STATIC:
             learn.add(1)
             per_walker[name] = inexact[name] = "a state of its own"
-            if action.name == "ABMD":
+            if action.name not in _PURE:
                 impure.append(name)
         elif action.name in _EVERY_STEP:
             output.add(stride or 1)
-        elif stride is not None:
+            once = once or action.name == "COMMITTOR"
+        elif stride:  # none, or 0: at the end
             output.add(stride)
     biases = {action.name.removesuffix("_SCALAR") for action in actions if action.is_bias}
     for line in script:
@@ -160,7 +164,7 @@ def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
         name = f"{line.name} (line {line.number})"
         if "NLIST" in line.keywords:
             per_walker[name] = "a neighbour list that is kept between steps"
-        if "FMT" in line.keywords and line.name in _PACED:
+        if "FMT" in line.keywords and line.name in PACED:
             inexact[name] = f"digits of its hills, FMT={line.keywords['FMT']}"
         if line.name == "OPES_EXPANDED" and line.keywords.get("PRINT_STRIDE") != "1":
             inexact[name] = "what it learned since its last print; set PRINT_STRIDE=1"
@@ -177,7 +181,23 @@ def plan(actions: Sequence[Action], script: Sequence[InputLine]) -> Plan:
         per_walker,
         inexact,
         tuple(impure),
+        once or bool(impure),
+        any(action.name == "MOVINGRESTRAINT" for action in actions),
         tuple(wanted),
+    )
+
+
+def merged(plans: Sequence[Plan]) -> Plan:
+    """One plan for walkers whose inputs differ in values."""
+    first = plans[0]
+    return Plan(
+        *(frozenset().union(*(getattr(p, n) for p in plans)) for n in ("learn", "output", "paced")),
+        {name: reason for p in plans for name, reason in p.per_walker.items()},
+        {name: reason for p in plans for name, reason in p.inexact.items()},
+        tuple(dict.fromkeys(name for p in plans for name in p.impure)),
+        any(p.once for p in plans),
+        any(p.timed for p in plans),
+        tuple(name for name in first.values if all(name in p.values for p in plans)),
     )
 
 

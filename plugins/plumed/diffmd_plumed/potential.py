@@ -9,23 +9,22 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from diffmd_ase.potentials.base import Potential
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
-from . import library
 from .bases import Bases, frames_of
 from .check import PlumedInputError, check_input
-from .driver import Driver, Result
+from .driver import Driver
 from .instances import Instances
+from .memory import Remembering
 from .script import read_lines
 
-__all__ = ["PlumedPotential"]
+__all__ = ["WALKER", "PlumedPotential", "takes_walker"]
 
-_WALKER = "walker"
+WALKER = "walker"
 
 
-class PlumedPotential(Potential):
+class PlumedPotential(Remembering):
     """The bias V(x, t) of a PLUMED input, in eV, for any number of walkers.
 
     With ``walkers="shared"`` one PLUMED instance serves all walkers in turn: each sees the
@@ -57,7 +56,7 @@ class PlumedPotential(Potential):
     FileExistsError : files of another run would be overwritten
     """
 
-    has_memory = True
+    _what = "positions"
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class PlumedPotential(Potential):
         }
         checked = check_input(input, len(system), directory=directory, **settings)
         self.needs_base = checked.needs_energy
-        self._plan, self._tagged = checked.plan, _check_values(checked.script)
+        self._plan, self._tagged = checked.plan, takes_walker(checked.script)
         self._instances = Instances(
             len(system),
             checked,
@@ -104,9 +103,7 @@ class PlumedPotential(Potential):
             settings=settings,
         )
         self.directory = self._instances.directory
-        self._values: dict[str, np.ndarray] = {}
         self._bases = Bases()
-        self._warned = False
 
     # ------------------------------------------------------------------ evaluation
 
@@ -126,22 +123,24 @@ class PlumedPotential(Potential):
         forces, virials = np.full(frames.shape, np.nan), np.full((len(frames), 3, 3), np.nan)
         if self.needs_base:
             self._bases.remember(frames, base)
+        if x.ndim < 4:
+            self._see(frames)
         for index in np.flatnonzero(np.isfinite(frames).all((1, 2))).tolist():
             walker = index % walkers
-            driver = self._driver(walker)
             try:
-                if self.needs_base:
-                    energies[index], forces[index], _ = self._on_base(driver, frames[index])
-                    continue
-                energies[index] = driver.calculate(frames[index], self._instances.step)
+                driver = self._at(walker, frames[index])
             except RuntimeError as error:
                 if "grid" not in str(error).lower():
                     raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
                 self._warn_outside(walker, error)
                 continue
-            forces[index] = driver.forces
-            if stress:
-                virials[index] = driver.virial
+            energies[index], forces[index], virials[index] = (
+                driver.bias,
+                driver.forces,
+                driver.virial,
+            )
+            if self.needs_base:
+                forces[index] -= self._bases.of(frames[index])[1]
         return Evaluation(
             x.new_tensor(energies).reshape(x.shape[:-2]),
             x.new_tensor(forces).reshape(x.shape),
@@ -161,21 +160,23 @@ class PlumedPotential(Potential):
         for index, frame in enumerate(frames_of(x)):
             if not np.isfinite(frame).all():
                 continue
-            driver = self._driver(index % walkers)
-            driver.calculate(frame, self._instances.step)
+            driver = self._at(index % walkers, frame)
             for name, found in values.items():
                 found.flat[index] = driver.get_value(name)
         return {name: x.new_tensor(found) for name, found in values.items()}
 
-    def _driver(self, walker: int) -> Driver:
-        driver = self._instances.of(walker)
+    def _calculate(self, driver: Driver, walker: int, values: np.ndarray, step: int) -> None:
         if self._tagged:
-            driver.set_extra(_WALKER, float(self._instances.name(walker)))
-        return driver
+            driver.set_extra(WALKER, float(self._instances.name(walker)))
+        if self.needs_base:
+            energy, forces = self._bases.of(values)
+            driver.evaluate(values, step=step, energy=energy, forces=forces)
+        else:
+            driver.calculate(values, step)
 
-    def _on_base(self, driver: Driver, frame: np.ndarray) -> Result:
-        energy, forces = self._bases.of(frame)
-        return driver.evaluate(frame, step=self._instances.step, energy=energy, forces=forces)
+    def _see(self, frames: np.ndarray) -> None:
+        if self._instances.saw(frames) and self.needs_base:
+            self._bases.settle(frames)
 
     def _stress(self, x: Tensor, virials: np.ndarray) -> Tensor | None:
         # a bias on ENERGY scales the virial of the base, which PLUMED is not given
@@ -187,86 +188,41 @@ class PlumedPotential(Potential):
 
     # ------------------------------------------------------------------ learning
 
-    def update(self, x: Tensor, step: int) -> bool:
-        """Deposit and print at accepted positions (N, 3) or (B, N, 3); True if V changed.
+    def begin(self, x: Tensor, step: int) -> bool:
+        if self.needs_base and not self._instances.begun:
+            self._bases.settle(frames_of(x))
+        return super().begin(x, step)
 
-        Raises
-        ------
-        ValueError : a step that was completed before, positions that are not finite (the
-            walkers are named), positions that were not evaluated where ENERGY is biased
-        """
-        if x.ndim > 3:
-            raise ValueError(f"positions {tuple(x.shape)}: expected (N, 3) or (B, N, 3)")
-        learns = self._instances.begin(step)
+    def update(self, x: Tensor, step: int) -> bool:
+        changed = super().update(x, step)
         if self.needs_base:
             self._bases.settle(frames_of(x))
-        if not learns:
-            return False
-        rows = self._instances.learn(step, frames_of(x), "positions", self._commit)
-        self._values = {
-            name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())
-        }
-        return self._plan.changes(step)
-
-    def _commit(self, walker: int, frame: np.ndarray) -> dict[str, float | np.ndarray]:
-        driver = self._driver(walker)
-        if self.needs_base:
-            self._on_base(driver, frame)
-        else:
-            driver.calculate(frame, self._instances.step)
-        row = {name: driver.get_value(name) for name in self._plan.values}
-        driver.update()
-        if driver.stopped and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"step {self._instances.step}: PLUMED asks to stop (COMMITTOR)", stacklevel=4
-            )
-        return row
-
-    @property
-    def stopped(self) -> bool:
-        """An action (COMMITTOR) of some walker asked to stop."""
-        return any(driver.stopped for driver in self._instances.drivers)
+        return changed
 
     def values(self) -> dict[str, np.ndarray]:
         """Bias, CVs and what is printed, (B,) each, before the last deposit, in the units of
         the input; of the last step at which the input deposits or prints."""
-        return dict(self._values)
-
-    def flush(self) -> None:
-        """Files are complete on disk up to the last update."""
-        library.flush_files()
-
-    def finalize(self) -> None:
-        """Close all files; nothing can be evaluated any more."""
-        self._instances.finalize()
-
-    # ------------------------------------------------------------------ walkers, restart
-
-    def select(self, keep: Tensor) -> None:
-        self._instances.select(keep.tolist())
+        rows = self._instances.rows
+        return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
     def checkpoint(self) -> dict:
-        """Files are flushed; their lengths and the walkers that are left are returned."""
-        return self._instances.checkpoint() | {"base": self._bases.checkpoint()}
+        return super().checkpoint() | {"base": self._bases.checkpoint()}
 
     def restore(self, saved: dict, x: Tensor, step: int) -> None:
-        """Cut the files back to the checkpoint, read them, repeat the last step unseen.
-
-        Raises
-        ------
-        ValueError : made without ``restart=True``, another input, files that were changed
-        """
-        frames = frames_of(x)
         self._bases.restore(saved.get("base", {}))
-        self._instances.restore(
-            saved, step, len(frames), lambda walker: self._commit(walker, frames[walker])
-        )
+        super().restore(saved, x, step)
 
-    def _prepare(self, driver: Driver) -> None:
+    def _given(self, x: Tensor) -> np.ndarray:
+        return frames_of(x)
+
+    @property
+    def _watched(self) -> tuple[str, ...]:
+        return self._plan.values
+
+    def _prepare(self, driver: Driver, labels: Sequence[str]) -> None:
         # bound before anything is evaluated: PLUMED fills them from then on
-        for name in self._plan.values:
-            driver.watch(name)
+        for name, label in zip(self._plan.values, labels, strict=True):
+            driver.watch(name, label)
 
     def _warn_outside(self, walker: int, error: Exception) -> None:
         name = self._instances.name(walker)
@@ -277,13 +233,16 @@ class PlumedPotential(Potential):
         )
 
 
-def _check_values(script) -> bool:
-    """Whether the input asks for the number of the walker."""
+def takes_walker(script) -> bool:
+    """Whether the actions of an input (``script``) ask for the number of the walker.
+
+    Raises `PlumedInputError` where they ask for other values.
+    """
     for line in script:
-        if line.name == "PUT" or (line.name == "EXTRACV" and line.keywords.get("NAME") != _WALKER):
+        if line.name == "PUT" or (line.name == "EXTRACV" and line.keywords.get("NAME") != WALKER):
             raise PlumedInputError(
                 f"line {line.number} of the input, {line.text!r}: PlumedPotential passes atoms and "
-                f"EXTRACV NAME={_WALKER} only; values of your own go through Driver.set_value",
+                f"EXTRACV NAME={WALKER} only; values of your own go through Driver.set_value",
                 line.number,
             )
     return any(line.name == "EXTRACV" for line in script)

@@ -18,10 +18,10 @@ from diffmd_ase.io.plumed_writer import plumed_number
 from diffmd_ase.potentials.biases.base import CVBias
 from diffmd_ase.potentials.biases.cvs import CV
 
-from . import library
 from .check import PlumedInputError, check_input
 from .driver import Driver
 from .instances import Instances
+from .memory import Remembering
 from .script import parse, read_lines
 from .units import ASE_UNITS
 
@@ -30,7 +30,7 @@ __all__ = ["PlumedCVPotential"]
 _NO_ATOMS = np.empty((0, 3))
 
 
-class PlumedCVPotential(CVBias):
+class PlumedCVPotential(Remembering, CVBias):
     """The bias V(s(x), t) of a PLUMED input on torch variables, for any number of walkers.
 
     The input names the variables by their names (``METAD ARG=phi,psi …``), in PLUMED's units
@@ -55,8 +55,6 @@ class PlumedCVPotential(CVBias):
     FileExistsError : files of another run would be overwritten
     """
 
-    has_memory = True
-
     def __init__(
         self,
         cvs: CV | Sequence[CV],
@@ -75,7 +73,7 @@ class PlumedCVPotential(CVBias):
         self._check_lines(lines)
         lines = [*_puts(self.cv), *lines]
         checked = _checked(lines, len(self.cv), directory, settings)
-        self._plan, self._unit = checked.plan, np.array(self.cv.plumed_units)
+        self._unit, self._what = np.array(self.cv.plumed_units), ", ".join(self.cv.names)
         self._instances = Instances(
             0,
             checked,
@@ -93,72 +91,39 @@ class PlumedCVPotential(CVBias):
         values = self._on_host(s)
         walkers = s.shape[-2] if s.ndim > 1 else 1
         self._instances.require(walkers)
+        if s.ndim < 3:
+            self._instances.saw(values)
         out = np.full((len(values), 1 + len(self.cv)), np.nan)
         for index in np.flatnonzero(np.isfinite(values).all(-1)).tolist():
             try:
-                out[index] = self._evaluate(index % walkers, values[index])
+                driver = self._at(index % walkers, values[index])
             except RuntimeError as error:
                 if "grid" not in str(error).lower():
                     raise
                 warnings.warn(f"{error}; the bias there is NaN", stacklevel=3)
+            else:
+                out[index] = [driver.bias, *(force[0] for _, force in driver.buffers)]
         out[:, 1:] *= -self._unit / ASE_UNITS.energy
         # one copy back: energy and derivatives together
         back = torch.from_numpy(out).to(s.device).reshape(*s.shape[:-1], -1)
         return back[..., 0], back[..., 1:]
 
-    def update(self, x, step) -> bool:
-        """Deposit and print at accepted positions (N, 3) or (B, N, 3); True if V changed.
-
-        Raises
-        ------
-        ValueError : a step that was completed before, variables that are not finite
-        """
-        if not self._instances.begin(step):
-            return False
-        values = self._on_host(self.cv(x))
-        self._instances.learn(step, values, ", ".join(self.cv.names), self._commit)
-        return self._plan.changes(step)
-
-    def select(self, keep) -> None:
-        self._instances.select(keep.tolist())
-
-    def checkpoint(self) -> dict:
-        return self._instances.checkpoint()
-
-    def restore(self, saved, x, step) -> None:
-        values = self._on_host(self.cv(x))
-        self._instances.restore(
-            saved, step, len(values), lambda walker: self._commit(walker, values[walker])
-        )
-
-    def flush(self) -> None:
-        """Files are complete on disk up to the last update."""
-        library.flush_files()
-
-    def finalize(self) -> None:
-        """Close all files; nothing can be evaluated any more."""
-        self._instances.finalize()
+    def _given(self, x: Tensor) -> np.ndarray:
+        return self._on_host(self.cv(x))
 
     def _on_host(self, s: Tensor) -> np.ndarray:
         return s.reshape(-1, len(self.cv)).cpu().numpy() * self._unit
 
-    def _evaluate(self, walker: int, values: np.ndarray) -> list[float]:
-        """V in eV and PLUMED's -dV/ds at values in its units."""
-        driver = self._instances.of(walker)
-        buffers = driver.buffers  # in the order of the variables: that of `_prepare`
-        for (value, _), number in zip(buffers, values.tolist(), strict=True):
+    def _calculate(self, driver: Driver, walker: int, values: np.ndarray, step: int) -> None:
+        # in the order of the variables: that of `_prepare`
+        for (value, _), number in zip(driver.buffers, values.tolist(), strict=True):
             value[0] = number
         try:
-            energy = driver.calculate(_NO_ATOMS, self._instances.step)
+            driver.calculate(_NO_ATOMS, step)
         except RuntimeError as error:
             raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
-        return [energy, *(force[0] for _, force in buffers)]
 
-    def _commit(self, walker: int, values: np.ndarray) -> None:
-        self._evaluate(walker, values)
-        self._instances.of(walker).update()
-
-    def _prepare(self, driver: Driver) -> None:
+    def _prepare(self, driver: Driver, labels: Sequence[str]) -> None:
         for name in self.cv.names:
             driver.set_value(name, 0.0)
 

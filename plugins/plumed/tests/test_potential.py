@@ -266,7 +266,7 @@ class TestMemory:
         words = {"temperature_K": 300, "mobility": 1.0, "timestep": 0.01, "target": target}
         kind(system, bias=bias, rng=1, **words).run(6)
         grown = np.loadtxt(bias.directory / "COLVAR")
-        assert len(grown) == 6 * walkers  # not flushed, they are in a buffer
+        assert len(grown) == (1 + 6) * walkers  # not flushed, they are in a buffer
         before = bias(x).energy
         kind(system, bias=Frozen(bias), rng=1, **words).run(6)
         assert len(np.loadtxt(bias.directory / "COLVAR")) == len(grown)
@@ -302,6 +302,8 @@ class TestWalkers:
         together = make(adaptive, walkers="independent")
         singles = [make(adaptive) for _ in range(3)]
         together(x[0])
+        for single, own in zip(singles, x[0], strict=True):
+            single(own)  # where the run starts
         for step, frame in enumerate(x, 1):
             together.update(frame, step)
             for single, own in zip(singles, frame, strict=True):
@@ -330,7 +332,7 @@ class TestWalkers:
             advance(kernel, state, Noise(0))
         advance(kernel, caught.value.survivors, Noise(0))
         bias.flush()
-        assert np.loadtxt(bias.directory / "COLVAR")[:, 1].tolist() == [0, 1, 2, 0, 2]
+        assert np.loadtxt(bias.directory / "COLVAR")[:, 1].tolist() == [0, 1, 2, 0, 1, 2, 0, 2]
 
     @pytest.mark.parametrize(
         "line, name",

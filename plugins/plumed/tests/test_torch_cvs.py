@@ -53,6 +53,7 @@ def test_equal_to_plumed_on_atoms(name, tmp_path):
     ours = bias([BIASES[name], PRINT], tmp_path / "ours")
     start = X.expand(3, 4, 3).clone()
     largest = 0.0
+    ours.begin(start, 0)
     for state, _ in run(kernel_of(theirs), start, 40, noise=Noise(3)):
         ours.update(state.x, state.step)
         (e, f, _), (energy, forces, _) = ours(state.x), theirs(state.x)
