@@ -8,7 +8,6 @@ needed, for noise is addressed by (seed, walker, step).
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import warnings
 from dataclasses import dataclass, field, fields
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 
 from ..state import Record, State
 from .atomic import replacing
+from .tensors import load_tensors, save_tensors, verify
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 SCHEMA_VERSION = 2
+_KEY = "diffmd_ase"
 _FORMAT = "diffmd_ase checkpoint"
 
 
@@ -59,8 +58,6 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
         tensors |= {f"record.{len(kinds)}.{name}": value for name, value in own.items()}
         kinds.append(type(record).__name__)
         record = parts.get("record")
-    # clones: safetensors refuses tensors that share memory
-    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     header = {
         "format": _FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -69,14 +66,10 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
         "records": kinds,
         "parameters": {} if parameters is None else parameters,
     }
-    header = json.loads(json.dumps(header))  # as it will be read
-    header["sha256"] = _digest(tensors, header)
-    content = to_bytes(tensors, metadata={"diffmd_ase": json.dumps(header)})
     if path.exists():  # a copy, so that a kill never finds ``path`` missing
         with replacing(previous(path)) as temporary:
             shutil.copyfile(path, temporary)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    save_tensors(path, tensors, _KEY, header)
 
 
 def load_checkpoint(path, *, device="cpu") -> Checkpoint:
@@ -113,24 +106,12 @@ def previous(path) -> Path:
 
 
 def _load(path: Path, device) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
+    tensors, header = load_tensors(path, _KEY)
+    if header is None or header.get("format") != _FORMAT:
+        found = None if header is None else header.get("format")
         raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); expected a checkpoint "
-            "of diffmd_ase"
-        ) from None
-    try:
-        header = json.loads(metadata.get("diffmd_ase", "{}"))
-    except json.JSONDecodeError:
-        header = {}
-    header = header if isinstance(header, dict) else {}
-    if header.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} is a safetensors file but not a checkpoint (format "
-            f"{header.get('format')!r}, expected {_FORMAT!r}); a model file goes to --model"
+            f"{path} is a safetensors file but not a checkpoint (format {found!r}, expected "
+            f"{_FORMAT!r}); a model file goes to --model"
         )
     schema = header.get("schema_version")
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
@@ -138,12 +119,11 @@ def _load(path: Path, device) -> Checkpoint:
             f"{path}: written with schema {schema}, this version reads up to {SCHEMA_VERSION}; "
             "update diffmd_ase"
         )
-    digest = header.pop("sha256", None)
-    # of the first schema the header had no part in it
-    if _digest(tensors, None if schema == 1 else header) != digest:
-        raise ValueError(f"{path} was altered or damaged: its checksum does not match")
     if schema == 1:
-        tensors = _from_first_schema(path, tensors)
+        tensors = _from_first_schema(path, tensors, header.get("sha256"))
+    else:
+        header = verify(path, tensors, header)
+    tensors = {name: t.to(device) for name, t in tensors.items()}
     state = State(
         x=tensors["x"],
         energy=tensors.get("energy"),
@@ -176,7 +156,14 @@ def _record(path: Path, kinds: list[str], tensors: dict[str, torch.Tensor]) -> R
     return record
 
 
-def _from_first_schema(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _from_first_schema(path: Path, tensors: dict[str, torch.Tensor], told) -> dict:
+    total = hashlib.sha256()  # the header had no part in it
+    for name in sorted(tensors):
+        values = tensors[name]
+        total.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
+        total.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    if total.hexdigest() != told:
+        raise ValueError(f"{path} was altered or damaged: it does not match its checksum")
     strange = sorted(n for n in tensors if n.startswith("extra.") and n != "extra.momenta")
     if strange:
         raise ValueError(
@@ -185,15 +172,3 @@ def _from_first_schema(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str
             "finish the run with that version, or start a new one from its last frame"
         )
     return {name.removeprefix("extra."): value for name, value in tensors.items()}
-
-
-def _digest(tensors: dict[str, torch.Tensor], header: dict[str, Any] | None = None) -> str:
-    """SHA-256 of all values: step, seed and parameters of the header, and every tensor."""
-    total = hashlib.sha256()
-    if header is not None:
-        total.update(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        values = tensors[name].cpu().contiguous()
-        total.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
-        total.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

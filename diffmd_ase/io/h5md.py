@@ -14,6 +14,8 @@ walker. Any H5MD reader opens it; particle ``w·N + i`` is atom i of walker w.
                                           before, and what a bias says of itself
     /diffmd_ase                           attribute ``metadata``: JSON; ``columns``: the NAMEs;
                                           ``carried``: what calculators are to see of the atoms
+    /diffmd_ase/checks                    sums of each frame (`io.checksums`): ``positions``
+                                          (frames, W), ``rest`` (frames,); attribute ``header``
 
 A lost walker is NaN from the frame in which it was missing. The file is opened in HDF5's
 single-writer mode for each block and closed again: a kill at any moment leaves it readable
@@ -24,9 +26,10 @@ written last, so a frame exists once its step does.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,9 +38,20 @@ import numpy as np
 
 from ..system import System
 from .carried import carried_text
+from .checksums import digest, row_sums
 from .run_info import RunInfo
 
-__all__ = ["append_frames", "column", "create_file", "open_to_append", "read_file"]
+__all__ = [
+    "append_frames",
+    "column",
+    "create_file",
+    "growth",
+    "header_digest",
+    "open_to_append",
+    "read_file",
+    "rest",
+    "sums_of_positions",
+]
 
 T = TypeVar("T")
 
@@ -47,7 +61,11 @@ POSITION = f"{ROOT}/position/value"
 TIME = f"{ROOT}/position/time"
 EDGES = f"{ROOT}/box/edges/value"
 ENERGY = "observables/potential_energy/value"
+CHECKS = "diffmd_ase/checks"
+CHECK_POSITIONS = f"{CHECKS}/positions"
+CHECK_REST = f"{CHECKS}/rest"
 _CHUNK_BYTES = 1 << 18
+_INDEX_BYTES = 1 << 16  # what HDF5 notes of new chunks
 
 
 def read_file(path: Path, read: Callable[[h5py.File], T]) -> tuple[T, bool]:
@@ -55,7 +73,7 @@ def read_file(path: Path, read: Callable[[h5py.File], T]) -> tuple[T, bool]:
 
     A run may begin or end a block at any moment, which HDF5 takes for damage: then again.
 
-    Raises ``ValueError`` for what is damaged or no HDF5, ``KeyError`` for what is not in it.
+    Raises ``ValueError`` for what is damaged, no HDF5 or no trajectory.
     """
     for attempt in range(20):
         with path.open("rb") as raw:
@@ -78,7 +96,9 @@ def read_file(path: Path, read: Callable[[h5py.File], T]) -> tuple[T, bool]:
             problem = error
             time.sleep(0.001 * attempt)
     if isinstance(problem, KeyError):
-        raise problem
+        raise ValueError(
+            f"{path} is an HDF5 file but no trajectory of diffmd_ase, or damaged ({problem})"
+        )
     raise ValueError(f"{path} is damaged, or another program writes to it: {problem}")
 
 
@@ -120,7 +140,8 @@ def create_file(
     count, n_atoms = len(walkers), len(system)
     if not count or len(set(walkers.tolist())) != count:
         raise ValueError(f"walkers {walkers.tolist()}: expected different ids, at least one")
-    with h5py.File(path, "w", libver="v110") as file:
+    # in memory: HDF5 does not survive a disk that is full
+    with h5py.File(path, "w", libver="v110", driver="core", backing_store=False) as file:
         header = file.create_group("h5md")
         header.attrs["version"] = np.array([1, 1])
         header.create_group("author").attrs["name"] = info.extra.get("author", "unknown")
@@ -160,6 +181,33 @@ def create_file(
             own.attrs["cell"] = system.cell
         if system.carried:
             own["carried"] = carried_text(system)
+        _grow(file, CHECK_POSITIONS, (count,), np.uint64, max(1, 8192 // count))
+        _grow(file, CHECK_REST, (), np.uint64, 1024)
+        file[CHECKS].attrs["header"] = header_digest(file)
+        file.flush()
+        path.write_bytes(file.id.get_file_image())
+
+
+def header_digest(file: h5py.File) -> str:
+    """SHA-256 of all that an open ``file`` says once, for all frames."""
+    own = file["diffmd_ase"].attrs
+    arrays = {name: file[f"{ROOT}/{name}"][:] for name in ("species", "mass", "id")}
+    arrays |= {"walkers": file["diffmd_ase/walkers"][:], "cell": np.asarray(own.get("cell", ()))}
+    boundary = file[f"{ROOT}/box"].attrs["boundary"].astype(str).tolist()
+    carried = file["diffmd_ase/carried"].asstr()[()] if "diffmd_ase/carried" in file else ""
+    return digest(arrays, [own["metadata"], own["columns"], *boundary, carried])
+
+
+def sums_of_positions(positions: np.ndarray) -> np.ndarray:
+    """(frames, W) checksums of positions (frames, W, N, 3), float32."""
+    frames, walkers, n_atoms, _ = positions.shape
+    return row_sums(positions.reshape(frames * walkers, n_atoms * 3)).reshape(frames, walkers)
+
+
+def rest(columns: Iterable[str], periodic: bool) -> list[str]:
+    """Where all else is that a frame holds, in the order in which its checksum takes it."""
+    edges = [EDGES] if periodic else []
+    return [STEP, TIME, ENERGY, *map(column, columns), *edges]
 
 
 def _grow(file, name, shape, dtype, rows) -> None:
@@ -185,17 +233,33 @@ def append_frames(
     # again after an interrupt in the middle: the same frames in the same place
     start, count = int(np.searchsorted(file[STEP][:], steps[0])), len(steps)
     clock = info.h if info.timestep_fs is None else info.timestep_fs
-    columns = [
-        (POSITION, positions.reshape(count, -1, 3)),
-        (ENERGY, energies),
-        (TIME, steps * clock),
-        *((column(name), values) for name, values in named.items()),
-    ]
+    values = {POSITION: positions.reshape(count, -1, 3), ENERGY: energies, TIME: steps * clock}
+    values |= {column(name): of_column for name, of_column in named.items()}
     if system.periodic:
-        columns.append((EDGES, np.broadcast_to(system.cell, (count, 3, 3))))
-    columns.append((STEP, steps))  # last: from here on the frames exist
-    for name, values in columns:
+        values[EDGES] = np.broadcast_to(system.cell, (count, 3, 3))
+    values[STEP] = steps  # last: from here on the frames exist
+    values = {name: np.asarray(v, file[name].dtype) for name, v in values.items()}
+    if CHECKS in file:  # not in those of earlier versions
+        sums = row_sums(*(values[name] for name in rest(named, system.periodic)))
+        values = {CHECK_REST: sums, CHECK_POSITIONS: sums_of_positions(positions)} | values
+    for name, block in values.items():
         dataset = file[name]
         dataset.resize(start + count, axis=0)
-        dataset[start:] = values
+        dataset[start:] = block
         dataset.flush()
+
+
+def growth(file: h5py.File, frames: int) -> int:
+    """Bytes by which so many more ``frames`` make ``file`` longer, at most."""
+    total = _INDEX_BYTES
+    there = len(file[STEP])
+
+    def add(_, item) -> None:
+        nonlocal total
+        if isinstance(item, h5py.Dataset) and item.chunks:
+            rows = item.chunks[0]
+            chunks = -(-(there + frames) // rows) - -(-len(item) // rows)
+            total += max(0, chunks) * math.prod(item.chunks) * item.dtype.itemsize
+
+    file.visititems(add)
+    return total

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..state import State
 from ..system import System
 from . import h5md
-from .atomic import replacing, sync
+from .atomic import replacing, reserve, sync
 from .carried import with_carried
-from .h5md import append_frames, create_file, open_to_append, read_file
+from .checksums import row_sums
+from .h5md import append_frames, create_file, growth, open_to_append, read_file
 from .run_info import RunInfo
 
 __all__ = ["Positions", "RunInfo", "Trajectory", "TrajectoryWriter"]
@@ -141,13 +142,18 @@ class TrajectoryWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the frames kept so far; they survive a kill from here on."""
+        """Write the frames kept so far; they survive a kill from here on.
+
+        Raises ``OSError`` on a full disk: the file is as before, and the frames are still kept.
+        """
         if not self._pending:
             return
         steps, positions, energies, values = (
             np.array(column) for column in zip(*self._pending, strict=True)
         )
         named = dict(zip(self.columns, values.swapaxes(0, 1), strict=True))
+        more, _ = read_file(self.path, lambda file: growth(file, len(steps)))
+        reserve(self.path, more)
         with open_to_append(self.path) as file:
             append_frames(file, steps, positions, energies, named, self.system, self.info)
         sync(self.path)
@@ -166,10 +172,13 @@ class TrajectoryWriter:
 
 
 class Positions:
-    """Positions of ``shape`` (frames, W, N, 3), float32 in Å, read from disk when indexed."""
+    """Positions of ``shape`` (frames, W, N, 3), float32 in Å, read from disk when indexed.
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
-        self._path, self.shape = path, shape
+    Raises ``ValueError`` for frames that are not what was written, if they are to be verified.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], verify: bool = True):
+        self._path, self.shape, self._verify = path, shape, verify
         self.dtype, self.ndim = np.dtype(np.float32), 4
 
     def __len__(self) -> int:
@@ -177,7 +186,7 @@ class Positions:
 
     def __getitem__(self, key) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
-        frames, walkers, n_atoms, _ = self.shape
+        frames, walkers = self.shape[:2]
         chosen = np.arange(frames)[first]
         order: Any = slice(None)
         if isinstance(first, slice):
@@ -191,16 +200,26 @@ class Positions:
             first, order = np.unique(chosen, return_inverse=True)
         else:
             first, order = int(chosen), ...
-        shape: tuple[int, ...] = (walkers, n_atoms, 3)
-        atoms = slice(None)
+        which = slice(0, walkers)
         if rest and isinstance(rest[0], (int, np.integer)):  # one walker: read no other
-            walker = range(walkers)[int(rest.pop(0))]
-            shape, atoms = (n_atoms, 3), slice(walker * n_atoms, (walker + 1) * n_atoms)
+            walker = range(walkers)[int(rest[0])]
+            which, rest[0] = slice(walker, walker + 1), 0
         # opened for each read: a reader is never in the way of a run
-        values, _ = read_file(self._path, lambda file: file[h5md.POSITION][first, atoms])
-        values = values.reshape(*np.shape(chosen), *shape)
+        values, _ = read_file(self._path, lambda file: self._read(file, first, which))
         lead = (slice(None),) * np.ndim(chosen)
         return values[order][(*lead, *rest)]
+
+    def _read(self, file: h5py.File, frames, walkers: slice) -> np.ndarray:
+        """(frames, walkers, N, 3), or (walkers, N, 3) of one frame."""
+        n_atoms = self.shape[2]
+        values = file[h5md.POSITION][frames, walkers.start * n_atoms : walkers.stop * n_atoms]
+        values = values.reshape(*values.shape[:-2], walkers.stop - walkers.start, n_atoms, 3)
+        if self._verify and h5md.CHECKS in file:
+            sums = h5md.sums_of_positions(values.reshape(-1, *values.shape[-3:]))
+            told = np.atleast_2d(file[h5md.CHECK_POSITIONS][frames, walkers])
+            numbers = np.atleast_1d(np.arange(len(self))[frames])
+            _compare(self._path, numbers[(sums != told).any(1)])
+        return values
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
@@ -219,23 +238,22 @@ class Trajectory:
     walkers : (W,) global ids
     system, info : atoms, and what the frames mean
     closed_cleanly : no block is being written, and none was cut off by a kill
+    has_checksums : False of files of earlier versions
 
     Raises
     ------
     FileNotFoundError : no such file
     ValueError : damaged, of a later version, or no trajectory of diffmd_ase
+
+    Each frame has checksums (not in files of earlier versions): all but its positions are
+    verified at once, positions when they are read; ``verify=False`` reads what is there.
     """
 
-    def __init__(self, path):
-        self.path = Path(path).absolute()
+    def __init__(self, path, *, verify: bool = True):
+        self.path, self._verify = Path(path).absolute(), verify
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such trajectory")
-        try:
-            _, self.closed_cleanly = read_file(self.path, self._read)
-        except KeyError as error:
-            raise ValueError(
-                f"{self.path} is an HDF5 file but not a trajectory of diffmd_ase ({error})"
-            ) from None
+        _, self.closed_cleanly = read_file(self.path, self._read)
 
     def _read(self, file: h5py.File) -> None:
         self.info = RunInfo.from_json(file["diffmd_ase"].attrs["metadata"], self.path)
@@ -257,7 +275,14 @@ class Trajectory:
         self.energies = file[h5md.ENERGY][:frames]
         names = json.loads(file["diffmd_ase"].attrs.get("columns", "[]"))
         self.columns = {name: file[h5md.column(name)][:frames] for name in names}
-        self.positions = Positions(self.path, (frames, count, n_atoms, 3))
+        self.positions = Positions(self.path, (frames, count, n_atoms, 3), self._verify)
+        self.has_checksums = h5md.CHECKS in file
+        if self._verify and self.has_checksums:
+            if h5md.header_digest(file) != file[h5md.CHECKS].attrs["header"]:
+                raise ValueError(f"{self.path} is damaged: its header differs from its checksum")
+            parts = h5md.rest(names, self.system.periodic)
+            sums = row_sums(*(file[part][:frames] for part in parts))
+            _compare(self.path, np.flatnonzero(sums != file[h5md.CHECK_REST][:frames]))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -307,8 +332,19 @@ class Trajectory:
         return int(found[0])
 
 
+def _compare(path: Path, damaged: np.ndarray) -> None:
+    if len(damaged):
+        some = ", ".join(map(str, damaged[:5].tolist())) + ", …" * (len(damaged) > 5)
+        raise ValueError(
+            f"{path} is damaged: {len(damaged)} frames ({some}) differ from their checksums; take "
+            "a copy of the file, or read what is there with Trajectory(path, verify=False)"
+        )
+
+
 def _copy(old: Trajectory, path: Path, frames: int) -> None:
     rows = max(1, (1 << 26) // (12 * int(np.prod(old.positions.shape[1:]))))
+    more, _ = read_file(path, lambda file: growth(file, frames))
+    reserve(path, more)
     with h5py.File(path, "r+", libver="v110") as file:
         for start in range(0, frames, rows):
             part = slice(start, min(start + rows, frames))

@@ -16,7 +16,8 @@ from .snapshots import Snapshots
 
 __all__ = ["SCHEMA_VERSION", "Card", "ExpertCard", "SystemCard"]
 
-SCHEMA_VERSION = 3  # since 2: `systems`; since 3: atoms of them that were held
+# since 2: `systems`; since 3: atoms of them that were held; since 4: files have a digest
+SCHEMA_VERSION = 4
 _OF_FIRST = ("formula", "numbers", "cell", "pbc", "temperature_K")  # of several systems
 
 

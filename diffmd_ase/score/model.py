@@ -7,20 +7,17 @@ ever unpickled.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .._moved import forward
-from ..io.atomic import replacing
+from ..io.tensors import load_tensors, save_tensors, verify
 from ..system import System
 from .card import SCHEMA_VERSION, Card
 from .networks.build import below, build
@@ -33,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ScoreModel", "resolve_device"]
 
+_KEY = "diffmd_card"
+_WITH_DIGEST = 4  # the first schema whose files have a checksum
 _TRAIN_ONE = "; train one with `diffmd train SNAPSHOTS --temperature T -o model.safetensors`"
 
 
@@ -146,12 +145,12 @@ class ScoreModel:
         """Write one safetensors file with the card as JSON in its header."""
         path = Path(path)
         tensors = {
-            f"{card.name}.{key}": value.detach().cpu().contiguous()
+            f"{card.name}.{key}": value
             for card, network in zip(self.card.experts, self.networks, strict=True)
             for key, value in network.state_dict().items()
         }
-        with replacing(path) as part:
-            save_file(tensors, part, metadata={"diffmd_card": self.card.model_dump_json()})
+        card = self.card.model_copy(update={"schema_version": SCHEMA_VERSION})
+        save_tensors(path, tensors, _KEY, card.model_dump(mode="json"))
         return path
 
     @classmethod
@@ -167,21 +166,19 @@ class ScoreModel:
         )
         if path.is_dir():
             raise ValueError(f"{path} is a folder; expected a model file, or a shipped name")
-        try:
-            with safe_open(path, framework="pt") as file:
-                raw = (file.metadata() or {}).get("diffmd_card")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path.name} is not a readable model file ({error}); it may be truncated, or "
-                "not a .safetensors file of `diffmd train`"
-            ) from error
-        if raw is None:
+        tensors, header = load_tensors(path, _KEY)
+        if header is None:
             raise ValueError(
                 f"{path.name} is a safetensors file without a diffmd card; expected a file "
                 "written by ScoreModel.save or `diffmd train`"
             )
-        card = _parse(raw, path)
+        _check_schema(header, path)
+        if "sha256" in header or header["schema_version"] >= _WITH_DIGEST:
+            header = verify(path, tensors, header)
+        try:
+            card = Card.model_validate(header)
+        except ValidationError as error:
+            raise ValueError(f"{path.name} has a damaged card: {error}") from error
         networks = []
         for expert in card.experts:
             own = below(tensors, f"{expert.name}.")
@@ -194,21 +191,15 @@ class ScoreModel:
         return cls(card, networks)
 
 
-def _parse(raw: str, path: Path) -> Card:
-    try:
-        fields = json.loads(raw)
-        version = int(fields["schema_version"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path.name} has a damaged card: {error!r}") from error
-    if version > SCHEMA_VERSION:
+def _check_schema(header: dict[str, Any], path: Path) -> None:
+    version = header.get("schema_version")
+    if type(version) is not int:
+        raise ValueError(f"{path.name} has a damaged card: schema_version is {version!r}")
+    if not 1 <= version <= SCHEMA_VERSION:
         raise ValueError(
-            f"{path.name} has schema version {version}, this program reads up to "
+            f"{path.name} has schema version {version}, this program reads 1 to "
             f"{SCHEMA_VERSION}; upgrade diffmd-ase"
         )
-    try:
-        return Card.model_validate(fields)
-    except ValidationError as error:
-        raise ValueError(f"{path.name} has a damaged card: {error}") from error
 
 
 def resolve_device(device: str) -> torch.device:

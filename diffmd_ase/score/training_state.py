@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..io.atomic import replacing
+from ..io.tensors import load_tensors, save_tensors, verify
 from .card import ExpertCard
 from .networks.build import below, build
 from .networks.molecule import MechanicsConfig
@@ -76,9 +73,8 @@ class TrainingState:
             tensors |= {f"adam.{n}.{k}": torch.as_tensor(v) for k, v in slot.items()}
         facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_losses")}
         facts |= {"history": self.history, "expert": expert.model_dump(mode="json")}
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        with replacing(folder / f"{expert.name}.safetensors") as part:
-            save_file(tensors, part, metadata={"progress": json.dumps(facts)})
+        path = folder / f"{expert.name}.safetensors"
+        save_tensors(path, tensors, "progress", facts)
 
     @classmethod
     def load(cls, folder: Path, expert: Expert, network, average, optimiser) -> TrainingState:
@@ -99,10 +95,13 @@ class TrainingState:
 
 
 def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Facts and tensors of a checkpoint."""
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["progress"])
-        return facts, {name: file.get_tensor(name) for name in file.keys()}
+    """Facts and tensors of a checkpoint. Raises ``ValueError`` where it is damaged."""
+    tensors, header = load_tensors(path, "progress")
+    if header is None:
+        raise ValueError(
+            f"{path} is no checkpoint of a training; remove it to train from the start"
+        )
+    return verify(path, tensors, header), tensors
 
 
 def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
