@@ -54,9 +54,9 @@ def product_table(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         for n in range(len(rows[kind])):
             found["anharmonic"] += [(t + n, square + n), (square + n, square + n)]
     pairs = {(m, n) for m, n in combinations(range(len(bonds)), 2) if {*bonds[m]} & {*bonds[n]}}
-    pairs |= {
-        tuple(sorted((bond[frozenset((i, j))], bond[frozenset((k, m))]))) for i, j, k, m in torsions
-    }
+    for i, j, k, m in torsions:
+        one, other = sorted((bond[frozenset((i, j))], bond[frozenset((k, m))]))
+        pairs.add((one, other))
     t_bond, t_angle = first["bonds"][0], first["angles"][0]
     found["bond-bond"] = [(t_bond + m, t_bond + n) for m, n in sorted(pairs) if m != n]
     found["bond-angle"] = [

@@ -64,6 +64,7 @@ class MechanicsPrior(nn.Module):
     theta: Tensor
     unit: Tensor
     arms: Tensor
+    matrix: Tensor
     products: Tensor
     strengths: Tensor
     width_bonds: Tensor

@@ -150,7 +150,7 @@ def _form(frames: _Frames, topology: Topology, sigma: float, generator) -> _Form
     gain = without - with_couplings
     least = torch.maximum(2 * gain.std() / len(gain) ** 0.5, _GAIN * without.mean().abs())
     pays = bool(gain.mean() > least)
-    words = ", ".join(f"{n} {r:.0e}" for n, r in zip(GROUPS, ridges[1:].tolist(), strict=True))
+    words = ", ".join(f"{n} {r:.0e}" for n, r in zip(GROUPS, ridges[1:].tolist(), strict=False))
     log.info("couplings %s: held-out loss lower by %.3g (%s)", pays, gain.mean(), words)
     return coupled if pays else plain
 
@@ -315,9 +315,9 @@ def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) 
         terms = [s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)]
         wilson = sum(terms[1:], terms[0])  # (B, 3, N, K)
         wilson = wilson.permute(3, 0, 1, 2).flatten(2)
-        every = [f.T[:, :, None] * wilson for f in functions]
-        rows += every[: len(features)]
-        slopes_of_parts += every[len(features) :]
+        slopes_of_all = [f.T[:, :, None] * wilson for f in functions]
+        rows += slopes_of_all[: len(features)]
+        slopes_of_parts += slopes_of_all[len(features) :]
         values += [g.detach().T for g in parts]
     if prior.coupled:
         g, slope = torch.cat(values), torch.cat(slopes_of_parts)
