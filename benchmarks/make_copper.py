@@ -29,17 +29,17 @@ def hopper(atoms):
     return int(np.linalg.norm(atoms.positions - [0, LATTICE / 2, LATTICE / 2], axis=1).argmin())
 
 
-def trajectory(atoms, steps, kT, rng):
+def trajectory(atoms, steps, kT, rng, timestep=TIMESTEP):
     """One move of hybrid Monte Carlo in place; whether it was accepted."""
     masses = atoms.get_masses()[:, None]
     x0, forces = atoms.positions.copy(), atoms.get_forces()
     velocity = rng.normal(size=x0.shape) * np.sqrt(kT / masses)
     before = atoms.get_potential_energy() + 0.5 * (masses * velocity**2).sum()
     for _ in range(steps):
-        velocity += 0.5 * TIMESTEP * forces / masses
-        atoms.positions += TIMESTEP * velocity
+        velocity += 0.5 * timestep * forces / masses
+        atoms.positions += timestep * velocity
         forces = atoms.get_forces()
-        velocity += 0.5 * TIMESTEP * forces / masses
+        velocity += 0.5 * timestep * forces / masses
     after = atoms.get_potential_energy() + 0.5 * (masses * velocity**2).sum()
     accepted = np.log(rng.uniform()) < (before - after) / kT
     if not accepted:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import signed_volumes
+from .couplings import PARTS, parts, product_table, tied
 from .snapshot_checks import blocks
 from .topology import Topology, orbits
 
@@ -24,6 +25,7 @@ __all__ = [
     "TINY",
     "MechanicsPrior",
     "along",
+    "coupling_tables",
     "differences",
     "parameter_numbers",
     "term_tables",
@@ -32,11 +34,14 @@ __all__ = [
 _WALL = 0.05  # Å: width of the wall, which begins at
 _CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it,
 _REACH = 0.3  # Å: but not further below it than this
+_REACHED = 2.0  # in units of the largest deviation in the data, where couplings level off
 _HAND = 0.1  # width of the wall against the other hand, of the smallest volume in the data
 
 
 class MechanicsPrior(nn.Module):
-    """``E = f(x)·θ`` in kT for positions as planes (B, 3, N).
+    """``E = f(x)·θ + ½ g(x)ᵀ A g(x)`` in kT for positions as planes (B, 3, N).
+
+    The second term are the couplings of `couplings`, ``A_ij = A_ji = c_p`` of products p.
 
     Below the shortest distance of a pair in the data its features stay constant and a
     harmonic wall takes over: r⁻¹² is never extrapolated, and chains do not fold onto
@@ -60,11 +65,23 @@ class MechanicsPrior(nn.Module):
     theta: Tensor
     unit: Tensor
     arms: Tensor
+    matrix: Tensor
+    products: Tensor
+    strengths: Tensor
+    width_bonds: Tensor
+    width_angles: Tensor
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
         for name, value in statistics.items():
             self.register_buffer(name, value)
+        self.coupled = "products" in statistics
+        if self.coupled:
+            size = sum(PARTS[kind] * len(getattr(self, kind)) for kind in PARTS)
+            matrix = self.theta.new_zeros(size, size)
+            for i, j in (self.products.T, self.products.flip(1).T):
+                matrix.index_put_((i, j), self.strengths, accumulate=True)
+            self.register_buffer("matrix", matrix, persistent=False)
         # One matrix product gives the difference vectors of all coordinates, with those of
         # one function side by side, so that it is called once for them all.
         matrices, first = [], 0
@@ -87,11 +104,42 @@ class MechanicsPrior(nn.Module):
 
     def forward(self, planes: Tensor) -> Tensor:
         """Energy (B,) in kT."""
-        features, wall = self.terms(planes)
-        return (features * self.unit) @ self.theta + wall
+        q, wall = self.coordinates(planes)
+        features = torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1)
+        energy = (features * self.unit) @ self.theta + wall
+        if self.coupled:
+            g = self.functions(q)
+            energy = energy + 0.5 * ((g @ self.matrix) * g).sum(-1)
+        return energy
 
     def terms(self, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """All features (B, F), and the energy of the walls (B,)."""
+        """All features (B, F), products (B, P) after them, and the energy of the walls (B,)."""
+        q, wall = self.coordinates(planes)
+        features = [f for kind in q for f in self.features(kind, q[kind])]
+        if self.coupled:
+            g = self.functions(q)
+            features.append(g[:, self.products[:, 0]] * g[:, self.products[:, 1]])
+        return torch.cat(features, dim=-1), wall
+
+    def functions(self, q: dict[str, Tensor]) -> Tensor:
+        """The g (B, G) of `couplings`."""
+        return torch.cat([g for kind in PARTS for g in self.parts(kind, q[kind])], dim=-1)
+
+    def parts(self, kind: str, q: Tensor) -> list[Tensor]:
+        """Those of one kind of coordinates q (B, K)."""
+        if not self.coupled or kind not in PARTS:
+            return []
+        if kind == "torsions":
+            return parts(kind, q, q, q)
+        mean, width = (
+            (self.bond_mean, self.width_bonds)
+            if kind == "bonds"
+            else (self.angle_mean, self.width_angles)
+        )
+        return parts(kind, q, mean, width)
+
+    def coordinates(self, planes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The coordinates (B, K) of each kind, and the energy of the walls (B,)."""
         counts = {kind: len(getattr(self, kind)) for kind in (*COORDINATES, "centres")}
         pairs = [counts["bonds"], counts["free"]]
         dihedrals = [counts["torsions"], counts["impropers"]]
@@ -114,7 +162,7 @@ class MechanicsPrior(nn.Module):
             volume = (a * torch.linalg.cross(b, c, dim=-2)).sum(-2)
             excess = torch.relu(1 - volume / self.least_volume)
             wall = wall + 0.5 * (excess / _HAND).square().sum(-1)
-        return torch.cat([f for kind in q for f in self.features(kind, q[kind])], dim=-1), wall
+        return q, wall
 
     def vectors(self, kind: str, planes: Tensor) -> list[Tensor]:
         """The difference vectors (B, 3, K) of a kind of coordinate."""
@@ -272,6 +320,29 @@ def _least_volumes(positions: np.ndarray, centres: np.ndarray) -> Tensor:
     for part in blocks(len(positions), 12 * len(centres)):
         smallest = np.minimum(smallest, np.abs(signed_volumes(positions[part], centres)).min(0))
     return torch.as_tensor(smallest * np.sign(signed_volumes(positions[0], centres)))
+
+
+def coupling_tables(
+    tables: dict[str, Tensor], topology: Topology, positions: Tensor
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The tables of a `MechanicsPrior` with couplings of strength zero.
+
+    Returns these, (P,) numbers of `couplings.GROUPS`, and (P,) numbers of parameters.
+    """
+    rows = {kind: tables[kind].numpy() for kind in PARTS}
+    table, group = product_table(rows)
+    bare = MechanicsPrior(tables)
+    coupled = {
+        "products": torch.as_tensor(table),
+        "strengths": positions.new_zeros(len(table)),
+    }
+    for kind, mean in (("bonds", "bond_mean"), ("angles", "angle_mean")):
+        reach = tables[mean].new_zeros(len(tables[kind]))
+        for part in blocks(len(positions), 3 * bare.arms.shape[1]):
+            q = COORDINATES[kind](*bare.vectors(kind, positions[part].transpose(-1, -2)))
+            reach = torch.maximum(reach, _REACHED * (q - tables[mean]).abs().amax(0))
+        coupled[f"width_{kind}"] = _shared(reach, tables[kind], topology, "amax")
+    return tables | coupled, torch.as_tensor(group), torch.as_tensor(tied(table, rows, topology))
 
 
 def _shared(values: Tensor, rows: Tensor, topology: Topology, reduce: str) -> Tensor:

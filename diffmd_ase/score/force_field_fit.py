@@ -31,13 +31,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .force_field import COORDINATES, MechanicsPrior, parameter_numbers, term_tables
+from .couplings import GROUPS
+from .force_field import (
+    COORDINATES,
+    MechanicsPrior,
+    coupling_tables,
+    parameter_numbers,
+    term_tables,
+)
+from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
+from .topology import Topology
 from .torsion_moves import TorsionProposals
 
 __all__ = ["fit_prior"]
 
 log = logging.getLogger(__name__)
+
+_FOLDS = 5
+# numbers multiplied for the moments, at most: of what decides the form, and of the fit itself
+_TRIAL, _WORK = 1e11, 2e12
+_GAIN = 0.005  # about the square of a relative error of forces
+_FEWEST = 1000  # frames, whatever they cost
+_MADE = ("arms", "matrix")  # of the tables
 
 
 def fit_prior(
@@ -67,39 +83,93 @@ def fit_prior(
     labels = None
     if force_weight:
         labels = torch.as_tensor(snapshots.reduced_forces, dtype=torch.float32)
-    statistics = term_tables(topology, positions)
-    prior = MechanicsPrior(statistics)
-    orbits = parameter_numbers(prior, topology)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(positions), generator=generator)[:frames]
-    held_out = max(1, len(order) // 5)
-    every = _Frames(positions, labels, force_weight)
-    gram_out, drive_out = _moments(prior, orbits, every.take(order[:held_out]), sigma, generator)
-    gram, drive = _moments(prior, orbits, every.take(order[held_out:]), sigma, generator)
-    # features in their own units: the ridge must not see Å or radians
-    unit = gram.diagonal().clamp_min(1e-20).rsqrt()
-    gram, drive, gram_out, drive_out = (
-        unit[:, None] * gram * unit,
-        unit * drive,
-        unit[:, None] * gram_out * unit,
-        unit * drive_out,
-    )
-    candidates = []
-    for ridge in torch.logspace(-8, -1, 22, dtype=torch.float64):
-        theta = _solve(gram, drive, float(ridge))
-        loss = 0.5 * theta @ gram_out @ theta - theta @ drive_out
-        candidates.append((float(loss), float(ridge)))
-    _, ridge = min(candidates)
-    share = held_out / len(order)
-    gram, drive = (1 - share) * gram + share * gram_out, (1 - share) * drive + share * drive_out
-    theta = _solve(gram, drive, ridge)
+    every = _Frames(positions, labels, force_weight).take(order)
+    form = _form(every, topology, sigma, generator)
+    every = every.take(slice(0, _affordable(_WORK, form, every)))
+    unit, grams, drives = _folds(form, every, sigma, generator)
+    ridges, _ = choose_ridges(grams, drives, form.group)
+    gram, drive, ridge = grams.mean(0), drives.mean(0), ridges[form.group]
+    theta = solve(gram, drive, ridge)
     if moves and len(topology.rotors):
-        x = positions[order]
-        noise = _gradient_noise(prior, orbits, unit, theta, every.take(order), sigma, generator)
-        precision = _precision(gram, ridge, noise, len(order))
-        theta = _weigh_modes(prior, orbits, unit, theta, precision, x, topology, generator, moves)
-    unit = unit[orbits].float()
-    return {**statistics, "unit": unit, "theta": theta[orbits].float()}
+        noise = _gradient_noise(form, unit, theta, every, sigma, generator)
+        precision = _precision(gram, ridge, noise, len(every.positions))
+        theta = _weigh_modes(
+            form, unit, theta, precision, every.positions, topology, generator, moves
+        )
+    return form.tables(unit, theta)
+
+
+class _Form(NamedTuple):
+    """An energy that is linear in its parameters, of which several features may share one.
+
+    ``orbits`` (F,) are the parameters of the features of ``prior``, ``group`` (size,) the group of
+    each parameter: 0 for what every force field has, then those of `couplings`.
+    """
+
+    prior: MechanicsPrior
+    orbits: Tensor
+    group: Tensor
+
+    @property
+    def size(self) -> int:
+        return len(self.group)
+
+    def tables(self, unit: Tensor, theta: Tensor) -> dict[str, Tensor]:
+        """Of a `MechanicsPrior`: parameters ``unit θ`` for features as they are."""
+        tables = {name: value for name, value in self.prior.named_buffers() if name not in _MADE}
+        count = len(self.prior.theta)
+        tables["unit"] = unit[self.orbits[:count]].float()
+        tables["theta"] = theta[self.orbits[:count]].float()
+        if self.prior.coupled:
+            tables["strengths"] = (unit * theta)[self.orbits[count:]].float()
+        return tables
+
+
+def _form(frames: _Frames, topology: Topology, sigma: float, generator) -> _Form:
+    """With couplings where they pay: where they lower the loss of some frames left out.
+
+    By `_GAIN` of it at least, and by more than twice the standard error of the paired difference.
+    """
+    tables = term_tables(topology, frames.positions)
+    prior = MechanicsPrior(tables)
+    orbits = parameter_numbers(prior, topology)
+    count = int(orbits.max()) + 1
+    plain = _Form(prior, orbits, torch.zeros(count, dtype=torch.long))
+    if not len(tables["angles"]):
+        return plain
+    tables, group_of, tie = coupling_tables(tables, topology, frames.positions)
+    group = torch.zeros(count + int(tie.max()) + 1, dtype=torch.long)
+    group[count + tie] = 1 + group_of
+    coupled = _Form(MechanicsPrior(tables), torch.cat([orbits, count + tie]), group)
+    some = frames.take(slice(0, _affordable(_TRIAL, coupled, frames)))
+    _, grams, drives = _folds(coupled, some, sigma, generator)
+    ridges, with_couplings = choose_ridges(grams, drives, group)
+    _, without = choose_ridges(grams[:, :count, :count], drives[:, :count], plain.group)
+    gain = without - with_couplings
+    least = torch.maximum(2 * gain.std() / len(gain) ** 0.5, _GAIN * without.mean().abs())
+    pays = bool(gain.mean() > least)
+    words = ", ".join(f"{n} {r:.0e}" for n, r in zip(GROUPS, ridges[1:].tolist(), strict=False))
+    log.info("couplings %s: held-out loss lower by %.3g (%s)", pays, gain.mean(), words)
+    return coupled if pays else plain
+
+
+def _affordable(work: float, form: _Form, frames: _Frames) -> int:
+    return max(_FEWEST, int(work / (form.size**2 * frames.positions[0].numel())))
+
+
+def _folds(form: _Form, frames: _Frames, sigma: float, generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Units of the parameters (F,), and in them G and b of each fold, (K, F, F) and (K, F).
+
+    In units in which G has the diagonal one, ridges do not see Å or radians.
+    """
+    count = len(frames.positions)
+    parts = [frames.take(slice(n, None, _FOLDS)) for n in range(min(_FOLDS, count))]
+    moments = [_moments(form, part, sigma, generator) for part in parts]
+    grams, drives = (torch.stack(kind) for kind in zip(*moments, strict=True))
+    unit = grams.mean(0).diagonal().clamp_min(1e-20).rsqrt()
+    return unit, unit[:, None] * grams * unit, unit * drives
 
 
 class _Frames(NamedTuple):
@@ -122,19 +192,15 @@ class _Frames(NamedTuple):
             yield turned[0], labels
 
 
-def _solve(gram: Tensor, drive: Tensor, ridge: float) -> Tensor:
-    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), drive)
-
-
-def _precision(gram: Tensor, ridge: float, noise: Tensor, frames: int) -> Tensor:
+def _precision(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:
     """V⁻¹ = M (G + ridge) Σ⁻¹ (G + ridge), with Σ kept invertible."""
     eye = torch.eye(len(gram), dtype=gram.dtype)
-    regular = gram + ridge * eye
+    regular = gram + torch.diag(ridge)
     floor = 1e-6 * noise.diagonal().mean()
     return frames * regular @ torch.linalg.solve(noise + floor * eye, regular)
 
 
-def _gradient_noise(prior, orbits, unit, theta, frames: _Frames, sigma, generator) -> Tensor:
+def _gradient_noise(form: _Form, unit, theta, frames: _Frames, sigma, generator) -> Tensor:
     """Σ: covariance over frames of the gradient ``(J₊J₊ᵀ + J₋J₋ᵀ)θ - (J₊ - J₋)ε/σ``."""
     size = len(unit)
     total = torch.zeros(size, size, dtype=torch.float64)
@@ -142,7 +208,7 @@ def _gradient_noise(prior, orbits, unit, theta, frames: _Frames, sigma, generato
     scale, weights = unit.float()[:, None], (unit * theta).float()
     some = frames.take(slice(None, None, max(1, len(frames.positions) // 10_000)))
     share = 1 / (1 + frames.weight)
-    for jacobians, epsilon, labels in _probed(prior, orbits, size, some, sigma, generator):
+    for jacobians, epsilon, labels in _probed(form, some, sigma, generator):
         gradient = epsilon.new_zeros(size, len(epsilon))
         for sign, j in zip((1, -1), jacobians, strict=True):
             force = torch.einsum("fbd,f->bd", j, weights)
@@ -159,14 +225,14 @@ def _gradient_noise(prior, orbits, unit, theta, frames: _Frames, sigma, generato
 
 
 def _weigh_modes(
-    prior, orbits, unit, start, precision, positions, topology, generator, moves: int
+    form: _Form, unit, start, precision, positions, topology, generator, moves: int
 ) -> Tensor:
     """Newton's method for the convex objective with moves between modes."""
     proposals = TorsionProposals(topology, positions)
     changes, offsets = [], []
     for x in positions.repeat(moves, 1, 1).split(4096):
         y, log_ratio = proposals.propose(x, generator)
-        parts = [_tied_features(prior, orbits, len(unit), p.transpose(-1, -2)) for p in (x, y)]
+        parts = [_tied_features(form, p.transpose(-1, -2)) for p in (x, y)]
         (fx, wall_x), (fy, wall_y) = parts
         changes.append((fx - fy) * unit.float())
         offsets.append(wall_x - wall_y - log_ratio.float())
@@ -201,19 +267,19 @@ def _weigh_modes(
     return theta
 
 
-def _tied_features(prior, orbits, size: int, planes: Tensor) -> tuple[Tensor, Tensor]:
+def _tied_features(form: _Form, planes: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        features, wall = prior.terms(planes)
-    return planes.new_zeros(len(planes), size).index_add(1, orbits, features), wall
+        features, wall = form.prior.terms(planes)
+    return planes.new_zeros(len(planes), form.size).index_add(1, form.orbits, features), wall
 
 
-def _moments(prior, orbits, frames: _Frames, sigma, generator) -> tuple[Tensor, Tensor]:
+def _moments(form: _Form, frames: _Frames, sigma, generator) -> tuple[Tensor, Tensor]:
     """G and b over some frames, accumulated in float64."""
-    size = int(orbits.max()) + 1
+    size = form.size
     gram = torch.zeros(size, size, dtype=torch.float64)
     drive = torch.zeros(size, dtype=torch.float64)
     share = 1 / (1 + frames.weight)
-    for (plus, minus), epsilon, labels in _probed(prior, orbits, size, frames, sigma, generator):
+    for (plus, minus), epsilon, labels in _probed(form, frames, sigma, generator):
         change = share / sigma * (plus - minus) * epsilon
         if labels is not None:
             change = change - (1 - share) * (plus + minus) * labels
@@ -225,18 +291,22 @@ def _moments(prior, orbits, frames: _Frames, sigma, generator) -> tuple[Tensor, 
 
 
 def _probed(
-    prior, orbits, size: int, frames: _Frames, sigma, generator
+    form: _Form, frames: _Frames, sigma, generator
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor | None]]:
     """J₊ and J₋, ε (B, 3N) and F/kT, some frames at a time."""
     for planes, labels in frames.planes(64):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
         sides = (planes + sign * sigma * epsilon for sign in (1, -1))
-        yield [_jacobian(prior, side, orbits, size) for side in sides], epsilon.flatten(1), labels
+        yield (
+            [_jacobian(form.prior, side, form.orbits, form.size) for side in sides],
+            epsilon.flatten(1),
+            labels,
+        )
 
 
 def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:
     """∂f/∂x (size, B, 3N): f'(q) times the derivative of each coordinate (Wilson's B)."""
-    rows = []
+    rows, values, slopes_of_parts = [], [], []
     for kind, coordinate in COORDINATES.items():
         vectors = [v.requires_grad_() for v in prior.vectors(kind, planes)]
         with torch.enable_grad():
@@ -244,14 +314,21 @@ def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) 
             # each coordinate depends on its own vectors only: one sum gives all derivatives
             slopes = torch.autograd.grad(q.sum(), vectors)
             q = q.detach().requires_grad_()
+            features, parts = prior.features(kind, q), prior.parts(kind, q)
             functions = [
-                torch.autograd.grad(f.sum(), q, retain_graph=True)[0]
-                for f in prior.features(kind, q)
+                torch.autograd.grad(f.sum(), q, retain_graph=True)[0] for f in (*features, *parts)
             ]
         matrices = [prior.arms[:, columns] for columns in prior.columns[kind]]
         terms = [s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)]
         wilson = sum(terms[1:], terms[0])  # (B, 3, N, K)
         wilson = wilson.permute(3, 0, 1, 2).flatten(2)
-        rows += [f.T[:, :, None] * wilson for f in functions]
+        slopes_of_all = [f.T[:, :, None] * wilson for f in functions]
+        rows += slopes_of_all[: len(features)]
+        slopes_of_parts += slopes_of_all[len(features) :]
+        values += [g.detach().T for g in parts]
+    if prior.coupled:
+        g, slope = torch.cat(values), torch.cat(slopes_of_parts)
+        i, j = prior.products.T
+        rows.append(g[i, :, None] * slope[j] + g[j, :, None] * slope[i])
     every = torch.cat(rows)
     return every.new_zeros(size, *every.shape[1:]).index_add(0, orbits, every)

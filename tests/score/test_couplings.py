@@ -1,0 +1,172 @@
+"""Couplings of coordinates: found where they are, left out where they are not, safe outside."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffmd_ase.score.couplings import GROUPS
+from diffmd_ase.score.force_field import (
+    MechanicsPrior,
+    coupling_tables,
+    parameter_numbers,
+    term_tables,
+)
+from diffmd_ase.score.force_field_fit import _jacobian, fit_prior
+from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork
+from diffmd_ase.score.shrinkage import choose_ridges, solve
+from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.system import System
+
+# a bent molecule X-Y-X in kT: two bonds (Å), one angle (rad), all of them coupled
+MEAN = np.array([1.4, 1.4, 1.9])
+PLAIN = np.diag([500.0, 500.0, 40.0])
+COUPLED = PLAIN + np.array([[0, 120.0, 45.0], [120.0, 0, 45.0], [45.0, 45.0, 0]])
+
+
+def bent(rng, stiffness, count):
+    """Exact draws (count, 3, 3) of ½ uᵀ K u, with the volume element r² r'² sin θ."""
+    u = rng.multivariate_normal(MEAN, np.linalg.inv(stiffness), 4 * count)
+    weight = (u[:, 0] * u[:, 1]) ** 2 * np.sin(u[:, 2])
+    r, s, angle = u[rng.uniform(size=len(u)) < weight / (1.8**4)][:count].T
+    x = np.zeros((count, 3, 3))
+    x[:, 1, 0] = r
+    x[:, 2, 0], x[:, 2, 1] = s * np.cos(angle), s * np.sin(angle)
+    rotation = np.linalg.qr(rng.normal(size=(count, 3, 3)))[0]
+    return np.einsum("mij,mnj->mni", rotation, x)
+
+
+def forces(energy, x):
+    x = torch.as_tensor(x).double().requires_grad_()
+    return -torch.autograd.grad(energy(x).sum(), x)[0]
+
+
+def exact(stiffness):
+    def energy(x):
+        a, b = x[:, 1] - x[:, 0], x[:, 2] - x[:, 0]
+        r, s = a.norm(dim=-1), b.norm(dim=-1)
+        u = torch.stack([r, s, ((a * b).sum(-1) / (r * s)).arccos()], -1) - torch.tensor(MEAN)
+        return 0.5 * ((u @ torch.tensor(stiffness)) * u).sum(-1)
+
+    return energy
+
+
+def fitted(x, **more):
+    return fit_prior(
+        Snapshots(System(np.array([16, 1, 1]), np.ones(3)), x, 300), sigma=0.002, **more
+    )
+
+
+def relative_error(tables, stiffness, x):
+    prior = MechanicsPrior(tables).double()
+    true = forces(exact(stiffness), x)
+    return float((forces(lambda p: prior(p.transpose(-1, -2)), x) - true).norm() / true.norm())
+
+
+def test_couplings_are_found(rng):
+    x, test = bent(rng, COUPLED, 6000), bent(rng, COUPLED, 1000)
+    tables = fitted(x)
+    assert "products" in tables
+    with_couplings = relative_error(tables, COUPLED, test)
+    plain = {k: v for k, v in tables.items() if k not in ("products", "strengths")}
+    assert with_couplings < 0.05 < 0.15 < relative_error(plain, COUPLED, test)
+
+
+def test_what_the_data_do_not_pay_for_is_left_out(rng):
+    tables = fitted(bent(rng, PLAIN, 3000))
+    assert "products" not in tables
+    assert relative_error(tables, PLAIN, bent(rng, PLAIN, 1000)) < 0.05
+
+
+@pytest.fixture(scope="module")
+def dipeptide():
+    """Tables of alanine dipeptide with couplings of random strengths, tied by symmetry."""
+    data = Snapshots.read("alanine-dipeptide").take(slice(0, 300))
+    positions = torch.as_tensor(data.positions, dtype=torch.float32)
+    plain = term_tables(data.topology, positions)
+    tables, group, numbers = coupling_tables(plain, data.topology, positions)
+    values = torch.randn(int(numbers.max()) + 1, generator=torch.Generator().manual_seed(0))
+    tables["strengths"] = values.float()[numbers]
+    return data, tables, group, numbers
+
+
+def of(tables):
+    prior = MechanicsPrior(tables).double()
+    return lambda x: prior(x.transpose(-1, -2))
+
+
+def test_every_group_has_products_that_symmetry_ties(dipeptide):
+    _, _, group, numbers = dipeptide
+    assert group.unique().tolist() == list(range(len(GROUPS)))
+    assert len(numbers.unique()) < 0.7 * len(numbers)
+    # what shares a parameter is of one group
+    assert all(len(group[numbers == n].unique()) == 1 for n in numbers.unique())
+
+
+def test_energy_keeps_the_symmetry_of_the_molecule(dipeptide):
+    data, tables, *_ = dipeptide
+    x, energy = torch.as_tensor(data.positions[:20]).double(), of(tables)
+    for order in data.topology.permutations[::5]:
+        assert torch.allclose(energy(x[:, order]), energy(x), rtol=0, atol=1e-5)
+    # it is no accident: another strength for one of a pair that is exchanged
+    tied = {**tables, "strengths": torch.randn_like(tables["strengths"])}
+    order = data.topology.permutations[-1]
+    assert not torch.allclose(of(tied)(x[:, order]), of(tied)(x), rtol=0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("float64")
+def test_jacobian_and_energy_agree(dipeptide):
+    data, tables, _, numbers = dipeptide
+    prior = MechanicsPrior(tables).double()
+    base = parameter_numbers(prior, data.topology)
+    orbits = torch.cat([base, int(base.max()) + 1 + numbers])
+    theta = torch.randn(int(orbits.max()) + 1, generator=torch.Generator().manual_seed(1))
+    count = len(base)
+    theta = theta.double()
+    filled = {**tables, "theta": theta[orbits[:count]], "strengths": theta[orbits[count:]]}
+    full = MechanicsPrior(filled).double()
+    planes = torch.as_tensor(data.positions[:2]).double().transpose(-1, -2)
+    features, wall = full.terms(planes)
+    assert torch.allclose(features @ theta[orbits] + wall, full(planes), rtol=1e-10)
+    slope = torch.einsum("fbd,f->bd", _jacobian(full, planes, orbits, len(theta)), theta)
+    exact_slope = -forces(lambda p: full(p.transpose(-1, -2)), planes.transpose(-1, -2))
+    assert torch.allclose(slope, exact_slope.transpose(-1, -2).flatten(1), rtol=1e-8, atol=1e-8)
+
+
+def test_couplings_level_off_far_from_the_data(dipeptide):
+    data, tables, *_ = dipeptide
+    plain = {k: v for k, v in tables.items() if k not in ("products", "strengths")}
+    x = torch.as_tensor(data.positions[:20]).double()
+    alone = [(of(tables)(s * x) - of(plain)(s * x)).abs().max() for s in (2.0, 50.0)]
+    assert alone[1] < 1.01 * alone[0] + 1e-3
+
+
+def test_a_model_file_keeps_them(dipeptide):
+    data, tables, *_ = dipeptide
+    network = MechanicsNetwork(MechanicsConfig(depth=0), {}, tables)
+    again = MechanicsNetwork(
+        MechanicsConfig(depth=0),
+        {},
+        {k.removeprefix("prior."): v for k, v in network.state_dict().items()},
+    )
+    again.load_state_dict(network.state_dict())
+    x, sigma = torch.as_tensor(data.positions[:5]).float(), torch.full((5,), 0.0014)
+    assert torch.equal(again(x, sigma), network(x, sigma))
+
+
+def test_ridges_of_groups(rng):
+    """Of five folds of a linear problem: a group with signal is kept, one without is not."""
+    size, group = 30, torch.arange(30) // 10
+    truth = torch.zeros(size, dtype=torch.float64)
+    truth[:20] = torch.as_tensor(rng.normal(size=20))
+    grams, drives = [], []
+    for _ in range(5):
+        a = torch.as_tensor(rng.normal(size=(80, size)))
+        y = a @ truth + torch.as_tensor(2 * rng.normal(size=80))
+        grams.append(a.T @ a / 80)
+        drives.append(a.T @ y / 80)
+    grams, drives = torch.stack(grams), torch.stack(drives)
+    ridges, losses = choose_ridges(grams, drives, group)
+    assert len(losses) == 5 and ridges[1] < 1 < 1e5 < ridges[2]
+    theta = solve(grams.mean(0), drives.mean(0), ridges[group])
+    without = solve(grams.mean(0), drives.mean(0), torch.full((size,), 1e-8).double())
+    assert (theta - truth).norm() < (without - truth).norm()
