@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, silu
 
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.score.losses import Energy, contrastive_loss, denoising_loss, log_uniform, score
-from diffmd_ase.score.networks.noise_level import NoiseEmbedding
+from diffmd_ase.score.networks.inputs import NoiseEmbedding
 from diffmd_ase.state import Evaluation
 
 Term = Callable[[Energy, Tensor, torch.Generator], Tensor]

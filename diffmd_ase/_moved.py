@@ -52,7 +52,8 @@ MOVED = {
     "score.experts": "score.plan",
     "score.mechanics": "score.force_field",
     "score.network": "score.networks.build score.networks.molecule score.networks.embedded "
-    "score.networks.equivariant score.networks.noise_level",
+    "score.networks.equivariant score.networks.inputs",
+    "score.networks.noise_level": "score.networks.inputs",
     "score.prior": "score.force_field_fit",
     "series": "io.read_trajectories",
     "storage": "io.trajectory io.run_info",

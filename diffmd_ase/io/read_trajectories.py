@@ -20,21 +20,16 @@ __all__ = ["Series", "read_series"]
 class Series:
     """Frames of one system.
 
-    Parameters
-    ----------
-    positions : (T, W, N, 3) Å
-    columns : {name: (T, W)} of what was written with every frame: ``energy`` (eV),
-        ``acceptance``, variables of a bias, numbers in ``atoms.info``
-    groups : (W,) which walkers had one start, or None if all starts differ
-    left_out : walkers that were lost
-    cells : (T, W, 3, 3) Å where the cell changes, as at constant pressure; None: that of ``system``
+    ``columns`` are what was written with every frame: ``energy`` (eV), ``acceptance``, variables
+    of a bias, numbers in ``atoms.info``.
     """
 
     system: System
-    positions: np.ndarray
-    columns: dict[str, np.ndarray]
-    groups: np.ndarray | None
-    left_out: int
+    positions: np.ndarray  # (T, W, N, 3) Å
+    columns: dict[str, np.ndarray]  # (T, W) by name
+    groups: np.ndarray | None  # (W,) which walkers had one start, or None if all starts differ
+    left_out: int  # walkers that were lost
+    # (T, W, 3, 3) Å where the cell changes, as at constant pressure; None: that of ``system``
     cells: np.ndarray | None = None
 
 

@@ -16,31 +16,22 @@ __all__ = ["RunInfo"]
 class RunInfo:
     """What the frames of a trajectory mean.
 
-    Parameters
-    ----------
-    seed : of the `Noise`
-    kT : eV; one number or one per walker
-    h : step size in Å² that makes the clock ``D·t = step · h`` (with per-atom mobility,
-        that of the atom whose D is meant)
-    kinetics_valid : time correlations may be computed (unbiased, unadjusted dynamics)
-    timestep_fs : Δt where a friction or mobility set the clock, else None
-    model_sha256 : of the model file, or None
-    package_version : of diffmd_ase
-    extra : anything that JSON holds
+    The clock is ``D·t = step · h``; with a mobility of each atom, h is that of the atom whose D is
+    meant.
 
     Raises
     ------
     ValueError : `from_json` of what a later version wrote
     """
 
-    seed: int
-    kT: float | list[float]
-    h: float
-    kinetics_valid: bool
-    timestep_fs: float | None = None
-    model_sha256: str | None = None
-    package_version: str = field(default_factory=lambda: version("diffmd-ase"))
-    extra: dict[str, Any] = field(default_factory=dict)
+    seed: int  # of the noise
+    kT: float | list[float]  # eV; one number or one per walker
+    h: float  # Å²
+    kinetics_valid: bool  # time correlations may be computed (unbiased, unadjusted dynamics)
+    timestep_fs: float | None = None  # Δt where a friction or mobility set the clock
+    model_sha256: str | None = None  # of the model file
+    package_version: str = field(default_factory=lambda: version("diffmd-ase"))  # of diffmd_ase
+    extra: dict[str, Any] = field(default_factory=dict)  # anything that JSON holds
 
     def to_json(self) -> str:
         """One JSON object, which `from_json` reads."""

@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 
 from ..force_field import TINY
 from ..neighbours import edges, envelope
-from .noise_level import NoiseEmbedding
+from .inputs import NoiseEmbedding
 
 __all__ = ["EquivariantConfig", "EquivariantNetwork"]
 

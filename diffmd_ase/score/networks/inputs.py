@@ -1,4 +1,4 @@
-"""What networks are told of a system besides positions and the noise level."""
+"""What networks are told besides positions: the system, and the noise level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...system import System
 from ..losses import Energy
 
-__all__ = ["Inputs"]
+__all__ = ["Inputs", "NoiseEmbedding"]
 
 
 class Inputs(NamedTuple):
@@ -30,3 +30,21 @@ class Inputs(NamedTuple):
     def energy(self, network: nn.Module) -> Energy:
         """``network`` as a function of x (B, N, 3) and σ (B,) only, in kT (B,)."""
         return lambda x, sigma: network(x, sigma, **self._asdict())
+
+
+class NoiseEmbedding(nn.Module):
+    """log σ as Fourier features and a small network: (B,) → (B, width)."""
+
+    frequency: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("frequency", 0.45 * torch.arange(1.0, 9.0))
+        self.net = nn.Sequential(
+            nn.Linear(17, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        t = sigma.log()[:, None]
+        phase = t * self.frequency
+        return self.net(torch.cat([t / 3, phase.cos(), phase.sin()], dim=-1))

@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 from ...geometry import distances, signed_volumes, triple_product
 from ..force_field import MechanicsPrior, along, differences
 from ..snapshot_checks import mean_and_std
-from .noise_level import NoiseEmbedding
+from .inputs import NoiseEmbedding
 
 __all__ = [
     "MechanicsConfig",
