@@ -41,7 +41,12 @@ def trials() -> list[Trial]:
 
 
 def _dynamics(atoms: Atoms, **options) -> ReverseDiffusion:
-    settings = {"timestep": units.fs, "friction": 0.05 / units.fs, "temperature_K": 300, "rng": 1}
+    settings = {
+        "timestep": 0.05 * units.fs,
+        "friction": 0.05 / units.fs,
+        "temperature_K": 300,
+        "rng": 1,
+    }
     return ReverseDiffusion(atoms, **(settings | options))
 
 
@@ -250,7 +255,7 @@ def _batched() -> Outcome:
     images = [_ethanol() for _ in range(3)]
     images[1].calc = images[2].calc = None  # that of the first serves all
     BatchReverseDiffusion(
-        images, timestep=units.fs, friction=0.05 / units.fs, temperature_K=300, rng=1
+        images, timestep=0.05 * units.fs, friction=0.05 / units.fs, temperature_K=300, rng=1
     ).run(5)
     alone = _ethanol()
     _dynamics(alone).run(5)
