@@ -145,6 +145,38 @@ def test_plumed_has_the_same_there(case, line, tmp_path):
     assert np.array_equal(plumed.driver.forces, np.zeros((4, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:Optimal rotation is not uniquely")
+@pytest.mark.parametrize(
+    "reference, x",
+    [(ROD, BENT), (BENT, ROD), (LINE, LINE[:, [1, 2, 0]]), (BENT, -BENT), (POINT, BENT)],
+    ids=["to a rod", "of a rod", "planar", "mirror image", "to a point"],
+)
+def test_rmsd_where_several_rotations_are_best(reference, x):
+    """The value is that of any of them, and the derivative that of one, without drift."""
+    cv = RMSD(FREE, reference)
+    s, back = cv.vjp(torch.stack((x, BENT + 1.0)))
+    ours, theirs = (v.numpy() - v.numpy().mean(0) for v in (x, reference))
+    distance = np.linalg.norm(ours)
+    if theirs.any():
+        _, distance = Rotation.align_vectors(ours, theirs)
+    assert float(s[0]) == pytest.approx(distance / 2, abs=1e-7)  # of four atoms
+    slope = back(torch.ones(2, 1).double())
+    assert torch.isfinite(slope).all()
+    assert slope.sum(1).abs().max() < 1e-12
+    if s[0] > 1e-6:  # |ds/dx| is 1/√N
+        assert float(slope[0].square().sum()) == pytest.approx(1 / 4, abs=1e-9)
+
+
+@pytest.mark.parametrize("shift", CELL)
+def test_atoms_in_one_place_through_the_boundary(shift):
+    """What is left of the distance is rounding: a force no larger than the slope of the bias."""
+    x = SAME.clone()
+    x[1] += torch.tensor(shift)
+    for cv in (Distance(PERIODIC, [0, 1]), Coordination(PERIODIC, [0], [1], r_0=2.0, nn=1)):
+        forces = Restraint(cv, at=2.0, kappa=0.0, slope=1.0)(x).forces
+        assert torch.isfinite(forces).all() and forces.abs().max() <= 1.0
+
+
 @pytest.mark.parametrize("turn", range(20))
 def test_lines_that_are_straight_within_rounding(turn):
     """A molecule turned and shifted: forces of the size of any other, not of 1/rounding."""

@@ -1,0 +1,1 @@
+"""What `compatibility.py` tries, by program."""
