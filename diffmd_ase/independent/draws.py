@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
+from ..potentials.learned import ScorePotential
 from ..sampling.euler import EulerMaruyama
 from ..sampling.run import run
 from ..score.model import ScoreModel
@@ -70,7 +71,7 @@ def sample(
         walkers = torch.arange(begin, min(begin + batch_size, first + n))
         x = gaussian_start(model, noise, walkers)
         steps = reverse_levels(
-            lambda sigma: model.potential(sigma=sigma, device=device),
+            lambda sigma: _potential(model, device, sigma),
             x,
             sigmas,
             kT=card.kT,
@@ -104,6 +105,13 @@ def gaussian_start(model: ScoreModel, noise: Noise, walkers: Tensor) -> Tensor:
     return x - x.mean(-2, keepdim=True)
 
 
+def _potential(model: ScoreModel, device: str, sigma: float | None = None) -> ScorePotential:
+    """For structures that are in the making, whose bonds and hands are no cause for a warning."""
+    potential = model.potential(sigma=sigma, device=device)
+    potential.looked_at = True
+    return potential
+
+
 def _choose_hand(model, x, noise, walkers, device: str) -> Tensor:
     """Gibbs steps at the smallest noise over mirror images and exchanges of like atoms.
 
@@ -112,7 +120,7 @@ def _choose_hand(model, x, noise, walkers, device: str) -> Tensor:
     atoms at each centre; the mirror image with all exchanges, which turns the other centres
     only. So every centre finds its hand, whatever the others have.
     """
-    potential, moves = model.potential(device=device), []
+    potential, moves = _potential(model, device), []
     n_atoms = x.shape[-2]
     everything = torch.arange(n_atoms)
     for a, b in model.card.exchanges:
@@ -136,7 +144,7 @@ def _relax(model, x, noise, walkers, steps: int, device: str) -> Tensor:
     if not steps or not model.card.lambda_max:
         return x
     kernel = EulerMaruyama(
-        model.potential(device=device),
+        _potential(model, device),
         kT=model.card.kT,
         h=_RELAX / model.card.lambda_max,
         mean_free=True,

@@ -39,8 +39,12 @@ class ScorePotential(Potential):
     device, dtype : of the network; default float32. Positions of any dtype come in, and
         energies and forces go out in the dtype and on the device of the positions
 
-    The stress is None without a cell. The first positions that are asked for are compared with the
-    molecule that the model knows: bonds that are broken, atoms in another order are a warning.
+    Attributes
+    ----------
+    looked_at : the first positions that are asked for are compared with the molecule that the model
+        knows, where bonds that are broken and atoms in another order are a warning, unless True
+
+    The stress is None without a cell.
 
     Raises
     ------
@@ -70,7 +74,7 @@ class ScorePotential(Potential):
         self._network = model.network_at(self.sigma, self.device, self.dtype)
         self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
-        self._unseen = True
+        self.looked_at = False
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
@@ -79,7 +83,7 @@ class ScorePotential(Potential):
                 f"positions {tuple(x.shape)} for {self._count} atoms: expected "
                 f"(*batch, {self._count}, 3)"
             )
-        if self._unseen:
+        if not self.looked_at:
             self.recognise(x)
         stress = stress and self._inputs.cell is not None
         flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
@@ -96,7 +100,7 @@ class ScorePotential(Potential):
 
     def recognise(self, x: Tensor) -> None:
         """Warn, once for each call, of positions x (*batch, N, 3) that are of another molecule."""
-        self._unseen = False
+        self.looked_at = True
         known = Structure.of(self.model.expert(self.sigma), self.system.numbers)
         structures = x.detach().cpu().double().reshape(-1, self._count, 3).numpy()
         words = known.doubt(structures) if known is not None and len(structures) else None

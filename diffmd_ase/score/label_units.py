@@ -10,21 +10,25 @@ mean distance has little noise,
     v = Σ_p (r_p - ⟨r_p⟩)/var(r_p) r̂_p        factor = -⟨F·v⟩/(kT ⟨∇·v⟩)
 
 over pairs p that stay together, so that a hundred frames give the factor within some percent: 23.06
-where labels are in kcal/mol. Atoms that stay in one place have no v. Energies have, in
+where labels are in kcal/mol. In fluids all neighbours push each other apart. Atoms that stay in one
+place have no v. Energies have, in
 harmonic systems of n coordinates, std(U) = kT √(n/2), and in others not much less or more.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from ase import units
+from torch import Tensor
 
-from .neighbours import Pairs, find_pairs
-from .snapshot_checks import blocks, unwrapped
+from .neighbours import Pairs, edges, find_pairs
+from .networks.inputs import Inputs
+from .snapshot_checks import blocks, mean_and_std, unwrapped
 
 if TYPE_CHECKING:
     from .snapshots import Snapshots
@@ -33,8 +37,13 @@ __all__ = ["Factor", "doubts", "energy_factor", "force_doubt", "force_factor"]
 
 _FEW, _SOME = 10, 1000  # frames: fewer say nothing, more are not needed
 _FAR, _SHELL = 6.0, 1.35  # Å; and of the longest distance to a nearest neighbour
+_MOST = 0.9  # of the nearest pairs stay together, or it is a fluid
+_REACH = 1.5  # of the mean distance to the nearest neighbour, in fluids
 _LOOSE, _RIGID = 0.15, 1e-4  # std of a distance over its mean: of no bond, of a constrained one
-_OFF, _WRONG = 1.35, 2.0  # factors that are told, and that cannot be learned from
+_OFF = 1.35  # a factor that is told
+_LOW, _HIGH = 0.1, 2.0  # beyond these labels cannot be learned from
+# frames in order of time are about means of their own, which makes the factor smaller
+_MANY, _ORDERED = 50, 2.0
 _SIGNIFICANT = 5.0  # standard errors
 _SPREAD = 2.5  # of energies: more or less than that times the harmonic one is told
 
@@ -68,10 +77,10 @@ class Factor(NamedTuple):
     value: float
     error: float
 
-    def off(self, ratio: float) -> bool:
-        """Whether it is beyond doubt that it is not 1, and off by more than ``ratio``."""
+    def off(self, low: float, high: float) -> bool:
+        """Whether it is beyond doubt that it is not 1, and not between ``low`` and ``high``."""
         sure = abs(self.value - 1) > _SIGNIFICANT * self.error
-        return sure and not 1 / ratio < self.value < ratio
+        return sure and not low < self.value < high
 
 
 def doubts(snapshots: Snapshots, correlation: float = 1.0) -> list[str]:
@@ -79,42 +88,43 @@ def doubts(snapshots: Snapshots, correlation: float = 1.0) -> list[str]:
 
     ``correlation``: statistical inefficiency of the frames.
     """
-    found = [_of_forces(snapshots, correlation, _OFF), _of_energies(snapshots)]
+    independent = len(snapshots) >= _MANY and correlation <= _ORDERED
+    low = 1 / _OFF if independent else _LOW
+    found = [_of_forces(snapshots, correlation, low, _OFF), _of_energies(snapshots)]
     return [words for words in found if words is not None]
 
 
 def force_doubt(snapshots: Snapshots) -> str | None:
     """Why the forces of ``snapshots`` cannot be learned from, if they are far off; else None."""
-    return _of_forces(snapshots, snapshots.correlation, _WRONG)
+    return _of_forces(snapshots, snapshots.correlation, _LOW, _HIGH)
 
 
 def force_factor(snapshots: Snapshots, correlation: float = 1.0) -> Factor | None:
     """``-⟨F·v⟩/(kT ⟨∇·v⟩)`` of the forces, which is 1 if they are those of the distribution.
 
-    None where it cannot be told: no forces, few frames, no pairs that stay together, or some that
-    are rigid. ``correlation``: statistical inefficiency of the ``snapshots``.
+    None where it cannot be told: no forces, few frames, no neighbours, or rigid bonds.
+    ``correlation``: statistical inefficiency of the ``snapshots``.
     """
     count = len(snapshots)
     if snapshots.forces is None or count < _FEW or len(snapshots.system) < 2:
         return None
     chosen = np.arange(0, count, max(1, count // _SOME))
-    x, mean, width, pairs = _bonds(snapshots, chosen)
-    if not len(mean) or (width < _RIGID * mean).any():
+    bonds = _Bonds.of(snapshots, chosen)
+    if bonds is None or (bonds.width < _RIGID * bonds.mean).any():
         return None
-    moving = torch.as_tensor(snapshots.moving)
-    ends = [moving[index].double() for index in (pairs.source, pairs.target)]
+    field = bonds if len(bonds.mean) else _Fluid.of(snapshots, chosen)
     work, slope = [], []
-    for part in blocks(len(x), 12 * len(mean)):
-        unit, r = _directions(snapshots, x[part], pairs)
-        f = torch.as_tensor(np.asarray(snapshots.forces[chosen[part]], dtype=float))
-        along = [((f[:, i] * unit).sum(-1)) * m for i, m in zip(_ends(pairs), ends, strict=True)]
-        pull = (r - mean) / width**2
-        work.append(-((along[0] - along[1]) * pull).sum(-1))
-        slope.append((sum(ends) * (1 / width**2 + 2 * pull / r)).sum(-1))
-    a, b = torch.cat(work), snapshots.kT * torch.cat(slope)
+    for part in blocks(len(chosen), field.numbers):
+        forces = np.array(snapshots.forces[chosen[part]], dtype=float)
+        forces[:, ~snapshots.moving] = 0.0
+        x = np.array(snapshots.positions[chosen[part]], dtype=float)
+        done, bent = field.terms(x, torch.as_tensor(forces))
+        work.append(done)
+        slope.append(bent)
+    a, b = -torch.cat(work), snapshots.kT * torch.cat(slope)
     value = float(a.mean() / b.mean())
-    worth = max(1.0, len(a) / max(1.0, correlation * len(a) / count))
-    return Factor(value, float((a - value * b).std() / b.mean()) / worth**0.5)
+    worth = len(a) / max(1.0, correlation * len(a) / count)
+    return Factor(value, float((a - value * b).std() / b.mean().abs()) / max(1.0, worth) ** 0.5)
 
 
 def energy_factor(snapshots: Snapshots) -> float | None:
@@ -129,57 +139,120 @@ def energy_factor(snapshots: Snapshots) -> float | None:
     return std / (snapshots.kT * math.sqrt(free / 2))
 
 
-def _ends(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    return pairs.source, pairs.target
+@dataclass(frozen=True, eq=False)
+class _Bonds:
+    """v of pairs that stay together.
+
+    Parameters
+    ----------
+    pairs : with the images that are meant, about the first frame
+    mean, width : (P,) of their distances in Å
+    """
+
+    snapshots: Snapshots
+    pairs: Pairs
+    mean: Tensor
+    width: Tensor
+
+    @classmethod
+    def of(cls, snapshots: Snapshots, chosen: np.ndarray) -> _Bonds | None:
+        """Those among the nearest neighbours; None without any neighbours."""
+        _, cell, pbc = Inputs.of(snapshots.system, dtype=torch.float64)
+        first = torch.tensor(snapshots.positions[:1])
+        pairs = find_pairs(first, _FAR, cell, pbc)
+        r = pairs.vectors(first, cell).norm(dim=-1)
+        if not len(r):
+            return None
+        nearest = r.new_full((first.shape[1],), torch.inf)
+        nearest = nearest.scatter_reduce(0, pairs.target, r, "amin")
+        moving = torch.as_tensor(snapshots.moving)
+        near = r < _SHELL * nearest[nearest.isfinite()].amax()
+        near &= moving[pairs.source] | moving[pairs.target]
+        none = r.new_zeros(0)
+        bonds = cls(snapshots, _some(pairs, near & (pairs.source < pairs.target)), none, none)
+        mean, width = mean_and_std(
+            snapshots.positions[chosen],
+            lambda x: bonds.vectors(x).norm(dim=-1).numpy(),
+            bonds.numbers,
+        )
+        kept = torch.as_tensor(width < _LOOSE * mean)
+        if kept.double().mean() < _MOST:  # of what wanders the means are those of this run
+            kept[:] = False
+        tables = (torch.as_tensor(values)[kept] for values in (mean, width))
+        return cls(snapshots, _some(bonds.pairs, kept), *tables)
+
+    @property
+    def numbers(self) -> int:
+        return 12 * len(self.pairs.source)
+
+    def vectors(self, x: np.ndarray) -> Tensor:
+        """(M, P, 3) from target to source."""
+        frames = self.snapshots
+        drift = bool(frames.moving.all())
+        whole = torch.as_tensor(unwrapped(frames.system, x, frames.positions[0], drift=drift))
+        vectors = whole[:, self.pairs.source] - whole[:, self.pairs.target]
+        if self.pairs.shift is not None:
+            vectors = vectors + self.pairs.shift @ torch.as_tensor(frames.system.cell)
+        return vectors
+
+    def terms(self, x: np.ndarray, forces: Tensor) -> tuple[Tensor, Tensor]:
+        """``F·v`` and ``∇·v`` (M,) of frames x (M, N, 3)."""
+        vectors, moving = self.vectors(x), torch.as_tensor(self.snapshots.moving).double()
+        r = vectors.norm(dim=-1)
+        pull = (r - self.mean) / self.width**2
+        apart = forces[:, self.pairs.source] - forces[:, self.pairs.target]
+        work = ((apart * vectors).sum(-1) * pull / r).sum(-1)
+        ends = moving[self.pairs.source] + moving[self.pairs.target]
+        return work, (ends * (1 / self.width**2 + 2 * pull / r)).sum(-1)
 
 
-def _bonds(snapshots: Snapshots, chosen: np.ndarray):
-    """Frames (M, N, 3); mean and std of the distances of pairs that stay together; the pairs."""
-    system, first = snapshots.system, snapshots.positions[0]
-    x = snapshots.positions[chosen]
-    start = torch.as_tensor(first[None])
-    cell = None if system.cell is None else torch.as_tensor(system.cell)
-    pairs = find_pairs(start, _FAR, cell, tuple(system.pbc.tolist()))
-    r = pairs.vectors(start, cell).norm(dim=-1)
-    nearest = r.new_full((len(system),), torch.inf).scatter_reduce(0, pairs.target, r, "amin")
-    reach = _SHELL * nearest[nearest.isfinite()].amax() if len(r) else 0.0
-    once = pairs.source < pairs.target
-    pairs = _some(pairs, once & (r < reach))
-    total = square = torch.zeros(len(pairs.source), dtype=torch.float64)
-    for part in blocks(len(x), 12 * len(total)):
-        r = _directions(snapshots, x[part], pairs)[1]
-        total, square = total + r.sum(0), square + r.square().sum(0)
-    mean = total / len(x)
-    width = (square / len(x) - mean**2).clamp_min(0).sqrt()
-    together = width < _LOOSE * mean
-    return x, mean[together], width[together], _some(pairs, together)
+@dataclass(frozen=True, eq=False)
+class _Fluid:
+    """v where no two atoms stay together: ``v_i = Σ_j (1 - r_ij/r_c)² r̂_ij`` of all neighbours."""
+
+    snapshots: Snapshots
+    cutoff: float
+
+    @classmethod
+    def of(cls, snapshots: Snapshots, chosen: np.ndarray) -> _Fluid:
+        _, cell, pbc = Inputs.of(snapshots.system, dtype=torch.float64)
+        first = torch.tensor(snapshots.positions[:1])
+        _, target, vectors = edges(first, _FAR, cell, pbc)
+        nearest = vectors.new_full((first.shape[1],), _FAR)
+        nearest = nearest.scatter_reduce(0, target, vectors.norm(dim=-1), "amin")
+        return cls(snapshots, _REACH * float(nearest.mean()))
+
+    @property
+    def numbers(self) -> int:
+        return 200 * len(self.snapshots.system)
+
+    def terms(self, x: np.ndarray, forces: Tensor) -> tuple[Tensor, Tensor]:
+        """``F·v`` and ``∇·v`` (M,) of frames x (M, N, 3)."""
+        _, cell, pbc = Inputs.of(self.snapshots.system, dtype=torch.float64)
+        _, target, vectors = edges(torch.as_tensor(x), self.cutoff, cell, pbc)
+        r, n = vectors.norm(dim=-1), x.shape[1]
+        left = 1 - r / self.cutoff
+        moving = torch.as_tensor(self.snapshots.moving).double()[target % n]
+        work = -left.square() * (forces.reshape(-1, 3)[target] * vectors).sum(-1) / r
+        slope = moving * (2 * left.square() / r - 2 * left / self.cutoff)
+        total = torch.zeros(2, len(x), dtype=r.dtype)
+        total.index_add_(1, target // n, torch.stack([work, slope]))
+        return total[0], total[1]
 
 
-def _some(pairs: Pairs, index: torch.Tensor) -> Pairs:
+def _some(pairs: Pairs, index: Tensor) -> Pairs:
     shift = None if pairs.shift is None else pairs.shift[index]
     return Pairs(pairs.source[index], pairs.target[index], shift)
 
 
-def _directions(snapshots: Snapshots, x: np.ndarray, pairs: Pairs):
-    """Unit vectors (M, P, 3) from target to source of the pairs, and distances (M, P)."""
-    system = snapshots.system
-    drift = bool(snapshots.moving.all())
-    whole = torch.as_tensor(unwrapped(system, x, snapshots.positions[0], drift=drift))
-    vectors = whole[:, pairs.source] - whole[:, pairs.target]
-    if pairs.shift is not None:
-        vectors = vectors + pairs.shift @ torch.as_tensor(system.cell)
-    r = vectors.norm(dim=-1)
-    return vectors / r[..., None], r
-
-
-def _of_forces(snapshots: Snapshots, correlation: float, ratio: float) -> str | None:
+def _of_forces(snapshots: Snapshots, correlation: float, low: float, high: float) -> str | None:
     factor = force_factor(snapshots, correlation)
-    if factor is None or not factor.off(ratio):
+    if factor is None or not factor.off(low, high):
         return None
     kelvin, value = snapshots.temperature_K, factor.value
     return (
         f"the forces of {snapshots.source} are {value:.3g} ± {factor.error:.1g} times what the "
-        f"vibrations of its bonds at {kelvin:g} K say, expected in eV/Å"
+        f"motion of neighbours at {kelvin:g} K says, expected in eV/Å"
         f"{_remedy(value, _FORCES, snapshots)}"
     )
 
@@ -207,7 +280,7 @@ def _remedy(factor: float, known: dict[str, float], snapshots: Snapshots) -> str
     size = max(abs(factor), 1e-12)
     name = min(values, key=lambda unit: abs(math.log(size * values[unit])))
     near = abs(math.log(size * values[name])) < math.log(_OFF if "Å" in kind else _SPREAD)
-    if near and not 1 / _WRONG < size < _WRONG:
+    if near and not 1 / _HIGH < size < _HIGH:
         sign = " and of the sign of a gradient" if factor < 0 else ""
         by = math.copysign(values[name], factor)
         return f": they look as if in {name}{sign}; multiply them by {by:.6g}"

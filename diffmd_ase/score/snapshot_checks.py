@@ -18,6 +18,7 @@ from ..system import System
 from .neighbours import edges
 
 __all__ = [
+    "IMAGES",
     "blocks",
     "check_labels",
     "check_positions",
@@ -32,6 +33,7 @@ __all__ = [
 _CLOSEST = 0.4  # Å; no two nuclei of an equilibrium frame come nearer
 _STILL = 1e-6  # Å; what text formats round to
 _BLOCK = 1 << 21  # numbers of a block: 16 MiB
+IMAGES = 12  # numbers for one of a position, where the nearest of its images is looked for
 _FEW = 64  # atoms, of which all pairs are looked at
 
 
@@ -143,7 +145,8 @@ def correlation(system: System, positions: np.ndarray) -> float:
     if len(positions) < 50:
         return 1.0
     parts = [
-        _collective(system, positions[part]) for part in blocks(len(positions), positions[0].size)
+        _collective(system, positions[part])
+        for part in blocks(len(positions), IMAGES * positions[0].size)
     ]
     worst = 1.0
     for series in np.concatenate(parts, axis=1):
@@ -155,7 +158,7 @@ def correlation(system: System, positions: np.ndarray) -> float:
 def held_in_place(system: System, positions: np.ndarray) -> np.ndarray:
     """(N,) bool: atoms that have one place in all of ``positions`` (M, N, 3), or images of it."""
     low = high = positions[0]
-    for part in blocks(len(positions), positions[0].size):
+    for part in blocks(len(positions), IMAGES * positions[0].size):
         x = unwrapped(system, positions[part], positions[0])
         low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
     return (high - low).max(axis=-1) <= _STILL

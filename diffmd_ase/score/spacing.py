@@ -10,7 +10,7 @@ from torch import Tensor
 from ..geometry import distances
 from .neighbours import edges
 from .networks.inputs import Inputs
-from .snapshot_checks import blocks, mean_and_std, unwrapped
+from .snapshot_checks import IMAGES, blocks, mean_and_std, unwrapped
 from .snapshots import Snapshots
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
 
 _FAR = 6.0  # Å: beyond it nobody is a neighbour
 _SOME = 20  # snapshots, of which they are counted
+_ATOMS = 4000  # of them together, unless one has more
 _MANY = 2000  # snapshots, of which widths are taken
 _NEAREST = 12  # atoms: the bonds of an atom, and more
 
@@ -100,7 +101,7 @@ def vibration(snapshots: Snapshots) -> float:
         part = unwrapped(system, part, x[0], drift=drift)
         return part - part.mean(axis=1, keepdims=True) if drift else part
 
-    return float(np.median(mean_and_std(x, places, x[0].size)[1][moving]))
+    return float(np.median(mean_and_std(x, places, IMAGES * x[0].size)[1][moving]))
 
 
 def _thinned(snapshots: Snapshots) -> np.ndarray:
@@ -116,7 +117,8 @@ def _nearest(snapshots: Snapshots) -> Tensor:
 
 def _some_edges(snapshots: Snapshots, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of at most 20 snapshots, targets and vectors of their edges."""
-    x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // _SOME)][:_SOME])
+    some = min(_SOME, max(1, _ATOMS // len(snapshots.system)))
+    x = torch.as_tensor(snapshots.positions[:: max(1, len(snapshots) // some)][:some])
     _, cell, pbc = Inputs.of(snapshots.system, dtype=x.dtype)
     _, target, vectors = edges(x, cutoff, cell, pbc)
     return x, target, vectors
