@@ -131,6 +131,9 @@ def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Not
     Lines and notes of a ``bench``; ``progress`` is called with the finished fraction.
     """
     torsions, frames = bench.torsions, bench.frames.positions
+    if bench.frames.system.periodic:
+        note = "no exchange from one mode: the periodic boundary may cut the part that turns"
+        return [], [(None, note)]
     rotors = {n: _rotor(bench, n) for n in torsions.axes if _rotor(bench, n) is not None}
     parted = [row for row in torsions.parted if row[1] in rotors]
     if not parted:
