@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..potentials.ase_calculator import AsePotential
 from ..potentials.base import Potential, Sum, unwrapped
-from ..potentials.named import MODEL, Source, find_potential
+from ..potentials.named import MODEL, Source, find_potential, in_its_place
 from ..sampling.kernels import Kernel
 from ..simulation.prepare import Prepared, StepRequest, prepare
 from ..state import Evaluation, State
@@ -164,7 +164,7 @@ class OfCalculator(Physics):
             raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
         self.temperature_K, self.bias = temperature_K, bias
         self._images, self._asked = images, step
-        self._target, self._proposal_steps = target, proposal_steps
+        self._target, self._proposal_steps = in_its_place(target), proposal_steps
         self._results: tuple[np.ndarray, dict] | None = None
         fixed, self.com = _constraints(images[0])
         drift, accepts = self._bind()

@@ -25,6 +25,7 @@ from diffmd_ase.potentials.biases.cvs import Distance
 from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.potentials.biases.opes import OPES
 from diffmd_ase.potentials.biases.recorded import Recorded
+from diffmd_ase.potentials.named import in_its_place
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.simulation.planned import PlannedRun
 from diffmd_ase.simulation.settings import Files, RunSettings
@@ -165,3 +166,24 @@ def test_a_prefix_may_name_a_folder(tmp_path, monkeypatch):
     assert Files("runs/").absolute().trajectory == tmp_path / "runs" / ".h5"
     assert Files(str(tmp_path / "a")).absolute().prefix == str(tmp_path / "a")
     assert Files("md_0.1").absolute().summary == tmp_path / "md_0.1.json"
+
+
+def test_targets(elsewhere):
+    """A target is found again when the cell has changed."""
+    shutil.copy(SHIPPED / "copper-vacancy.safetensors", "model.safetensors")
+    atoms = copper()
+    dyn = ReverseDiffusion(atoms, temperature_K=900, rng=1, target="model.safetensors")
+    dyn.run(1)
+    elsewhere()
+    atoms.set_cell(atoms.cell * 1.001, scale_atoms=True)
+    dyn.run(1)
+    assert np.isfinite(atoms.info["target_energy"])
+    assert in_its_place("emt") == "emt" and in_its_place(atoms) is atoms
+
+
+def test_names_are_no_files(elsewhere):
+    for name in ("emt", "model", "alanine-dipeptide"):
+        Path(name).touch()
+    assert in_its_place("emt") == "emt" and in_its_place("model") == "model"
+    assert in_its_place("alanine-dipeptide") == str(Path("alanine-dipeptide").resolve())
+    assert in_its_place(Path("nowhere")) == "nowhere"
