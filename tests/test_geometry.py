@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from diffmd_ase.geometry import (
     Lattice,
     angles,
+    by_cell,
     dihedral,
     dihedrals,
     distances,
@@ -155,6 +156,22 @@ def test_coordinates_through_the_boundary(rng):
         exact = measure(ETHANOL.positions, rows)
         np.testing.assert_allclose(measure(scattered, rows, system=system), exact, atol=1e-12)
         assert not np.allclose(measure(scattered, rows), exact)
+
+
+def test_frames_with_cells_of_their_own(rng):
+    """A molecule that is cut by the boundary of cells that change from frame to frame."""
+    cells = np.array([[9.0, 0, 0], [4.0, 9, 0], [-3.0, 4, 9]]) * rng.uniform(0.9, 1.2, (6, 2, 1, 1))
+    cells[3:, 1] = cells[0, 0]  # the same one again
+    whole = ETHANOL.positions + 0.1 * rng.normal(size=(6, 2, 9, 3))
+    scattered = whole + rng.integers(-2, 3, (6, 2, 9, 3)) @ cells
+    system = System(ETHANOL.numbers, ETHANOL.get_masses(), cells[0, 0], True)
+
+    def measure(x, system):
+        return dihedrals(x, QUADRUPLES, system=system)
+
+    found = by_cell(measure, scattered, cells, system=system)
+    np.testing.assert_allclose(found, dihedrals(whole, QUADRUPLES), atol=1e-9)
+    assert not np.allclose(measure(scattered, system), found)
 
 
 def test_without_periodic_directions():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..potentials.ase_calculator import AsePotential
 from ..potentials.base import Potential, Sum, unwrapped
-from ..potentials.named import MODEL, Source, find_potential
+from ..potentials.named import MODEL, Source, find_potential, in_its_place
 from ..sampling.directions import along, split
 from ..sampling.kernels import Kernel
 from ..simulation.constraints import what_moves
@@ -184,7 +184,7 @@ class OfCalculator(Physics):
             raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
         self.temperature_K, self.bias = temperature_K, bias
         self._images, self._batched, self._asked = images, batched, step
-        self._target, self._proposal_steps = target, proposal_steps
+        self._target, self._proposal_steps = in_its_place(target), proposal_steps
         self._keeps_h = step.spring is not None
         self._factor = 1.0  # of the step that was asked for, adapted or set since
         self._results: tuple[np.ndarray, dict] | None = None

@@ -22,7 +22,7 @@ from .base import Potential, unwrapped
 if TYPE_CHECKING:
     from ..score.model import ScoreModel
 
-__all__ = ["MODEL", "Source", "find_potential"]
+__all__ = ["MODEL", "Source", "find_potential", "in_its_place"]
 
 MODEL = "model"  # the one name that depends on who asks: the model that drives
 
@@ -82,6 +82,20 @@ def find_potential(
             f"what a {role} is for: give an ASE calculator or a Potential that has one{stays}"
         )
     return potential
+
+
+def in_its_place(source):
+    """``source``, the name of a file by its whole path: it may be read in another directory.
+
+    What is no name, or one that `find_potential` knows without files, is given back as it is.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    name = str(source)
+    known = name == MODEL or name in installed_potentials()
+    if known or name.lower() in ase_calculator.names or not Path(name).is_file():
+        return name
+    return str(Path(name).resolve())
 
 
 def _made(source, system: System, role: str, device: str) -> Potential:

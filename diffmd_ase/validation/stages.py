@@ -122,6 +122,9 @@ def plain_dynamics(bench: Bench, progress) -> Line:
 def exchange_from_one_mode(bench: Bench, progress) -> tuple[list[Line], list[Note]]:
     """Populations of the modes of the model, from walkers that all start in one."""
     torsions, frames = bench.torsions, bench.frames.positions
+    if bench.frames.system.periodic:
+        note = "no exchange from one mode: the periodic boundary may cut the part that turns"
+        return [], [(None, note)]
     rotors = {n: _rotor(bench, n) for n in torsions.axes if _rotor(bench, n) is not None}
     parted = [row for row in torsions.parted if row[1] in rotors]
     if not parted:

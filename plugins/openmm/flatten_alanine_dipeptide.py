@@ -11,7 +11,6 @@ and frames are reweighted by exp(βV), which is exact (Torrie and Valleau, J. Co
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from diffmd_ase.geometry import dihedrals
+from diffmd_ase.io.json_text import to_json
 
 TEMPERATURE, FRICTION, TIMESTEP = 300.0, 2.0, 0.001  # K, 1/ps, ps
 KT = TEMPERATURE * units.kB / (units.kJ / units.mol)  # kJ/mol
@@ -157,7 +157,7 @@ def main() -> None:
         "histogram": [[float(f"{p:.4g}") for p in row] for row in histogram / histogram.sum()],
         "histogram_axes": f"phi, psi; {BINS} bins from -pi to pi",
     }
-    arguments.output.write_text(json.dumps(result) + "\n")
+    arguments.output.write_text(to_json(result, indent=None) + "\n")
     del result["histogram"]
     console.print_json(data=result)
 

@@ -154,3 +154,17 @@ def test_common_starts_make_superchains(diffmd, tmp_path):
     rows = json.loads(diffmd("analyze", path, "--json")[1])["rows"]
     assert all(row["rhat_nested"] for row in rows if row["std"] > 0)
     assert read_series([h5(tmp_path / "b.h5", frames_of(40, 8))]).groups is None
+
+
+def test_constant_pressure(diffmd, tmp_path, rng):
+    frames = []
+    for _ in range(200):
+        length = 10 + 4 * rng.random()
+        x = [[0.5, 5, 5], [length - 0.5 + 0.05 * rng.normal(), 5, 5]]
+        frames.append(Atoms("Ar2", positions=x, cell=[length] * 3, pbc=True))
+    write(tmp_path / "npt.traj", frames)
+    code, out, err = diffmd("analyze", "npt.traj", "--observe", "d=distance:0,1", "--json")
+    true = np.mean([atoms.get_distance(0, 1, mic=True) for atoms in frames])
+    assert code == 0 and json.loads(out)["rows"][0]["mean"] == pytest.approx(true, abs=1e-9)
+    code, _, err = diffmd("analyze", "npt.traj", "--observe", "d=distance:0,1")
+    assert code == 0 and "the cell changes" in err

@@ -1,5 +1,6 @@
 """The models in the package, and the embedded-atom energy that copper is made of."""
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from messages import names
 from diffmd_ase import EulerMaruyama, Noise, ScoreCalculator, ScoreModel, Snapshots, System, run
 from diffmd_ase.score.embedded_fit import fit_embedded
 from diffmd_ase.score.networks.embedded import EmbeddedEnergy
+from diffmd_ase.simulation.frames import states_temperature
 from diffmd_ase.testing import check_stress
 
 F64 = {"device": "cpu", "dtype": torch.float64}
@@ -139,3 +141,31 @@ def test_the_fit(springs):
     # pulled back to the sites, on average as strongly as the law of the displacements says
     u = torch.as_tensor(springs.positions[:3] - copper(rattle=0.0).positions)
     assert 0.85 < float((gradient * u).sum() / (u * u).sum()) * 0.12**2 < 1.05
+
+
+def test_a_folder_hides_no_shipped_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("copper-vacancy", "alanine-dipeptide"):
+        (tmp_path / name).mkdir()
+    assert ScoreModel.load("copper-vacancy").card.formula == "Cu31"
+    assert len(Snapshots.read("alanine-dipeptide")) > 1000
+    assert states_temperature("alanine-dipeptide")
+    # what is called a path is one
+    for path in ("./copper-vacancy", tmp_path / "copper-vacancy"):
+        with pytest.raises(ValueError, match=names("copper-vacancy", "folder", "model file")):
+            ScoreModel.load(path)
+    # a file wins, as ever
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path / "own")
+    atoms = copper()
+    ase.io.write("copper-vacancy", [atoms] * 2, format="extxyz")
+    with pytest.raises(ValueError, match=names("copper-vacancy", "readable")):
+        ScoreModel.load("copper-vacancy")
+
+
+def test_frames_may_be_a_folder(tmp_path):
+    """As those of ASE's format of bundles."""
+    path = tmp_path / "md.bundle"
+    frames = [copper(rattle=0.1, seed=n) for n in range(5)]
+    ase.io.write(path, frames, format="bundletrajectory")
+    assert path.is_dir() and len(Snapshots.read(path, temperature_K=300.0)) == 5
