@@ -146,7 +146,8 @@ class System:
             numbers=self.numbers,
             positions=np.asarray(positions, dtype=float),
             masses=self.masses,
-            cell=self.cell,
+            # as the user has it, where vectors may be missing
+            cell=self.carried[0].cell if self.carried else self.cell,
             pbc=self.pbc,
         )
 

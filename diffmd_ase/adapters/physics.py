@@ -42,7 +42,8 @@ class Physics(ABC):
     device : where they live
     com : the centre of mass is held
     holds : the kernel holds what constraints of the atoms hold
-    carries : what the atoms carry, such as charges and ``info``, is seen by a calculator
+    asks : the calculator of the atoms is asked
+    carries : what the atoms carry, such as charges and ``info``, is seen by a calculator of ASE
     remembered : terms that keep their values at the states reached; `keep` tells them
     adopt : gives the calculator of a single `Atoms` the values of its state, where that is all
         there is to say of a step; None: `seed` and `frame_info` say it
@@ -52,7 +53,8 @@ class Physics(ABC):
     device: torch.device | str
     com: bool = False
     holds: bool = False
-    carries: bool = True
+    asks: bool = False
+    carries: bool = False
     remembered: Sequence[Remembered] = ()
     adopt: Callable[[Atoms, Evaluation], None] | None = None
 
@@ -167,7 +169,7 @@ class OfCalculator(Physics):
         `simulation.prepare.prepare`
     """
 
-    holds = True
+    asks, holds = True, True
 
     def __init__(
         self,
