@@ -25,7 +25,7 @@ from ..sampling.kernels import DivergedError
 from ..sampling.run import survive
 from ..state import State
 from ..system import carried_by, comparable
-from .images import check_images, constraints_of
+from .images import check_calculators, check_images, constraints_of
 from .physics import Physics
 
 __all__ = ["Chain", "seed_of"]
@@ -126,6 +126,8 @@ class Chain:
     def _follow(self, calculator) -> None:
         """The atoms are others in something but positions: a kernel for them, or words why not."""
         check_images(self.images)
+        if self.physics.asks:
+            check_calculators(self.images)
         if self.physics.follow([self.images[i] for i in self.live]):
             self.state = None
             self.choose_kernel()
