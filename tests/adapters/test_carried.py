@@ -197,6 +197,18 @@ def test_what_changes_between_runs_counts(batch, what):
     np.testing.assert_allclose(dyn.step_size.h, h * factor)
 
 
+def test_settings_of_the_calculator():
+    """Set between two runs: the energy that the next step is compared with is the new one."""
+    atoms = water()
+    atoms.calc = LennardJones(epsilon=0.01, sigma=0.8)
+    dyn = ReverseDiffusion(atoms, target="model", **STEP)
+    dyn.run(2)
+    before = float(dyn.state.energy)
+    atoms.calc.set(epsilon=0.02)
+    atoms.calc.reset()  # which that of LennardJones leaves to its user
+    assert float(dyn.state.energy) == pytest.approx(2 * before)
+
+
 def test_an_observer_that_writes_into_the_info():
     """It is followed like any other change, and the chain is the same."""
     images = [water(), water()]
