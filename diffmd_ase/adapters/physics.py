@@ -28,7 +28,7 @@ from ..state import Evaluation, State
 from ..system import System
 from .calculator import ScoreCalculator
 from .images import constraints_of
-from .remembered import Remembered, total
+from .remembered import LastResults, Remembered, total
 
 __all__ = ["OfCalculator", "OfKernel", "Physics"]
 
@@ -189,7 +189,7 @@ class OfCalculator(Physics):
         self._target, self._proposal_steps = target, proposal_steps
         self._keeps_h = step.spring is not None
         self._factor = 1.0  # of the step that was asked for, adapted or set since
-        self._results: tuple[np.ndarray, dict] | None = None
+        self._last = LastResults()
         self._prepare(images)
 
     def _prepare(self, images: Sequence[Atoms]) -> None:
@@ -315,17 +315,8 @@ class OfCalculator(Physics):
         if isinstance(calc, ScoreCalculator):
             calc.adopt(atoms, self.values(state))
             return
-        if isinstance(calc, Calculator) and calc.atoms is not None:
-            known = calc.results
-            if not np.array_equal(calc.atoms.positions, atoms.positions):
-                # it has seen the proposal last; after a rejection it is told what it knew before
-                kept = self._results
-                known = kept[1] if kept and np.array_equal(kept[0], atoms.positions) else None
-            if known is not None:
-                if self._target is not None:
-                    self._results = atoms.positions.copy(), known
-                # of these atoms, with what the dynamics has written into their info
-                calc.atoms, calc.results = atoms.copy(), _copied(known)
+        if isinstance(calc, Calculator):
+            self._last.tell(calc, atoms)
         # AsePotential used this very calculator: its cache answers
         atoms.get_forces()
 
@@ -395,7 +386,3 @@ def _mean(energy: Tensor | None) -> float:
 def _plain(value) -> float | list | None:
     """A number or an array as JSON has it."""
     return value if value is None else np.asarray(value, float).tolist()
-
-
-def _copied(results: dict) -> dict:
-    return {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in results.items()}
