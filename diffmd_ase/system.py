@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ class System:
         The cell of 1 × 1 × 1 Å that PDB files of molecules have where there is no crystal is none.
         """
         carried = atoms.copy()
+        carried.info = {name: _copied(value) for name, value in atoms.info.items()}
         if _is_dummy(atoms):
             carried.set_cell(np.zeros((3, 3)))
             carried.pbc = False
@@ -144,7 +146,8 @@ class System:
             numbers=self.numbers,
             positions=np.asarray(positions, dtype=float),
             masses=self.masses,
-            cell=self.cell,
+            # as the user has it, where vectors may be missing
+            cell=self.carried[0].cell if self.carried else self.cell,
             pbc=self.pbc,
         )
 
@@ -181,6 +184,13 @@ def comparable(value: Any):
         return id(value)
 
 
+def _copied(value: Any) -> Any:
+    try:
+        return deepcopy(value)
+    except Exception:  # an object raises what it likes
+        return value
+
+
 def _momenta(atoms: Atoms) -> bytes:
     return atoms.arrays["momenta"].tobytes() if atoms.has("momenta") else b""
 
@@ -190,9 +200,10 @@ def _complete(cell: np.ndarray | None, pbc: np.ndarray) -> np.ndarray | None:
     vectors = np.zeros((3, 3)) if cell is None else cell
     without = [i for i in range(3) if pbc[i] and not vectors[i].any()]
     if without:
+        missing = f"no vector {' and '.join(map(str, without))}" if vectors.any() else "none"
         raise ValueError(
-            f"pbc={pbc.tolist()} needs a cell of non-zero volume, but it has no vector "
-            f"{' and '.join(map(str, without))}: give one, or pbc=False in that direction"
+            f"pbc={pbc.tolist()} needs a cell of non-zero volume, but there is {missing}: give it, "
+            "or pbc=False in that direction"
         )
     if not pbc.any():
         return cell if abs(np.linalg.det(vectors)) > _NO_VOLUME else None

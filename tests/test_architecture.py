@@ -99,11 +99,11 @@ FORBIDDEN = {
     # results are JSON in one way; the others are read by ourselves, NaN and infinities as they are
     "json.dump": set(),
     "json.dumps": {
-        "io.checkpoint",
+        "io.carried",
         "io.h5md",
         "io.json_text",
         "score.job",
-        "score.training_state",
+        "io.tensors",
     },
     # the report of a training process to its parent is its standard output
     "print": {"cli.main", "cli.demo", "score.job"},

@@ -25,7 +25,7 @@ from ..sampling.kernels import DivergedError
 from ..sampling.run import survive
 from ..state import State
 from ..system import carried_by, comparable
-from .images import check_images, constraints_of
+from .images import check_calculators, check_images, constraints_of
 from .physics import Physics
 
 __all__ = ["Chain", "seed_of"]
@@ -126,6 +126,8 @@ class Chain:
     def _follow(self, calculator) -> None:
         """The atoms are others in something but positions: a kernel for them, or words why not."""
         check_images(self.images)
+        if self.physics.asks:
+            check_calculators(self.images)
         if self.physics.follow([self.images[i] for i in self.live]):
             self.state = None
             self.choose_kernel()
@@ -133,14 +135,16 @@ class Chain:
 
     def _looks(self, image: Atoms) -> tuple:
         """What the kernel depends on besides positions and the calculator, to compare."""
-        calc, held = image.calc, constraints_of(image) if image.constraints else ()
-        if not isinstance(calc, PotentialCalculator) or self.physics.carries:
+        calc, held = self.images[0].calc, constraints_of(image) if image.constraints else ()
+        if self.physics.carries:
             settings = comparable(dict(calc.parameters)) if isinstance(calc, Calculator) else None
             return carried_by(image, without=self.shown), settings, held
+        # the same potential for the same atoms and settings of our own calculator
+        asked = self.physics.asks and isinstance(calc, PotentialCalculator)
         masses = image.arrays["masses"].tobytes() if "masses" in image.arrays else None
         cell = image.cell.array.tobytes(), image.pbc.tobytes()
-        # the same potential for the same atoms and settings of the calculator
-        return calc.potential(image), image.numbers.tobytes(), masses, cell, held
+        depends = calc.potential(image) if asked else None
+        return depends, image.numbers.tobytes(), masses, cell, held
 
     def choose_kernel(self) -> None:
         """The kernel of the physics, for the walkers that are left."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from ..system import System, comparable
 from .calculator import ScoreCalculator
 
-__all__ = ["check_images", "constraints_of"]
+__all__ = ["check_calculators", "check_images", "constraints_of"]
 
 # what a calculator has of its last calculation, or for its files
 _PASSING = ("atoms", "results", "label", "prefix", "_directory")
@@ -41,7 +42,18 @@ def check_images(images: Sequence[Atoms]) -> None:
             )
         if constraints_of(image) != constraints:
             raise ValueError(f"image {i} and image 0 have different constraints")
-        if image.calc is not None and (unlike := _unlike(first.calc, image.calc)):
+
+
+def check_calculators(images: Sequence[Atoms]) -> None:
+    """Raise ``ValueError`` unless the calculator of the first image can serve all.
+
+    The others have the same one, an equal one, none, or the results of one that have been read.
+    """
+    first = images[0]
+    for i, image in enumerate(images[1:], start=1):
+        if image.calc is None or isinstance(image.calc, SinglePointCalculator):
+            continue
+        if unlike := _unlike(first.calc, image.calc):
             raise ValueError(
                 f"image {i} has a calculator of its own, which differs from that of image 0 in "
                 f"{unlike}; the one of image 0 serves the batch: attach that one, or none, to the "

@@ -28,7 +28,7 @@ from ..state import Evaluation, State
 from ..system import System
 from .calculator import ScoreCalculator
 from .images import constraints_of
-from .remembered import Remembered, total
+from .remembered import LastResults, Remembered, total
 
 __all__ = ["OfCalculator", "OfKernel", "Physics"]
 
@@ -42,7 +42,8 @@ class Physics(ABC):
     device : where they live
     com : the centre of mass is held
     holds : the kernel holds what constraints of the atoms hold
-    carries : what the atoms carry, such as charges and ``info``, is seen by a calculator
+    asks : the calculator of the atoms is asked
+    carries : what the atoms carry, such as charges and ``info``, is seen by a calculator of ASE
     remembered : terms that keep their values at the states reached; `keep` tells them
     adopt : gives the calculator of a single `Atoms` the values of its state, where that is all
         there is to say of a step; None: `seed` and `frame_info` say it
@@ -52,7 +53,8 @@ class Physics(ABC):
     device: torch.device | str
     com: bool = False
     holds: bool = False
-    carries: bool = True
+    asks: bool = False
+    carries: bool = False
     remembered: Sequence[Remembered] = ()
     adopt: Callable[[Atoms, Evaluation], None] | None = None
 
@@ -167,7 +169,7 @@ class OfCalculator(Physics):
         `simulation.prepare.prepare`
     """
 
-    holds = True
+    asks, holds = True, True
 
     def __init__(
         self,
@@ -187,7 +189,7 @@ class OfCalculator(Physics):
         self._target, self._proposal_steps = in_its_place(target), proposal_steps
         self._keeps_h = step.spring is not None
         self._factor = 1.0  # of the step that was asked for, adapted or set since
-        self._results: tuple[np.ndarray, dict] | None = None
+        self._last = LastResults()
         self._prepare(images)
 
     def _prepare(self, images: Sequence[Atoms]) -> None:
@@ -313,17 +315,8 @@ class OfCalculator(Physics):
         if isinstance(calc, ScoreCalculator):
             calc.adopt(atoms, self.values(state))
             return
-        if isinstance(calc, Calculator) and calc.atoms is not None:
-            known = calc.results
-            if not np.array_equal(calc.atoms.positions, atoms.positions):
-                # it has seen the proposal last; after a rejection it is told what it knew before
-                kept = self._results
-                known = kept[1] if kept and np.array_equal(kept[0], atoms.positions) else None
-            if known is not None:
-                if self._target is not None:
-                    self._results = atoms.positions.copy(), known
-                # of these atoms, with what the dynamics has written into their info
-                calc.atoms, calc.results = atoms.copy(), _copied(known)
+        if isinstance(calc, Calculator):
+            self._last.tell(calc, atoms)
         # AsePotential used this very calculator: its cache answers
         atoms.get_forces()
 
@@ -393,7 +386,3 @@ def _mean(energy: Tensor | None) -> float:
 def _plain(value) -> float | list | None:
     """A number or an array as JSON has it."""
     return value if value is None else np.asarray(value, float).tolist()
-
-
-def _copied(results: dict) -> dict:
-    return {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in results.items()}

@@ -1,16 +1,19 @@
-"""Terms that keep their value at the state of each walker, whatever is proposed."""
+"""Terms and calculators that keep their value at the state of a walker, whatever is proposed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator
 from torch import Tensor
 
 from ..potentials.base import Potential, Wrapped, add_term
 from ..state import Evaluation
 
-__all__ = ["Remembered", "total"]
+__all__ = ["LastResults", "Remembered", "total"]
 
 
 class Remembered(Wrapped):
@@ -42,6 +45,29 @@ class Remembered(Wrapped):
     def at_state(self) -> Evaluation | None:
         """The value at the state, if it has been evaluated there."""
         return self._kept[1] if self._complete else None
+
+
+class LastResults:
+    """What a calculator of ASE knew at the state of its one walker, whatever it has seen since."""
+
+    def __init__(self):
+        self._kept: tuple[np.ndarray, dict] | None = None
+
+    def tell(self, calculator: Calculator, atoms: Atoms) -> None:
+        """Let the cache of ``calculator`` answer for ``atoms``, if it has ever seen them there.
+
+        Also where it has seen a proposal last, and where the dynamics has written into their info.
+        """
+        if calculator.atoms is None:
+            return
+        if np.array_equal(calculator.atoms.positions, atoms.positions):
+            self._kept = atoms.positions.copy(), calculator.results
+        if self._kept is not None and np.array_equal(self._kept[0], atoms.positions):
+            calculator.atoms = atoms.copy()
+            calculator.results = {
+                name: value.copy() if isinstance(value, np.ndarray) else value
+                for name, value in self._kept[1].items()
+            }
 
 
 def _rows(mask: Tensor, new, old):

@@ -17,7 +17,7 @@ from ..sampling.kernels import Kernel
 from ..sampling.step_size import Step
 from ..state import State
 from .chain import Chain, seed_of
-from .images import check_images
+from .images import check_calculators, check_images
 from .physics import OfCalculator
 
 __all__ = ["Adapter", "AtConstruction", "Clock", "Reverse", "flushed"]
@@ -135,6 +135,7 @@ class Reverse(Adapter):
         self, images, batched, temperature_K, step, bias, target, proposal_steps, rng
     ) -> None:
         check_images(images)
+        check_calculators(images)
         self._physics = OfCalculator(
             images,
             batched=batched,

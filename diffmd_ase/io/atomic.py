@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 __all__ = ["replacing", "reserve", "sync"]
@@ -55,7 +56,7 @@ def reserve(path: Path, count: int) -> None:
     with path.open("rb+") as file:
         end = os.fstat(file.fileno()).st_size
         try:
-            if hasattr(os, "posix_fallocate"):
+            if sys.platform == "linux":
                 os.posix_fallocate(file.fileno(), end, count)
             else:
                 file.seek(end)

@@ -41,7 +41,7 @@ def carried_text(system: System) -> str:
 
 
 def with_carried(system: System, text: str | None) -> System:
-    """``system``, carrying what `carried_text` wrote; unchanged for None."""
+    """``system``, carrying what `carried_text` wrote as ``text``; unchanged for None."""
     if text is None:
         return system
     saved = json.loads(text)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import BaseCalculator, Calculator
+from ase.calculators.mixing import Mixer
 from torch import Tensor
 
 from ..state import Evaluation
@@ -215,12 +216,24 @@ def _evaluate(
 
 def _forget_others(calculator, atoms: Atoms) -> None:
     """A cache that looks at positions does not answer for atoms that carry another charge."""
-    known = getattr(calculator, "atoms", None)
+    known = calculator.atoms if isinstance(calculator, BaseCalculator) else None
     if known is None or not np.array_equal(known.positions, atoms.positions):
         return
-    reset = getattr(calculator, "reset", None)
-    if reset is not None and carried_by(known) != carried_by(atoms):
-        reset()
+    if carried_by(known) != carried_by(atoms):
+        _forget(calculator)
+
+
+def _forget(calculator: BaseCalculator) -> None:
+    """Clear the cache, and those of the calculators that this one is made of."""
+    if isinstance(calculator, Calculator):
+        calculator.reset()
+    else:
+        calculator.atoms, calculator.results = None, {}
+    for part in vars(calculator).values():
+        inner = part.calcs if isinstance(part, Mixer) else [part]
+        for one in inner:
+            if isinstance(one, BaseCalculator):
+                _forget(one)
 
 
 # the calculator of a worker process and what it moves, set once when it starts; empty in the parent

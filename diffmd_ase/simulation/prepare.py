@@ -99,10 +99,12 @@ class Prepared:
     def at(self, temperature_K: float, *, keeps_h: bool) -> Prepared:
         """The same at another temperature, where λ is that of the same energy, ``∝ 1/T``.
 
-        The time step stays and ``h ∝ T``; or h does (``keeps_h``), as that of a spring. Raises as
-        `scaled`.
+        The time step stays and ``h ∝ T``; or h does (``keeps_h``), as that of a spring. Raises and
+        warns as `prepare`.
         """
         kT = kT_from_temperature(temperature_K)
+        if isinstance(self.kernel, EulerMaruyama) or self.kernel.target is None:
+            check_temperature(self.kernel.drift, temperature_K)
         ratio = kT / float(self.kernel.kT)
         factor = 1.0 if keeps_h else ratio
         step = replace(

@@ -163,6 +163,12 @@ def test_a_step_beyond_the_limit_is_refused_and_changes_nothing():
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="must be positive and finite"):
             dyn.dt = wrong
+    # a spring stays, and is too soft where the well is three times as stiff in units of kT
+    cooled = single(spring=SPRING)
+    with pytest.raises(ValueError, match=names("unstable", "limit 2")):
+        cooled.set_temperature(temperature_K=KELVIN / 3)
+    assert cooled.temperature_K == KELVIN and cooled.kernel.kT == pytest.approx(KT)
+    cooled.set_temperature(temperature_K=3 * KELVIN)
 
 
 def test_500_femtoseconds_with_emt():

@@ -5,10 +5,12 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 from recorder import Recorder, Strict, stiffness, unlike, water
 
-from diffmd_ase.adapters.batch import BatchReverseDiffusion
+from diffmd_ase.adapters.batch import BatchReverseDiffusion, MonteCarlo
 from diffmd_ase.adapters.calculator import ScoreCalculator
 from diffmd_ase.adapters.dynamics import ReverseDiffusion
 from diffmd_ase.potentials.analytic import Harmonic
@@ -42,6 +44,22 @@ def test_dynamics_and_target(make, target, tmp_path):
     assert [unlike(one, water()) for one in seen] == [[]] * len(seen)
     frames = read(tmp_path / "t.traj@:")
     assert all(f.calc.results["energy"] == pytest.approx(energy(f)) for f in frames)
+
+
+def test_caches_inside_of_a_calculator():
+    """Of a sum, which has one and whose parts have theirs."""
+    images = [water(0), water(2)]
+    images[0].calc = SumCalculator([Recorder(), Recorder()])
+    dyn = BatchReverseDiffusion(images, **STEP)
+    for n, image in enumerate(images):
+        assert float(dyn.state.energy[n]) == pytest.approx(2 * energy(image))
+    alone = water(0)
+    alone.calc = SumCalculator([Recorder(), Recorder()])
+    dyn = ReverseDiffusion(alone, **STEP)
+    dyn.run(1)
+    alone.info["charge"] = 3
+    dyn.run(0)
+    assert float(dyn.state.energy) == pytest.approx(2 * energy(alone))
 
 
 @pytest.mark.parametrize("make", [Recorder, Strict])
@@ -179,6 +197,18 @@ def test_what_changes_between_runs_counts(batch, what):
     np.testing.assert_allclose(dyn.step_size.h, h * factor)
 
 
+def test_settings_of_the_calculator():
+    """Set between two runs: the energy that the next step is compared with is the new one."""
+    atoms = water()
+    atoms.calc = LennardJones(epsilon=0.01, sigma=0.8)
+    dyn = ReverseDiffusion(atoms, target="model", **STEP)
+    dyn.run(2)
+    before = float(dyn.state.energy)
+    atoms.calc.set(epsilon=0.02)
+    atoms.calc.reset()  # which that of LennardJones leaves to its user
+    assert float(dyn.state.energy) == pytest.approx(2 * before)
+
+
 def test_an_observer_that_writes_into_the_info():
     """It is followed like any other change, and the chain is the same."""
     images = [water(), water()]
@@ -223,6 +253,19 @@ class TestCalculatorsOfWalkers:
             BatchReverseDiffusion(models, **STEP)
         models[1].calc = ScoreCalculator(models[0].calc._members[0]._model)
         BatchReverseDiffusion(models, **STEP).run(1)
+
+    def test_results_that_have_been_read(self):
+        """Frames of a trajectory as starts."""
+        images = [water(), water()]
+        for image in images:
+            image.calc = SinglePointCalculator(image, energy=1.0)
+        images[0].calc = Recorder()
+        BatchReverseDiffusion(images, **STEP).run(1)
+
+    def test_a_kernel_asks_none(self):
+        images = [water(), water()]
+        images[0].calc, images[1].calc = EMT(), LennardJones()
+        MonteCarlo(images, EulerMaruyama(Harmonic(1.0), kT=0.025, h=1e-3), rng=1).run(1)
 
     @pytest.mark.parametrize(
         ("a", "b", "named"),
