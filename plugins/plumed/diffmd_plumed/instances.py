@@ -136,10 +136,11 @@ class Instances:
                     f"{name} keeps {reason}, so one instance cannot serve {walkers} walkers: "
                     "use walkers='independent'"
                 )
-            if not self.drivers:
-                self._open()
             if len(self.ids) < walkers and not self.begun:
                 self.ids = self._first_ids(walkers)
+                self._gate()
+            if not self.drivers:
+                self._open()
         elif not self.drivers:
             self.ids = self._first_ids(walkers)
             self._check_independent(walkers)
@@ -353,7 +354,14 @@ class Instances:
     @property
     def _gated(self) -> bool:
         """Whether several walkers could put down hills at the start of one instance."""
-        return self.shared and bool(self.plan.paced)
+        return self.shared and len(self.ids) > 1 and bool(self.plan.paced)
+
+    def _gate(self) -> None:
+        """Open an instance that was opened for one walker anew, for several; nothing is in it."""
+        if self._gated and self.drivers:
+            self.drivers.pop().finalize()
+            for name in self._checked.files if not self._restart else ():
+                Path(self.directory, name).unlink(missing_ok=True)
 
     def _first_ids(self, walkers: int) -> list[int]:
         return list(range(walkers) if self._numbers is None else self._numbers)

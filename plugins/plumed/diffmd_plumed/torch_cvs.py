@@ -27,7 +27,8 @@ from .units import ASE_UNITS
 
 __all__ = ["PlumedCVPotential"]
 
-_NO_ATOMS = np.empty((0, 3))
+# one that nothing asks for: where there is none, PLUMED crashes on HISTOGRAM
+_ATOM = np.zeros((1, 3))
 
 
 class PlumedCVPotential(Remembering, CVBias):
@@ -75,7 +76,7 @@ class PlumedCVPotential(Remembering, CVBias):
         checked = _checked(lines, len(self.cv), directory, settings)
         self._unit, self._what = np.array(self.cv.plumed_units), ", ".join(self.cv.names)
         self._instances = Instances(
-            0,
+            len(_ATOM),
             checked,
             self._prepare,
             source=lines,
@@ -119,7 +120,7 @@ class PlumedCVPotential(Remembering, CVBias):
         for (value, _), number in zip(driver.buffers, values.tolist(), strict=True):
             value[0] = number
         try:
-            driver.calculate(_NO_ATOMS, step)
+            driver.calculate(_ATOM, step)
         except RuntimeError as error:
             raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
 
@@ -151,7 +152,7 @@ def _puts(cv: CV) -> list[str]:
 def _checked(lines: list[str], added: int, directory: str | Path, settings: dict):
     """The input as `check_input` understands it; lines are numbered as the user has them."""
     try:
-        return check_input(lines, 0, directory=directory, **settings)
+        return check_input(lines, len(_ATOM), directory=directory, **settings)
     except PlumedInputError as error:
         number = error.line
         if number is None or number <= added:
