@@ -29,6 +29,16 @@ class Remembering(Potential):
     _what: str
     _warned = False
 
+    def _use(self, instances: Instances) -> None:
+        self._instances, self.directory = instances, instances.directory
+        if instances.plan.impure:
+            warnings.warn(
+                f"{', '.join(instances.plan.impure)} learn at every evaluation, not only at "
+                "accepted steps: plain dynamics evaluates once a step, as they expect; Metropolis "
+                "steps, finite differences and energy queries disturb them",
+                stacklevel=3,
+            )
+
     @abstractmethod
     def _given(self, x: Tensor) -> np.ndarray:
         """What PLUMED is given of positions x (*batch, N, 3), float64 (frames, …)."""

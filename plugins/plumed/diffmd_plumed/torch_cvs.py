@@ -75,7 +75,7 @@ class PlumedCVPotential(Remembering, CVBias):
         lines = [*_puts(self.cv), *lines]
         checked = _checked(lines, len(self.cv), directory, settings)
         self._unit, self._what = np.array(self.cv.plumed_units), ", ".join(self.cv.names)
-        self._instances = Instances(
+        instances = Instances(
             len(_ATOM),
             checked,
             self._prepare,
@@ -86,7 +86,8 @@ class PlumedCVPotential(Remembering, CVBias):
             first_step=first_step,
             settings=settings,
         )
-        self.walkers, self.directory = walkers, self._instances.directory
+        self._use(instances)
+        self.walkers = walkers
 
     def bias(self, s):
         values = self._on_host(s)

@@ -1,4 +1,4 @@
-"""A run in PLUMED, from its first step to its final jobs: the files are those of `plumed driver`."""
+"""The files of a run in PLUMED, first step to final jobs, are those of `plumed driver`."""
 
 import gc
 import subprocess

@@ -1,4 +1,4 @@
-"""PLUMED's own command line tool, `plumed driver`, on the frames of a run: what files should say."""
+"""PLUMED's own command line tool, `plumed driver`, on frames: what files should say."""
 
 import subprocess
 import sys
