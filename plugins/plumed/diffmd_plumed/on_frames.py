@@ -161,6 +161,19 @@ def _stopped(instances: Instances, walkers: int) -> np.ndarray:
     return np.resize(stopped, walkers) if len(drivers) else np.zeros(walkers, bool)
 
 
+def _table(path: str | Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        table = np.loadtxt(path, ndmin=2)
+    except ValueError:
+        table = np.empty((0, 0))
+    if table.shape != (count, 3):
+        raise ValueError(
+            f"{path}: expected index, mass and charge of each of {count} atoms, as "
+            f"DUMPMASSCHARGE writes them, got a table of shape {table.shape}"
+        )
+    return table[:, 1], table[:, 2]
+
+
 def _cell(box: str | Sequence[float]) -> np.ndarray:
     numbers = box.split(",") if isinstance(box, str) else box
     try:
@@ -194,13 +207,7 @@ def _settings(
         kT = kT_from_temperature(temperature_K) * units.mol / units.kJ
     masses, charges = frames.masses, frames.charges
     if masses_charges is not None:
-        table = np.loadtxt(masses_charges, ndmin=2)
-        if table.shape != (len(masses), 3):
-            raise ValueError(
-                f"{masses_charges} has a table of {table.shape}, expected index, mass and charge "
-                f"of each of {len(masses)} atoms, as DUMPMASSCHARGE writes them"
-            )
-        masses, charges = table[:, 1], table[:, 2]
+        masses, charges = _table(masses_charges, len(masses))
     if kT is None and frames.kT is not None:
         kT = frames.kT * units.mol / units.kJ
     if timestep_ps is None:
