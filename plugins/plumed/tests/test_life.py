@@ -241,9 +241,12 @@ def test_an_error_has_the_first_word(tmp_path):
 def test_end_of_python(end, tmp_path):
     code = f"""
         import sys
+        from diffmd_ase.noise import Noise
+        from diffmd_ase.sampling.run import run
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_life import *
-        kept = driven(Path({str(tmp_path)!r}))
+        from four_atoms import X, bias, kernel_of
+        kept = bias({[*CV, *AVERAGES[:3]]}, {str(tmp_path)!r})
+        list(run(kernel_of(kept), X, 5, noise=Noise(1)))
         {end}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)

@@ -1,13 +1,11 @@
 """PLUMED's own command line tool, `plumed driver`, on frames: what files should say."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import plumed
-import pytest
 from ase import units
+from plumed_command import plumed_command
 
 KT = 0.0258
 KJ = KT * units.mol / units.kJ
@@ -25,7 +23,7 @@ def drive(folder, lines, frames, *, timestep=0.001, stride=1, box="0 0 0", kt=KJ
     options = ["--plumed", "in.dat", "--ixyz", "in.xyz", "--length-units", "A", "--kt", repr(kt)]
     options += ["--timestep", repr(timestep), "--trajectory-stride", str(stride)]
     done = subprocess.run(
-        [sys.executable, "-c", "import plumed; plumed.cli()", "driver", *options],
+        [plumed_command(), "driver", *options],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -44,7 +42,3 @@ def check_same_text(folder, reference):
         mine = Path(folder, name)
         assert mine.is_file(), f"{name} is missing"
         assert mine.read_text() == Path(reference, name).read_text(), name
-
-
-if plumed.BUNDLED_PLUMED_BIN is None:
-    pytest.skip("this PLUMED brings no command line tool", allow_module_level=True)
