@@ -236,9 +236,11 @@ class Instances:
     def changes(self, step: int) -> bool:
         """Whether the bias has changed after ``step``, so that it must be evaluated again.
 
-        What learns when it is evaluated is not: an MD engine goes on with the forces it has.
+        What learns when it is evaluated is not, nor a schedule whose work is counted then: an MD
+        engine goes on with the forces it has.
         """
-        return self.plan.changes(step) and not self.plan.once
+        driven = self.plan.impure or (self.plan.once and self.plan.timed)
+        return self.plan.changes(step) and not driven
 
     def _fits(self, values: np.ndarray) -> bool:
         first = self._first
@@ -264,8 +266,9 @@ class Instances:
             finally:
                 if held_back:
                     self.drivers[0].set_extra(GATE, 1.0)
-        # an update uses up what was calculated for it
-        self._held = {name: (key, at - 1) for name, (key, at) in self._held.items()}
+        # an update uses up what was calculated for it, and may change it
+        held = {} if self.changes(step) else self._held
+        self._held = {name: (key, at - 1) for name, (key, at) in held.items()}
 
     # ------------------------------------------------------------------ walkers, restart
 

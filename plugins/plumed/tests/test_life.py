@@ -283,3 +283,18 @@ def test_driver_ends_as_plumed_driver(tmp_path):
 def _made(folder):
     folder.mkdir()
     return folder
+
+
+def test_a_bias_that_grows_beside_committor(tmp_path):
+    """The energy of a state is that after the hill, as without COMMITTOR."""
+    lines = [*CV, *LEARNING["METAD, pace 1"], *LEARNING["stop"], PRINT]
+    bias = potential(lines, tmp_path / "ours")
+    kernel, frames = kernel_of(bias), [X.clone()]
+    model = Harmonic(0.5, centre=X, system=SYSTEM)
+    for state, _ in run(kernel, X.clone(), 8, noise=Noise(1)):
+        frames.append(state.x)
+        exact = model(state.x).energy + bias(state.x).energy
+        torch.testing.assert_close(state.energy, exact, rtol=0, atol=1e-12)
+    assert bias(frames[-1]).energy > 0.01
+    bias.finalize()
+    check_same_text(tmp_path / "ours", drive(tmp_path / "driver", lines, torch.stack(frames)))
