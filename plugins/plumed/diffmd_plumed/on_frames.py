@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ase import units
 
 from diffmd_ase.units import kT_from_temperature
 
-from .at_hand import link_inputs
+from .at_hand import bring
 from .check import check_input
 from .driver import Driver
 from .files import refuse_existing
@@ -91,7 +92,8 @@ def reevaluate(
         refuse_existing(folder, checked.files)
     folder.mkdir(parents=True, exist_ok=True)
     if folder != Path.cwd():
-        link_inputs(Path.cwd(), folder, checked.lines(0), checked.files)
+        variants = (bring(Path.cwd(), folder, v, checked.files) for v in checked.variants)
+        checked = replace(checked, variants=tuple(map(tuple, variants)))
     instances = Instances(
         len(frames.masses),
         checked,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .at_hand import link_inputs, mentioned, renamed
+from .at_hand import bring
 from .check import Checked
 from .driver import Driver
 from .files import refuse_empty, refuse_too_many
@@ -89,12 +89,11 @@ class Opening:
             )
 
     def _own(self, walker: int, step: int) -> Driver:
-        folder, lines = self.directory / f"walker-{walker}", self.checked.lines(walker)
+        folder = self.directory / f"walker-{walker}"
+        lines: Sequence[str] = self.checked.lines(walker)
         for name in self.checked.files:
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-        link_inputs(self.directory, folder, lines, self.checked.files)
-        above = {n for n in mentioned(lines) if n.startswith(os.pardir + os.sep)}
-        lines = renamed(lines, {name: os.path.join(os.pardir, name) for name in above})
+        lines = bring(self.directory, folder, lines, self.checked.files)
         return self._open(folder, lines, step, self.checked.plan.values)
 
     def _open(

@@ -37,6 +37,8 @@ INPUTS = {
     "INCLUDE": f"INCLUDE FILE=included\n{WALL}",
     "REFERENCE": f"c: RMSD REFERENCE=mol.pdb TYPE=OPTIMAL\n{WALL}",
     "folder": f"c: RMSD REFERENCE=sub/mol.pdb TYPE=OPTIMAL\n{WALL}",
+    "nested": "a: RMSD REFERENCE=sub/deep/mol.pdb TYPE=OPTIMAL\n"
+    f"c: RMSD REFERENCE=sub/mol.pdb TYPE=OPTIMAL\n{WALL}",
     "above": f"c: RMSD REFERENCE=../above.pdb TYPE=OPTIMAL\n{WALL}",
     "@ndx:": f"c: GYRATION ATOMS={{@ndx:{{group.ndx first}}}}\n{WALL}",
     "NDX_FILE": f"g: GROUP NDX_FILE=group.ndx NDX_GROUP=last\nc: GYRATION ATOMS=g,1\n{WALL}",
@@ -53,10 +55,11 @@ INPUTS = {
 def folder(tmp_path):
     """The files, in a folder whose path has a blank."""
     path = tmp_path / "my folder" / "run"
-    (path / "sub").mkdir(parents=True)
+    (path / "sub" / "deep").mkdir(parents=True)
     for name, text in FILES.items():
         (path / name).write_text(text)
-    (path / "sub" / "mol.pdb").write_text(FILES["mol.pdb"])
+    for name in ("sub/mol.pdb", "sub/deep/mol.pdb"):
+        (path / name).write_text(FILES["mol.pdb"])
     (path.parent / "above.pdb").write_text(FILES["mol.pdb"])
     (path / "my grid").write_text(FILES["grid"])
     return path
@@ -81,6 +84,7 @@ def test_read_from_the_folder_of_the_run(name, folder, tmp_path, monkeypatch):
         (folder / "H").unlink(missing_ok=True)
     assert len(set(energies)) == 1 and abs(energies[0]) > 1e-4
     assert {n: (folder / n).read_text() for n in FILES} == FILES
+    assert all((folder / n / "mol.pdb").is_file() for n in ("sub", "sub/deep"))
     assert {path.name for path in folder.rglob("bck*")} <= {"bck.0.plumed.log"}
 
 

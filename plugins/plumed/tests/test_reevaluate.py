@@ -177,6 +177,26 @@ def test_committor_ends_it(diffmd, tmp_path):
     check_same_text("out", drive(tmp_path / "driver", lines, positions, timestep=1.0))
 
 
+def test_files_to_read_are_those_here(diffmd, tmp_path, monkeypatch):
+    frames = molecules()
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    for number, name in enumerate(("above.pdb", "here/sub/a.pdb")):
+        ase.io.write(tmp_path / name, frames[number])
+    monkeypatch.chdir(tmp_path / "here")
+    for number, frame in enumerate(frames):
+        frame.info["walker"] = number % 2
+    ase.io.write("a.extxyz", frames)
+    lines = [
+        "a: RMSD REFERENCE=../above.pdb TYPE=SIMPLE",
+        "b: RMSD REFERENCE=sub/a.pdb TYPE=SIMPLE",
+    ]
+    (tmp_path / "here" / "p").write_text("\n".join([*lines, "PRINT ARG=a,b FILE=COLVAR"]) + "\n")
+    code, _, err = diffmd("plumed p a.extxyz -o out")
+    assert code == 0, err
+    first, second = (np.loadtxt(f"out/walker-{w}/COLVAR") for w in (0, 1))
+    assert first[0, 1] < 1e-4 < first[:, 2].min() and second[0, 2] < 1e-4 < second[:, 1].min()
+
+
 def test_mistakes(diffmd, monkeypatch):
     frames = molecules()
     ase.io.write("a.traj", frames)
