@@ -352,4 +352,5 @@ class Instances:
 
     def _digest(self) -> str:
         kind = "shared" if self.shared else "independent"
-        return hashlib.sha256("\n".join((kind, *self._source)).encode()).hexdigest()
+        text = "\n".join((kind, *self._source))
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

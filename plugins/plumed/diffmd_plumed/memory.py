@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diffmd_ase.potentials.base import Potential
@@ -76,6 +77,9 @@ class Remembering(Potential):
     def begin(self, x: Tensor, step: int) -> bool:
         """The run starts at x (N, 3) or (B, N, 3): what PLUMED does at its first step."""
         if self._instances.begun:
+            return False
+        # who starts outside of a grid is about to be lost, and the others start without them
+        if not (self.needs_base or torch.isfinite(self(x).energy).all()):
             return False
         return self._instances.begin(step, self._given(x), self._what, self._commit)
 

@@ -1,5 +1,6 @@
 """Files that an input names: at hand wherever PLUMED runs, and written nowhere else."""
 
+import json
 import os
 
 import numpy as np
@@ -123,6 +124,11 @@ def test_encodings(encoding, folder):
     (folder / "coded.dat").write_bytes(text.encode(encoding))
     options = {"kT": KT, "timestep": units.fs, "directory": folder / "out"}
     with PlumedPotential(SYSTEM, folder / "coded.dat", **options) as bias:
+        assert torch.equal(bias(X).energy, plain)
+        bias.update(X, 1)
+        saved = json.loads(json.dumps(bias.checkpoint()))
+    with PlumedPotential(SYSTEM, folder / "coded.dat", restart=True, **options) as bias:
+        bias.restore(saved, X, 1)
         assert torch.equal(bias(X).energy, plain)
     (folder / "coded.dat").write_bytes(f"{text}WRONG Å\n".encode(encoding))
     with pytest.raises(PlumedInputError, match="line 4.*WRONG") as caught:

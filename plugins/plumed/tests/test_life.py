@@ -22,7 +22,7 @@ from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.potentials.biases.cvs import Distance
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.run import run
+from diffmd_ase.sampling.run import run, survive
 from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
 
@@ -112,6 +112,25 @@ def test_walkers_of_one_instance_start_together(tmp_path):
     np.testing.assert_allclose(rows[:, 1], walkers)
     np.testing.assert_allclose(rows[:, 2], d.reshape(-1), atol=1e-6)
     np.testing.assert_allclose(np.loadtxt(tmp_path / "HILLS")[:, 1], d[1:].reshape(-1), rtol=1e-12)
+
+
+def test_a_walker_that_starts_outside_the_grid_is_lost(tmp_path):
+    """The others start without it, with a row each."""
+    metad = "METAD ARG=d SIGMA=0.05 HEIGHT=1 PACE=1 GRID_MIN=0 GRID_MAX=1"
+    lines = [CV[0], "w: EXTRACV NAME=walker", metad, "PRINT ARG=w,d FILE=COLVAR"]
+    start = X.repeat(3, 1, 1)
+    start[1, 0] -= 50.0
+    with potential(lines, tmp_path) as bias:
+        kernel = kernel_of(bias)
+        with pytest.warns(UserWarning, match="walker 1 left the grid"):
+            state, lost = kernel.init(start), []
+            for _ in range(2):
+                kernel, state, _ = survive(kernel, state, Noise(1), lost.append)
+    assert [error.walkers for error in lost] == [[1]] and state.walkers.tolist() == [0, 2]
+    assert np.loadtxt(tmp_path / "COLVAR")[:, :2].tolist() == [
+        [0.001 * step, walker] for step in range(3) for walker in (0, 2)
+    ]
+    assert len(np.loadtxt(tmp_path / "HILLS")) == 4
 
 
 def test_variables_of_torch(tmp_path):
