@@ -79,7 +79,7 @@ def plumed(
     its own, in walker-0, walker-1, …, or all share one (--shared), in turn at each step.
     """
     try:
-        reevaluate = import_module("diffmd_plumed.reevaluate").reevaluate
+        reevaluate = import_module("diffmd_plumed.on_frames").reevaluate
     except ModuleNotFoundError as error:
         raise ImportError(_INSTALL) from error
     with bar("plumed", 1.0, progress and not as_json) as update:

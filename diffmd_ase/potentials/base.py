@@ -106,8 +106,8 @@ class Potential(ABC):
 
         A calculator only evaluates and cannot know that a step has ended; ``dyn`` does. Call
         it with the bias of ``dyn.atoms.calc``. Our own dynamics let their potentials learn and
-        need no observer. A step is learned once, however often the observer is called; that of
-        the start is none. Frames of ``dyn``, whenever its trajectory was attached, have what
+        need no observer. A step is learned once, however often the observer is called; at the
+        start the bias begins. Frames of ``dyn``, whenever its trajectory was attached, have what
         `describe` says in ``atoms.info``, of the bias that acted: before it learns from them.
         """
         # a name of this room, the work of the adapters: the one import against the arrow here

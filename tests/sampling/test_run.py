@@ -6,7 +6,9 @@ from messages import names
 
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic, MuellerBrown, PeriodicWell
-from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.base import Potential, Wrapped
+from diffmd_ase.potentials.biases.recorded import Frozen
+from diffmd_ase.potentials.ladder import Ladder
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.sampling.run import run
@@ -246,7 +248,46 @@ class LearningBoost(Boost):
         return True
 
 
+class Beginner(Learner):
+    """Learns from the start as well."""
+
+    def __init__(self, gain=0.5):
+        super().__init__(gain=0.0)
+        self.first, self.started, self.finished = gain, [], 0
+
+    def begin(self, x, step):
+        if not self.started:
+            self.started.append((step, x.clone()))
+            self.k += self.first
+            return True
+        return False
+
+    def finish(self):
+        self.finished += 1
+
+
 class TestMemory:
+    def test_begins_before_the_first_step(self):
+        """And what it has learned from the start drives that step."""
+        beginner, x = Beginner(), start(2)
+        states = [s for s, _ in run(kernel_of(Harmonic(1.0) + beginner), x, 3, noise=Noise(1))]
+        [(step, seen)] = beginner.started
+        assert step == 0 and torch.equal(seen, x) and len(beginner.seen) == 3
+        reference = run(kernel_of(Harmonic(1.5)), x, 3, noise=Noise(1))
+        for state, (exact, _) in zip(states, reference, strict=True):
+            torch.testing.assert_close(state.x, exact.x)
+
+    def test_begin_and_finish_reach_all_terms(self):
+        beginners = [Beginner() for _ in range(4)]
+        ladder, wrapped, frozen, plain = beginners
+        every = Ladder([ladder, Harmonic(1.0)]) + Wrapped(wrapped) + Frozen(frozen) + plain
+        x = start(4)
+        assert every.begin(x, 3) and not every.begin(x, 3)
+        every.finish()
+        assert [len(b.started) for b in beginners] == [1, 1, 0, 1]
+        assert [b.finished for b in beginners] == [1, 1, 0, 1]
+        assert torch.equal(ladder.started[0][1], x[::2]) and plain.started[0][0] == 3
+
     def test_learns_once_per_step_from_accepted_positions(self):
         learner = Learner(stride=3)
         states = [

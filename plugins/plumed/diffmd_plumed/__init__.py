@@ -16,7 +16,7 @@ _PUBLIC = {
     "Result": "driver",
     "Units": "units",
     "check_input": "check",
-    "reevaluate": "reevaluate",
+    "reevaluate": "on_frames",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from .driver import LOG
 from .script import words
 
-__all__ = ["link_inputs", "mentioned", "mirror", "renamed", "written"]
+__all__ = ["bring", "mentioned", "mirror", "renamed", "written"]
 
 _SEPARATORS = " \t\n,"
+_MOST_LINKS = 500  # in a larger folder what is mentioned must do
 _KEPT = "LOAD"  # a library finds others beside it, and is never written
 
 
@@ -61,58 +62,73 @@ def mirror(directory: Path, lines: Sequence[str], root: Path) -> tuple[Path, lis
     the lines with names that lead there: absolute ones are relative to it.
     """
     names = mentioned(lines)
-    absolute = {name for name in names if os.path.isabs(name) and Path(name).parent != Path("/")}
-    moved = {n: os.path.relpath(n, directory) for n in absolute if Path(n).parent.is_dir()}
-    folder = _below(root, directory)
-    folder.mkdir(parents=True)
+    absolute = {name for name in names if os.path.isabs(name)}
+    moved = {n: os.path.relpath(n, directory) for n in absolute if _has_folder(n)}
+    files, folders = set(), {directory}
     for name in {moved.get(name, name) for name in names - (absolute - set(moved))}:
-        source = Path(os.path.normpath(directory / name))
+        path = os.path.normpath(directory / name)
         # of os.path: a formula is no name, and may be too long for one
-        if os.path.isfile(source):
-            _like(source.parent, root)
-            _below(root, source).unlink()
-            shutil.copy(source, _below(root, source))
-        elif os.path.isdir(source):
-            _like(source, root)
-        elif os.sep in name and os.path.isdir(source.parent):
-            _like(source.parent, root)
-    _like(directory, root)
-    return folder, renamed(lines, moved)
+        if os.path.isdir(path):
+            folders.add(Path(path))
+        elif os.path.isfile(path) or (os.sep in name and _has_folder(path)):
+            folders.add(Path(path).parent)
+            if os.path.isfile(path):
+                files.add(Path(path))
+    # folders and copies first: nothing may go through a link
+    for folder in folders:
+        _below(root, folder).mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copy(file, _below(root, file))
+    for folder in folders:
+        _link_rest(folder, _below(root, folder))
+    return _below(root, directory), renamed(lines, moved)
+
+
+def _has_folder(name: str) -> bool:
+    folder = os.path.dirname(name)
+    return folder != os.sep and os.path.isdir(folder)
 
 
 def _below(root: Path, path: Path) -> Path:
     return Path(root, *path.parts[1:])
 
 
-def _like(directory: Path, root: Path) -> None:
-    """Make the folder of ``directory`` below ``root``, with links to what is not there yet."""
-    folder = _below(root, directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in directory.iterdir() if directory.is_dir() else ():
-        place = folder / entry.name
-        # PLUMED opens its log without a look at what is there
-        if entry.name != LOG and not os.path.lexists(place):
-            place.symlink_to(entry)
+def _link_rest(directory: Path, folder: Path) -> None:
+    """Links in ``folder`` to what is in ``directory`` and not there yet."""
+    names = set(os.listdir(directory)) if directory.is_dir() else set()
+    if len(names) > _MOST_LINKS:
+        return
+    # PLUMED opens its log without a look
+    for name in names - set(os.listdir(folder)) - {LOG}:
+        os.symlink(directory / name, folder / name)
 
 
 def written(root: Path) -> dict[Path, tuple[int, int, int]]:
     """The files below ``root`` that are no links; another value: it was written meanwhile."""
     found = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            if not path.is_symlink():
-                facts = path.stat()
-                found[path] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    for entry in os.scandir(root):
+        if entry.is_dir(follow_symlinks=False):
+            found |= written(Path(entry))
+        elif not entry.is_symlink():
+            facts = entry.stat()
+            found[Path(entry)] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
     return found
 
 
-def link_inputs(directory: Path, folder: Path, lines: Sequence[str], outputs: Set[str]) -> None:
-    """Have what the lines mention in ``directory``, and do not write, in ``folder`` too."""
+def bring(directory: Path, folder: Path, lines: Sequence[str], outputs: Set[str]) -> Sequence[str]:
+    """Have what the lines mention in ``directory``, and do not write, in ``folder`` too.
+
+    Files there are linked to; those above it are named as seen from ``folder``, in the lines that
+    are given back.
+    """
+    above = {}
     for name in mentioned(lines) - outputs:
         source, place = directory / name, folder / name
-        if os.path.isabs(name) or ".." in Path(name).parts or not name.strip("./"):
+        if os.path.isabs(name) or not name.strip("./") or not os.path.exists(source):
             continue
-        if os.path.exists(source) and not os.path.lexists(place):
+        if os.pardir in Path(name).parts:
+            above[name] = os.path.relpath(source, folder)
+        elif not os.path.lexists(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(source)
+    return renamed(lines, above)

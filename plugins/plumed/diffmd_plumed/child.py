@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from . import library
-from .driver import Driver, words
+from .driver import Driver
+from .ending import words
 from .script import parse, readable
 from .units import Units
 

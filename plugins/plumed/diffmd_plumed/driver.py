@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import library
+from .ending import ERRORS, Ending, words
 from .script import read_lines
 from .units import ASE_UNITS, Units
 
@@ -27,8 +28,6 @@ __all__ = ["Driver", "Result"]
 LOG = "plumed.log"
 _FINALIZED = "this driver was finalized: make another one"
 _FORCE_OF = {"Value": "setValueForces", "ExtraCV": "setExtraCVForce"}
-# C++ exceptions arrive as these; PlumedError is a RuntimeError
-_ERRORS = (RuntimeError, ValueError, TypeError, OSError, MemoryError, OverflowError)
 
 
 class Result(NamedTuple):
@@ -113,7 +112,7 @@ class Driver:
         self._told: int | None = None  # the step PLUMED knows, until it updates or fails
         self._plumed = library.new_instance(kernel)
         # forgotten drivers, and those that are left when Python ends, end as others do
-        self._ending = _Ending(self._plumed, self.directory, vars(self).copy())
+        self._ending = Ending(self._plumed, self.directory, vars(self).copy())
         self._forgotten = weakref.finalize(self, self._ending)
         self._start(read_lines(input), kT, float(timestep), bool(restart), log)
         if box is not None:
@@ -171,7 +170,7 @@ class Driver:
             with library.working_directory(self.directory):  # some actions open files here
                 self._call("performCalcNoUpdate", energy, told)
                 self._cmd("getBias", self._bias)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise RuntimeError(f"PLUMED failed at step {self.step}: {words(error)}") from error
         self._fresh, self._told = True, self.step
         return float(self._bias[0])
@@ -211,7 +210,7 @@ class Driver:
                     self._call("performCalc", self._energy)
                 else:
                     self._cmd("update")
-        except _ERRORS as error:
+        except ERRORS as error:
             raise RuntimeError(
                 f"PLUMED failed to update at step {self.step}: {words(error)}"
             ) from error
@@ -251,7 +250,7 @@ class Driver:
             try:
                 self._cmd(f"set{kind} {name}", buffers[0])
                 self._cmd(f"{_FORCE_OF[kind]} {name}", buffers[1])
-            except _ERRORS as error:
+            except ERRORS as error:
                 raise ValueError(f"{name} is no {action} action: {words(error)}") from error
             self._values[name] = buffers
             if kind == "Value":
@@ -282,7 +281,7 @@ class Driver:
             self._cmd(f"getDataShape {label}", shape)
             data = np.full(tuple(shape), np.nan)
             self._cmd(f"setMemoryForData {label}", data)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise ValueError(f"PLUMED has no value {name!r}: {words(error)}") from error
         self._data[name] = data
 
@@ -361,7 +360,7 @@ class Driver:
                 self._cmd("setPlumedDat", file.name)
                 self._cmd("setLogFile", log)
                 self._cmd("init")
-        except _ERRORS as error:
+        except ERRORS as error:
             self.finalize()
             raise ValueError(f"PLUMED refuses the input: {words(error)}") from error
         finally:
@@ -389,40 +388,3 @@ class Driver:
             bad = np.argwhere(~np.isfinite(values))[:, 0] if values.ndim else [0]
             raise ValueError(f"{name} of atoms {sorted(set(map(int, bad)))[:10]} are not finite")
         buffer[...] = values
-
-
-class _Ending:
-    """What is left to do for an instance of PLUMED; ``kept`` are the arrays that it works on."""
-
-    def __init__(self, plumed, directory: str, kept):
-        self._plumed, self._directory, self._kept = plumed, directory, kept
-        self.owed = False  # there were updates since the final jobs
-
-    def jobs(self) -> None:
-        owed, self.owed = self.owed, False
-        if not owed or not os.path.isdir(self._directory):
-            return
-        try:
-            with library.working_directory(self._directory):
-                self._plumed.cmd("runFinalJobs")
-        except _ERRORS as error:
-            raise RuntimeError(f"PLUMED failed in its final jobs: {words(error)}") from error
-
-    def __call__(self) -> None:
-        try:
-            self.jobs()
-        finally:
-            with library.working_directory(self._directory):
-                self._plumed.finalize()
-
-
-def words(error: BaseException) -> str:
-    """PLUMED's message, with the one of its cause, on one line."""
-    parts = []
-    while error is not None:
-        lines = [line.strip() for line in str(error).splitlines()]
-        # the place in PLUMED's source says nothing to a user
-        lines = [line for line in lines if line and not (line[0] == "(" and ".cpp:" in line)]
-        parts.append(" ".join(lines))
-        error = error.__cause__
-    return "; ".join(part for part in parts if part)

@@ -11,16 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from . import library
-from .at_hand import link_inputs, mentioned, renamed
 from .check import Checked
 from .driver import Driver
-from .files import cut_back, lengths, refuse_empty, refuse_existing, refuse_too_many
-from .plan import PACED, actions_of, plan
-from .script import gated
+from .files import cut_back, lengths, refuse_existing
+from .opening import GATE, Opening
 
 __all__ = ["Instances"]
-
-_GATE = "diffmd_learns"
 
 Row = dict[str, float | np.ndarray]
 Commit = Callable[[int, np.ndarray, int], Row]
@@ -74,13 +70,10 @@ class Instances:
         if walkers not in ("shared", "independent"):
             raise ValueError(f"{walkers=}: expected 'shared' or 'independent'")
         self._numbers = numbers
-        self._natoms, self._checked, self._prepare = natoms, checked, prepare
+        self._checked, self._source = checked, source
         self.shared, self._restart = walkers == "shared", bool(restart)
-        self._source, self.directory, self._settings = (
-            source,
-            Path(os.path.abspath(directory)),
-            settings,
-        )
+        self.directory = Path(os.path.abspath(directory))
+        self._opening = Opening(natoms, checked, prepare, bool(restart), self.directory, settings)
         self.step, self.begun = int(first_step), False
         self._first: np.ndarray | None = None
         self._held: dict[int, tuple[bytes, int]] = {}
@@ -89,13 +82,6 @@ class Instances:
         self.plan = checked.plan
         self.drivers: list[Driver] = []
         self.ids: list[int] = []
-        if self.plan.impure:
-            warnings.warn(
-                f"{', '.join(self.plan.impure)} learn at every evaluation, not only at accepted "
-                "steps: plain dynamics evaluates once a step, as they expect; Metropolis steps, "
-                "finite differences and energy queries disturb them",
-                stacklevel=3,
-            )
         if self.shared and len(checked.variants) > 1:
             raise ValueError(
                 f"@replicas: in the input gives {len(checked.variants)} walkers values of their "
@@ -136,13 +122,15 @@ class Instances:
                     f"{name} keeps {reason}, so one instance cannot serve {walkers} walkers: "
                     "use walkers='independent'"
                 )
-            if not self.drivers:
-                self._open()
             if len(self.ids) < walkers and not self.begun:
                 self.ids = self._first_ids(walkers)
+                if self.drivers and self._opening.gates(len(self.ids)):
+                    self.drivers = [self._opening.reopened(self.drivers[0], len(self.ids))]
+            if not self.drivers:
+                self._open()
         elif not self.drivers:
             self.ids = self._first_ids(walkers)
-            self._check_independent(walkers)
+            self._opening.check_independent(self.ids, all_of_them=self._numbers is None)
             self._open()
         elif walkers != len(self.drivers):
             raise ValueError(
@@ -248,9 +236,11 @@ class Instances:
     def changes(self, step: int) -> bool:
         """Whether the bias has changed after ``step``, so that it must be evaluated again.
 
-        What learns when it is evaluated is not: an MD engine goes on with the forces it has.
+        What learns when it is evaluated is not, nor a schedule whose work is counted then: an MD
+        engine goes on with the forces it has.
         """
-        return self.plan.changes(step) and not self.plan.once
+        driven = self.plan.impure or (self.plan.once and self.plan.timed)
+        return self.plan.changes(step) and not driven
 
     def _fits(self, values: np.ndarray) -> bool:
         first = self._first
@@ -268,16 +258,17 @@ class Instances:
         self.rows = []
         for walker, row in enumerate(values):
             # PLUMED's first step deposits nothing, and is that of all walkers
-            held_back = starts and walker > 0 and self._gated
+            held_back = starts and walker > 0 and self.shared and self._opening.gates(len(values))
             if held_back:
-                self.drivers[0].set_extra(_GATE, 0.0)
+                self.drivers[0].set_extra(GATE, 0.0)
             try:
                 self.rows.append(commit(walker, row, step))
             finally:
                 if held_back:
-                    self.drivers[0].set_extra(_GATE, 1.0)
-        # an update uses up what was calculated for it
-        self._held = {name: (key, at - 1) for name, (key, at) in self._held.items()}
+                    self.drivers[0].set_extra(GATE, 1.0)
+        # an update uses up what was calculated for it, and may change it
+        held = {} if self.changes(step) else self._held
+        self._held = {name: (key, at - 1) for name, (key, at) in held.items()}
 
     # ------------------------------------------------------------------ walkers, restart
 
@@ -350,63 +341,16 @@ class Instances:
         for walker in range(len(self.drivers)):
             commit(walker)
 
-    @property
-    def _gated(self) -> bool:
-        """Whether several walkers could put down hills at the start of one instance."""
-        return self.shared and bool(self.plan.paced)
-
     def _first_ids(self, walkers: int) -> list[int]:
         return list(range(walkers) if self._numbers is None else self._numbers)
 
-    def _check_independent(self, walkers: int) -> None:
-        count = len(self._checked.variants)
-        few = self._numbers is not None  # of the walkers that there are values for
-        if count > 1 and (count <= max(self.ids) if few else count != walkers):
-            raise ValueError(
-                f"@replicas: in the input has {count} values for {walkers} walkers: give one for "
-                "each"
-            )
-        fixed = [n for n in self._checked.files if os.path.isabs(n) or n.startswith(os.pardir)]
-        if fixed and walkers > 1:
-            raise ValueError(
-                f"all {walkers} independent walkers would write {', '.join(sorted(fixed))}: give "
-                "a relative name, which means the folder of each walker"
-            )
-
     def _open(self) -> None:
         if self.shared:
-            lines = self._checked.lines(0)
-            self._open_one(self.directory, gated(lines, PACED, _GATE) if self._gated else lines)
-            return
-        refuse_too_many(len(self.ids), len(self._checked.files) + 1)
-        for walker in self.ids:
-            folder = self.directory / f"walker-{walker}"
-            lines = self._checked.lines(walker)
-            for name in self._checked.files:
-                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-            link_inputs(self.directory, folder, lines, self._checked.files)
-            above = {n for n in mentioned(lines) if n.startswith(os.pardir + os.sep)}
-            self._open_one(folder, renamed(lines, {n: os.path.join(os.pardir, n) for n in above}))
-
-    def _open_one(self, folder: Path, lines: Sequence[str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._restart:
-            refuse_empty(folder, self._checked.script)
-        driver = Driver(
-            self._natoms,
-            lines,
-            restart=self._restart,
-            first_step=self.step,
-            directory=folder,
-            **self._settings,
-        )
-        self.drivers.append(driver)
-        labels = self.plan.values
-        if self._gated:  # actions without a label are numbered, and there are more of them now
-            driver.set_extra(_GATE, 1.0)
-            labels = plan(actions_of(driver.log()), ()).values
-        self._prepare(driver, labels)
+            self.drivers = [self._opening.shared(len(self.ids), self.step)]
+        else:
+            self.drivers = self._opening.independent(self.ids, self.step)
 
     def _digest(self) -> str:
         kind = "shared" if self.shared else "independent"
-        return hashlib.sha256("\n".join((kind, *self._source)).encode()).hexdigest()
+        text = "\n".join((kind, *self._source))
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diffmd_ase.potentials.base import Potential
@@ -28,6 +29,16 @@ class Remembering(Potential):
     _instances: Instances
     _what: str
     _warned = False
+
+    def _use(self, instances: Instances) -> None:
+        self._instances, self.directory = instances, instances.directory
+        if instances.plan.impure:
+            warnings.warn(
+                f"{', '.join(instances.plan.impure)} learn at every evaluation, not only at "
+                "accepted steps: plain dynamics evaluates once a step, as they expect; Metropolis "
+                "steps, finite differences and energy queries disturb them",
+                stacklevel=3,
+            )
 
     @abstractmethod
     def _given(self, x: Tensor) -> np.ndarray:
@@ -66,6 +77,9 @@ class Remembering(Potential):
     def begin(self, x: Tensor, step: int) -> bool:
         """The run starts at x (N, 3) or (B, N, 3): what PLUMED does at its first step."""
         if self._instances.begun:
+            return False
+        # who starts outside of a grid is about to be lost, and the others start without them
+        if not (self.needs_base or torch.isfinite(self(x).energy).all()):
             return False
         return self._instances.begin(step, self._given(x), self._what, self._commit)
 

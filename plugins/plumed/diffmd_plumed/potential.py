@@ -91,7 +91,7 @@ class PlumedPotential(Remembering):
         checked = check_input(input, len(system), directory=directory, **settings)
         self.needs_base = checked.needs_energy
         self._plan, self._tagged = checked.plan, takes_walker(checked.script)
-        self._instances = Instances(
+        instances = Instances(
             len(system),
             checked,
             self._prepare,
@@ -102,7 +102,7 @@ class PlumedPotential(Remembering):
             first_step=first_step,
             settings=settings,
         )
-        self.directory = self._instances.directory
+        self._use(instances)
         self._bases = Bases()
 
     # ------------------------------------------------------------------ evaluation

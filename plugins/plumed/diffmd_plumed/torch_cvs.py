@@ -27,7 +27,8 @@ from .units import ASE_UNITS
 
 __all__ = ["PlumedCVPotential"]
 
-_NO_ATOMS = np.empty((0, 3))
+# one that nothing asks for: where there is none, PLUMED crashes on HISTOGRAM
+_ATOM = np.zeros((1, 3))
 
 
 class PlumedCVPotential(Remembering, CVBias):
@@ -74,8 +75,8 @@ class PlumedCVPotential(Remembering, CVBias):
         lines = [*_puts(self.cv), *lines]
         checked = _checked(lines, len(self.cv), directory, settings)
         self._unit, self._what = np.array(self.cv.plumed_units), ", ".join(self.cv.names)
-        self._instances = Instances(
-            0,
+        instances = Instances(
+            len(_ATOM),
             checked,
             self._prepare,
             source=lines,
@@ -85,7 +86,8 @@ class PlumedCVPotential(Remembering, CVBias):
             first_step=first_step,
             settings=settings,
         )
-        self.walkers, self.directory = walkers, self._instances.directory
+        self._use(instances)
+        self.walkers = walkers
 
     def bias(self, s):
         values = self._on_host(s)
@@ -119,7 +121,7 @@ class PlumedCVPotential(Remembering, CVBias):
         for (value, _), number in zip(driver.buffers, values.tolist(), strict=True):
             value[0] = number
         try:
-            driver.calculate(_NO_ATOMS, step)
+            driver.calculate(_ATOM, step)
         except RuntimeError as error:
             raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
 
@@ -151,7 +153,7 @@ def _puts(cv: CV) -> list[str]:
 def _checked(lines: list[str], added: int, directory: str | Path, settings: dict):
     """The input as `check_input` understands it; lines are numbered as the user has them."""
     try:
-        return check_input(lines, 0, directory=directory, **settings)
+        return check_input(lines, len(_ATOM), directory=directory, **settings)
     except PlumedInputError as error:
         number = error.line
         if number is None or number <= added:

@@ -72,6 +72,30 @@ def test_restart_is_uninterrupted(tmp_path):
     assert torch.equal(whole(positions(0)).energy, second(positions(0)).energy)
 
 
+def test_the_start_has_a_row(tmp_path):
+    """Once, also for a run that is killed before its first step, or goes on."""
+    whole, parts = (recorded(tmp_path / name) for name in ("WHOLE", "PARTS"))
+    saved = parts.checkpoint()
+    again = recorded(tmp_path / "PARTS", restart=True)
+    again.restore(saved, positions(0, 3), 0)
+    for bias in (whole, again):
+        for step in range(4):
+            bias.begin(positions(step, 3), step)
+            bias.update(positions(step + 1, 3), step + 1)
+    saved = again.checkpoint()
+    again = recorded(tmp_path / "PARTS", restart=True)
+    again.restore(saved, positions(4, 3), 4)
+    for bias in (whole, again):
+        bias.begin(positions(4, 3), 4)
+        learn(bias, 2, first=5)
+    rows = np.loadtxt(tmp_path / "WHOLE")
+    np.testing.assert_allclose(rows[:, 0], np.repeat([0.0, 0.004, 0.008, 0.012], 3))
+    exact = CVS[1](positions(0, 3))[..., 0]
+    np.testing.assert_allclose(rows[:3, 3], 0.1 * exact, rtol=1e-12)
+    assert (tmp_path / "PARTS").read_text() == (tmp_path / "WHOLE").read_text()
+    assert len(whole.inner.hills[1][0]) == 9  # none of the start
+
+
 def test_lost_walkers_keep_the_numbers_of_the_others(tmp_path):
     bias = learn(recorded(tmp_path / "COLVAR"), 2)
     bias.select(torch.tensor([True, False, True]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ase import units
 
 from diffmd_ase.units import kT_from_temperature
 
-from .at_hand import link_inputs
+from .at_hand import bring
 from .check import check_input
 from .driver import Driver
 from .files import refuse_existing
@@ -91,7 +92,8 @@ def reevaluate(
         refuse_existing(folder, checked.files)
     folder.mkdir(parents=True, exist_ok=True)
     if folder != Path.cwd():
-        link_inputs(Path.cwd(), folder, checked.lines(0), checked.files)
+        variants = (bring(Path.cwd(), folder, v, checked.files) for v in checked.variants)
+        checked = replace(checked, variants=tuple(map(tuple, variants)))
     instances = Instances(
         len(frames.masses),
         checked,
@@ -161,6 +163,19 @@ def _stopped(instances: Instances, walkers: int) -> np.ndarray:
     return np.resize(stopped, walkers) if len(drivers) else np.zeros(walkers, bool)
 
 
+def _table(path: str | Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        table = np.loadtxt(path, ndmin=2)
+    except ValueError:
+        table = np.empty((0, 0))
+    if table.shape != (count, 3):
+        raise ValueError(
+            f"{path}: expected index, mass and charge of each of {count} atoms, as "
+            f"DUMPMASSCHARGE writes them, got a table of shape {table.shape}"
+        )
+    return table[:, 1], table[:, 2]
+
+
 def _cell(box: str | Sequence[float]) -> np.ndarray:
     numbers = box.split(",") if isinstance(box, str) else box
     try:
@@ -194,13 +209,7 @@ def _settings(
         kT = kT_from_temperature(temperature_K) * units.mol / units.kJ
     masses, charges = frames.masses, frames.charges
     if masses_charges is not None:
-        table = np.loadtxt(masses_charges, ndmin=2)
-        if table.shape != (len(masses), 3):
-            raise ValueError(
-                f"{masses_charges} has a table of {table.shape}, expected index, mass and charge "
-                f"of each of {len(masses)} atoms, as DUMPMASSCHARGE writes them"
-            )
-        masses, charges = table[:, 1], table[:, 2]
+        masses, charges = _table(masses_charges, len(masses))
     if kT is None and frames.kT is not None:
         kT = frames.kT * units.mol / units.kJ
     if timestep_ps is None:
