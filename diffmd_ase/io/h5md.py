@@ -205,7 +205,10 @@ def sums_of_positions(positions: np.ndarray) -> np.ndarray:
 
 
 def rest(columns: Iterable[str], periodic: bool) -> list[str]:
-    """Where all else is that a frame holds, in the order in which its checksum takes it."""
+    """Where all else is that a frame holds, in the order in which its checksum takes it.
+
+    ``columns`` are the names of further numbers; ``periodic`` systems have edges of the box.
+    """
     edges = [EDGES] if periodic else []
     return [STEP, TIME, ENERGY, *map(column, columns), *edges]
 

@@ -72,7 +72,10 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def verify(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:
-    """The header without its digest, which is that of both; ``ValueError`` where it is not."""
+    """The ``header`` without its digest, once that is known to be the one of ``tensors`` and header.
+
+    Raises ``ValueError``, naming the ``path``, where it is another or is missing.
+    """
     facts = {name: value for name, value in header.items() if name != _DIGEST}
     if header.get(_DIGEST) != _digest(tensors, facts):
         raise ValueError(

@@ -174,7 +174,7 @@ class TrajectoryWriter:
 class Positions:
     """Positions of ``shape`` (frames, W, N, 3), float32 in Å, read from disk when indexed.
 
-    Raises ``ValueError`` for frames that are not what was written, if they are to be verified.
+    With ``verify`` frames that are not what was written raise ``ValueError``.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int], verify: bool = True):

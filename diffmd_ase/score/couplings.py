@@ -29,7 +29,10 @@ PARTS = {"bonds": 2, "angles": 2, "torsions": 3}
 
 
 def parts(kind: str, q: Tensor, mean: Tensor, width: Tensor) -> list[Tensor]:
-    """The functions g (B, K) of coordinates q (B, K); torsions come as cos φ."""
+    """The functions g (B, K) of coordinates q (B, K) of one ``kind``; torsions come as cos φ.
+
+    ``mean`` (K,) is q̄ and ``width`` (K,) is w, both not used for torsions.
+    """
     if kind == "torsions":
         double = 2 * q * q - 1
         return [q, double, q * (2 * double - 1)]

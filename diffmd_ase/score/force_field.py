@@ -327,6 +327,11 @@ def coupling_tables(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The tables of a `MechanicsPrior` with couplings of strength zero.
 
+    Parameters
+    ----------
+    tables : of `term_tables`, for the same topology and positions
+    positions : (M, N, 3) in Å
+
     Returns these, (P,) numbers of `couplings.GROUPS`, and (P,) numbers of parameters.
     """
     rows = {kind: tables[kind].numpy() for kind in PARTS}

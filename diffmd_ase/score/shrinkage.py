@@ -20,7 +20,7 @@ _SWEEPS = 3
 
 
 def solve(gram: Tensor, drive: Tensor, ridges: Tensor) -> Tensor:
-    """``(G + diag ρ)⁻¹ b``."""
+    """``(G + diag ρ)⁻¹ b`` of ``gram`` G (F, F), ``drive`` b (F,) and ``ridges`` ρ (F,)."""
     return torch.linalg.solve(gram + torch.diag(ridges), drive)
 
 
