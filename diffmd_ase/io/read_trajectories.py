@@ -29,8 +29,7 @@ class Series:
     columns: dict[str, np.ndarray]  # (T, W) by name
     groups: np.ndarray | None  # (W,) which walkers had one start, or None if all starts differ
     left_out: int  # walkers that were lost
-    # (T, W, 3, 3) Å where the cell changes, as at constant pressure; None: that of ``system``
-    cells: np.ndarray | None = None
+    cells: np.ndarray | None = None  # (T, W, 3, 3) Å where they change; None: that of ``system``
 
 
 def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
