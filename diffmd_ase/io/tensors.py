@@ -72,7 +72,7 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def verify(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:
-    """The ``header`` without its digest, once that is known to be the one of ``tensors`` and header.
+    """The ``header`` without its digest, which is that of ``tensors`` and the rest of it.
 
     Raises ``ValueError``, naming the ``path``, where it is another or is missing.
     """
