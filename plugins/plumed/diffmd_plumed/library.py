@@ -46,21 +46,24 @@ def flush_files() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-@contextmanager
-def working_directory(path: str):
+class working_directory:
     """Inside, relative file names mean ``path``: PLUMED opens and rewinds files by them.
 
-    Where there is no such folder any more nothing is changed.
+    Where there is no such folder any more nothing is changed. Cheap inside of another one.
     """
-    before = os.getcwd()
-    if before == path or not os.path.isdir(path):
-        yield
-        return
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+
+    def __init__(self, path: str):
+        self._path, self._before = path, ""
+
+    def __enter__(self) -> None:
+        before = os.getcwd()
+        if before != self._path and os.path.isdir(self._path):
+            os.chdir(self._path)
+            self._before = before
+
+    def __exit__(self, *_) -> None:
+        if self._before:
+            os.chdir(self._before)
 
 
 @contextmanager

@@ -31,7 +31,8 @@ _PER_WALKER = {
     "EFFECTIVE_ENERGY_DRIFT": "the energy of one trajectory",
     "COMMITTOR": "the fate of one trajectory",
 }
-_NO_RESTART = {"ACCUMULATE": "its averages", "EFFECTIVE_ENERGY_DRIFT": "its sums"}
+_NO_RESTART = {"ACCUMULATE": "its averages", "COLLECT": "what it has collected"}
+_NO_RESTART |= {"EFFECTIVE_ENERGY_DRIFT": "its sums"}
 _BLOCK = re.compile(r"^PLUMED: Action (\S+)\n", re.M)
 
 

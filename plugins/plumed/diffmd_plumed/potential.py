@@ -12,6 +12,7 @@ from torch import Tensor
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
+from . import library
 from .bases import Bases, frames_of
 from .check import PlumedInputError, check_input
 from .driver import Driver
@@ -125,22 +126,25 @@ class PlumedPotential(Remembering):
             self._bases.remember(frames, base)
         if x.ndim < 4:
             self._see(frames)
-        for index in np.flatnonzero(np.isfinite(frames).all((1, 2))).tolist():
-            walker = index % walkers
-            try:
-                driver = self._at(walker, frames[index])
-            except RuntimeError as error:
-                if "grid" not in str(error).lower():
-                    raise RuntimeError(f"walker {self._instances.name(walker)}: {error}") from error
-                self._warn_outside(walker, error)
-                continue
-            energies[index], forces[index], virials[index] = (
-                driver.bias,
-                driver.forces,
-                driver.virial,
-            )
-            if self.needs_base:
-                forces[index] -= self._bases.of(frames[index])[1]
+        with library.working_directory(str(self.directory)):  # once for all of them
+            for index in np.flatnonzero(np.isfinite(frames).all((1, 2))).tolist():
+                walker = index % walkers
+                try:
+                    driver = self._at(walker, frames[index])
+                except RuntimeError as error:
+                    if "grid" not in str(error).lower():
+                        raise RuntimeError(
+                            f"walker {self._instances.name(walker)}: {error}"
+                        ) from error
+                    self._warn_outside(walker, error)
+                    continue
+                energies[index], forces[index], virials[index] = (
+                    driver.bias,
+                    driver.forces,
+                    driver.virial,
+                )
+                if self.needs_base:
+                    forces[index] -= self._bases.of(frames[index])[1]
         return Evaluation(
             x.new_tensor(energies).reshape(x.shape[:-2]),
             x.new_tensor(forces).reshape(x.shape),

@@ -18,6 +18,7 @@ from diffmd_ase.io.plumed_writer import plumed_number
 from diffmd_ase.potentials.biases.base import CVBias
 from diffmd_ase.potentials.biases.cvs import CV
 
+from . import library
 from .check import PlumedInputError, check_input
 from .driver import Driver
 from .instances import Instances
@@ -96,15 +97,16 @@ class PlumedCVPotential(Remembering, CVBias):
         if s.ndim < 3:
             self._instances.saw(values)
         out = np.full((len(values), 1 + len(self.cv)), np.nan)
-        for index in np.flatnonzero(np.isfinite(values).all(-1)).tolist():
-            try:
-                driver = self._at(index % walkers, values[index])
-            except RuntimeError as error:
-                if "grid" not in str(error).lower():
-                    raise
-                warnings.warn(f"{error}; the bias there is NaN", stacklevel=3)
-            else:
-                out[index] = [driver.bias, *(force[0] for _, force in driver.buffers)]
+        with library.working_directory(str(self.directory)):  # once for all of them
+            for index in np.flatnonzero(np.isfinite(values).all(-1)).tolist():
+                try:
+                    driver = self._at(index % walkers, values[index])
+                except RuntimeError as error:
+                    if "grid" not in str(error).lower():
+                        raise
+                    warnings.warn(f"{error}; the bias there is NaN", stacklevel=3)
+                else:
+                    out[index] = [driver.bias, *(force[0] for _, force in driver.buffers)]
         out[:, 1:] *= -self._unit / ASE_UNITS.energy
         # one copy back: energy and derivatives together
         back = torch.from_numpy(out).to(s.device).reshape(*s.shape[:-1], -1)
