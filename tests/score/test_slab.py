@@ -123,6 +123,10 @@ def test_forces_of_the_frames_may_help(snapshots, monkeypatch):
     known = train(few, config=TrainConfig(processes=1, force_weight=100), device="cpu")
     assert error(known, snapshots) < 0.04
     wrong = replace(few, forces=-few.forces)
+    with pytest.raises(ValueError, match=names("force_weight=100", "slab.traj", "gradient", "-1")):
+        train(wrong, config=TrainConfig(force_weight=100), device="cpu")
+    # the control: what would have come of them
+    monkeypatch.setattr("diffmd_ase.score.plan.force_doubt", lambda part: None)
     misled = train(wrong, config=TrainConfig(processes=1, force_weight=100), device="cpu")
     assert error(misled, snapshots) > 1
     with pytest.raises(ValueError, match=names("force_weight=100", "slab.traj", "force_weight=0")):
