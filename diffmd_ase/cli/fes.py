@@ -119,7 +119,7 @@ def fes(
         blocks=blocks,
         independent=independent,
     )
-    check_output(output)
+    check_output(output, reads=inputs)
     with bar("free energy", 1.0, progress and not as_json) as update:
         result = analyse(inputs, request, progress=update)
         update(1.0)

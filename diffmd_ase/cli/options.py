@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -33,10 +33,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard out
 Model = Annotated[str, typer.Argument(help="model file, or name of a shipped model")]
 
 
-def check_output(path: Path, *, endings: tuple[str, ...] = ()) -> None:
-    """Before the work: ``ValueError`` for a ``path`` that cannot be that of a file.
+# what takes long to make again: such a file is replaced by its own kind only
+_PRECIOUS = {".safetensors", ".h5", ".restart"}
 
-    ``endings`` : of its name, by which the format is chosen; none, any
+
+def check_output(
+    path: Path,
+    *,
+    endings: tuple[str, ...] = (),
+    own: str = "",
+    reads: Iterable[str | Path | None] = (),
+) -> None:
+    """Before the work: ``ValueError`` for a ``path`` that cannot be that of a new file.
+
+    Parameters
+    ----------
+    endings : of its name, by which the format is chosen; none, any
+    own : ending of what the command writes, where that takes long to make
+    reads : files that the command reads, or None: none of them is written over
     """
     folder = path.absolute().parent
     if not folder.is_dir():
@@ -45,6 +59,15 @@ def check_output(path: Path, *, endings: tuple[str, ...] = ()) -> None:
         raise ValueError(f"{path} is a folder; give the name of a file")
     if endings and path.suffix.lower() not in endings:
         raise ValueError(f"{path}: expected a name that ends with {', '.join(endings)}")
+    if not path.exists():
+        return
+    if any(Path(source).exists() and path.samefile(source) for source in reads if source):
+        raise ValueError(f"{path} is read by this command and would be lost; give another output")
+    if path.suffix in _PRECIOUS - {own}:
+        raise ValueError(
+            f"{path} exists and is of another kind than what this command writes; give another "
+            "output, or remove it"
+        )
 
 
 def checked(kind: type[_Settings], values: dict[str, Any]) -> _Settings:

@@ -39,7 +39,7 @@ def report(
     from ..report.make import make_report
 
     one_thread()
-    check_output(output)
+    check_output(output, reads=[model, snapshots, samples, *(trajectory or [])])
     summary = make_report(
         model,
         output,

@@ -40,7 +40,7 @@ def run(
 
     one_thread()
     prefix, trajectory = Path(settings.prefix), Files(settings.prefix).trajectory
-    check_output(trajectory)
+    check_output(trajectory, own=".h5", reads=[settings.model, settings.start])
     planned = PlannedRun.of(settings, restart=restart, dry=dry_run)
     if dry_run:
         show(planned.facts(), as_json)

@@ -39,7 +39,7 @@ def sample(
     from ..simulation.frames import frame_writer
 
     one_thread()
-    check_output(output)
+    check_output(output, reads=[model])
     loaded = ScoreModel.load(model)
     write = frame_writer(output)
     with bar("sampling", 1.0, progress) as update:

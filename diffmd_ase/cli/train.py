@@ -54,7 +54,7 @@ def train(
     from ..score.training import train as fit
     from ..simulation.frames import read_sets
 
-    check_output(output)
+    check_output(output, own=".safetensors", reads=snapshots)
     data = read_sets(snapshots, temperature or [])
     for part in data:
         say(f"{len(part)} snapshots of {part.system.formula} at {part.temperature_K:g} K")

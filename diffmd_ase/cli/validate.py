@@ -97,9 +97,10 @@ def validate(
 
     one_thread()
     card = output or _beside(model)
-    check_output(card)
+    reads = [model, snapshots, reference, *(committee or [])]
+    check_output(card, reads=reads)
     if plot is not None:
-        check_output(plot, endings=(".png", ".pdf", ".svg"))
+        check_output(plot, endings=(".png", ".pdf", ".svg"), reads=reads)
     loaded = ScoreModel.load(model)
     frames = read_frames(snapshots, loaded, temperature_K=temperature)
     truth = _potential(reference, reference_options, frames, device)

@@ -27,6 +27,7 @@ class DivergedError(RuntimeError):
     walkers : global ids of the lost walkers
     survivors : State of the others before that step, or None; continue with it
     kept : (B,) mask of the survivors among the walkers of that step, or None
+    before, after : State of the lost walkers before that step and as it made them, or None
     """
 
     def __init__(
@@ -35,9 +36,12 @@ class DivergedError(RuntimeError):
         walkers: Sequence[int],
         survivors: State | None = None,
         kept: Tensor | None = None,
+        before: State | None = None,
+        after: State | None = None,
     ):
         self.step, self.walkers = step, list(walkers)
         self.survivors, self.kept = survivors, kept
+        self.before, self.after = before, after
         left = 0 if survivors is None else survivors.x.shape[0]
         super().__init__(
             f"step {step}: walkers {self.walkers} diverged (positions, forces or energy are not "

@@ -95,7 +95,8 @@ def _check(new: State, old: State, kernel: Kernel) -> None:
     if fine.all():  # finite numbers whose sum is not
         return
     if fine.ndim == 0:
-        raise DivergedError(new.step, [0] if new.walkers is None else new.walkers.tolist())
+        one = [0] if new.walkers is None else new.walkers.tolist()
+        raise DivergedError(new.step, one, before=old, after=new)
     lost = ~fine
     ids = lost.nonzero()[:, -1] if new.walkers is None else new.walkers[lost]
     survivors = None
@@ -105,4 +106,5 @@ def _check(new: State, old: State, kernel: Kernel) -> None:
         for term in {id(term): term for term in (*kernel.potential.terms, *drift)}.values():
             term.select(fine)
     kept = None if survivors is None else fine
-    raise DivergedError(new.step, sorted(set(ids.tolist())), survivors, kept)
+    before, after = (old.take(lost), new.take(lost)) if fine.ndim == 1 else (None, None)
+    raise DivergedError(new.step, sorted(set(ids.tolist())), survivors, kept, before, after)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from ..sampling.acceptance import Tally
 from ..sampling.kernels import DivergedError, Kernel
 from ..sampling.run import survive
 from ..state import State
+from .frames import write_lost
+from .settings import Files
 
 __all__ = ["ACCEPTANCE", "Course", "columns"]
 
@@ -33,7 +34,7 @@ class Course:
     kernel : of the walkers that are left
     writer : of the trajectory, whose walkers are all that began
     info : what the frames mean; its seed is that of the noise
-    checkpoint : file that :meth:`save` writes
+    files : of the run; :meth:`save` writes its checkpoint
     past : `facts` of the run until now, and those that no later step changes
     """
 
@@ -43,12 +44,12 @@ class Course:
         state: State,
         writer: TrajectoryWriter,
         info: RunInfo,
-        checkpoint: Path,
+        files: Files,
         past: dict[str, Any],
     ):
         self.kernel, self.state, self.writer, self.info = kernel, state, writer, info
         self.noise = Noise(info.seed)
-        self._checkpoint, self._past = checkpoint, past
+        self._files, self._past = files, past
         self._lost: dict[str, int] = dict(past["lost"])
         self._evaluations = past["evaluations"]
         # their columns in the file
@@ -88,7 +89,7 @@ class Course:
         """Frames and a checkpoint, from which the run can go on, are on disk."""
         self.writer.flush()
         parameters = self.facts() | {"potential": self.kernel.potential.checkpoint()}
-        save_checkpoint(self._checkpoint, self.state, seed=self.info.seed, parameters=parameters)
+        save_checkpoint(self._files.restart, self.state, seed=self.info.seed, parameters=parameters)
 
     def facts(self) -> dict[str, Any]:
         """What has been counted so far; JSON values only."""
@@ -102,6 +103,8 @@ class Course:
 
     def _lose(self, error: DivergedError) -> None:
         self._lost |= dict.fromkeys(map(str, error.walkers), error.step)
+        if error.before is not None and error.after is not None:
+            write_lost(self._files.lost, self.writer.system, error.before, error.after)
         if error.kept is not None:
             self._columns = self._columns[error.kept]
 

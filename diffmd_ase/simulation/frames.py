@@ -19,9 +19,17 @@ from ..score.shipped import file_or_shipped
 from ..score.snapshot_archives import stated_entries
 from ..score.snapshot_files import TRAJECTORIES
 from ..score.snapshots import Snapshots
+from ..state import State
 from ..system import System
 
-__all__ = ["frame_writer", "read_frames", "read_sets", "starting_positions", "states_temperature"]
+__all__ = [
+    "frame_writer",
+    "read_frames",
+    "read_sets",
+    "starting_positions",
+    "states_temperature",
+    "write_lost",
+]
 
 
 def states_temperature(source: str | Path) -> bool:
@@ -140,3 +148,25 @@ def starting_positions(
         raise ValueError("a periodic system needs frames to start from: give some (--start)")
     first = int(walkers[0])
     return sample(model, len(walkers), noise=Noise(seed), first=first, device=device)
+
+
+def write_lost(path: Path, system: System, before: State, after: State) -> None:
+    """Add walkers that diverged to an extended XYZ file, so that one can see why.
+
+    Two frames of each: the last one that was finite, and what the step made of it; ``info`` says
+    ``step`` and ``walker``, the array ``forces_of_drift`` the forces that it followed, eV/Å.
+
+    Parameters
+    ----------
+    path : new, or with those that were lost before
+    before, after : the state of the lost walkers, x (B, N, 3)
+    """
+    frames = []
+    for walker in range(len(before.x)):
+        for state in (before, after):
+            atoms = system.to_atoms(state.x[walker])
+            ids = range(len(state.x)) if state.walkers is None else state.walkers.tolist()
+            atoms.info.update(step=int(state.step), walker=int(ids[walker]))
+            atoms.arrays["forces_of_drift"] = state.forces[walker].detach().cpu().double().numpy()
+            frames.append(atoms)
+    ase.io.write(path, frames, format="extxyz", append=True)

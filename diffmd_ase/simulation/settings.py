@@ -109,6 +109,7 @@ class Files:
         self.prefix = prefix
         self.trajectory, self.restart = Path(f"{prefix}.h5"), Path(f"{prefix}.restart")
         self.summary, self.final = Path(f"{prefix}.json"), Path(f"{prefix}.extxyz")
+        self.lost, self.lock = Path(f"{prefix}.lost.extxyz"), Path(f"{prefix}.lock")
 
     def absolute(self) -> Files:
         """The same files, which stay when the working directory changes."""

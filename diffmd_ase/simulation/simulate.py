@@ -4,6 +4,8 @@ PREFIX.h5         H5MD trajectory of all walkers (`io.trajectory.Trajectory`)
 PREFIX.restart    checkpoint: positions, step count and seed
 PREFIX.json       summary: settings, versions, lost walkers, timings
 PREFIX.extxyz     the last frame of every walker
+PREFIX.lost.extxyz  walkers that diverged, before and after that step
+PREFIX.lock       while the run goes on
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from torch import Tensor
 
 from ..io.atomic import replacing
 from ..io.json_text import to_json
+from ..io.lock import locked
 from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
 from ..sampling.adaptation import adapt
 from ..sampling.kernels import Kernel
+from ..state import State
 from ..system import System
 from .course import ACCEPTANCE, Course, columns
 from .restart import adapted, read_checkpoint, summary
@@ -72,48 +76,68 @@ def simulate(
     Raises
     ------
     FileExistsError : files of a run are there and ``restart`` was not asked for
+    BlockingIOError : another process writes them
     ValueError : ``restart`` with settings that are not those of the run
     DivergedError : no walker is left; what there was is on disk
     """
     if not 0 <= warm_up <= n_steps:
         raise ValueError(f"{warm_up} steps of adaptation in a run of {n_steps}: the steps in all")
     files = files.absolute()
+    with locked(files.lock, f"the files of {files.prefix}"):
+        if restart:
+            saved = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
+            course = _gone_on(kernel, info, files, *saved)
+        else:
+            if x is None:
+                raise ValueError("no starting positions and no restart: nothing to run")
+            files.check_free()
+            ids = torch.arange(len(x)) if walkers is None else walkers
+            state = kernel.init(x.to(device), walkers=ids.to(device))
+            course = _begun(kernel, info, files, state, system, every, warm_up)
+        _follow(course, n_steps, every, progress)
+        told = summary(course.kernel, course.info, course.state, course.facts())
+        with replacing(files.summary) as part:
+            part.write_text(to_json(told))
+        with replacing(files.final) as part:
+            frames = [system.to_atoms(p) for p in course.state.x.cpu()]
+            ase.io.write(part, frames, format="extxyz")
+    return told
+
+
+def _gone_on(kernel: Kernel, info: RunInfo, files: Files, state: State, writer, past) -> Course:
+    """The run at its checkpoint."""
+    kernel, info = adapted(kernel, info, past.get("adaptation"))
+    if len(state.x) < len(writer.walkers):
+        kernel = kernel.take(columns(writer.walkers, state))
+    if kernel.potential.has_memory:
+        kernel.potential.restore(past["potential"], state.x, state.step)
+        state = kernel.refresh(state)
+    return Course(kernel, state, writer, info, files, past)
+
+
+def _begun(
+    kernel: Kernel, info: RunInfo, files: Files, state: State, system: System, every, warm_up
+) -> Course:
+    """A run at its start, after the steps of adaptation, with its first checkpoint on disk."""
     past: dict[str, Any] = {"lost": {}, "seconds": 0.0, "evaluations": 0}
-    if restart:
-        state, writer, past = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
-        kernel, info = adapted(kernel, info, past.get("adaptation"))
-        if len(state.x) < len(writer.walkers):
-            kernel = kernel.take(columns(writer.walkers, state))
-        if kernel.potential.has_memory:
-            kernel.potential.restore(past["potential"], state.x, state.step)
-            state = kernel.refresh(state)
-    else:
-        if x is None:
-            raise ValueError("no starting positions and no restart: nothing to run")
-        files.check_free()
-        ids = torch.arange(len(x)) if walkers is None else walkers
-        state = kernel.init(x.to(device), walkers=ids.to(device))
-        past |= {"every": every, "warm_up": warm_up}
-        if warm_up:
-            _, state, record = adapt(kernel, state, warm_up, noise=Noise(info.seed))
-            past["adaptation"] = asdict(record)
-            kernel, info = adapted(kernel, info, past["adaptation"])
-        described = kernel.potential.describe(state.x)
-        names = [*described, ACCEPTANCE]
-        writer = TrajectoryWriter.create(
-            files.trajectory, system, ids.tolist(), info, columns=names
-        )
+    past |= {"every": every, "warm_up": warm_up}
+    if warm_up:
+        _, state, record = adapt(kernel, state, warm_up, noise=Noise(info.seed))
+        past["adaptation"] = asdict(record)
+        kernel, info = adapted(kernel, info, past["adaptation"])
+    described = kernel.potential.describe(state.x)
+    names = [*described, ACCEPTANCE]
+    ids = state.walkers.tolist()
+    writer = TrajectoryWriter.create(files.trajectory, system, ids, info, columns=names)
+    course = Course(kernel, state, writer, info, files, past)
+    try:
         if state.step % every == 0:
             writer.append(state, described)
-    course = Course(kernel, state, writer, info, files.restart, past)
-    _follow(course, n_steps, every, progress)
-    told = summary(course.kernel, course.info, course.state, course.facts())
-    with replacing(files.summary) as part:
-        part.write_text(to_json(told))
-    with replacing(files.final) as part:
-        frames = [system.to_atoms(p) for p in course.state.x.cpu()]
-        ase.io.write(part, frames, format="extxyz")
-    return told
+        course.save()
+    except BaseException:  # without a checkpoint it would be in the way of the next start
+        files.trajectory.unlink(missing_ok=True)
+        raise
+    return course
 
 
 def _follow(course: Course, n_steps: int, every: int, progress) -> None:
@@ -124,7 +148,6 @@ def _follow(course: Course, n_steps: int, every: int, progress) -> None:
     """
     saved = time.monotonic()
     with Deferred() as signals, course.writer:
-        course.save()
         try:
             while course.state.step < n_steps:
                 # never past a frame, so that frames stay at multiples of `every`
