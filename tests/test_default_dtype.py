@@ -37,6 +37,7 @@ from diffmd_ase.sampling.moves import Displacement, SingleDisplacement
 from diffmd_ase.sampling.run import run
 from diffmd_ase.sampling.temperature_ladder import equalised_kT, geometric_kT
 from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.simulation.prepare import StepRequest, prepare
 from diffmd_ase.system import System
 
@@ -113,7 +114,8 @@ def paths():
 
 def shipped():
     model = ScoreModel.load("alanine-dipeptide")
-    start = np.random.default_rng(3).normal(size=(2, 22, 3)) * 2.0
+    frames = Snapshots.read("alanine-dipeptide").positions[:2]
+    start = frames + np.random.default_rng(3).normal(size=frames.shape) * 0.05
     potential = model.potential(device="cpu", dtype=torch.float64)
     return field(lambda: lambda _: potential(torch.tensor(start)))()
 

@@ -58,7 +58,7 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}): it may be truncated, or not be a .safetensors file"
+            f"{path} is not readable as a .safetensors file ({error}); it may be truncated"
         ) from error
     if text is None:
         return tensors, None

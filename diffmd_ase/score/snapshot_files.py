@@ -36,7 +36,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     ------
     ValueError : a file that is damaged, lacks what is needed or holds several systems
     """
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ".bundle":  # one of ASE's formats is a folder
         raise ValueError(f"{path} is a folder; expected a file of snapshots")
     if path.suffix == ".npz":
         return read_archive(path)

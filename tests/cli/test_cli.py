@@ -291,7 +291,7 @@ def test_empty_and_missing_files(diffmd, model):
         ("train DATA -o .", 1, "is a folder"),
         ("train DATA --device cuda:77", 1, "cuda:77"),
         ("train MODEL --temperature 300", 1, "cannot read"),
-        ("info DATA", 1, "cannot be read"),
+        ("info DATA", 1, "not readable"),
         ("info nothing", 1, "no model file 'nothing'"),
         ("info", 2, "Missing argument"),
         ("sample MODEL", 2, "--output"),
