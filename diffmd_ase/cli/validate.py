@@ -97,10 +97,7 @@ def validate(
 
     one_thread()
     card = output or _beside(model)
-    reads = [model, snapshots, reference, *(committee or [])]
-    check_output(card, reads=reads)
-    if plot is not None:
-        check_output(plot, endings=(".png", ".pdf", ".svg"), reads=reads)
+    _check_outputs(card, plot, [model, snapshots, reference, *(committee or [])])
     loaded = ScoreModel.load(model)
     frames = read_frames(snapshots, loaded, temperature_K=temperature)
     truth = _potential(reference, reference_options, frames, device)
@@ -176,6 +173,12 @@ def _cells(one: Line) -> list[str]:
         "" if one.goal is None else f"{one.goal:g}",
         one.verdict or "",
     ]
+
+
+def _check_outputs(card: Path, plot: Path | None, reads: list[str | Path | None]) -> None:
+    check_output(card, reads=reads)
+    if plot is not None:
+        check_output(plot, endings=(".png", ".pdf", ".svg"), reads=reads)
 
 
 def _beside(model: str) -> Path:
