@@ -53,6 +53,14 @@ _Masses = Annotated[
     Path | None,
     typer.Option("--mc", help="masses and charges, of DUMPMASSCHARGE; default: those of the atoms"),
 ]
+_Load = Annotated[
+    bool,
+    typer.Option(
+        "--allow-load",
+        help="let the input run code of files (LOAD, also through INCLUDE): such an input is a "
+        "program, with all your rights",
+    ),
+]
 
 
 def plumed(
@@ -68,6 +76,7 @@ def plumed(
     temperature: _Temperature = None,
     box: _Box = None,
     mc: _Masses = None,
+    allow_load: _Load = False,
     progress: Progress = True,
     as_json: AsJson = False,
     config: Config = None,
@@ -96,6 +105,7 @@ def plumed(
             temperature_K=temperature,
             box=box,
             masses_charges=mc,
+            allow_load=allow_load,
             progress=lambda done, total: update(done / total, f"frame {done} of {total}"),
         )
     show(summary, as_json)

@@ -172,6 +172,7 @@ def _prepared(
             "plumed",
             system,
             input=settings.plumed,
+            allow_load=settings.allow_load,
             kT=kT_from_temperature(kelvin),
             # without a clock PLUMED's times count steps, as femtoseconds
             timestep=step.timestep if step.physical else fs,

@@ -54,6 +54,11 @@ class RunSettings(BaseModel):
         description="input of PLUMED: its biases act on all walkers together; its files go on "
         "with --restart (needs the plugin `plumed`)",
     )
+    allow_load: bool = Field(
+        False,
+        description="let the input of PLUMED run code of files (LOAD, also through INCLUDE): such "
+        "an input is a program, with all your rights",
+    )
     adapt: int = Field(
         0,
         ge=0,

@@ -20,7 +20,15 @@ from . import library
 from .at_hand import mentioned, mirror, written
 from .driver import LOG
 from .plan import Plan, actions_of, merged, plan
-from .script import InputLine, parse, read_lines, readable, resolve, written_files
+from .script import (
+    RUN_CODE,
+    InputLine,
+    parse,
+    read_lines,
+    readable,
+    resolve,
+    written_files,
+)
 from .units import ASE_UNITS, Units
 
 __all__ = ["Checked", "PlumedInputError", "check_input"]
@@ -85,6 +93,7 @@ def check_input(
     directory: str | Path = ".",
     positions=None,
     kernel: str | None = None,
+    allow_load: bool = True,
 ) -> Checked:
     """Try an input in a child process, in a folder that is thrown away.
 
@@ -94,6 +103,7 @@ def check_input(
     Parameters
     ----------
     directory : relative names of files to read mean this folder
+    allow_load : False refuses actions that run code of a file, `RUN_CODE`, before PLUMED sees them
     input, natoms, kT, timestep, units, masses, charges, box, kernel : as of `Driver`
 
     Raises
@@ -104,6 +114,8 @@ def check_input(
     """
     source, folder = read_lines(input), Path(os.path.abspath(directory))
     variants = _variants(source, folder)
+    if not allow_load:
+        _refuse_code(variants)
     settings = {
         "natoms": natoms,
         "units": asdict(units),
@@ -132,6 +144,15 @@ def check_input(
         line for own in scripts for line in own if own is scripts[0] or line not in scripts[0]
     ]
     return Checked(variants, tuple(script), merged(plans), logs[0], frozenset().union(*files))
+
+
+def _refuse_code(variants: Sequence[Sequence[str]]) -> None:
+    """Files of INCLUDE are in these lines."""
+    for line in (line for lines in variants for line in parse(lines) if line.name in RUN_CODE):
+        raise PlumedInputError(
+            f"line {line.number}: {line.name} runs code of a file, with all your rights "
+            f"({line.text}): read that code, then give --allow-load (in Python allow_load=True)"
+        )
 
 
 def _variants(source: Sequence[str], folder: Path) -> tuple[tuple[str, ...], ...]:

@@ -43,6 +43,7 @@ def reevaluate(
     temperature_K: float | None = None,
     box: str | Sequence[float] | None = None,
     masses_charges: str | Path | None = None,
+    allow_load: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a PLUMED input at the frames of a trajectory; what it prints is in ``directory``.
@@ -65,6 +66,7 @@ def reevaluate(
     kT : in kJ/mol, or else ``temperature_K``; None: as the file says
     box : of all frames, 3 edges or 9 numbers of the vectors in Å; None: that of each frame
     masses_charges : file of DUMPMASSCHARGE; None: masses and charges of the trajectory
+    allow_load : whether the input may run code of files, see `PlumedPotential`
     progress : called with frames done and their number
 
     Returns
@@ -85,7 +87,7 @@ def reevaluate(
     cell = None if box is None else _cell(box)
     settings = _settings(frames, timestep_ps, kT, temperature_K, cell, masses_charges)
     lines = read_lines(input)
-    checked = check_input(lines, len(frames.masses), **settings)
+    checked = check_input(lines, len(frames.masses), allow_load=allow_load, **settings)
     if checked.needs_energy:
         raise ValueError("the input asks for ENERGY, which PLUMED is given in a run only")
     if shared:

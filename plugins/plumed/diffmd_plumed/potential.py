@@ -48,6 +48,8 @@ class PlumedPotential(Remembering):
     directory : of all files; relative names of the input mean this folder
     charges : (N,) in e, for actions that need them
     first_step : steps completed before the first one here
+    allow_load : whether the input may run code of files (LOAD and the like), as PLUMED lets it;
+        False for inputs of strangers
 
     Raises
     ------
@@ -71,6 +73,7 @@ class PlumedPotential(Remembering):
         directory: str | Path = ".",
         charges=None,
         first_step: int = 0,
+        allow_load: bool = True,
     ):
         if not (np.isfinite(kT) and kT > 0):
             raise ValueError(f"{kT=} must be positive: kB times the temperature, in eV")
@@ -89,7 +92,9 @@ class PlumedPotential(Remembering):
             "charges": charges,
             "box": system.cell if system.periodic else None,
         }
-        checked = check_input(input, len(system), directory=directory, **settings)
+        checked = check_input(
+            input, len(system), directory=directory, allow_load=allow_load, **settings
+        )
         self.needs_base = checked.needs_energy
         self._plan, self._tagged = checked.plan, takes_walker(checked.script)
         instances = Instances(

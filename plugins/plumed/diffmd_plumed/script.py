@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = [
+    "RUN_CODE",
     "InputLine",
     "gated",
     "parse",
@@ -24,6 +25,8 @@ _BLANKS = " \t\n"
 _REPLICAS = "@replicas:"
 # actions whose FILE is read, and keywords that name files to write
 _READ_ACTIONS = {"EXTERNAL", "READ", "INCLUDE", "LOAD", "ANN", "PYTORCH_MODEL", "REFERENCE_GRID"}
+RUN_CODE = {"LOAD", "PYCVINTERFACE", "PYFUNCTION", "PYTORCH_MODEL"}
+"""Actions that run code of a file: C++, Python, TorchScript."""
 _WRITE_KEYS = {"FILE", "GRID_WFILE", "GRID_WFILES", "STATE_WFILE", "OUT_RESTART", "OUT_OBSERVABLE"}
 _WRITE_KEYS |= {"OUT_STATE", "HISTORY_FILE"}
 _NO_FILE_WRITTEN = {"FLUSH"}

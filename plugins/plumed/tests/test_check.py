@@ -116,3 +116,26 @@ class TestBadInput:
             energies.append(float(potential(x).energy))
             potential.finalize()
         assert energies[0] == energies[1] > 0
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "LOAD FILE=evil.cpp",
+        "a: PYFUNCTION ARG=d IMPORT=evil CALCULATE=run",
+        "LOAD ...\nFILE=evil.so\n...",
+    ],
+)
+def test_code_of_files_is_refused_where_it_is_not_allowed(tmp_path, monkeypatch, action):
+    """Before PLUMED sees the input, also through INCLUDE; a comment is no action."""
+    monkeypatch.chdir(tmp_path)
+    lines = ["d: DISTANCE ATOMS=1,2", *action.splitlines(), "PRINT ARG=d FILE=COLVAR"]
+    (tmp_path / "inner.dat").write_text("\n".join(lines) + "\n")
+    for input in (lines, ["INCLUDE FILE=inner.dat"]):
+        with pytest.raises(PlumedInputError, match="runs code of a file.*allow-load"):
+            check_input(input, 2, allow_load=False)
+    harmless = [lines[0], "# LOAD FILE=evil.cpp", lines[-1]]
+    check_input(harmless, 2, allow_load=False)
+    with pytest.raises(PlumedInputError) as refused:  # by PLUMED itself: there is no such file
+        check_input(lines, 2, allow_load=True)
+    assert "allow-load" not in str(refused.value)

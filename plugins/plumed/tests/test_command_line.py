@@ -50,3 +50,15 @@ def test_mistakes(diffmd):
     assert diffmd("--plumed plumed.dat --walkers 2 --steps 10", "a")[0] == 0
     code, err = diffmd("--plumed plumed.dat --walkers 2 --steps 10 --prefix b", "a")
     assert code == 1 and "HILLS" in err and "Traceback" not in err
+
+
+def test_inputs_that_run_code_are_refused(diffmd, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "stranger.dat").write_text("INCLUDE FILE=inner.dat\n")
+    (tmp_path / "a" / "inner.dat").write_text("LOAD FILE=evil.cpp\n")
+    code, err = diffmd("--plumed stranger.dat --steps 10", "a")
+    assert code == 1 and all(word in err for word in ("LOAD", "evil.cpp", "--allow-load"))
+    # allowed, it is PLUMED that does not find the library
+    code, err = diffmd("--plumed stranger.dat --allow-load --steps 10", "a")
+    assert code == 1 and "--allow-load" not in err and "Traceback" not in err
+    assert not (tmp_path / "a" / "md.h5").exists()
