@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["plain", "to_json"]
+__all__ = ["check_plain", "plain", "to_json"]
 
 
 def plain(value: Any) -> Any:
@@ -35,3 +36,24 @@ def to_json(value: Any, *, indent: int | None = 1) -> str:
     ``indent`` as of `json.dumps`: spaces of each level, or None for one line.
     """
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def check_plain(value: Any, source) -> None:
+    """Raise ``ValueError``, naming ``source``, for text in ``value`` that commands a terminal.
+
+    ``value`` is what was read of JSON. Control characters other than line ends and tabs are in no
+    name, and escape sequences of a stranger's file would act where it is printed.
+    """
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            check_plain(name, source)
+            check_plain(part, source)
+    elif isinstance(value, list):
+        for part in value:
+            check_plain(part, source)
+    elif isinstance(value, str) and any(
+        unicodedata.category(c) == "Cc" and c not in "\n\r\t" for c in value
+    ):
+        raise ValueError(
+            f"{source} holds control characters in {value[:40]!r}: it is damaged, or hostile"
+        )

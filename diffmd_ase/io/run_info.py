@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
-from .json_text import to_json
+from .json_text import check_plain, to_json
 
 __all__ = ["RunInfo"]
 
@@ -44,6 +44,7 @@ class RunInfo:
     def from_json(cls, text: str, source) -> RunInfo:
         """From the ``text`` that `to_json` gave; ``source`` is named in errors."""
         data = json.loads(text)
+        check_plain(data, source)
         if data.get("schema_version", 0) > SCHEMA_VERSION:
             raise ValueError(
                 f"{source}: written with schema {data['schema_version']}, this version reads "

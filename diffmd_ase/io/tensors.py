@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .atomic import replacing
 from .checksums import digest
+from .json_text import check_plain
 
 __all__ = ["load_tensors", "save_tensors", "verify"]
 
@@ -68,6 +69,7 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
         raise ValueError(f"{path} was altered or damaged: its header is no JSON") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path} was altered or damaged: its header is no JSON object")
+    check_plain(header, path)
     return tensors, header
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +18,10 @@ __all__ = ["SCHEMA_VERSION", "Card", "ExpertCard", "SystemCard"]
 
 # since 2: `systems`; since 3: atoms of them that were held; since 4: files have a digest
 SCHEMA_VERSION = 4
+# numbers that can be what they say; a card may come from anybody
+_Element = Annotated[int, Field(ge=1, le=118)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 _OF_FIRST = ("formula", "numbers", "cell", "pbc", "temperature_K")  # of several systems
 
 
@@ -37,10 +41,10 @@ class SystemCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     formula: str
-    numbers: list[int]  # (N,) atomic numbers
-    cell: list[list[float]] | None  # (3, 3) in Å
+    numbers: list[_Element]  # (N,) atomic numbers
+    cell: list[list[_Finite]] | None  # (3, 3) in Å
     pbc: tuple[bool, bool, bool]
-    temperature_K: float  # on its label
+    temperature_K: _Positive  # on its label
     source: str  # where it came from
     snapshots: int  # how many
     sha256: str  # of what it held
@@ -80,17 +84,17 @@ class Card(BaseModel):
     schema_version: int = SCHEMA_VERSION  # of the file
     name: str = ""  # what its maker calls it
     formula: str
-    numbers: list[int]  # (N,) atomic numbers
-    masses: list[float]  # (N,) in u
-    cell: list[list[float]] | None  # (3, 3) in Å
+    numbers: list[_Element]  # (N,) atomic numbers
+    masses: list[_Positive]  # (N,) in u
+    cell: list[list[_Finite]] | None  # (3, 3) in Å
     pbc: tuple[bool, bool, bool]
     units: dict[str, str] = Field(  # of lengths and energies, and of the energy of the network
         default_factory=lambda: {"length": "Å", "energy": "eV", "network": "kT_train"}
     )
-    temperature_K: float  # of the network's energy
-    kT: float  # likewise, eV
-    sigma_min: float  # lowest noise level, Å
-    sigma_max: float  # highest, Å
+    temperature_K: _Positive  # of the network's energy
+    kT: _Positive  # likewise, eV
+    sigma_min: _Positive  # lowest noise level, Å
+    sigma_max: _Positive  # highest, Å
     lambda_max: float | None = Field(
         None, description="largest eigenvalue of -∇s at sigma_min seen in the data, 1/Å²"
     )
@@ -109,6 +113,12 @@ class Card(BaseModel):
     training: dict[str, Any]  # seed, config and cost
     validation: dict[str, float]  # losses on held-out snapshots, by expert
     versions: dict[str, str]  # of the libraries
+
+    @model_validator(mode="after")
+    def _fits(self) -> Card:
+        if len(self.numbers) != len(self.masses):
+            raise ValueError(f"{len(self.numbers)} numbers and {len(self.masses)} masses")
+        return self
 
     @model_validator(mode="after")
     def _of_one_system(self) -> Card:

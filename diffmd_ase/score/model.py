@@ -178,7 +178,8 @@ class ScoreModel:
         try:
             card = Card.model_validate(header)
         except ValidationError as error:
-            raise ValueError(f"{path.name} has a damaged card: {error}") from error
+            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]]
+            raise ValueError(f"{path.name} has a damaged card: {'; '.join(wrong)}") from error
         networks = []
         for expert in card.experts:
             own = below(tensors, f"{expert.name}.")

@@ -179,6 +179,27 @@ def test_damaged_card(path):
             ScoreModel.load(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kT", 0.0), ("masses", [-1.0, 16.0, 1.0, 1.0]), ("numbers", [8, 8, 1, 119]),
+        ("numbers", [8, 8, 1]), ("temperature_K", float("nan")), ("sigma_min", float("inf")),
+    ],
+)  # fmt: skip
+def test_cards_of_impossible_numbers(path, field, value):
+    rewritten(path, lambda card: card.update({field: value}))
+    with pytest.raises(ValueError, match=names("m.safetensors", "damaged card")) as refused:
+        ScoreModel.load(path)
+    assert field in str(refused.value) and "http" not in str(refused.value)
+
+
+def test_escape_sequences_do_not_reach_the_terminal(path):
+    rewritten(path, lambda card: card.update(name="a model\x1b[2J"))
+    with pytest.raises(ValueError, match=names("m.safetensors", "control characters")) as refused:
+        ScoreModel.load(path)
+    assert "\x1b" not in str(refused.value)
+
+
 def test_weights_that_do_not_fit(path):
     tensors = load_file(path)
     for change in ("missing", "another shape", "none"):
