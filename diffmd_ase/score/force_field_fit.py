@@ -86,11 +86,12 @@ def fit_prior(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(positions), generator=generator)[:frames]
     every = _Frames(positions, labels, force_weight).take(order)
-    form = _form(every, topology, sigma, generator)
-    every = every.take(slice(0, _affordable(_WORK, form, every)))
-    unit, grams, drives = _folds(form, every, sigma, generator)
-    ridges, _ = choose_ridges(grams, drives, form.group)
-    gram, drive, ridge = grams.mean(0), drives.mean(0), ridges[form.group]
+    form = _form(positions, every, topology, sigma, torch.Generator().manual_seed(seed))
+    if form.prior.coupled:
+        every = every.take(slice(0, _affordable(_WORK, form, every)))
+        unit, gram, drive, ridge = _many_ridges(form, every, sigma, generator)
+    else:
+        unit, gram, drive, ridge = _one_ridge(form, every, sigma, generator)
     theta = solve(gram, drive, ridge)
     if moves and len(topology.rotors):
         noise = _gradient_noise(form, unit, theta, every, sigma, generator)
@@ -127,19 +128,20 @@ class _Form(NamedTuple):
         return tables
 
 
-def _form(frames: _Frames, topology: Topology, sigma: float, generator) -> _Form:
+def _form(positions: Tensor, frames: _Frames, topology: Topology, sigma: float, generator) -> _Form:
     """With couplings where they pay: where they lower the loss of some frames left out.
 
     By `_GAIN` of it at least, and by more than twice the standard error of the paired difference.
+    All ``positions`` say what is near and far, some of the ``frames`` decide.
     """
-    tables = term_tables(topology, frames.positions)
+    tables = term_tables(topology, positions)
     prior = MechanicsPrior(tables)
     orbits = parameter_numbers(prior, topology)
     count = int(orbits.max()) + 1
     plain = _Form(prior, orbits, torch.zeros(count, dtype=torch.long))
     if not len(tables["angles"]):
         return plain
-    tables, group_of, tie = coupling_tables(tables, topology, frames.positions)
+    tables, group_of, tie = coupling_tables(tables, topology, positions)
     group = torch.zeros(count + int(tie.max()) + 1, dtype=torch.long)
     group[count + tie] = 1 + group_of
     coupled = _Form(MechanicsPrior(tables), torch.cat([orbits, count + tie]), group)
@@ -153,6 +155,33 @@ def _form(frames: _Frames, topology: Topology, sigma: float, generator) -> _Form
     words = ", ".join(f"{n} {r:.0e}" for n, r in zip(GROUPS, ridges[1:].tolist(), strict=False))
     log.info("couplings %s: held-out loss lower by %.3g (%s)", pays, gain.mean(), words)
     return coupled if pays else plain
+
+
+def _one_ridge(form: _Form, frames: _Frames, sigma: float, generator) -> tuple[Tensor, ...]:
+    """Units, G, b and the ridge (F,) that is best for a fifth of the frames, which is left out."""
+    count = len(frames.positions)
+    held_out = max(1, count // 5)
+    gram_out, drive_out = _moments(form, frames.take(slice(0, held_out)), sigma, generator)
+    gram, drive = _moments(form, frames.take(slice(held_out, None)), sigma, generator)
+    unit = gram.diagonal().clamp_min(1e-20).rsqrt()
+    gram, gram_out = unit[:, None] * gram * unit, unit[:, None] * gram_out * unit
+    drive, drive_out = unit * drive, unit * drive_out
+    candidates = []
+    for value in torch.logspace(-8, -1, 22, dtype=torch.float64):
+        ridge = value.expand(form.size)
+        theta = solve(gram, drive, ridge)
+        candidates.append((float(0.5 * theta @ gram_out @ theta - theta @ drive_out), ridge))
+    _, ridge = min(candidates, key=lambda candidate: candidate[0])
+    share = held_out / count
+    gram, drive = (1 - share) * gram + share * gram_out, (1 - share) * drive + share * drive_out
+    return unit, gram, drive, ridge
+
+
+def _many_ridges(form: _Form, frames: _Frames, sigma: float, generator) -> tuple[Tensor, ...]:
+    """Units, G, b and ridges (F,), one for each group, by `choose_ridges`."""
+    unit, grams, drives = _folds(form, frames, sigma, generator)
+    ridges, _ = choose_ridges(grams, drives, form.group)
+    return unit, grams.mean(0), drives.mean(0), ridges[form.group]
 
 
 def _affordable(work: float, form: _Form, frames: _Frames) -> int:
