@@ -72,10 +72,10 @@ def test_models(elsewhere):
 @pytest.mark.parametrize("kind", [str, Path])
 def test_logs_and_trajectories(elsewhere, kind):
     files = {"trajectory": kind("md.traj"), "logfile": kind("md.log"), "loginterval": 1}
-    dyn = ReverseDiffusion(copper(), temperature_K=900, rng=1, **files)
-    elsewhere()
-    dyn.run(2)
-    dyn.run(2)
+    with ReverseDiffusion(copper(), temperature_K=900, rng=1, **files) as dyn:
+        elsewhere()
+        dyn.run(2)
+        dyn.run(2)
     os.chdir(Path("..") / "here")
     assert len(Path("md.log").read_text().splitlines()) == 6 and len(read("md.traj", ":")) == 5
 
@@ -83,14 +83,17 @@ def test_logs_and_trajectories(elsewhere, kind):
 def test_logs_and_trajectories_of_walkers(elsewhere):
     images = [copper(), copper()]
     images[1].calc = images[0].calc
-    dyn = BatchReverseDiffusion(
-        images, temperature_K=900, rng=1, logfile="b.log", trajectory=["0.traj", Path("1.traj")]
-    )
+    paths = ["0.traj", Path("1.traj")]
     kernel = EulerMaruyama(Harmonic(1.0), kT=0.025, h=1e-4)
-    chain = MonteCarlo(copper(), kernel, rng=1, logfile="m.log", trajectory="m.traj")
-    elsewhere()
-    dyn.run(2)
-    chain.run(2)
+    with (
+        BatchReverseDiffusion(
+            images, temperature_K=900, rng=1, logfile="b.log", trajectory=paths
+        ) as dyn,
+        MonteCarlo(copper(), kernel, rng=1, logfile="m.log", trajectory="m.traj") as chain,
+    ):
+        elsewhere()
+        dyn.run(2)
+        chain.run(2)
     os.chdir(Path("..") / "here")
     assert [len(read(f"{name}.traj", ":")) for name in "01m"] == [3, 3, 3]
     assert {len(Path(f"{name}.log").read_text().splitlines()) for name in "bm"} == {4}
