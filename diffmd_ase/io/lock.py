@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,11 +31,15 @@ def locked(path: Path, what: str) -> Iterator[None]:
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # the one who held it may have removed it after it was opened here
+            mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
             raise BlockingIOError(
-                error.errno,
+                errno.EWOULDBLOCK,
                 f"another process writes {what}: wait for its end, or choose other files",
-            ) from None
+            )
         try:
             yield
         finally:

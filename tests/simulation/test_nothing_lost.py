@@ -83,6 +83,21 @@ def test_two_at_once_are_refused(tmp_path):
     assert not (tmp_path / "md.lock").exists()
 
 
+def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Its holder ends between the opening of the file here and the locking of it."""
+    import fcntl
+
+    path, lock = tmp_path / "md.lock", fcntl.flock
+
+    def late(file, flags):
+        path.unlink()
+        lock(file, flags)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with pytest.raises(BlockingIOError), locked(path, "the files of md"):
+        pass
+
+
 class Cliff(Potential):
     """A harmonic well with NaN beyond a plane."""
 
