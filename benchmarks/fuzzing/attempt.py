@@ -1,0 +1,119 @@
+"""One call of ``diffmd``, in a process of its own that is watched."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GROWTH = 1e9  # bytes by which a call may grow
+_ROOM = 6 << 30  # bytes of addresses above those there are: the machine is not ours alone
+_SIGNS = ("MemoryError", "not enough memory", "Unable to allocate", "Cannot allocate")
+_LIBRARY = ("https://", "pydantic", "validation error")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a call ended: its exit code (negative: by a signal), its words, and what it took."""
+
+    code: int
+    text: str
+    seconds: float
+    growth: int  # bytes above what there was at its start, at most
+
+    @property
+    def error(self) -> str:
+        """The line that says what is wrong; "" where there is none, or several."""
+        lines = [line for line in self.text.splitlines() if line.startswith("error: ")]
+        return lines[0] if len(lines) == 1 else ""
+
+    def verdict(self, seconds: float) -> str:
+        """One of hang, memory, crash, traceback, library words, refused, accepted."""
+        if self.seconds > seconds:
+            return "hang"
+        if self.growth > GROWTH or any(sign in self.text for sign in _SIGNS):
+            return "memory"
+        if self.code < 0:
+            return "crash"
+        if "Traceback" in self.text or "DIFFMD_DEBUG" in self.text:
+            return "traceback"
+        if self.code == 0:
+            return "accepted"
+        if not self.error:
+            return "traceback"
+        return "library words" if any(w in self.error for w in _LIBRARY) else "refused"
+
+
+def attempt(words: Sequence[str], folder: Path, seconds: float) -> Attempt:
+    """Call ``diffmd`` with these ``words`` in ``folder``, for so many ``seconds`` at most.
+
+    A fork of this process, which has imported all: a crash, a hang or a leak is the child's.
+    """
+    log = folder / "said.txt"
+    began, before = time.monotonic(), _resident()
+    child = os.fork()
+    if not child:
+        _call(words, folder, log)
+    status, usage = _wait(child, began + seconds)
+    took = time.monotonic() - began
+    code = os.waitstatus_to_exitcode(status)
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return Attempt(code, text, took, usage.ru_maxrss * 1024 - before)
+
+
+def _call(words: Sequence[str], folder: Path, log: Path) -> None:
+    """In the child: never returns."""
+    code = 99
+    try:
+        os.setsid()
+        os.chdir(folder)
+        into, nothing = os.open(log, os.O_WRONLY | os.O_CREAT), os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(into, 1)
+        os.dup2(into, 2)
+        limit = _addresses() + _ROOM
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        from diffmd_ase.cli.main import app
+        from diffmd_ase.cli.output import execute
+
+        code = execute(app, list(words))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(child: int, until: float):
+    while True:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        if pid:
+            return status, usage
+        if time.monotonic() > until:
+            os.killpg(child, signal.SIGKILL)
+            _, status, usage = os.wait4(child, 0)
+            return status, usage
+        time.sleep(0.005)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}: the fuzzer runs on Linux")
+
+
+def _resident() -> int:
+    return _status("VmRSS:")
+
+
+def _addresses() -> int:
+    return _status("VmSize:")
