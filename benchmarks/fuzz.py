@@ -8,7 +8,8 @@ Files are spoiled behind their checksums, in a way that the seed and the number 
 Each call has a process of its own, with a limit of 10 s and of 1 GB above what the program takes.
 
 *Refused*: one line, in our words, and an exit code. *Accepted*: it ended well, which is right where
-what was spoiled does not matter; `--show accepted` lists them. All else is a fault: a traceback or
+what was spoiled does not matter; `--show accepted` lists them. *At work*: long work that shows its
+progress, as an effort of 100 is. All else is a fault: a traceback or
 words of a library, a hang, a growth beyond 1 GB, a crash, or code of a file that ran. Linux only.
 """
 
@@ -44,8 +45,18 @@ KINDS = {
     "option": words.option,
     "argument": words.argument,
 }
-VERDICTS = ("refused", "accepted", "traceback", "library words", "hang", "memory", "crash", "ran")
-FAULTS = VERDICTS[2:]
+VERDICTS = (
+    "refused",
+    "accepted",
+    "at work",
+    "traceback",
+    "library words",
+    "hang",
+    "memory",
+    "crash",
+    "ran",
+)
+FAULTS = VERDICTS[3:]
 _SAMPLE = 100  # every so many calls one more, as a program of its own
 
 
@@ -84,6 +95,7 @@ def main() -> int:
     options = _options()
     chosen = options.only.split(",") if options.only else list(KINDS)
     counts: Counter = Counter()
+    spent: Counter = Counter()
     worst = {"seconds": 0.0, "growth": 0.0}
     programs: list[bool] = []
     with tempfile.TemporaryDirectory() as home:
@@ -91,23 +103,26 @@ def main() -> int:
         base.mkdir()
         materials = make(base)
         warm_up()
-        for n in [options.call] if options.call is not None else range(options.calls):
+        last = options.first + options.calls
+        for n in [options.call] if options.call is not None else range(options.first, last):
             kind, folder = chosen[n % len(chosen)], Path(home) / f"call-{n}"
             call, told = case(kind, n, options.seed, folder, materials)
             done, verdict = judged(call, folder)
             counts[kind, verdict] += 1
+            spent[kind] += done.seconds
             worst = {k: max(v, getattr(done, k)) for k, v in worst.items()}
             if verdict in FAULTS or verdict in options.show.split(",") or options.call is not None:
                 short = " ".join(call).replace(str(base), "SOUND")[:160]
                 print(f"{n} {verdict}: {kind}: {told!r}\n    {short}", flush=True)
                 print(f"    {done.seconds:.1f} s, {done.growth / 1e6:.0f} MB, {_last(done)}")
-            if n % _SAMPLE == 0 and verdict not in ("hang", "memory"):
+            if n % _SAMPLE == 0 and verdict not in ("at work", "hang", "memory"):
                 again, _ = case(kind, n, options.seed, folder.with_suffix(".again"), materials)
                 programs.append(as_program(again, folder.with_suffix(".again")))
             if options.keep:
                 shutil.copytree(folder, options.keep, dirs_exist_ok=True, symlinks=True)
             shutil.rmtree(folder)
     _print(counts, worst, programs, chosen)
+    print(dict(spent))
     return int(any(counts[key] for key in counts if key[1] in FAULTS) or not all(programs))
 
 
@@ -144,6 +159,7 @@ def _print(counts: Counter, worst: dict, programs: list[bool], chosen: list[str]
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="call, to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--call", type=int, help="this one only")

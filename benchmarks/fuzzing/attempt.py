@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from diffmd_ase.cli import output
+from diffmd_ase.cli.main import app
+from diffmd_ase.progress import Bars
 
 GROWTH = 1e9  # bytes by which a call may grow
 _ROOM = 6 << 30  # bytes of addresses above those there are: the machine is not ours alone
 _SIGNS = ("MemoryError", "not enough memory", "Unable to allocate", "Cannot allocate")
+_PROGRESS = re.compile(r"^[\w .:-]+ +\d+%", re.MULTILINE)  # a line of a bar
 _LIBRARY = ("https://", "pydantic", "validation error")
 
 
@@ -33,9 +40,9 @@ class Attempt:
         return lines[0] if len(lines) == 1 else ""
 
     def verdict(self, seconds: float) -> str:
-        """One of hang, memory, crash, traceback, library words, refused, accepted."""
+        """One of at work, hang, memory, crash, traceback, library words, refused, accepted."""
         if self.seconds > seconds:
-            return "hang"
+            return "at work" if _PROGRESS.search(self.text) else "hang"
         if self.growth > GROWTH or any(sign in self.text for sign in _SIGNS):
             return "memory"
         if self.code < 0:
@@ -55,7 +62,7 @@ def attempt(words: Sequence[str], folder: Path, seconds: float) -> Attempt:
     A fork of this process, which has imported all: a crash, a hang or a leak is the child's.
     """
     log = folder / "said.txt"
-    began, before = time.monotonic(), _resident()
+    began = time.monotonic()
     child = os.fork()
     if not child:
         _call(words, folder, log)
@@ -63,6 +70,7 @@ def attempt(words: Sequence[str], folder: Path, seconds: float) -> Attempt:
     took = time.monotonic() - began
     code = os.waitstatus_to_exitcode(status)
     text = log.read_text(errors="replace") if log.exists() else ""
+    before = int((folder / "resident.txt").read_text())
     return Attempt(code, text, took, usage.ru_maxrss * 1024 - before)
 
 
@@ -76,12 +84,11 @@ def _call(words: Sequence[str], folder: Path, log: Path) -> None:
         os.dup2(nothing, 0)
         os.dup2(into, 1)
         os.dup2(into, 2)
-        limit = _addresses() + _ROOM
+        Path("resident.txt").write_text(str(_status("VmRSS:")))
+        limit = _status("VmSize:") + _ROOM
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        from diffmd_ase.cli.main import app
-        from diffmd_ase.cli.output import execute
-
-        code = execute(app, list(words))
+        output.Bars = partial(Bars, every=2.0)  # lines of progress come before the limit of time
+        code = output.execute(app, list(words))
     except BaseException:
         import traceback
 
@@ -109,11 +116,3 @@ def _status(name: str) -> int:
         if line.startswith(name):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {name}: the fuzzer runs on Linux")
-
-
-def _resident() -> int:
-    return _status("VmRSS:")
-
-
-def _addresses() -> int:
-    return _status("VmSize:")

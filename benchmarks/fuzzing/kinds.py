@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from diffmd_ase.io.h5md import CHECKS, header_digest
+from diffmd_ase.io import h5md
+from diffmd_ase.io.checksums import row_sums
 from diffmd_ase.io.tensors import save_tensors
 
 from .materials import Materials
@@ -29,7 +30,7 @@ from .spoil import spoiled, spoiled_array, spoiled_bytes, spoiled_text
 Kind = Callable[[np.random.Generator, Path, Materials], tuple[str, str]]
 
 _MODELS = ("m.safetensors", "e.safetensors", "copper", "alanine")
-_STEPS = "--steps 4 --every 2 --walkers 2 --no-progress"
+_STEPS = "--steps 4 --every 2 --walkers 2"
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], str, dict]:
@@ -59,7 +60,7 @@ def _with_model(rng, start: str) -> str:
         "info bad.safetensors",
         f"run bad.safetensors --start {start} {_STEPS}",
         f"run bad.safetensors --start {start} --target model {_STEPS}",
-        "sample bad.safetensors -o o.npz -n 2 --levels 3 --relax-steps 2 --no-progress",
+        "sample bad.safetensors -o o.npz -n 2 --levels 3 --relax-steps 2",
         f"report bad.safetensors --snapshots {start}",
     ]
     return uses[rng.choice(len(uses), p=[0.1, 0.4, 0.15, 0.2, 0.15])]
@@ -135,7 +136,7 @@ def checkpoint(rng, place, base) -> tuple[str, str]:
         told = _spoil_tensor(tensors, rng)
     save_tensors(place / "md.restart", tensors, key, header)
     run = f"run {base['m.safetensors']} --start {base['data.npz']} --steps 60 --every 2"
-    return f"{run} --walkers 3 --prefix md --restart --no-progress", told
+    return f"{run} --walkers 3 --prefix md --restart", told
 
 
 def training(rng, place, base) -> tuple[str, str]:
@@ -157,7 +158,7 @@ def training(rng, place, base) -> tuple[str, str]:
         else:
             told = _spoil_tensor(tensors, rng)
         save_tensors(path, tensors, key, header)
-    options = "--steps 30 --batch-size 32 --width 8 --channels 2 --processes 1 --no-progress"
+    options = "--steps 30 --batch-size 32 --width 8 --channels 2 --processes 1"
     if rng.integers(2):
         options = options.replace("30", "20")
     told = f"{path.name}: {told}"
@@ -171,22 +172,32 @@ def h5(rng, place, base) -> tuple[str, str]:
     with h5py.File(path, "r+", libver="latest") as file:
         told = _H5[rng.integers(len(_H5))](file, rng, base)
         try:
-            file[CHECKS].attrs["header"] = header_digest(file)
+            _sum_up(file)
         except Exception:  # what cannot be summed up
-            told += " (old digest)"
+            told += " (old sums)"
     uses = [
         "analyze bad.h5",
         f"report {base['m.safetensors']} --snapshots {base['data.npz']} --trajectory bad.h5",
         f"run {base['m.safetensors']} --start bad.h5 {_STEPS}",
-        "fes bad.h5 --cv d=distance:0,3 --no-progress",
-        "train bad.h5 -o o.safetensors --steps 2 --width 4 --processes 1 --no-progress",
-        f"run {base['m.safetensors']} --prefix bad --restart --steps 60 --every 2 --walkers 3 "
-        "--no-progress",
+        "fes bad.h5 --cv d=distance:0,3",
+        "train bad.h5 -o o.safetensors --steps 2 --width 4 --processes 1",
+        f"run {base['m.safetensors']} --prefix bad --restart --steps 60 --every 2 --walkers 3 ",
     ]
     use = uses[rng.integers(len(uses))]
     if "--prefix bad" in use:
         shutil.copy(base["md.restart"], place / "bad.restart")
     return use, told
+
+
+def _sum_up(file) -> None:
+    """Right checksums of what is there now."""
+    names = json.loads(file["diffmd_ase"].attrs["columns"])
+    parts = h5md.rest(names, periodic=False)
+    file[h5md.CHECK_REST][:] = row_sums(*(file[part][:] for part in parts))
+    frames, walkers = file[h5md.CHECK_POSITIONS].shape
+    positions = file[h5md.POSITION][:].reshape(frames, walkers, -1, 3)
+    file[h5md.CHECK_POSITIONS][:] = h5md.sums_of_positions(positions)
+    file[h5md.CHECKS].attrs["header"] = h5md.header_digest(file)
 
 
 def _metadata(file, rng, base) -> str:
@@ -221,6 +232,12 @@ def _dataset(file, rng, base) -> str:
     del file[name]
     file[name] = values
     return f"{name}: {told}"
+
+
+def _far(file, rng, base) -> str:
+    factor = float(rng.choice([1e3, 1e6, 1e12, 1e30, 1e-3, 1e-12, 0, 1.89, np.nan]))
+    file[h5md.POSITION][...] = file[h5md.POSITION][:] * factor
+    return f"positions times {factor}"
 
 
 def _missing(file, rng, base) -> str:
@@ -264,7 +281,7 @@ def _huge(file, rng, base) -> str:
 
 
 def _attribute(file, rng, base) -> str:
-    places = ["diffmd_ase", "particles/trajectory/box", CHECKS, "h5md"]
+    places = ["diffmd_ase", "particles/trajectory/box", h5md.CHECKS, "h5md"]
     place = places[rng.integers(len(places))]
     names = sorted(file[place].attrs)
     name = names[rng.integers(len(names))]
@@ -276,7 +293,18 @@ def _attribute(file, rng, base) -> str:
     return f"{place}@{name} = {value!r}"[:60]
 
 
-_H5 = [_metadata, _columns, _dataset, _dataset, _missing, _external, _external, _huge, _attribute]
+_H5 = [
+    _far,
+    _metadata,
+    _columns,
+    _dataset,
+    _dataset,
+    _missing,
+    _external,
+    _external,
+    _huge,
+    _attribute,
+]
 
 
 def h5_bytes(rng, place, base) -> tuple[str, str]:
@@ -343,10 +371,9 @@ def _promise(shape) -> bytes:
 def _with_frames(rng, name: str, base) -> str:
     model = base["m.safetensors"]
     uses = [
-        f"train {name} --temperature 300 -o o.safetensors --steps 2 --width 4 --processes 1 "
-        "--no-progress",
+        f"train {name} --temperature 300 -o o.safetensors --steps 2 --width 4 --processes 1 ",
         f"run {model} --start {name} {_STEPS}",
-        f"validate {model} {name} --effort 0.001 --no-progress",
+        f"validate {model} {name} --effort 0.001",
         f"report {model} --snapshots {base['data.npz']} --samples {name}",
         f"report {model} --snapshots {name}",
     ]
@@ -421,4 +448,4 @@ def plumed(rng, place, base) -> tuple[str, str]:
         if rng.integers(2) and not (place / name).exists():
             shutil.copy(base[name], place / name)
     given = " ".join(name for name in names if (place / name).exists())
-    return f"fes {given} --temperature 300 --no-progress", f"{bad}: {told}"
+    return f"fes {given} --temperature 300", f"{bad}: {told}"

@@ -102,16 +102,16 @@ def option(rng, place: Path, base: Materials) -> tuple[list[str], str]:
 
 def _call(command: str, base: Materials) -> list[str]:
     model, data = str(base["m.safetensors"]), str(base["data.npz"])
-    quick = "--steps 2 --width 4 --batch-size 16 --processes 1 --no-progress"
+    quick = "--steps 2 --width 4 --batch-size 16 --processes 1"
     calls = {
         "train": f"train {data} -o o.safetensors {quick}",
-        "sample": f"sample {model} -o o.npz -n 2 --levels 3 --relax-steps 1 --no-progress",
-        "run": f"run {model} --start {data} --steps 4 --every 2 --walkers 2 --no-progress",
+        "sample": f"sample {model} -o o.npz -n 2 --levels 3 --relax-steps 1",
+        "run": f"run {model} --start {data} --steps 4 --every 2 --walkers 2",
         "report": f"report {model} --snapshots {data} --trajectory {base['md.h5']}",
-        "fes": f"fes {base['COLVAR']} {base['HILLS']} --temperature 300 --no-progress",
+        "fes": f"fes {base['COLVAR']} {base['HILLS']} --temperature 300",
         "analyze": f"analyze {base['md.h5']}",
-        "validate": f"validate {model} {data} -o o.json --effort 0.001 --no-progress",
-        "demo": "demo --snapshots nope --no-progress",
+        "validate": f"validate {model} {data} -o o.json --effort 0.001",
+        "demo": "demo --snapshots nope",
     }
     return calls[command].split()
 

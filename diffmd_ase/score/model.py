@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from .._moved import forward
+from ..io.schema import validated
 from ..io.tensors import load_tensors, save_tensors, verify
 from ..system import System
 from .card import SCHEMA_VERSION, Card
@@ -175,11 +175,7 @@ class ScoreModel:
         _check_schema(header, path)
         if "sha256" in header or header["schema_version"] >= _WITH_DIGEST:
             header = verify(path, tensors, header)
-        try:
-            card = Card.model_validate(header)
-        except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]]
-            raise ValueError(f"{path.name} has a damaged card: {'; '.join(wrong)}") from error
+        card = validated(Card, header, path.name, "card")
         networks = []
         for expert in card.experts:
             own = below(tensors, f"{expert.name}.")
