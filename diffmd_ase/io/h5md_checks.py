@@ -22,29 +22,30 @@ _OBSERVABLE = "energy and further columns"
 
 def check_links(file: h5py.File, path: Path) -> None:
     """``ValueError`` where the ``file`` at ``path`` leads to other files, or by soft links."""
-    strange: list[str] = []
-
-    def look(name: bytes, info) -> None:
-        words = name.decode(errors="replace")
-        if info.type != h5py.h5l.TYPE_HARD:
-            strange.append(f"{words} is a link to another place")
-            return
+    found: list[tuple[str, int]] = []
+    # what is raised in there is lost: names first
+    file.id.links.visit(
+        lambda name, info: found.append((name.decode(errors="replace"), info.type)), info=True
+    )
+    for name, kind in found:
+        if kind != h5py.h5l.TYPE_HARD:
+            raise _strange(path, f"{name} is a link to another place")
         item = file[name]
         if not isinstance(item, h5py.Dataset):
-            return
+            continue
         plan = item.id.get_create_plist()
         if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL:
-            strange.append(f"{words} is stored in other files")
-        elif item.chunks is not None:
+            raise _strange(path, f"{name} is stored in other files")
+        if item.chunks is not None:
             stored = item.id.get_storage_size()
-            check_declared(item.size * item.dtype.itemsize, stored, f"{path}: {words}")
+            check_declared(item.size * item.dtype.itemsize, stored, f"{path}: {name}")
 
-    file.id.links.visit(look, info=True)
-    if strange:
-        raise ValueError(
-            f"{path}: {strange[0]}, which is no trajectory of diffmd_ase: a file that is handed on "
-            "could show others of your own; nothing was read"
-        )
+
+def _strange(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path}: {what}, as in no trajectory of diffmd_ase: a file from others could show those "
+        "of your own; nothing was read"
+    )
 
 
 def check_layout(file: h5py.File, path: Path) -> list[str]:

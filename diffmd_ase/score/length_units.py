@@ -34,7 +34,7 @@ def length_doubt(ratio: float) -> str:
 
 
 def cell_doubt(card: Card, system: System) -> str:
-    """`length_doubt` of a periodic ``system``, by the volume of an atom in those of the ``card``."""
+    """`length_doubt` of a periodic ``system``, by the volume of an atom in those of a ``card``."""
     if not system.pbc.all():
         return ""
     volume = abs(np.linalg.det(system.cell)) / len(system)

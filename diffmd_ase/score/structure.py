@@ -16,8 +16,8 @@ from networkx.algorithms.isomorphism import GraphMatcher, categorical_node_match
 from torch import nn
 
 from ..geometry import distances, signed_volumes
-from .networks.molecule import MechanicsNetwork
 from .length_units import length_doubt
+from .networks.molecule import MechanicsNetwork
 from .topology import bond_graph
 
 __all__ = ["Structure"]
