@@ -13,7 +13,7 @@ from diffmd_ase.cli.main import app
 from .materials import Materials
 from .spoil import spoiled, spoiled_text
 
-_COMMANDS = ("train", "sample", "run", "report", "fes", "analyze", "validate", "demo")
+_COMMANDS = ("train", "sample", "run", "report", "fes", "analyze", "validate")
 _ODD = ["-1", "0", "1e9", "1000000000", "1000000000000", "99999999999999999999999", "nan", "inf"]
 _ODD += ["-inf", "", "1e-300", "1e300", "text", "1e6", "1000000", "\x1b[2J", "../../x", "/dev/zero"]
 _ODD += ["[1,2]", "{}", "None", "0x10", "٣", "1_000", "1,5", " 1 ", "/", ".", "phi:1:0", "a" * 5000]
@@ -111,7 +111,6 @@ def _call(command: str, base: Materials) -> list[str]:
         "fes": f"fes {base['COLVAR']} {base['HILLS']} --temperature 300",
         "analyze": f"analyze {base['md.h5']}",
         "validate": f"validate {model} {data} -o o.json --effort 0.001",
-        "demo": "demo --snapshots nope",
     }
     return calls[command].split()
 
@@ -127,7 +126,7 @@ def argument(rng, place: Path, base: Materials) -> tuple[list[str], str]:
         (place / f"zero.{end}").symlink_to("/dev/zero")
     (place / "loop").symlink_to("loop")
     (place / "model.npz").symlink_to(base["data.npz"])
-    command = _COMMANDS[rng.integers(len(_COMMANDS) - 1)]
+    command = _COMMANDS[rng.integers(len(_COMMANDS))]
     words = _call(command, base)
     places = [n for n, word in enumerate(words) if "/" in word]
     n = places[rng.integers(len(places))]

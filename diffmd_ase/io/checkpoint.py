@@ -83,8 +83,10 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
     save_tensors(path, tensors, _KEY, header)
 
 
-def load_checkpoint(path, *, device="cpu") -> Checkpoint:
+def load_checkpoint(path, *, device="cpu", older: bool = True) -> Checkpoint:
     """The checkpoint at ``path``, or with a warning the one before if it is not whole.
+
+    Without ``older`` that one is left alone.
 
     Raises
     ------
@@ -92,21 +94,23 @@ def load_checkpoint(path, *, device="cpu") -> Checkpoint:
     ValueError : no whole checkpoint: truncated, altered, foreign, or of a newer schema
     """
     path = Path(path)
-    older = previous(path)
-    if not path.exists() and not older.exists():
+    if not older:
+        return _load(path, device)
+    before = previous(path)
+    if not path.exists() and not before.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         if not path.exists():
             raise ValueError(f"{path} is missing")
         return _load(path, device)
     except ValueError as error:
-        if not older.exists():
+        if not before.exists():
             raise
         try:
-            checkpoint = _load(older, device)
+            checkpoint = _load(before, device)
         except ValueError:
             raise error from None
-        warnings.warn(f"{error}; using the one before, {older}", stacklevel=2)
+        warnings.warn(f"{error}; using the one before, {before}", stacklevel=2)
         return checkpoint
 
 

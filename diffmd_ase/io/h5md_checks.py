@@ -49,7 +49,7 @@ def _strange(path: Path, what: str) -> ValueError:
 
 
 def check_layout(file: h5py.File, path: Path) -> list[str]:
-    """Names of the further columns of the trajectory at ``path``, whose datasets fit together.
+    """Names of the further columns of the ``file`` at ``path``, whose datasets fit together.
 
     Raises ``ValueError``, with what was found, where shapes or kinds of numbers are others than
     those that `h5md.create_file` gives them, or do not fit into memory.

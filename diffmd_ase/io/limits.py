@@ -57,7 +57,7 @@ def check_memory(need: float, what: str, remedy: str) -> None:
 
 
 def check_declared(declared: float, stored: int, what: str) -> None:
-    """``ValueError`` where ``what`` declares far more bytes than so many ``stored`` can hold."""
+    """``ValueError`` where ``what`` has ``declared`` far more bytes than are ``stored``."""
     if declared > _LARGE and declared > _DENSEST * stored:
         raise ValueError(
             f"{what} declares {declared / 1e9:.3g} GB and holds {stored / 1e6:.3g} MB, which no "

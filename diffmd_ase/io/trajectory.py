@@ -270,7 +270,10 @@ class Trajectory:
             file[f"{h5md.ROOT}/species"][:n_atoms], file[f"{h5md.ROOT}/mass"][:n_atoms], cell, pbc
         )
         carried = file["diffmd_ase"].get("carried")
-        self.system = with_carried(system, None if carried is None else carried.asstr()[()])
+        try:
+            self.system = with_carried(system, None if carried is None else carried.asstr()[()])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from error
         # a kill can leave other columns longer than the steps, never shorter
         self.steps = steps[:]
         frames = len(self.steps)

@@ -95,7 +95,7 @@ class TrainingState:
                 n, key = name.split(".")
                 state.setdefault(int(n), {})[key] = value
             optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise _unfit(path, error) from error
         return cls(**facts.model_dump(exclude={"expert"}), best=below(tensors, "best."))
 
@@ -143,7 +143,7 @@ def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
     try:
         network = build(config, best)
         network.load_state_dict(best)
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise _unfit(path, error) from error
     card = ExpertCard(
         name=expert.name,
