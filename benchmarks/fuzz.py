@@ -16,6 +16,7 @@ words of a library, a hang, a growth beyond 1 GB, a crash, or code of a file tha
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from fuzzing import kinds, words
+from fuzzing import kinds, trajectories, words
 from fuzzing.attempt import Attempt, attempt
 from fuzzing.materials import Materials, make
 
@@ -35,8 +36,8 @@ KINDS = {
     "safetensors": kinds.safetensors,
     "checkpoint": kinds.checkpoint,
     "training": kinds.training,
-    "h5": kinds.h5,
-    "h5-bytes": kinds.h5_bytes,
+    "h5": trajectories.h5,
+    "h5-bytes": trajectories.h5_bytes,
     "npz": kinds.npz,
     "extxyz": kinds.extxyz,
     "ase": kinds.ase,
@@ -94,36 +95,48 @@ def main() -> int:
     """Exit code 1 where there is a fault."""
     options = _options()
     chosen = options.only.split(",") if options.only else list(KINDS)
-    counts: Counter = Counter()
-    spent: Counter = Counter()
-    worst = {"seconds": 0.0, "growth": 0.0}
-    programs: list[bool] = []
+    records = _before(options.log)
+    done = {record["number"] for record in records}
+    numbers = range(options.calls) if options.call is None else [options.call]
     with tempfile.TemporaryDirectory() as home:
         base = Path(home) / "sound"
         base.mkdir()
         materials = make(base)
         warm_up()
-        last = options.first + options.calls
-        for n in [options.call] if options.call is not None else range(options.first, last):
-            kind, folder = chosen[n % len(chosen)], Path(home) / f"call-{n}"
-            call, told = case(kind, n, options.seed, folder, materials)
-            done, verdict = judged(call, folder)
-            counts[kind, verdict] += 1
-            spent[kind] += done.seconds
-            worst = {k: max(v, getattr(done, k)) for k, v in worst.items()}
-            if verdict in FAULTS or verdict in options.show.split(",") or options.call is not None:
-                short = " ".join(call).replace(str(base), "SOUND")[:160]
-                print(f"{n} {verdict}: {kind}: {told!r}\n    {short}", flush=True)
-                print(f"    {done.seconds:.1f} s, {done.growth / 1e6:.0f} MB, {_last(done)}")
-            if n % _SAMPLE == 0 and verdict not in ("at work", "hang", "memory"):
-                again, _ = case(kind, n, options.seed, folder.with_suffix(".again"), materials)
-                programs.append(as_program(again, folder.with_suffix(".again")))
-            if options.keep:
-                shutil.copytree(folder, options.keep, dirs_exist_ok=True, symlinks=True)
-            shutil.rmtree(folder)
-    _print(counts, worst, programs, chosen)
-    print(dict(spent))
-    return int(any(counts[key] for key in counts if key[1] in FAULTS) or not all(programs))
+        try:
+            for n in (n for n in numbers if n not in done):
+                kind, folder = chosen[n % len(chosen)], Path(home) / f"call-{n}"
+                call, told = case(kind, n, options.seed, folder, materials)
+                attempt, verdict = judged(call, folder)
+                record = {"number": n, "kind": kind, "verdict": verdict}
+                record |= {"seconds": attempt.seconds, "growth": attempt.growth}
+                shown = verdict in FAULTS or verdict in options.show.split(",")
+                if shown or options.call is not None:
+                    short = " ".join(call).replace(str(base), "SOUND")[:160]
+                    print(f"{n} {verdict}: {kind}: {told!r}\n    {short}", flush=True)
+                    took = f"{attempt.seconds:.1f} s, {attempt.growth / 1e6:.0f} MB"
+                    print(f"    {took}, {_last(attempt)}")
+                if n % _SAMPLE == 0 and verdict not in ("at work", "hang", "memory"):
+                    again = folder.with_suffix(".again")
+                    call, _ = case(kind, n, options.seed, again, materials)
+                    record["program"] = as_program(call, again)
+                if options.keep:
+                    shutil.copytree(folder, options.keep, dirs_exist_ok=True, symlinks=True)
+                shutil.rmtree(folder)
+                records.append(record)
+                if options.log:
+                    with options.log.open("a") as log:
+                        log.write(json.dumps(record) + "\n")
+        except KeyboardInterrupt:
+            print("interrupted: the same --log goes on")
+    return _table(records)
+
+
+def _before(log: Path | None) -> list[dict]:
+    """What an earlier run with this log has done."""
+    if log is None or not log.exists():
+        return []
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def warm_up() -> None:
@@ -143,23 +156,29 @@ def _last(done: Attempt) -> str:
     return (done.error or lines[-1])[:300]
 
 
-def _print(counts: Counter, worst: dict, programs: list[bool], chosen: list[str]) -> None:
+def _table(records: list[dict]) -> int:
+    counts = Counter((r["kind"], r["verdict"]) for r in records)
     print("\n| kind | calls | " + " | ".join(VERDICTS) + " |")
     print("|---" * (len(VERDICTS) + 2) + "|")
-    for kind in [*chosen, "all"]:
+    for kind in [*dict.fromkeys(r["kind"] for r in records), "all"]:
         row = [
             sum(n for (k, v), n in counts.items() if kind in (k, "all") and v == verdict)
             for verdict in VERDICTS
         ]
         print(f"| {kind} | {sum(row)} | " + " | ".join(map(str, row)) + " |")
-    print(f"\nlongest {worst['seconds']:.1f} s, largest growth {worst['growth'] / 1e6:.0f} MB")
+    ended = [r for r in records if r["verdict"] not in ("at work", "hang")]
+    longest = max((r["seconds"] for r in ended), default=0.0)
+    growth = max((r["growth"] for r in records), default=0)
+    programs = [r["program"] for r in records if "program" in r]
+    print(f"\nlongest {longest:.1f} s of CPU, largest growth {growth / 1e6:.0f} MB")
     print(f"as programs of their own: {sum(programs)} of {len(programs)} end in words")
+    return int(any(r["verdict"] in FAULTS for r in records) or not all(programs))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0, help="call, to go on from")
+    parser.add_argument("--log", type=Path, help="of calls that are done: goes on from there")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--call", type=int, help="this one only")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+STEPS = "--steps 4 --every 2 --walkers 2"  # of a short run
 ODD: list[Any] = [
     None,
     True,
