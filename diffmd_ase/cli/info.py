@@ -23,7 +23,7 @@ _Verify = Annotated[
 
 
 def info(model: Model, verify: _Verify = False, as_json: AsJson = False) -> None:
-    """What a model file holds (--json: its whole card); --verify: whether a file is sound."""
+    """What a model file holds (--json: its whole card); ``verify``: is the file sound?"""
     if verify:
         _tell_whether_sound(model, as_json)
         return

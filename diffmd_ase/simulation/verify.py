@@ -27,11 +27,11 @@ _BLOCK = 1 << 24  # numbers read at a time
 
 
 class Part(NamedTuple):
-    """One file, or part of one: whether it is sound (None: nobody can tell), and in words."""
+    """One file of what was asked for."""
 
-    name: str
-    good: bool | None
-    text: str
+    name: str  # of the file
+    good: bool | None  # it is sound; None: nobody can tell
+    text: str  # the same in words
 
 
 def verify_file(path: str | Path) -> list[Part]:
