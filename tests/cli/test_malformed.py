@@ -2,9 +2,7 @@
 
 import copy
 import io
-import json
 import os
-import shutil
 import zipfile
 
 import h5py
@@ -266,31 +264,6 @@ def test_checkpoints_with_right_digests(diffmd, refused, start, tmp_path):
     }.items():
         spoil(tensors | {name: value.contiguous()}, header)
     spoil({"forces": tensors["forces"]}, header)
-
-
-def test_trainings_with_right_digests(diffmd, refused, folder, tmp_path):
-    words = ["train", folder / "data.npz", "-o", "o.safetensors", "--directory", "t", "--steps", 4]
-    words += ["--batch-size", 16, "--width", 4, "--processes", 1, "--no-progress"]
-    assert diffmd(*words)[0] == 0
-    path = tmp_path / "t/fine.safetensors"
-    tensors, header = load_tensors(path, "progress")
-    del header["sha256"]
-    name = next(n for n in tensors if n.startswith("network.") and n.endswith("weight"))
-    for bad, facts in [
-        (tensors | {name: torch.zeros(3)}, header),
-        ({n: t for n, t in tensors.items() if n != name}, header),
-        (tensors | {"adam.x.y": torch.zeros(1)}, header),
-        (tensors, header | {"step": "many"}),
-        (tensors, header | {"history": 3}),
-    ]:
-        save_tensors(path, bad, "progress", facts)
-        refused("fine.safetensors", *words)
-    save_tensors(path, tensors, "progress", header)
-    for text in ("", "[]", "[" * 100_000, '{"data": 1}', json.dumps({"seed": {}})):
-        shutil.copy(tmp_path / "t/job.json", tmp_path / "kept")
-        (tmp_path / "t/job.json").write_text(text)
-        refused("t", *words)
-        shutil.copy(tmp_path / "kept", tmp_path / "t/job.json")
 
 
 def test_weights_with_right_digests(refused, model, tmp_path):

@@ -10,11 +10,14 @@ from typer.testing import CliRunner
 
 from diffmd_ase.cli.main import app
 from diffmd_ase.io.run_info import RunInfo
+from diffmd_ase.io.tensors import load_tensors, save_tensors
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.score.job import read_job, write_job
 from diffmd_ase.score.settings import TrainConfig
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import train
+from diffmd_ase.score.training_state import load_best
 from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.simulation.verify import verify_file
@@ -59,6 +62,35 @@ def test_sound_and_not(sound, tmp_path, name):
         good += all(part.good is True for part in verify_file(whole))
         content[place] ^= 16
     assert good <= (6 if path.suffix in (".h5", ".npz") else 0)  # of headers that nobody reads
+
+
+def test_trainings_with_right_digests(sound, tmp_path):
+    """Their JSON and tensors may still be anything: refused before a step is taken."""
+    shutil.copytree(sound / "training", tmp_path / "t")
+    path = tmp_path / "t/fine.safetensors"
+    sets, job = read_job(tmp_path / "t")
+    tensors, header = load_tensors(path, "progress")
+    del header["sha256"]
+    name = next(n for n in tensors if n.startswith("network.") and n.endswith("weight"))
+    (expert,) = [e for e in job.experts if e.name == "fine"]
+    for bad, facts in [
+        (tensors | {name: torch.zeros(3)}, header),
+        ({n: t for n, t in tensors.items() if n != name}, header),
+        (tensors | {"adam.x.y": torch.zeros(1)}, header),
+        (tensors, header | {"step": "many"}),
+        (tensors, header | {"history": 3}),
+    ]:
+        save_tensors(path, bad, "progress", facts)
+        with pytest.raises(ValueError, match="fine.safetensors"):
+            job.fit(expert, sets, tmp_path / "t", lambda *told: None)
+    bests = {n: t for n, t in tensors.items() if n != "best.prior.unit"}
+    save_tensors(path, bests, "progress", header)
+    with pytest.raises(ValueError, match="fine.safetensors does not fit"):
+        load_best(tmp_path / "t", expert)
+    for text in ("", "[]", "[" * 100_000, '{"data": 1}', '{"seed": {}}'):
+        (tmp_path / "t/job.json").write_text(text)
+        with pytest.raises(ValueError, match="job.json|another data"):
+            write_job(tmp_path / "t", sets, job)
 
 
 def test_shipped_models_of_all_schemas():
