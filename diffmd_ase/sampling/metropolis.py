@@ -161,6 +161,14 @@ class Metropolis(TargetKernel):
         """`EulerMaruyama.kicks` of ``steps``, ``like``, ``noise`` and ``walkers``."""
         return self.proposal.kicks(steps, like, noise=noise, walkers=walkers)
 
+    def kick_of(self, xi: Tensor) -> Tensor:
+        """`EulerMaruyama.kick_of` noise ``xi``."""
+        return self.proposal.kick_of(xi)
+
+    def noise_of(self, forces: Tensor) -> Tensor:
+        """`EulerMaruyama.noise_of` drift ``forces``."""
+        return self.proposal.noise_of(forces)
+
     def propose_from(self, x: Tensor, forces: Tensor, kick: Tensor) -> Tensor:
         """`EulerMaruyama.propose_from` of x, drift ``forces`` and ``kick``."""
         return self.proposal.propose_from(x, forces, kick)
