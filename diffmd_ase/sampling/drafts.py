@@ -177,6 +177,8 @@ class Linear(Draft):
         if extra is None:
             return
         for n, forces in zip(self._asked, extra.chunk(len(self._asked)), strict=True):
+            if n >= len(points.x):  # the window was cut there
+                break
             found = self._jacobian(points.x[n], points.forces[n], forces)
             if torch.isfinite(found.of_step).all():
                 self._jacobians[window.state.step + n] = found
