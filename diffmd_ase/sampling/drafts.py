@@ -24,17 +24,17 @@ class Draft(ABC):
 
     @abstractmethod
     def scan(self, window: Window, begin: int = 0) -> Points:
-        """The proposals of a ``window``, with what is believed of them; no evaluation of the target.
+        """The proposals of a ``window``, with what is believed of them; evaluates no target.
 
         Those before ``begin`` are as they were in the last scan. Sets ``window.taken``.
         """
 
     def asks(self, window: Window, x: Tensor) -> Tensor | None:
-        """Structures (K, *batch, N, 3) to evaluate besides the proposals x of ``window``, or None."""
+        """Structures (K, *batch, N, 3) to evaluate besides proposals x of ``window``, or None."""
         return None
 
     def learn(self, window: Window, points: Points, extra: Tensor | None) -> None:  # noqa: B027
-        """The proposals of ``window`` are ``points``; ``extra`` has the forces that it asked for."""
+        """The proposals of ``window`` are ``points``; ``extra``: the forces that it asked for."""
 
     def drop(self, count: int) -> None:  # noqa: B027
         """The first ``count`` steps are final."""
@@ -74,9 +74,7 @@ class Linear(Draft):
     clamp : J symmetric with eigenvalues at most 0, so that no direction runs away
     """
 
-    def __init__(
-        self, kernel: OneProposal, state: State, *, block: int = 16, clamp: bool = False
-    ):
+    def __init__(self, kernel: OneProposal, state: State, *, block: int = 16, clamp: bool = False):
         self._kernel, self._block, self._clamp = kernel, block, clamp
         h = step_sizes(kernel, state.x)
         self._moving = torch.nonzero(h > 0)[:, 0]
@@ -168,7 +166,8 @@ class Linear(Draft):
         if step % self._block:
             return False
         known = self._jacobians.get(step)
-        return known is None or float((x - known.x).abs().max()) > _STALE * self._sigma
+        stale = 0.0 if self._block == 1 else _STALE * self._sigma
+        return known is None or float((x - known.x).abs().max()) > stale
 
     def learn(self, window, points, extra):
         self._references, self._last = points, points.each(lambda part: part[-1:])

@@ -64,6 +64,10 @@ class Info(NamedTuple):
     drift_evaluations: int | Tensor = 1  # structures evaluated for each walker
     target_evaluations: int | Tensor = 0  # likewise
 
+    def of(self, step: int) -> Info:
+        """That of one ``step``, by its place, of several whose tensors have them in front."""
+        return self._make(p[step] if isinstance(p, Tensor) else p for p in self)
+
 
 class Kernel(ABC):
     """``init(x) -> State`` and ``step(state, noise) -> (State, Info)``.

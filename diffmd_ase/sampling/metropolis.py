@@ -186,7 +186,7 @@ class Metropolis(TargetKernel):
     def decide_from(
         self, old: State, new: State, log_u: Tensor, *, log_q: Tensor | None = None
     ) -> Info:
-        """The choice between the states ``old`` at x and ``new`` at y, accepted if ``log_u ≤ log α``.
+        """The choice between states ``old`` at x and ``new`` at y, accepted if ``log_u ≤ log α``.
 
         Nothing is evaluated. ``log_q`` is that of several steps; None: of one from x to y.
         """

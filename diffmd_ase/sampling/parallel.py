@@ -58,7 +58,7 @@ _ROUNDED = 1e-8  # errors of forces, in noises of a step, that only float32 make
 class Count:
     """What a parallel run has done so far; it goes on counting while the run is iterated."""
 
-    steps: int = 0
+    steps: int = 0  # made
     rounds: int = 0  # batches evaluated one after the other
     evaluations: int = 0  # structures, of proposals
     hessian_evaluations: int = 0  # structures, displaced for Jacobians
@@ -111,7 +111,7 @@ def run_parallel(
     steps = iterate_parallel(
         kernel, x, n_steps, noise=noise, window=window, method=method, count=count
     )
-    return collected(kernel, x, steps, count)
+    return collected(check_parallel(kernel), x, steps, count)
 
 
 def iterate_parallel(
@@ -151,25 +151,25 @@ def iterate_parallel(
     ValueError : ``n_steps`` negative, ``window`` or ``block`` below 1, another method
     DivergedError : as `run`, at the first step that is not final
     """
-    check_parallel(kernel)
+    step = check_parallel(kernel)
     if n_steps < 0 or window < 1 or block < 1 or method not in _METHODS:
         raise ValueError(
             f"{n_steps=} must be >= 0, {window=} and {block=} >= 1, {method=} one of {_METHODS}"
         )
     count = Count() if count is None else count
-    state = x if isinstance(x, State) else kernel.init(x)
-    within = resolution(kernel, state) if tolerance is None else tolerance
+    state = x if isinstance(x, State) else step.init(x)
+    within = resolution(step, state) if tolerance is None else tolerance
     taken = block if method == "newton" else 0
 
     def rounds(at: State) -> Rounds:
-        draft = Linear(kernel, at, block=taken)
-        return Newton(Window(kernel, at, noise), draft, window, count, tolerance=within)
+        draft = Linear(step, at, block=taken)
+        return Newton(Window(step, at, noise), draft, window, count, tolerance=within)
 
-    return followed(kernel, state, n_steps, noise, rounds, count)
+    return followed(step, state, n_steps, noise, rounds, count)
 
 
-def check_parallel(kernel: Kernel) -> None:
-    """Raise ``TypeError``, with the reason, for a ``kernel`` that cannot run parallel in time."""
+def check_parallel(kernel: Kernel) -> OneProposal:
+    """``kernel``, if it can run parallel in time; else a ``TypeError`` with the reason."""
     name = type(kernel).__name__
     if not isinstance(kernel, EulerMaruyama | Metropolis):
         raise TypeError(
@@ -181,6 +181,7 @@ def check_parallel(kernel: Kernel) -> None:
             f"{name} with n_steps={kernel.n_steps} cannot run parallel in time: its proposal has "
             "steps that are evaluated one after the other; use n_steps=1"
         )
+    return kernel
 
 
 def resolution(kernel: OneProposal, state: State) -> float:
@@ -351,7 +352,7 @@ def followed(
             state, info = advance(kernel, state, noise)
             current, count.sequential, count.steps = None, count.sequential + 1, count.steps + 1
             yield state, info
-        for place, (state, info) in enumerate(made, 1):  # noqa: B020
+        for place, (state, info) in enumerate(made, 1):
             count.steps += 1
             if learns and kernel.potential.update(state.x, state.step):
                 state = kernel.refresh(state)

@@ -9,9 +9,10 @@ reflection: with ξ the noise of the draft, and e = δ/|δ|,
 
 ζ is N(0, 1) whatever δ is, so that the chain has the law of the kernel to the last digit: there is
 no tolerance. In the first case y = ỹ and later drafts stay; in the second they are lost. Its
-probability, erf(|δ|/√8), is the least that any coupling has (De Bortoli et al., arXiv 2501.05370, of
-diffusion models; Bou-Rabee, Eberle & Zimmer, Ann. Appl. Probab. 30, 1209 (2020), of the coupling).
-A step of Metropolis is drafted with its choice, and ends the window where the choice is another.
+probability, erf(|δ|/√8), is the least that any coupling has (De Bortoli et al., arXiv 2501.05370,
+of diffusion models; Bou-Rabee, Eberle & Zimmer, Ann. Appl. Probab. 30, 1209 (2020), of the
+coupling). A step of Metropolis is drafted with its choice, and ends the window where the choice is
+another.
 
 Why a draft may know evaluations of steps up to its own, and no later ones: ζ is normal only if ξ is
 independent of δ. The state that step n starts from is made of ξ_0 … ξ_{n-1}, evaluations at earlier
@@ -37,7 +38,7 @@ from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
 from .drafts import Draft, Linear, Surrogate
-from .kernels import Info, Kernel
+from .kernels import Info
 from .parallel import (
     Count,
     ParallelReport,
@@ -46,7 +47,7 @@ from .parallel import (
     collected,
     followed,
 )
-from .window import OneProposal, Points, Window
+from .window import OneProposal, Window
 
 __all__ = ["Speculative", "couple"]
 
@@ -88,7 +89,7 @@ class Speculative:
     ValueError : a draft of another system, with memory, or without the energy that decides
     """
 
-    kernel: Kernel
+    kernel: OneProposal
     draft: Potential | None = None
 
     def __post_init__(self):

@@ -176,12 +176,12 @@ class Window:
             energy = None if states.energy is None else states.energy[n]
             step = self.state.step + n + 1
             state = State(states.x[n], energy, states.forces[n], step, states.walkers)
-            steps.append((state, Info(*(p[n] if isinstance(p, Tensor) else p for p in info))))
+            steps.append((state, info.of(n)))
         return steps
 
 
 def chosen(parts: Tensor, index: Tensor) -> Tensor:
-    """``parts[index]`` along the first axis: ``index`` (W,), or (W, *batch), each walker its own."""
+    """``parts[index]`` along the first axis; ``index`` (W,), or (W, *batch), of each walker."""
     if index.ndim == 1:
         return parts[index]
     wide = index.reshape(*index.shape, *(1,) * (parts.ndim - index.ndim))

@@ -101,7 +101,7 @@ KERNELS = {
 
 
 class Knowing(Draft):
-    """What no draft may be: its mean has a fifth of the kick that is to come."""
+    """What no draft may be: its mean lacks a fifth of the kick that is to come."""
 
     def scan(self, window, begin=0):
         now, points = window.state, []
@@ -110,7 +110,7 @@ class Knowing(Draft):
             value = WELL(y)
             forces = value.forces
             if n + 1 < len(window):  # the force whose drift is that
-                forces = forces + 0.2 * (0.7 / H) * window.kicks[n + 1]
+                forces = forces - 0.2 * (0.7 / H) * window.kicks[n + 1]
             now = State(y, value.energy, forces)
             points.append(now)
         parts = (torch.stack([getattr(p, n) for p in points]) for n in ("x", "energy", "forces"))
