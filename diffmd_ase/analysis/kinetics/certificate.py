@@ -13,7 +13,7 @@ bound over a whole run certifies nothing, since it grows with the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +29,13 @@ from ...sampling.metropolis import Metropolis
 from ...sampling.run import advance
 from ...state import State
 from ..statistics import Estimate, mean_estimate
-from .equilibrium import Equilibrium, compare_energies
+from .equilibrium import Equilibrium, Shift, compare_energies
 from .path_error import PathErrors, StepErrors, lipschitz, path_errors, step_errors
 
 __all__ = ["Certificate", "certify", "certify_frames"]
 
 _SETTLING = 5  # 1/5 of an accepted chain is left out at first
-_STRUCTURES = 256  # that a Lipschitz constant is measured on, at most
+_STRUCTURES = 64  # that a Lipschitz constant is measured on, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class Certificate:
     path: PathErrors | None  # averages of one step
     equilibrium: Equilibrium | None  # against the reference's, from energies
     log_alpha: Estimate | None  # -⟨log α⟩ of all proposals: KL of a step from its reverse, nats
+    samples: np.ndarray | None = None  # (T, W, N, 3) Å, those of the equilibrium part
 
     @property
     def score_kl(self) -> Estimate | None:
@@ -142,6 +143,16 @@ class Certificate:
         eta = _of_roots(self._path.score, self._path.discretisation).value / self._path.h
         return 2 * math.sqrt(eta / gap) + (sup * eta / gap if math.isfinite(sup) else 0.0)
 
+    def average(self, values: Callable[[np.ndarray], np.ndarray]) -> Shift:
+        """What the model's error does to the average of an observable: `Equilibrium.shift`.
+
+        ``values`` of positions (T, W, N, 3) in Å gives (T, W). Raises ``ValueError`` without an
+        equilibrium part.
+        """
+        if self.equilibrium is None or self.samples is None:
+            raise ValueError("no equilibrium part: the model or the reference has no energy")
+        return self.equilibrium.shift(values(self.samples))
+
     @property
     def _path(self) -> PathErrors:
         if self.path is None:
@@ -206,8 +217,8 @@ def certify(
         chain, noise = Metropolis(kernel), noise.child("corrected")
     if not true.conservative:
         raise ValueError("the reference has no energy, and of this kernel nothing else is compared")
-    equilibrium, log_alpha = _accepted(chain, x, true, n_steps, every, noise)
-    return Certificate(n_steps, path, equilibrium, log_alpha)
+    samples, log_ratios = _accepted(chain, x, n_steps, every, noise)
+    return _certificate(n_steps, path, chain, true, samples, log_ratios)
 
 
 def certify_frames(
@@ -246,15 +257,15 @@ def certify_frames(
     if not (kernel.potential.conservative and true.conservative):
         return Certificate(n_steps, path, None, None)
     chain, noise = Metropolis(kernel), noise.child("corrected")
-    energies, log_ratios = [], []
+    samples, log_ratios = [], []
     for frame in x:
         state = chain.init(frame)
         for _ in range(1 if accepted else settle):
             new, info = advance(chain, state, noise)
             log_ratios.append(info.log_ratio)
             state = state if accepted else new
-        energies.append(_energies(state, true))
-    return Certificate(n_steps, path, _compared(energies, chain), _irreversibility(log_ratios))
+        samples.append(state)
+    return _certificate(n_steps, path, chain, true, samples, log_ratios)
 
 
 def _checked(kernel: Kernel, reference: Source) -> Potential:
@@ -311,31 +322,47 @@ def _averaged(
 
 
 def _accepted(
-    chain: Kernel, x: Tensor, true: Potential, n_steps: int, every: int, noise: Noise
-) -> tuple[Equilibrium, Estimate | None]:
-    """The equilibrium part of an exact ``chain`` from x, and -⟨log α⟩ of its proposals."""
-    state, energies, log_ratios = chain.init(x), [], []
+    chain: Kernel, x: Tensor, n_steps: int, every: int, noise: Noise
+) -> tuple[list[State], list[Tensor | None]]:
+    """Every ``every``-th state of an exact ``chain`` from x, once settled, and log α on the way."""
+    state, samples, log_ratios = chain.init(x), [], []
     for n in range(n_steps):
         state, info = advance(chain, state, noise)
         if n < n_steps // _SETTLING:
             continue
-        if info.log_ratio is not None:
-            log_ratios.append(info.log_ratio)
+        log_ratios.append(info.log_ratio)
         if (n + 1) % every == 0 or n + 1 == n_steps:
-            energies.append(_energies(state, true))
-    return _compared(energies, chain), _irreversibility(log_ratios)
+            samples.append(state)
+    return samples, log_ratios
 
 
-def _energies(state: State, true: Potential) -> tuple[np.ndarray, np.ndarray]:
-    """E and U of a state, each (W,) in eV."""
-    pair = state.energy, evaluate(true.terms, state.x).energy
-    model, reference = (np.atleast_1d(e.detach().cpu().double().numpy()) for e in pair)
-    return model, reference
+def _certificate(
+    n_steps: int,
+    path: PathErrors | None,
+    chain: Kernel,
+    true: Potential,
+    samples: list[State],
+    log_ratios: list[Tensor | None],
+) -> Certificate:
+    """With the equilibrium part of ``samples`` of an exact ``chain``."""
+    model = _series([state.energy for state in samples])
+    reference = _series([evaluate(true.terms, state.x).energy for state in samples])
+    kT = float(chain.kT)
+    x = np.array([state.x.cpu().numpy() for state in samples])
+    return Certificate(
+        n_steps,
+        path,
+        compare_energies(model / kT, reference / kT),
+        _irreversibility([ratio for ratio in log_ratios if ratio is not None]),
+        x.reshape(*model.shape, *x.shape[-2:]),
+    )
 
 
-def _compared(energies: list[tuple[np.ndarray, np.ndarray]], chain: Kernel) -> Equilibrium:
-    model, reference = (np.array(part) / float(chain.kT) for part in zip(*energies, strict=True))
-    return compare_energies(model, reference)
+def _series(values: list[Tensor | None]) -> np.ndarray:
+    """(T, W) of numbers of each state, one or (W,)."""
+    return np.array(
+        [v.detach().cpu().double().reshape(-1).numpy() for v in values if v is not None]
+    )
 
 
 def _irreversibility(log_ratios: list[Tensor]) -> Estimate | None:

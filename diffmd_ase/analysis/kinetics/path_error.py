@@ -19,6 +19,7 @@ evaluation of the reference. With a Lipschitz constant L of M^½ s M^-½ in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,15 @@ from ...potentials.curvature import measured_stiffness
 from ...sampling.euler import EulerMaruyama
 from ..statistics import Estimate, mean_estimate
 
-__all__ = ["PathErrors", "StepErrors", "clock", "lipschitz", "path_errors", "step_errors"]
+__all__ = [
+    "PathErrors",
+    "StepErrors",
+    "clock",
+    "errors_by_step",
+    "lipschitz",
+    "path_errors",
+    "step_errors",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,3 +141,36 @@ def lipschitz(kernel: EulerMaruyama, reference: Potential, x: Tensor) -> float:
 def clock(kernel: EulerMaruyama) -> float:
     """h of a step in Å²; of atoms with their own, the largest, as the files of a run say it."""
     return float(torch.as_tensor(kernel.h, dtype=torch.float64).max())
+
+
+def errors_by_step(
+    kernel: EulerMaruyama,
+    x: Tensor,
+    reference: Potential,
+    *,
+    noise: Noise,
+    factors: Sequence[float] = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0),
+) -> dict[str, list[Estimate] | list[float]]:
+    """Score and discretisation error per Å² of D·t for several steps, at the same structures.
+
+    Parameters
+    ----------
+    x : (B, N, 3) in Å, of the chain of ``kernel``; where the chain of another step is, elsewhere by
+        the bias of its step, is not asked
+    reference : whose forces are the true ones
+    factors : times the step of the kernel
+
+    Returns
+    -------
+    ``h`` in Å², ``score`` and ``discretisation`` in nats per Å²
+    """
+    forces = evaluate(kernel.potential.terms, x).forces
+    rows: dict[str, list] = {"h": [], "score": [], "discretisation": []}
+    for number, factor in enumerate(factors):
+        scaled = kernel.scaled(factor)
+        found = step_errors(scaled, x, forces, reference, step=number, walkers=None, noise=noise)
+        h = clock(scaled)
+        rows["h"].append(h)
+        for name, values in (("score", found.score), ("discretisation", found.discretisation)):
+            rows[name].append(mean_estimate(values.detach().cpu().numpy()[None] / h))
+    return rows
