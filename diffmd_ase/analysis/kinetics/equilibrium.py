@@ -119,7 +119,8 @@ def compare_energies(model: np.ndarray, reference: np.ndarray) -> Equilibrium:
     log_mean = shift + float(np.log(np.exp(logs - shift).mean()))
     w = np.exp(logs - log_mean)
     chi2 = float((w**2).mean()) - 1.0
-    g = max(statistical_inefficiency(w), statistical_inefficiency(delta))
+    # energies that differ by a constant leave every sample its full weight
+    g = max(map(statistical_inefficiency, (w, delta))) if np.ptp(delta) > 1e-9 else 1.0
     independent = delta.size / (1.0 + chi2) / min(g, len(delta))
     overlap = independent >= min(_FEWEST, delta.size)
     error = mean_estimate(w**2 - 2.0 * (chi2 + 1.0) * w)
