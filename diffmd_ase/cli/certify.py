@@ -111,12 +111,8 @@ def _written(output: Path, result: dict, run: Recreated, true, seed: int) -> Non
         :: max(1, run.frames[..., 0, 0].numel() // 256)
     ]
     rows = errors_by_step(run.kernel, x, true, noise=Noise(seed).child("corrected"))
-    result["by_step"] = {
-        "h_A2": rows["h"],
-        "score": [e.to_dict() for e in rows["score"]],
-        "discretisation": [e.to_dict() for e in rows["discretisation"]],
-    }
+    result["by_step"] = rows.to_dict()
     with replacing(output) as part:
         part.write_text(to_json(result) + "\n")
-    figure = error_figure(rows["h"], rows["score"], rows["discretisation"])
+    figure = error_figure(rows)
     figure.savefig(output.with_suffix(".png"), dpi=150)

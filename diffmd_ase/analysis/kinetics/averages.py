@@ -20,8 +20,9 @@ def shifts_of_molecule(certificate: Certificate, system: System) -> dict[str, di
 
     Bonds, cosines of angles, cosines and sines of all torsions about bonds that
     turn, of the samples of ``certificate``; Å and 1.
+    Raises ``ValueError`` where it has none.
     """
-    if certificate.samples is None:
+    if certificate.samples is None or certificate.equilibrium is None:
         raise ValueError("no equilibrium part: the model or the reference has no energy")
     x = certificate.samples
     flat = x.reshape(-1, *x.shape[-2:])
@@ -37,7 +38,7 @@ def shifts_of_molecule(certificate: Certificate, system: System) -> dict[str, di
         columns[f"sin torsion {_atoms(row)}"] = np.sin(phi)
     result = {}
     for name, values in columns.items():
-        shift = certificate.average(lambda _, values=values: values)
+        shift = certificate.equilibrium.shift(values)
         result[name] = {
             "model": shift.model.to_dict(),
             "difference": shift.difference.to_dict(),

@@ -32,6 +32,7 @@ from ...sampling.euler import EulerMaruyama
 from ..statistics import Estimate, mean_estimate
 
 __all__ = [
+    "ErrorsByStep",
     "PathErrors",
     "StepErrors",
     "clock",
@@ -75,6 +76,20 @@ class PathErrors:
     def rate(self) -> Estimate:
         """r = score/h in nats per Å² of D·t, ¼E|ŝ - s|² whatever the step."""
         return Estimate(self.score.value / self.h, self.score.error / self.h, self.score[2])
+
+
+@dataclass(frozen=True)
+class ErrorsByStep:
+    """Errors at several steps, in nats per Å² of D·t."""
+
+    h: list[float]  # Å²
+    score: list[Estimate]  # the same at each step
+    discretisation: list[Estimate]  # of the step alone
+
+    def to_dict(self) -> dict:
+        """Numbers by name, as JSON holds them."""
+        rows = {"score": self.score, "discretisation": self.discretisation}
+        return {"h_A2": self.h} | {n: [e.to_dict() for e in row] for n, row in rows.items()}
 
 
 def step_errors(
@@ -121,7 +136,9 @@ def path_errors(
     """
     series = (errors.score, errors.discretisation, errors.together, errors.drift)
     estimates = [mean_estimate(s.detach().cpu().double().numpy()) for s in series]
-    return PathErrors(*estimates, clock(kernel), kernel.freedom(n_atoms), stiffness)
+    score, discretisation, together, drift = estimates
+    freedom = kernel.freedom(n_atoms)
+    return PathErrors(score, discretisation, together, drift, clock(kernel), freedom, stiffness)
 
 
 def lipschitz(kernel: EulerMaruyama, reference: Potential, x: Tensor) -> float:
@@ -150,7 +167,7 @@ def errors_by_step(
     *,
     noise: Noise,
     factors: Sequence[float] = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0),
-) -> dict[str, list[Estimate] | list[float]]:
+) -> ErrorsByStep:
     """Score and discretisation error per Å² of D·t for several steps, at the same structures.
 
     Parameters
@@ -159,18 +176,14 @@ def errors_by_step(
         the bias of its step, is not asked
     reference : whose forces are the true ones
     factors : times the step of the kernel
-
-    Returns
-    -------
-    ``h`` in Å², ``score`` and ``discretisation`` in nats per Å²
     """
     forces = evaluate(kernel.potential.terms, x).forces
-    rows: dict[str, list] = {"h": [], "score": [], "discretisation": []}
+    rows: tuple[list[float], list[Estimate], list[Estimate]] = ([], [], [])
     for number, factor in enumerate(factors):
         scaled = kernel.scaled(factor)
         found = step_errors(scaled, x, forces, reference, step=number, walkers=None, noise=noise)
         h = clock(scaled)
-        rows["h"].append(h)
-        for name, values in (("score", found.score), ("discretisation", found.discretisation)):
-            rows[name].append(mean_estimate(values.detach().cpu().numpy()[None] / h))
-    return rows
+        rows[0].append(h)
+        for row, values in zip(rows[1:], (found.score, found.discretisation), strict=True):
+            row.append(mean_estimate(values.detach().cpu().numpy()[None] / h))
+    return ErrorsByStep(*rows)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..statistics import Estimate
+from .path_error import ErrorsByStep
 from .refinement import Convergence
 
 __all__ = ["convergence_figure", "error_figure"]
 
 
-def error_figure(h: Sequence[float], score: Sequence[Estimate], step: Sequence[Estimate]) -> Figure:
-    """Score error and discretisation error in nats per Å² of D·t against the step.
-
-    Parameters
-    ----------
-    h : steps in Å²
-    score, step : of `path_error.errors_by_step`
-    """
+def error_figure(errors: ErrorsByStep) -> Figure:
+    """Score ``errors`` and those of the step in nats per Å² of D·t against the step."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for name, rows, colour in (("score", score, "#0072b2"), ("discretisation", step, "#d55e00")):
-        values, errors = np.array([row[:2] for row in rows]).T
-        axes.errorbar(h, values, 2 * errors, label=name, color=colour, marker="o", capsize=2)
+    series = {"score": errors.score, "discretisation": errors.discretisation}
+    for (name, rows), colour in zip(series.items(), ("#0072b2", "#d55e00"), strict=True):
+        values, bars = np.array([row[:2] for row in rows]).T
+        axes.errorbar(errors.h, values, 2 * bars, label=name, color=colour, marker="o", capsize=2)
     axes.set(xscale="log", yscale="log", xlabel="step h (Å²)", ylabel="nats per Å² of D·t")
     axes.legend(frameon=False)
     return figure
