@@ -66,7 +66,8 @@ class Info(NamedTuple):
 
     def of(self, step: int) -> Info:
         """That of one ``step``, by its place, of several whose tensors have them in front."""
-        return self._make(p[step] if isinstance(p, Tensor) else p for p in self)
+        parts = self._asdict().items()
+        return self._replace(**{name: p[step] for name, p in parts if isinstance(p, Tensor)})
 
 
 class Kernel(ABC):
