@@ -71,6 +71,7 @@ class ScoreCalculator(PotentialCalculator):
 
     Notes
     -----
+    Threads that share one wait for each other, and each has the results of its own atoms.
     ``copy.deepcopy`` shares model and bias; a pickle of a calculator made from a path
     or name holds only that, and loads the model when it is first used.
     """
@@ -265,7 +266,8 @@ class ScoreCalculator(PotentialCalculator):
     def _bind(self, atoms: Atoms) -> tuple[Potential, Potential, torch.device]:
         """The total, the model without the bias, and where it computes."""
         key = self._key(atoms)
-        if key not in self._bound:
+        bound = self._bound.get(key)
+        if bound is None:
             system = System.from_atoms(atoms)
             device, dtype, sigma = (self.parameters[name] for name in _SETTABLE)
             dtype = None if dtype is None else getattr(torch, dtype)
@@ -282,9 +284,9 @@ class ScoreCalculator(PotentialCalculator):
             if not self._carries and any(map(_asks_ase, made)):
                 self._carries, key = True, (*key[:-1], carried_by(atoms))
             if len(self._bound) >= _KEPT:
-                del self._bound[next(iter(self._bound))]
-            self._bound[key] = total, model, self._device_of(members)
-        return self._bound[key]
+                self._bound.pop(next(iter(self._bound)), None)
+            bound = self._bound[key] = total, model, self._device_of(members)
+        return bound
 
     def _key(self, atoms: Atoms) -> tuple:
         """What a potential is bound to; cheap, since it is looked up at every call."""

@@ -66,6 +66,9 @@ def execute(app: typer.Typer, arguments: list[str]) -> int:
 def _in_words(error: Exception) -> str:
     """One line: what was said for users as it is, anything else with its kind and place."""
     words = str(error)
+    if isinstance(error, MemoryError):
+        words = f"not enough memory{': ' * bool(words)}{words}; ask for less at a time"
+        return words
     if isinstance(error, _SAID) and not isinstance(error, _UNSAID) and words:
         return words
     root = str(Path(__file__).parents[1])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .limits import check_plain_file
+
 __all__ = ["Segment", "kind", "number", "parse"]
 
 _HEAD = 200  # lines in which a header must begin
@@ -43,6 +45,7 @@ def kind(path: str | Path) -> str:
 
     By what is in the file. Raises ``ValueError`` for one without a header of PLUMED.
     """
+    check_plain_file(Path(path))
     with open(path, "rb") as file:
         if file.read(4) == b"\x89HDF":
             return "trajectory"
@@ -120,6 +123,7 @@ def _is_row(segment: Segment, line: str) -> bool:
 
 def _lines(path: str | Path) -> Iterator[str]:
     """Lines of a file that may be compressed (gzip), as far as it can be read."""
+    check_plain_file(Path(path))
     with open(path, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     if not compressed:

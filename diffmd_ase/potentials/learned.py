@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from ase.symbols import Symbols
 from torch import Tensor
 
+from ..score.length_units import cell_doubt
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import VerletList
 from ..score.networks.inputs import Inputs
@@ -106,6 +107,14 @@ class ScorePotential(Potential):
         words = known.doubt(structures) if known is not None and len(structures) else None
         if words is not None:
             warnings.warn(words, stacklevel=2)
+
+    def scale_doubt(self, x: np.ndarray) -> str:
+        """In which other unit than Å positions ``x`` (M, N, 3) seem to be; "" for none.
+
+        By the bonds of the molecule that the model knows, or by the volume of an atom.
+        """
+        known = Structure.of(self.model.expert(self.sigma), self.system.numbers)
+        return cell_doubt(self.model.card, self.system) if known is None else known.scale(x)
 
     def _pairs(self, x: Tensor, chunk: int):
         """Keyword arguments of the network: neighbours, of networks that have them."""

@@ -128,7 +128,10 @@ def _network(expert: Expert, training: Sets, folder: Path, seed: int) -> nn.Modu
     """As it stands in ``folder``, or a new one: a fitted force field is not fitted again."""
     path = folder / f"{expert.name}.safetensors"
     if path.exists():
-        return build(expert.network, below(read_checkpoint(path)[1], "network."))
+        try:
+            return build(expert.network, below(read_checkpoint(path)[1], "network."))
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} does not fit this training ({error}): remove it") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(seed, expert.name, -1))
         weight = expert.force_weight

@@ -107,14 +107,15 @@ class VerletList:
 
     def __call__(self, x: Tensor, cell: Tensor | None, pbc) -> Pairs:
         """Pairs that hold all those closer than ``cutoff`` at x (B, N, 3)."""
-        if self._built is None or not self._valid(x, cell, pbc):
+        built = self._built  # once: another thread may replace it
+        if built is None or not self._valid(built, x, cell, pbc):
             pairs = find_pairs(x, self.cutoff + self.skin, cell, pbc)
-            self._built = x.detach().clone(), cell, tuple(pbc), pairs
+            built = self._built = x.detach().clone(), cell, tuple(pbc), pairs
             self.builds += 1
-        return self._built[3]
+        return built[3]
 
-    def _valid(self, x: Tensor, cell: Tensor | None, pbc) -> bool:
-        old, old_cell, old_pbc, _ = self._built
+    def _valid(self, built: tuple, x: Tensor, cell: Tensor | None, pbc) -> bool:
+        old, old_cell, old_pbc, _ = built
         if old.shape != x.shape or old.device != x.device or old_pbc != tuple(pbc):
             return False
         if (cell is None) != (old_cell is None) or (

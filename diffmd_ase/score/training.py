@@ -19,6 +19,7 @@ from .curvature import configurational_temperatures, largest_curvature
 from .fit import fit
 from .job import Job, fit_here, fit_in_processes, write_job
 from .model import ScoreModel, resolve_device
+from .networks.sizes import check_training
 from .plan import Expert, TrainConfig, plan
 from .sets import as_sets
 from .snapshots import Snapshots
@@ -52,7 +53,7 @@ def train(
 
     Raises
     ------
-    ValueError : snapshots or config that cannot be trained on, or not together
+    ValueError : snapshots or config that cannot be trained on, not together, or not in memory
     RuntimeError : a training process failed, with its last words
     """
     if directory is not None and Path(directory).is_file():
@@ -60,6 +61,9 @@ def train(
     config, started = config or TrainConfig(), time.time()
     sets, place = as_sets(snapshots), resolve_device(device)
     experts = tuple(plan(sets, config))
+    for expert in experts:
+        largest = max(len(part.system) for part in sets)
+        check_training(expert.network, config.batch_size, largest)
     job = Job(experts=experts, config=config, seed=seed, device=str(place))
     processes = min(config.processes or os.cpu_count() or 1, len(experts))
     if place.type != "cpu":

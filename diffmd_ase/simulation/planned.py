@@ -14,6 +14,7 @@ import torch
 from ase.units import fs
 from torch import Tensor
 
+from ..io.limits import check_memory
 from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
@@ -29,6 +30,8 @@ from .settings import Files, RunSettings, json_object
 from .simulate import simulate
 
 __all__ = ["PlannedRun", "held", "sha256_of"]
+
+_KEPT = 20  # positions, forces, what is proposed, what networks keep of them, at least
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class PlannedRun:
         if not (restart or dry):
             files.check_free()
         model = ScoreModel.load(settings.model)
+        check_memory(
+            _KEPT * 24.0 * len(model.card.numbers) * settings.walkers,
+            f"a batch of {settings.walkers} walkers of {model.card.formula}",
+            "give fewer --walkers, and share them with --first-walker",
+        )
         frames = None
         if settings.start is not None and not restart:
             frames = read_frames(settings.start, model)

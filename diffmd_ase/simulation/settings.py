@@ -121,9 +121,15 @@ class Files:
         return Files(os.path.join(os.getcwd(), self.prefix))
 
     def check_free(self) -> None:
-        """Raise ``FileExistsError`` where another run left its files."""
+        """Raise ``FileExistsError`` where another run left its files, or links are in the way."""
+        for path in (self.summary, self.final, self.lost, self.lock):
+            if path.is_symlink():
+                raise FileExistsError(
+                    f"{path} is a link to {os.readlink(path)}: nothing is written through links; "
+                    "remove it, or choose another prefix"
+                )
         for path in (self.trajectory, self.restart):
-            if path.exists():
+            if path.exists() or path.is_symlink():
                 raise FileExistsError(
                     f"{path} exists: restart that run, remove it, or choose another prefix"
                 )
