@@ -121,9 +121,10 @@ class Metadynamics(DepositedBias):
         self._check_read()
         self._hills.check(s)
         for block in self._blocks(s):
-            heights = self._next_heights(block)
-            self._put(block, heights)
-            self._write(step, block, heights)
+            rows = self._rows(step, block, self._next_heights(block))
+            # the numbers that a restart reads: it is bitwise the run that was not interrupted
+            self._put(*(part.to(s.device) for part in self._hills_of(rows)))
+            self._write(rows)
 
     @property
     def hills(self) -> tuple[Tensor, Tensor]:
@@ -230,6 +231,7 @@ class Metadynamics(DepositedBias):
         return self.height * torch.exp(-V / (self.kT * (self.biasfactor - 1.0)))
 
     def _put(self, s: Tensor, heights: Tensor) -> None:
+        """The hills of one deposit, centres (m, d) and heights (m,)."""
         own = self._ids is not None
         centres, heights = (s[:, None], heights[:, None]) if own else (s[None], heights[None])
         self._hills.add(centres, heights)
@@ -281,11 +283,19 @@ class Metadynamics(DepositedBias):
         if self._unread is not None:
             raise ValueError(self._unread)
 
-    def _write(self, step: int, s: Tensor, heights: Tensor) -> None:
+    def _rows(self, step: int, s: Tensor, heights: Tensor) -> np.ndarray:
+        """Rows (m, columns) of HILLS: in its units, and with its heights."""
+        stored = heights.cpu().numpy() * self._scale
+        return self.rows(step, s, self.sigma.expand_as(s), stored, self.biasfactor or -1.0)
+
+    def _hills_of(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Centres (…, d) and heights (…) in eV of rows (…, columns) of HILLS."""
+        centres = rows[..., 1 : len(self.cv) + 1] / np.array(self.cv.plumed_units)
+        return torch.from_numpy(centres), torch.from_numpy(rows[..., -2] / self._scale)
+
+    def _write(self, rows: np.ndarray) -> None:
         if self._path is None:
             return
-        stored = heights.cpu().numpy() * self._scale
-        rows = self.rows(step, s, self.sigma.expand_as(s), stored, self.biasfactor or -1.0)
         if self._ids is None:
             self._file(0, restart=False).append(rows)
             return
@@ -313,9 +323,7 @@ class Metadynamics(DepositedBias):
             raise ValueError(f"the hills in {self._path} have another bias factor than {gamma}")
         _, counts = np.unique(rows[0, :, 0], return_counts=True)
         sizes = [n for count in counts.tolist() for n in _in_blocks(count)]
-        centres = torch.from_numpy(rows[..., 1 : d + 1] / unit)
-        heights = torch.from_numpy(rows[..., -2] / self._scale)
-        self._replay(centres, heights, sizes, "cpu")
+        self._replay(*self._hills_of(rows), sizes, "cpu")
 
 
 def _in_blocks(size: int) -> list[int]:
