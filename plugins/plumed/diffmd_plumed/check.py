@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,10 @@ from ase import units as ase_units
 from . import library
 from .at_hand import mentioned, mirror, written
 from .driver import LOG
-from .plan import PACED, Plan, actions_of, merged, plan
+from .plan import Plan, actions_of, merged, plan
 from .script import (
     RUN_CODE,
     InputLine,
-    extended,
     parse,
     read_lines,
     readable,
@@ -35,7 +34,6 @@ from .units import ASE_UNITS, Units
 __all__ = ["Checked", "PlumedInputError", "check_input"]
 
 _SECONDS = 120.0
-_ALL_DIGITS = "FMT=%25.17g"
 _NEED_CHARGES = {"DIPOLE", "DHENERGY", "DHENERGY_ENERGY"}
 
 
@@ -76,17 +74,6 @@ class Checked:
     def lines(self, walker: int) -> tuple[str, ...]:
         """What PLUMED is given for a walker."""
         return self.variants[walker if len(self.variants) > 1 else 0]
-
-    def with_all_digits(self) -> Checked:
-        """The same input, whose hills are written with all digits of a double: 17.
-
-        PLUMED writes 16, and what it reads at a restart were other hills.
-        """
-
-        def digits(line: InputLine) -> str | None:
-            return _ALL_DIGITS if line.name in PACED else None
-
-        return replace(self, variants=tuple(tuple(extended(v, digits)) for v in self.variants))
 
     @property
     def needs_energy(self) -> bool:

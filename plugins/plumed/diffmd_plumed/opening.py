@@ -15,10 +15,18 @@ from .files import empty_of, refuse_empty, refuse_too_many
 from .plan import PACED, actions_of, plan
 from .script import extended, gated, parse
 
-__all__ = ["GATE", "Opening"]
+__all__ = ["GATE", "Opening", "with_all_digits"]
 
 GATE = "diffmd_learns"
 """The EXTRACV that is 0 while walkers of one instance must not put down a hill."""
+
+
+def with_all_digits(lines: Sequence[str]) -> list[str]:
+    """The lines with hills written with all 17 digits of a number, unless they say how.
+
+    PLUMED writes 16, and what it reads at a restart would be other hills.
+    """
+    return extended(lines, lambda line: "FMT=%25.17g" if line.name in PACED else None)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ class Opening:
             refuse_empty(folder, self.checked.script)
         driver = Driver(
             self.natoms,
-            lines,
+            with_all_digits(lines),
             restart=self.restart,
             first_step=step,
             directory=folder,

@@ -99,7 +99,7 @@ class PlumedPotential(Remembering):
         self._plan, self._tagged = checked.plan, takes_walker(checked.script)
         instances = Instances(
             len(system),
-            checked.with_all_digits(),
+            checked,
             self._prepare,
             source=read_lines(input),
             walkers=walkers,

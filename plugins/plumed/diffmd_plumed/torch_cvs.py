@@ -78,7 +78,7 @@ class PlumedCVPotential(Remembering, CVBias):
         self._unit, self._what = np.array(self.cv.plumed_units), ", ".join(self.cv.names)
         instances = Instances(
             len(_ATOM),
-            checked.with_all_digits(),
+            checked,
             self._prepare,
             source=lines,
             walkers=walkers,
