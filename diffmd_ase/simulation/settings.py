@@ -122,8 +122,12 @@ class Files:
 
     def check_free(self) -> None:
         """Raise ``FileExistsError`` where another run left its files."""
+        begun = (
+            self.restart.exists() or self.restart.with_name(f"{self.restart.name}.prev").exists()
+        )
         for path in (self.trajectory, self.restart):
             if path.exists():
-                raise FileExistsError(
-                    f"{path} exists: restart that run, remove it, or choose another prefix"
+                way = (
+                    "restart that run, remove it" if begun else "remove it (no checkpoint goes on)"
                 )
+                raise FileExistsError(f"{path} exists: {way}, or choose another prefix")

@@ -102,6 +102,7 @@ class Metadynamics(DepositedBias):
             HillList(self.cv, self.sigma) if grid is None else HillGrid(self.cv, self.sigma, grid)
         )
         self._deposits: list[tuple[Tensor, Tensor]] = []  # centres (W, m, d), heights (W, m)
+        self._sizes: list[int] = []  # hills of each deposit
         self._ids: list[int] | None = None  # of independent walkers, once there are any
         self._files: dict[int, PlumedFile] = {}
         self._path = None if file is None else Path(file).absolute()
@@ -171,7 +172,7 @@ class Metadynamics(DepositedBias):
         self._ids = [w for w, kept in zip(self._ids, keep.tolist(), strict=True) if kept]
 
     def checkpoint(self) -> dict:
-        saved: dict = {"ids": self._ids, "sizes": [len(h[0]) for _, h in self._deposits]}
+        saved: dict = {"ids": self._ids, "sizes": list(self._sizes)}
         if self._path is not None:
             return saved | {"files": {str(w): f.length for w, f in self._files.items()}}
         return saved | {"hills": [_packed(part) for part in self.hills]}
@@ -235,14 +236,20 @@ class Metadynamics(DepositedBias):
         own = self._ids is not None
         centres, heights = (s[:, None], heights[:, None]) if own else (s[None], heights[None])
         self._hills.add(centres, heights)
-        self._deposits.append((centres.cpu(), heights.cpu()))
+        self._remember(centres, heights)
 
     def _replay(self, centres: Tensor, heights: Tensor, sizes, device) -> None:
-        self._hills, self._deposits = self._hills.like(len(centres)), []
+        self._hills, self._deposits, self._sizes = self._hills.like(len(centres)), [], []
         parts = (part.to(device).split(sizes, 1) for part in (centres, heights))
         for deposit in zip(*parts, strict=True):
             self._hills.add(*deposit)
-            self._deposits.append(tuple(part.cpu() for part in deposit))
+            self._remember(*deposit)
+
+    def _remember(self, centres: Tensor, heights: Tensor) -> None:
+        self._sizes.append(heights.shape[1])
+        self._deposits.append((centres.cpu(), heights.cpu()))
+        if len(self._deposits) > _BLOCK:  # as many tensors would take more than what they hold
+            self._deposits = [self.hills]
 
     @property
     def _scale(self) -> float:
@@ -262,6 +269,12 @@ class Metadynamics(DepositedBias):
             raise FileExistsError(
                 f"{there[0]} exists: give restart=True to go on with it, or move it away"
             )
+        if restart and not there and self.walkers == "independent":
+            self._unread = (
+                f"restart=True, but there are no {path}.0, {path}.1, … to go on with: restore a "
+                "checkpoint, if the run was killed before its first hills"
+            )
+            return
         if restart and not there:
             raise FileNotFoundError(f"restart=True, but there is no {self._path} to go on with")
         if restart:

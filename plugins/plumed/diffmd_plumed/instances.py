@@ -341,6 +341,7 @@ class Instances:
         """Run the final jobs and close all files; nothing can be evaluated any more."""
         for driver in self.drivers:
             driver.finalize()
+        self._flush()
 
     def _once_each(self, commit: Callable[[int], object]) -> None:
         for walker in range(len(self.drivers)):

@@ -207,6 +207,29 @@ def test_restart_is_uninterrupted(grid, walkers, stored, tmp_path):
         assert path.read_bytes() == (tmp_path / path.name.replace("WHOLE", "PARTS")).read_bytes()
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_killed_before_the_first_hill(stored, tmp_path):
+    """There is a checkpoint, and independent walkers have no files yet."""
+    more = {"walkers": "independent"} | ({"file": tmp_path / "HILLS"} if stored else {})
+    saved = metadynamics(GRID, **more).checkpoint()
+    second = metadynamics(GRID, restart=stored, **more)
+    if stored:
+        with pytest.raises(ValueError, match=names("restart=True", "HILLS.0", "checkpoint")):
+            second(positions(0, 3))
+    second.restore(saved, positions(0, 3), 0)
+    learn(second, 4)
+    assert second.hills[1].shape == (3, 2)
+
+
+def test_many_deposits_are_few_tensors():
+    bias = learn(metadynamics(GRID, pace=1), 600, walkers=1)
+    assert len(bias._deposits) < 300 and bias.hills[1].shape == (1, 600)
+    assert bias.checkpoint()["sizes"] == [1] * 600
+    for step in (1, 300, 600):
+        expected = CV(positions(step, 1))
+        torch.testing.assert_close(bias.hills[0][0, step - 1], expected[0], rtol=1e-15, atol=1e-15)
+
+
 def test_hills_alone_restart_too(tmp_path):
     """Without a checkpoint, as users of PLUMED do."""
     first = learn(metadynamics(GRID, file=tmp_path / "HILLS"), 10)
