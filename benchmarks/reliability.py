@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace, record: Record) -> None:
             counts = {"flips": -(-args.flips // len(names)), "cuts": -(-args.cuts // len(names))}
             damage.damage_files(set(names), counts, args.seed, record)
     if "disk" in args.only:
-        short = kinds(0.1)
+        short = kinds(0.06)
         for name in ("plain", "metadynamics, shared", "train"):
             if name in chosen:
                 disk.full_disk(name, short[name], args.writes, record)

@@ -148,7 +148,7 @@ def read_only(kind: Kind, record: Record) -> None:
             folder.mkdir()
             folder.chmod(0o555)
 
-            def work():
+            def work(folder=folder):
                 if os.geteuid() == 0:  # root may write anywhere
                     os.setegid(65534)
                     os.seteuid(65534)

@@ -155,7 +155,7 @@ def training(steps: int) -> Callable[[bool], int]:
     return go
 
 
-def kinds(scale: float = 1.0) -> dict[str, Kind]:
+def kinds(scale: float = 0.5) -> dict[str, Kind]:
     """All of them by name; ``scale`` makes them longer."""
 
     def steps(count: int) -> str:
