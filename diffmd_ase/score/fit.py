@@ -47,7 +47,7 @@ def fit(
     folder : holds its checkpoint; one that is there is where the training goes on
     report : called with the expert's name, the fraction done, and a note
     """
-    began = time.time()  # the budget holds the fit of a force field as well
+    began = time.monotonic()  # the budget holds the fit of a force field as well
     report(expert.name, 0.0, "preparing")
     sets = as_sets(snapshots)
     training, held_out = _split(sets, config.validation_fraction, seed)
@@ -75,7 +75,7 @@ def fit(
     steps = config.steps if any(True for _ in network.parameters()) else 0
     patience = config.patience * every
     while run.step < steps and run.step - run.best_step < patience:
-        run.seconds = time.time() - began
+        run.seconds = time.monotonic() - began
         fraction = max(run.step / steps, run.seconds / (60 * config.max_minutes))
         if fraction >= 1:
             break
@@ -97,7 +97,7 @@ def fit(
             for a, p in zip(average.module.parameters(), network.parameters(), strict=True):
                 a.lerp_(p, 1 - decay)
         if run.step % every == 0 or run.step == steps:
-            run.seconds = time.time() - began
+            run.seconds = time.monotonic() - began
             validate()
             report(expert.name, fraction, _note(run))
         elif run.step % 50 == 0:

@@ -58,7 +58,7 @@ def train(
     """
     if directory is not None and Path(directory).is_file():
         raise ValueError(f"{directory} is a file; expected a folder, to keep checkpoints in")
-    config, started = config or TrainConfig(), time.time()
+    config, started = config or TrainConfig(), time.monotonic()
     sets, place = as_sets(snapshots), resolve_device(device)
     experts = tuple(plan(sets, config))
     for expert in experts:
@@ -79,7 +79,7 @@ def train(
             fit_here(job, sets, folder, report)
         networks, cards = zip(*[load_best(folder, expert) for expert in experts], strict=True)
     card = Card.describe(sets, list(cards), seed=seed, config=config.model_dump(mode="json"))
-    card.training["seconds"] = round(time.time() - started, 1)
+    card.training["seconds"] = round(time.monotonic() - started, 1)
     peaks = [max(entry.get("peak_memory_MB", 0) for entry in c.history) for c in cards]
     if any(peaks):  # those trained side by side hold their memory at the same time
         card.training["peak_memory_MB"] = sum(sorted(peaks)[-processes:])

@@ -128,8 +128,12 @@ class Files:
                     f"{path} is a link to {os.readlink(path)}: nothing is written through links; "
                     "remove it, or choose another prefix"
                 )
+        begun = (
+            self.restart.exists() or self.restart.with_name(f"{self.restart.name}.prev").exists()
+        )
         for path in (self.trajectory, self.restart):
             if path.exists() or path.is_symlink():
-                raise FileExistsError(
-                    f"{path} exists: restart that run, remove it, or choose another prefix"
+                way = (
+                    "restart that run, remove it" if begun else "remove it (no checkpoint goes on)"
                 )
+                raise FileExistsError(f"{path} exists: {way}, or choose another prefix")
