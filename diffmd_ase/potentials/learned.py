@@ -17,7 +17,8 @@ from ..score.networks.inputs import Inputs
 from ..score.structure import Structure
 from ..state import Evaluation
 from ..system import System
-from .base import Potential
+from .base import Potential, add_term
+from .baseline import baseline_of
 
 __all__ = ["ScorePotential"]
 
@@ -30,7 +31,8 @@ class ScorePotential(Potential):
 
     The energy knows no temperature: at T the score is F/kT. That of snapshots of several
     temperatures is one energy for all (`score.sets`); elsewhere it is an assumption.
-    Energies of two compositions have no common zero.
+    Energies of two compositions have no common zero. Where the card names a baseline, its energy,
+    forces and stress are added at the smallest noise.
 
     Parameters
     ----------
@@ -75,6 +77,10 @@ class ScorePotential(Potential):
         self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
         self.looked_at = False
+        self.baseline: Potential | None = None
+        if model.card.baseline is not None and self._level == model.card.sigma_min:
+            self.baseline = baseline_of(model, self.system, device=device)
+            self.per_walker = self.baseline.per_walker
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
@@ -92,11 +98,18 @@ class ScorePotential(Potential):
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
         )
-        return Evaluation(
+        own = Evaluation(
             energy.to(x).reshape(batch),
             forces.to(x).reshape(x.shape),
             None if virial is None else virial.to(x).reshape(*batch, 6),
         )
+        if self.baseline is None:
+            return own
+        return add_term(own, self.baseline, x, stress=stress)[0]
+
+    def select(self, keep: Tensor) -> None:
+        if self.baseline is not None:
+            self.baseline.select(keep)
 
     def recognise(self, x: Tensor) -> None:
         """Warn, once for each call, of positions x (*batch, N, 3) that are of another molecule."""

@@ -6,9 +6,9 @@ was. Two measures tell, at the cost of its features:
     h(x) = (f(x) - ⟨f⟩)ᵀ (C + Λ)⁻¹ (f(x) - ⟨f⟩)        leverage: features f in combinations not seen
     q(x) outside of its seen range                      bonds, angles, torsions (in steps of 10°)
 
-Both are scaled to 1 at the edge of the snapshots: ``√(h/h_edge)`` with the largest h of any of them;
-bonds and angles one standard deviation beyond their extremes; torsions 20° from any that was seen.
-The extrapolation of a structure is the largest.
+Both are scaled to 1 at the edge of the snapshots: ``√(h/h_edge)`` with the largest h of any of
+them; bonds and angles one standard deviation beyond their extremes; torsions 20° from any that was
+seen. The extrapolation of a structure is the largest.
 
 With the covariance V of the parameters the errors of forces are ``(JᵀVJ)^½``: the statistical part,
 of a form in which the true energy lies.
@@ -44,8 +44,8 @@ def seen_tables(
     """What a `MechanicsPrior` keeps of its snapshots besides its parameters.
 
     ``parameter`` (F,) of each feature; ``spread`` (p, p), a root of the covariance of the
-    parameters; ``centre`` (p,) and ``whiten`` (p, p) of the leverage, and its ``edge``; ``low_…`` and
-    ``high_…`` of bonds and angles; ``torsion_gap`` (K, 36), in units of the edge.
+    parameters; ``centre`` (p,) and ``whiten`` (p, p) of the leverage, and its ``edge``; ``low_…``
+    and ``high_…`` of bonds and angles; ``torsion_gap`` (K, 36), in units of the edge.
 
     Parameters
     ----------

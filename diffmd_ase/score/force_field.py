@@ -77,6 +77,7 @@ class MechanicsPrior(nn.Module):
     whiten: Tensor
     edge: Tensor
     torsion_gap: Tensor
+    label_weight: Tensor  # of the fit, where it was chosen
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()

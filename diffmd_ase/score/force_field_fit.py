@@ -97,6 +97,8 @@ def fit_prior(
             pairs = Pairs.of_baseline(form, unit, whole.positions[order], values, snapshots.kT)
         theta, precision = weigh_modes(pairs, theta, precision)
     tables = form.tables(unit, theta)
+    if force_weight == "auto":
+        tables["label_weight"] = torch.tensor(every.weight)
     return tables | seen_tables(form, unit, precision, whole.positions, topology)
 
 

@@ -117,11 +117,11 @@ class Frames(NamedTuple):
         """Planes (B, 3, N), labels and s_b (B, 3N), some frames at a time."""
         for first in range(0, len(self.positions), size):
             part = self.take(slice(first, first + size))
-            others = (
+            labels, base = (
                 None if p is None else p.transpose(-1, -2).flatten(1)
                 for p in (part.labels, part.base)
             )
-            yield part.positions.transpose(-1, -2), *others
+            yield part.positions.transpose(-1, -2), labels, base
 
 
 class _Probe(NamedTuple):
@@ -205,7 +205,8 @@ def _probed(form: Form, frames: Frames, sigma: float, generator) -> Iterator[_Pr
     for planes, labels, base in frames.parts(_AT_ONCE):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
         sides = [form.jacobian(planes + sign * sigma * epsilon) for sign in (1, -1)]
-        pull, weight = None, 1.0
+        pull: Tensor | None = None
+        weight: Tensor | float = 1.0
         if labels is not None:
             known = labels.isfinite().all(-1, keepdim=True)
             pull, weight = w * torch.where(known, labels, 0.0), 1.0 + w * known

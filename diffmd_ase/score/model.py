@@ -44,6 +44,12 @@ class ScoreModel:
     networks : one energy network for each expert of the card; the first whose range of σ
         holds the level asked for is used
 
+    Attributes
+    ----------
+    baseline : what finds the potential of a system that the energy of the smallest noise is added
+        to, where the card names a baseline: a calculator, a potential, or a function of the system;
+        None: by its name
+
     Raises
     ------
     ValueError : when asked for a noise level, or for a system, that it does not know
@@ -53,6 +59,7 @@ class ScoreModel:
         self.card = card
         self.networks = [network.eval().requires_grad_(False) for network in networks]
         self._placed: dict = {}
+        self.baseline: Any = None
 
     def __repr__(self) -> str:
         c = self.card
