@@ -209,7 +209,8 @@ def _probed(form: Form, frames: Frames, sigma: float, generator) -> Iterator[_Pr
         weight: Tensor | float = 1.0
         if labels is not None:
             known = labels.isfinite().all(-1, keepdim=True)
-            pull, weight = w * torch.where(known, labels, 0.0), 1.0 + w * known
+            pull = w * torch.where(known, labels, 0.0)
+            weight = 1.0 + w * known.to(labels)
         if base is not None:
             pull = (0.0 if pull is None else pull) - weight * base
         yield _Probe(sides, epsilon.flatten(1), pull, weight)

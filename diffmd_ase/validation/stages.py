@@ -33,8 +33,8 @@ __all__ = [
 def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     """I.i.d. samples (S, N, 3) in Å of the model of a ``bench``, and a line: how many are broken.
 
-    Broken are bonds six standard deviations from those of the frames, and centres of the other
-    hand.
+    Broken are bonds six standard deviations from those of the frames, and of a chiral molecule
+    centres of the other hand.
     """
     device, noise = str(bench.potential.device), bench.noise.child(Part.INDEPENDENT)
     count = bench.effort.samples
@@ -44,7 +44,7 @@ def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     whole = np.ones(len(x), bool)
     if len(topology.bonds):
         whole &= ob.bonds_intact(x, frames, topology.bonds)
-    if len(topology.centres):
+    if topology.chiral:  # elsewhere like atoms and both hands are as likely
         whole &= ob.correct_hand(x, frames, topology.centres)
     broken = 1.0 - whole.mean()
     error = max(np.sqrt(broken * (1 - broken) / len(x)), 1 / len(x))

@@ -45,6 +45,7 @@ def build(
     *,
     sigma: float = 0.0,
     force_weight: float | Literal["auto"] = 0.0,
+    seed: int = 0,
 ) -> nn.Module:
     """The network of a configuration, in float32.
 
@@ -56,6 +57,7 @@ def build(
         weights are about to be loaded
     sigma : Å
     force_weight : of forces that the snapshots carry, in what is fitted; "auto" of molecules
+    seed : of what is fitted to a molecule
     """
     # most networks are built to be loaded: the caller's random state is left alone
     with torch.random.fork_rng(devices=[]):
@@ -64,7 +66,7 @@ def build(
         elif isinstance(source, dict):
             network = _empty(config, source)
         else:
-            network = _fitted(config, as_sets(source), sigma, force_weight)
+            network = _fitted(config, as_sets(source), sigma, force_weight, seed)
         return network.float()
 
 
@@ -102,7 +104,7 @@ def _empty(config: _WithTables, state: dict[str, Tensor]) -> nn.Module:
     return MechanicsNetwork(config, internal, below(state, "prior."))
 
 
-def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight) -> nn.Module:
+def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight, seed: int) -> nn.Module:
     if isinstance(config, EmbeddedConfig):
         tables = fit_embedded(
             sets,
@@ -116,5 +118,5 @@ def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight) -> nn.M
     internal = internal_statistics(molecule)
     if isinstance(config, PairConfig):
         return PairNetwork(config, internal)
-    prior = fit_prior(molecule, sigma=sigma, force_weight=force_weight)
+    prior = fit_prior(molecule, sigma=sigma, force_weight=force_weight, seed=seed)
     return MechanicsNetwork(config, internal, prior)
