@@ -251,7 +251,7 @@ class ScoreCalculator(PotentialCalculator):
             evaluated, positions, had_stress, base, details = self._unbiased
             if evaluated is model and had_stress == stress and torch.equal(positions, x):
                 return base, details  # only the bias has changed
-        details = _extrapolation(model, x)
+        details: dict = _extrapolation(model, x)
         if isinstance(model, Mean):
             base, deviation = model.spread(x, stress=stress)
             details["forces_std"] = _numpy(deviation.forces)

@@ -48,6 +48,7 @@ _TRIAL, _WORK = 1e11, 2e12
 _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
 _FIRST_WEIGHT, _MOST_WEIGHT = 100.0, 1e5  # of labels, before theirs is known; and at most
+_ROUNDS, _NEAR = 3, 3.0  # of its search; and a factor that changes little
 _NOISY = 2000  # frames, for the variance of score matching
 
 
@@ -84,7 +85,11 @@ def fit_prior(
     if form.prior.coupled:
         every = every.some(_affordable(_WORK, form, every))
     if force_weight == "auto" and bool(every.labelled.any()):
-        every = every._replace(weight=_label_weight(form, every, sigma, generator))
+        for _ in range(_ROUNDS):
+            before, weight = weight, _label_weight(form, every, sigma, generator)
+            every = every._replace(weight=weight)
+            if 1 / _NEAR < weight / before < _NEAR:
+                break
     unit, gram, drive, ridge = _moments_and_ridges(form, every, sigma, generator)
     theta = solve(gram, drive, ridge)
     noise = gradient_noise(form, unit, theta, every, sigma, generator)
@@ -109,23 +114,23 @@ def _label_weight(form: Form, frames: Frames, sigma: float, generator) -> float:
     ``θ_SM`` and ``θ_labels`` weighted by n and w m has the force error of least variance there.
     Where labels lie in the span of the form their residual is zero and w has no bound.
     """
-    group = form.group
     alone = frames._replace(weight=0.0, labels=None)
     unit, grams, drives = _folds(form, frames, sigma, generator)
-    ridges, _ = choose_ridges(grams, drives, group)
-    ridge = ridges[group]
+    ridges, _ = choose_ridges(grams, drives, form.group)
+    ridge = ridges[form.group]
     told, noisy = [], []
     for k, gram, drive in _left_out(grams, drives):
         theta = solve(gram, drive, ridge)
         metric = torch.linalg.inv(gram + torch.diag(ridge))
         fold = frames.take(slice(k, None, _FOLDS))
-        pulls = label_gradients(form, unit, theta, fold.take(fold.labelled))
-        told.append(torch.einsum("fm,fg,gm->m", pulls, metric, pulls))
+        if fold.labelled.any():
+            pulls = label_gradients(form, unit, theta, fold.take(fold.labelled))
+            told.append(torch.einsum("fm,fg,gm->m", pulls, metric, pulls))
         some = alone.take(slice(k, None, _FOLDS)).take(slice(0, _NOISY // _FOLDS))
         noise = gradient_noise(form, unit, theta, some, sigma, generator)
         noisy.append((metric * noise).sum())
     weight = float(torch.stack(noisy).mean() / torch.cat(told).mean().clamp_min(1e-30))
-    weight = min(weight, _MOST_WEIGHT)
+    weight = min(max(weight, 1 / _MOST_WEIGHT), _MOST_WEIGHT)
     log.info("weight of labels %.3g", weight)
     return weight
 

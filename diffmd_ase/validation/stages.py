@@ -220,17 +220,20 @@ def label_lines(
     notes: list[Note] = []
     log_weights = None
     chosen = bench.some(bench.effort.labels)
+    if frames.labelled.any() and not frames.labelled.all():  # of some frames only
+        chosen = np.flatnonzero(frames.labelled)[: bench.effort.labels]
     forces = None if frames.forces is None else np.asarray(frames.forces[chosen], float)
     if frames.energies is not None:
         true = np.asarray(frames.energies, float)
-        lines += of(true, own, angles=bench.torsions(x))
-        log_weights = (true - own) / bench.kT
+        known = np.isfinite(true)
+        lines += of(true[known], own[known], angles=bench.torsions(x[known]))
+        log_weights = (true - own) / bench.kT if known.all() else None
     if reference is not None:
         true, forces = energies_and_forces(reference, x[chosen])
         if frames.energies is None:
             lines += of(true, own[chosen], angles=bench.torsions(x[chosen]))
     if log_weights is None:
-        notes.append((None, "no reweighting: the snapshots have no energies"))
+        notes.append((None, "no reweighting: not all snapshots have energies"))
     if forces is None:
         notes.append((None, "no forces: the snapshots have none, and no reference was named"))
         return log_weights, own, lines, notes
