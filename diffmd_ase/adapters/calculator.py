@@ -251,7 +251,7 @@ class ScoreCalculator(PotentialCalculator):
             evaluated, positions, had_stress, base, details = self._unbiased
             if evaluated is model and had_stress == stress and torch.equal(positions, x):
                 return base, details  # only the bias has changed
-        details: dict = _extrapolation(model, x)
+        details = _extrapolation(model, x)
         if isinstance(model, Mean):
             base, deviation = model.spread(x, stress=stress)
             details["forces_std"] = _numpy(deviation.forces)
@@ -330,7 +330,7 @@ def _learned(members: Sequence[Potential]) -> Iterator[ScorePotential]:
         yield from (term for term in member.terms if isinstance(term, ScorePotential))
 
 
-def _extrapolation(model: Potential, x: Tensor) -> dict[str, float]:
+def _extrapolation(model: Potential, x: Tensor) -> dict:
     """That of one structure x (N, 3), the largest of a committee; nothing where none knows."""
     members = model.potentials if isinstance(model, Mean) else [model]
     said = [known.describe(x) for known in _learned(members)] if x.ndim == 2 else []
