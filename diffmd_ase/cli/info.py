@@ -32,6 +32,9 @@ def model_facts(model) -> dict[str, Any]:
 
     card = model.card
     step = None if not card.lambda_max else round(DEFAULT_H_LAMBDA / card.lambda_max, 8)
+    corrections = {
+        f"{e.name}_network": e.correction for e in card.experts if e.correction is not None
+    }
     return {
         "formula": card.formula,
         "temperature_K": card.temperature_K,
@@ -41,6 +44,7 @@ def model_facts(model) -> dict[str, Any]:
         "networks": ", ".join(f"{e.name} ({e.network.kind})" for e in card.experts),
         # fitted in closed form or by gradients
         "parameters": sum(map(parameter_count, model.networks)),
+        **corrections,
         "lambda_max_1/A2": None if card.lambda_max is None else round(card.lambda_max, 1),
         "default_step_A2": step,
         "snapshots": card.data["snapshots"],

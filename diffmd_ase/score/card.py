@@ -35,6 +35,7 @@ class ExpertCard(BaseModel):
     sigma: tuple[float, float]  # lowest and highest noise level in Å
     network: NetworkConfig
     best_step: int = 0  # of the weights that are kept
+    correction: str | None = None  # what a network on a fitted force field was good for
     history: list[dict[str, Any]] = Field(default_factory=list)  # losses of each validation
 
 

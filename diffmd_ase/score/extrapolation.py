@@ -39,7 +39,7 @@ _PLANAR = 30.0  # degrees from 0 or 180: cis or trans
 
 
 def seen_tables(
-    form: Form, unit: Tensor, precision: Tensor, positions: Tensor, topology: Topology
+    form: Form, unit: Tensor, covariance: Tensor, positions: Tensor, topology: Topology
 ) -> dict[str, Tensor]:
     """What a `MechanicsPrior` keeps of its snapshots besides its parameters.
 
@@ -51,13 +51,13 @@ def seen_tables(
     ----------
     form : whose features they are
     unit : (p,) units of the parameters
-    precision : (p, p) inverse covariance of the parameters, in these
+    covariance : (p, p) of the parameters, in these
     positions : (M, N, 3) in Å of the snapshots
     topology : symmetries that make coordinates share their range
     """
-    root = torch.linalg.cholesky(precision + 1e-12 * torch.diag(precision.diagonal()))
-    inverse = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
-    tables = {"parameter": form.orbits, "spread": (unit[:, None] * inverse.T).float()}
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp_min(0).sqrt()
+    tables = {"parameter": form.orbits, "spread": (unit[:, None] * root).float()}
     some = positions[:: max(1, len(positions) // _SOME)]
     parts = [form.features(some[p].transpose(-1, -2))[0].double() for p in blocks(len(some), 4096)]
     features = torch.cat(parts)
@@ -172,8 +172,8 @@ def coordinates_outside(network: nn.Module, x: Tensor, numbers: np.ndarray) -> s
     value = float(_Values(prior)(planes)[kind][0, k])
     atoms = getattr(prior, kind)[k].tolist()
     if kind == "torsions":
-        # all torsions about a bond turn together: that of the heaviest ends is what one speaks of
-        atoms, value = _heaviest(prior, planes, kinds[kind], k, numbers)
+        # all torsions about a bond turn together: that of the main chain is what one speaks of
+        atoms, value = _main_chain(prior, planes, kinds[kind], k)
     named = "-".join(f"{chemical_symbols[numbers[a]]}{a}" for a in _shown(kind, atoms))
     return f"{_NAMES[kind]} {named} {_said(prior, kind, k, value)}"
 
@@ -182,14 +182,16 @@ def _shown(kind: str, atoms: list[int]) -> list[int]:
     return atoms[1:3] if kind == "torsions" else atoms
 
 
-def _heaviest(prior, planes, excess: Tensor, k: int, numbers) -> tuple[list[int], float]:
+def _main_chain(prior, planes, excess: Tensor, k: int) -> tuple[list[int], float]:
+    """The torsion about the bond of number k whose ends have most neighbours, and its value."""
     axis = set(prior.torsions[k, 1:3].tolist())
     about = [
         n
         for n, row in enumerate(prior.torsions.tolist())
         if set(row[1:3]) == axis and float(excess[n]) > 1
     ]
-    k = max(about, key=lambda n: sum(numbers[prior.torsions[n, [0, 3]].tolist()]))
+    neighbours = torch.bincount(prior.bonds.flatten())
+    k = max(about, key=lambda n: int(neighbours[prior.torsions[n, [0, 3]]].sum()))
     return prior.torsions[k].tolist(), float(_Values(prior)(planes)["torsions"][0, k])
 
 

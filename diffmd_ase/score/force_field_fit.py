@@ -31,7 +31,13 @@ from torch import Tensor
 
 from .couplings import GROUPS
 from .extrapolation import seen_tables
-from .force_field import MechanicsPrior, coupling_tables, parameter_numbers, term_tables
+from .force_field import (
+    COORDINATES,
+    MechanicsPrior,
+    coupling_tables,
+    parameter_numbers,
+    term_tables,
+)
 from .linear_form import Form, Frames, gradient_noise, label_gradients, moments
 from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
@@ -94,17 +100,21 @@ def fit_prior(
     theta = solve(gram, drive, ridge)
     noise = gradient_noise(form, unit, theta, every, sigma, generator)
     precision = _precision(gram, ridge, noise, len(every.positions))
+    covariance = _covariance(gram, ridge, noise, len(every.positions))
     if moves and len(topology.rotors):
         if snapshots.baseline is None:
             pairs = Pairs.drawn(form, unit, every.positions, topology, generator, moves)
         else:
             values = snapshots.baseline.take(order.numpy())
             pairs = Pairs.of_baseline(form, unit, whole.positions[order], values, snapshots.kT)
-        theta, precision = weigh_modes(pairs, theta, precision)
+        theta, curvature = weigh_modes(pairs, theta, precision)
+        # of two sources that know nothing of each other precisions add up: V (1 + H V)⁻¹
+        told = torch.eye(form.size, dtype=covariance.dtype) + curvature @ covariance
+        covariance = torch.linalg.solve(told.T, covariance).T
     tables = form.tables(unit, theta)
     if force_weight == "auto":
         tables["label_weight"] = torch.tensor(every.weight)
-    return tables | seen_tables(form, unit, precision, whole.positions, topology)
+    return tables | seen_tables(form, unit, covariance, whole.positions, topology)
 
 
 def _label_weight(form: Form, frames: Frames, sigma: float, generator) -> float:
@@ -146,6 +156,7 @@ def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, g
     """With couplings where they pay: where they lower the loss of some frames left out.
 
     By `_GAIN` of it at least, and by more than twice the standard error of the paired difference.
+    Above a baseline each kind of terms and each group of couplings has a ridge of its own.
     All ``positions`` say what is near and far, some of the ``frames`` decide.
     """
     tables = term_tables(topology, positions)
@@ -157,8 +168,12 @@ def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, g
         return plain
     tables, group_of, tie = coupling_tables(tables, topology, positions)
     group = torch.zeros(count + int(tie.max()) + 1, dtype=torch.long)
-    group[count + tie] = 1 + group_of
+    if frames.base is not None:  # any group of terms may have nothing to add to a baseline
+        group[orbits] = _kinds(prior)
+    group[count + tie] = 1 + group.max() + group_of
     coupled = Form(MechanicsPrior(tables), torch.cat([orbits, count + tie]), group)
+    if frames.base is not None:
+        return coupled
     some = frames.some(_affordable(_TRIAL, coupled, frames))
     _, grams, drives = _folds(coupled, some, sigma, generator)
     ridges, with_couplings = choose_ridges(grams, drives, group)
@@ -169,6 +184,17 @@ def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, g
     words = ", ".join(f"{n} {r:.0e}" for n, r in zip(GROUPS, ridges[1:].tolist(), strict=False))
     log.info("couplings %s: held-out loss lower by %.3g (%s)", pays, gain.mean(), words)
     return coupled if pays else plain
+
+
+def _kinds(prior: MechanicsPrior) -> Tensor:
+    """(F,) number of the kind of coordinate of each feature, of those that there are."""
+    counts = {kind: len(getattr(prior, kind)) for kind in COORDINATES}
+    repeats = [
+        count * len(prior.features(kind, prior.unit.new_ones(1, count)))
+        for kind, count in counts.items()
+        if count
+    ]
+    return torch.repeat_interleave(torch.arange(len(repeats)), torch.tensor(repeats))
 
 
 def _one_ridge(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor, ...]:
@@ -215,6 +241,18 @@ def _folds(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor,
     grams, drives = (torch.stack(kind) for kind in zip(*each, strict=True))
     unit = grams.mean(0).diagonal().clamp_min(1e-20).rsqrt()
     return unit, unit[:, None] * grams * unit, unit * drives
+
+
+def _covariance(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:
+    """V = (G + ρ)⁻¹(Σ + cρ)(G + ρ)⁻¹/M, with what ridges ρ hold back.
+
+    A ridge is a prior: of the parameters variance c/(Mρ) with c = tr(Σ(G + ρ)⁻¹)/tr(G(G + ρ)⁻¹), in
+    which noise is c times G. What it keeps from a parameter is an error as well.
+    """
+    inverse = torch.linalg.inv(gram + torch.diag(ridge))
+    size = (inverse * noise).sum() / (inverse * gram).sum()
+    both = inverse @ (noise + size * torch.diag(ridge)) @ inverse / frames
+    return 0.5 * (both + both.T)
 
 
 def _precision(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:

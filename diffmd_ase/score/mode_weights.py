@@ -80,7 +80,7 @@ def _logits(form: Form, unit, x: Tensor, y: Tensor, log_ratio: Tensor) -> tuple[
 
 
 def weigh_modes(pairs: Pairs, start: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """θ (F,) by Newton's method, and its inverse covariance (F, F).
+    """θ (F,) by Newton's method, and the second derivative (F, F) of what the moves add.
 
     Parameters
     ----------
@@ -114,4 +114,4 @@ def weigh_modes(pairs: Pairs, start: Tensor, precision: Tensor) -> tuple[Tensor,
         log.info("mode weights: objective %.6g, step %.3g", float(value), size)
         if decrease < 1e-3:
             break
-    return theta, precision + (curved.T @ curved).double()
+    return theta, (curved.T @ curved).double()

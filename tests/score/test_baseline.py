@@ -71,7 +71,7 @@ def test_what_the_baseline_says_is_not_learned_again(data, tmp_path, rng):
     alone = error(correction(fit_prior(data, sigma=0.002)), test)
     _, exact = corrected(data, Chain(), tmp_path)
     left = error(lambda x: chain_energy(x) + correction(exact)(x), test)
-    assert left < 0.5 * alone
+    assert left < 0.7 * alone
     (tmp_path / "known.npz").unlink()
     _, mended = corrected(data, Chain(stiff=300.0, turn=(0.0, 0.0, 0.0)), tmp_path)
 

@@ -27,7 +27,7 @@ CARBON = System(np.full(4, 6), np.ones(4))
 @pytest.fixture(scope="module")
 def frames():
     """Chains, of which every tenth has forces with an error, in kT/Å."""
-    x = chains(np.random.default_rng(3), 1000)
+    x = chains(np.random.default_rng(3), 600)
     exact = KT * minus_gradient(chain_energy, torch.as_tensor(x)).numpy()
 
     def labelled(noise, every=10):
@@ -109,7 +109,7 @@ def test_two_files_of_one_molecule_are_one_set(frames):
     data = frames(1.0)
     known, unknown = data.take(data.labelled), data.take(~data.labelled)
     (both,) = joined(as_sets([replace(unknown, forces=None), known]))
-    assert len(both) == 1000 and both.labelled.sum() == 100
+    assert len(both) == 600 and both.labelled.sum() == 60
     # evenly: the last tenth holds a tenth of them
     assert 8 <= both.labelled[-100:].sum() <= 12
     first = np.flatnonzero(both.labelled)[0]

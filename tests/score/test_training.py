@@ -1,5 +1,6 @@
 """Tiny trainings: determinism, restarts, refusals, early stopping, processes."""
 
+import copy
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from diffmd_ase.noise import Noise
 from diffmd_ase.score import sets, snapshot_checks, training
 from diffmd_ase.score.fit import frames_of
 from diffmd_ase.score.job import Job, read_job, write_job
+from diffmd_ase.score.networks.build import parameter_count
 from diffmd_ase.score.objective import SetLoss
 from diffmd_ase.score.sets import as_sets
 from diffmd_ase.score.snapshots import Snapshots
@@ -56,6 +58,25 @@ def finished(peroxide, tmp_path_factory):
     """A model and the folder of its training."""
     folder = tmp_path_factory.mktemp("finished")
     return train(peroxide, config=config(), seed=3, device="cpu", directory=folder), folder
+
+
+def test_what_the_network_was_good_for_is_said(finished):
+    fine, broad = finished[0].card.experts
+    kept = fine.best_step > 0
+    assert fine.correction.startswith("kept" if kept else "dropped") and broad.correction is None
+    assert fine.network.depth == (2 if kept else 0)
+
+
+def test_parameters_are_those_that_were_fitted(finished):
+    """What symmetry makes equal once, and no table of statistics."""
+    fine, broad = finished[0].networks
+    weights = sum(p.numel() for p in fine.parameters())
+    # of H-O-O-H: two bonds, one angle, one torsion and one pair, and the harmonic terms of each
+    assert parameter_count(fine) - weights == 2 * 2 + 2 * 1 + 4 + 3
+    assert parameter_count(broad) == sum(p.numel() for p in broad.parameters())
+    bare = copy.deepcopy(fine)
+    bare.prior.remembers = False
+    assert parameter_count(bare) == parameter_count(fine)
 
 
 def test_clusters_of_metals(tmp_path):
