@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import torch
 
 from ..analysis import observables as ob
 from ..analysis.divergence import walker_groups
@@ -28,6 +29,9 @@ __all__ = [
     "plain_dynamics",
     "unknown",
 ]
+
+
+_AT_ONCE = 1000  # frames
 
 
 def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
@@ -93,9 +97,23 @@ def distributions(
         words = "with a distance that no snapshot has, by 0.3 Å"
         name = "corrected MD off all data"
         lines.append(line("stability", name, off.value, off.error, goal=goals.lost, words=words))
+        lines += _extrapolated(bench, walkers.positions)
     return lines + compare.energy_lines(
         energies[rest], walkers.energies, bench.kT, goals, seed=seed
     )
+
+
+def _extrapolated(bench: Bench, x: np.ndarray) -> list[Line]:
+    """How many frames x (T, W, N, 3) the model itself takes for outside; of one that knows."""
+    flat = torch.as_tensor(x.reshape(-1, *x.shape[-2:]))
+    values = [bench.potential.extrapolation(part) for part in flat.split(_AT_ONCE)]
+    if any(v is None for v in values):
+        return []
+    beyond = torch.cat([v for v in values if v is not None])
+    off = mean_estimate((beyond > 1).numpy().reshape(x.shape[:2]))
+    words = bench.potential.outside(flat[beyond.argmax()]) or "nothing is"
+    name = "corrected MD outside of its snapshots"
+    return [line("stability", name, off.value, off.error, goal=bench.goals.lost, words=words)]
 
 
 def plain_dynamics(bench: Bench, progress) -> Line:
