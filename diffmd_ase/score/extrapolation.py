@@ -156,6 +156,7 @@ def extrapolation(network: nn.Module, x: Tensor) -> Tensor | None:
 def coordinates_outside(network: nn.Module, x: Tensor, numbers: np.ndarray) -> str | None:
     """What one structure ``x`` (N, 3) of atoms ``numbers`` (N,) has that no snapshot had, in words.
 
+    By what the ``network`` keeps of its snapshots.
     The coordinate that is farthest beyond its edge; None if all are inside.
     """
     prior = _knowing(network)

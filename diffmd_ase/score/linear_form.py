@@ -73,9 +73,14 @@ class Form(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """Positions (M, N, 3), labels F/kT likewise or None, their weight w, and s_b or None.
+    """What the moments are made of.
 
-    Labels of frames without any are NaN.
+    Attributes
+    ----------
+    positions : (M, N, 3) in Å
+    labels : l = F/kT (M, N, 3), NaN of frames without any; None: no frame has any
+    weight : w of the labels
+    base : s_b (M, N, 3), or None
     """
 
     positions: Tensor
