@@ -54,6 +54,7 @@ _TRIAL, _WORK = 1e11, 2e12
 _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
 _FIRST_WEIGHT, _MOST_WEIGHT = 100.0, 1e5  # of labels, before theirs is known; and at most
+_FREE = 1e-3  # largest ridge of a torsion where modes are weighed
 _ROUNDS, _NEAR = 3, 3.0  # of its search; and a factor that changes little
 _NOISY = 2000  # frames, for the variance of score matching
 
@@ -99,7 +100,10 @@ def fit_prior(
     unit, gram, drive, ridge = _moments_and_ridges(form, every, sigma, generator)
     theta = solve(gram, drive, ridge)
     noise = gradient_noise(form, unit, theta, every, sigma, generator)
-    precision = _precision(gram, ridge, noise, len(every.positions))
+    freed = ridge
+    if every.base is not None:  # forces that are right say nothing of the weights of modes
+        freed = torch.where(_turning(form), ridge.clamp_max(_FREE), ridge)
+    precision = _precision(gram, freed, noise, len(every.positions))
     covariance = _covariance(gram, ridge, noise, len(every.positions))
     if moves and len(topology.rotors):
         if snapshots.baseline is None:
@@ -184,6 +188,16 @@ def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, g
     words = ", ".join(f"{n} {r:.0e}" for n, r in zip(GROUPS, ridges[1:].tolist(), strict=False))
     log.info("couplings %s: held-out loss lower by %.3g (%s)", pays, gain.mean(), words)
     return coupled if pays else plain
+
+
+def _turning(form: Form) -> Tensor:
+    """(size,) bool: parameters of torsions alone."""
+    names = [kind for kind in COORDINATES if len(getattr(form.prior, kind))]
+    kinds = _kinds(form.prior)
+    found = torch.zeros(form.size, dtype=torch.bool)
+    if "torsions" in names:
+        found[form.orbits[: len(kinds)][kinds == names.index("torsions")]] = True
+    return found
 
 
 def _kinds(prior: MechanicsPrior) -> Tensor:
