@@ -59,7 +59,8 @@ class ScoreCalculator(PotentialCalculator):
     Attributes
     ----------
     details : what ASE has no place for, of the last calculation: ``bias_energy`` (eV),
-        and for a committee ``energy_std`` (eV) and ``forces_std`` (N, 3) in eV/Å
+        for a committee ``energy_std`` (eV) and ``forces_std`` (N, 3) in eV/Å, and where the model
+        knows ``extrapolation``: above 1 the structure is outside of its snapshots
 
     Raises
     ------
@@ -251,7 +252,7 @@ class ScoreCalculator(PotentialCalculator):
             evaluated, positions, had_stress, base, details = self._unbiased
             if evaluated is model and had_stress == stress and torch.equal(positions, x):
                 return base, details  # only the bias has changed
-        details = {}
+        details = _extrapolation(model, x)
         if isinstance(model, Mean):
             base, deviation = model.spread(x, stress=stress)
             details["forces_std"] = _numpy(deviation.forces)
@@ -331,6 +332,14 @@ def _learned(members: Sequence[Potential]) -> Iterator[ScorePotential]:
         yield from (term for term in member.terms if isinstance(term, ScorePotential))
 
 
+def _extrapolation(model: Potential, x: Tensor) -> dict:
+    """That of one structure x (N, 3), the largest of a committee; nothing where none knows."""
+    members = model.potentials if isinstance(model, Mean) else [model]
+    said = [known.describe(x) for known in _learned(members)] if x.ndim == 2 else []
+    values = [float(one["extrapolation"]) for one in said if one]
+    return {"extrapolation": max(values)} if values else {}
+
+
 def _dtype_name(dtype: str | torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     if name not in ("float32", "float64"):
@@ -339,7 +348,9 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
 
 
 def _asks_ase(member: Potential) -> bool:
-    return any(isinstance(unwrapped(term), AsePotential) for term in member.terms)
+    terms = [unwrapped(term) for term in member.terms]
+    terms += [unwrapped(known.baseline) for known in _learned([member]) if known.baseline]
+    return any(isinstance(term, AsePotential) for term in terms)
 
 
 def _check_stress(potential: Potential, atoms: Atoms) -> None:

@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from ase.symbols import Symbols
 from torch import Tensor
 
+from ..score.extrapolation import coordinates_outside, extrapolation, force_errors
 from ..score.length_units import cell_doubt
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import VerletList
@@ -18,7 +19,8 @@ from ..score.networks.inputs import Inputs
 from ..score.structure import Structure
 from ..state import Evaluation
 from ..system import System
-from .base import Potential
+from .base import Potential, add_term
+from .baseline import baseline_of
 
 __all__ = ["ScorePotential"]
 
@@ -31,7 +33,8 @@ class ScorePotential(Potential):
 
     The energy knows no temperature: at T the score is F/kT. That of snapshots of several
     temperatures is one energy for all (`score.sets`); elsewhere it is an assumption.
-    Energies of two compositions have no common zero.
+    Energies of two compositions have no common zero. Where the card names a baseline, its energy,
+    forces and stress are added at the smallest noise.
 
     Parameters
     ----------
@@ -75,7 +78,11 @@ class ScorePotential(Potential):
         self._network = model.network_at(self.sigma, self.device, self.dtype)
         self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
-        self.looked_at = False
+        self.looked_at = self._warned = False
+        self.baseline: Potential | None = None
+        if model.card.baseline is not None and self._level == model.card.sigma_min:
+            self.baseline = baseline_of(model, self.system, device=device)
+            self.per_walker = self.baseline.per_walker
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
@@ -87,17 +94,68 @@ class ScorePotential(Potential):
         if not self.looked_at:
             self.recognise(x)
         stress = stress and self._inputs.cell is not None
-        flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
+        flat = self._flat(x)
         size = len(flat) if self._cutoff is None else max(1, _CHUNK // self._count)
         parts = [self._evaluate(part, stress, n) for n, part in enumerate(flat.split(max(1, size)))]
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
         )
-        return Evaluation(
+        own = Evaluation(
             energy.to(x).reshape(batch),
             forces.to(x).reshape(x.shape),
             None if virial is None else virial.to(x).reshape(*batch, 6),
         )
+        if self.baseline is None:
+            return own
+        return add_term(own, self.baseline, x, stress=stress)[0]
+
+    def select(self, keep: Tensor) -> None:
+        if self.baseline is not None:
+            self.baseline.select(keep)
+
+    def extrapolation(self, x: Tensor) -> Tensor | None:
+        """How far positions x (*batch, N, 3) are from the snapshots (*batch): 1 at their edge.
+
+        None of a model that does not know (see `score.extrapolation`).
+        """
+        value = extrapolation(self._network, self._flat(x))
+        return None if value is None else value.to(x).reshape(x.shape[:-2])
+
+    def force_errors(self, x: Tensor) -> Tensor | None:
+        """Standard errors (*batch, N, 3) in eV/Å of the forces at x: their statistical part.
+
+        By the covariance of the fitted parameters; None of a model that does not know it.
+        """
+        value = force_errors(self._network, self._flat(x))
+        return None if value is None else self.kT_train * value.to(x).reshape(x.shape)
+
+    def outside(self, x: Tensor) -> str | None:
+        """What one structure x (N, 3) has that no snapshot had, in words; None if nothing."""
+        (flat,) = self._flat(x)
+        words = coordinates_outside(self._network, flat, self.system.numbers)
+        if words is None and (self.extrapolation(x) or 0.0) > 1:
+            words = "its coordinates are in combinations that no snapshot had"
+        return words
+
+    def describe(self, x: Tensor) -> dict[str, Tensor]:
+        value = self.extrapolation(x)
+        if value is None:
+            return {}
+        beyond = (value > 1).reshape(-1)
+        if not self._warned and beyond.any():
+            self._warned = True
+            first = x.reshape(-1, *x.shape[-2:])[beyond][0]
+            warnings.warn(
+                f"{int(beyond.sum())} of {len(beyond)} structures are outside of the snapshots "
+                f"that this model was trained on, where it guesses ({self.outside(first)}; "
+                f"extrapolation {float(value.max()):.2g}, 1 is their edge); train on snapshots "
+                "that hold such structures",
+                stacklevel=2,
+            )
+        return {"extrapolation": value}
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.detach().reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
 
     def recognise(self, x: Tensor) -> None:
         """Warn, once for each call, of positions x (*batch, N, 3) that are of another molecule."""

@@ -47,6 +47,12 @@ class ScoreModel:
     digest : SHA-256 of card and tensors of the file that it was read from; None of files of earlier
         versions, and of models from elsewhere
 
+    Attributes
+    ----------
+    baseline : what finds the potential of a system that the energy of the smallest noise is added
+        to, where the card names a baseline: a calculator, a potential, or a function of the system;
+        None: by its name
+
     Raises
     ------
     ValueError : when asked for a noise level, or for a system, that it does not know
@@ -56,6 +62,7 @@ class ScoreModel:
         self.card, self.digest = card, digest
         self.networks = [network.eval().requires_grad_(False) for network in networks]
         self._placed: dict = {}
+        self.baseline: Any = None
 
     def __repr__(self) -> str:
         c = self.card

@@ -25,6 +25,7 @@ from ..system import System
 from ..units import kT_from_temperature, spring_from_h
 from .constraints import what_moves
 from .frames import read_frames, starting_positions
+from .outside import Outside
 from .prepare import Prepared, StepRequest, prepare
 from .settings import Files, RunSettings, json_object
 from .simulate import simulate
@@ -161,6 +162,7 @@ class PlannedRun:
             warm_up=settings.adapt,
             device=resolve_device(settings.device),
             progress=progress,
+            outside=Outside(self.system, settings.collect, settings.stop_outside),
         )
         return summary | self.held_atoms
 

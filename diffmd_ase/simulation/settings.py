@@ -64,6 +64,12 @@ class RunSettings(BaseModel):
         ge=0,
         description="first steps, in no frame, that adapt h to 57 % acceptance, then freeze it",
     )
+    stop_outside: bool = Field(
+        False, description="end a walker where a frame is outside of the model's snapshots"
+    )
+    collect: Path | None = Field(
+        None, description="file (.extxyz) of the frames outside of them: what to label next"
+    )
     every: int = Field(100, ge=1, description="steps between frames")
     prefix: str = Field("md", description="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
     seed: int = Field(0, ge=0, description="seed of all randomness")
