@@ -8,6 +8,7 @@ import typer
 
 from .analyze import analyze
 from .certify import certify
+from .converge import converge
 from .demo import demo
 from .fes import fes
 from .info import doctor, info
@@ -37,6 +38,7 @@ for command in (
     analyze,
     validate,
     certify,
+    converge,
     info,
     doctor,
     demo,
