@@ -13,6 +13,7 @@ from .demo import demo
 from .fes import fes
 from .info import doctor, info
 from .output import execute
+from .path import path
 from .plumed import plumed
 from .report import report
 from .run import run
@@ -39,6 +40,7 @@ for command in (
     validate,
     certify,
     converge,
+    path,
     info,
     doctor,
     demo,

@@ -73,7 +73,7 @@ def passages(in_a: np.ndarray, in_b: np.ndarray, spacing: float) -> Passages:
         for v, e, n in zip(values, errors, (*total[2:], min(total[2:])), strict=True)
     )
     scaled = [Estimate(e.value * spacing, e.error * spacing, e.n_effective) for e in (to_b, to_a)]
-    return Passages(*scaled, (int(total[2]), int(total[3])), share)
+    return Passages(scaled[0], scaled[1], (int(total[2]), int(total[3])), share)
 
 
 def _tallies(a: np.ndarray, b: np.ndarray) -> np.ndarray:

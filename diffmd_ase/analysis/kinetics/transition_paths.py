@@ -68,6 +68,18 @@ class TransitionPath:
         """Number of the image of the highest energy."""
         return int(self.energy.argmax())
 
+    def to_dict(self) -> dict:
+        """Numbers by name, as JSON holds them."""
+        return {
+            "action_nats": self.action,
+            "converged": self.converged,
+            "residual_1/A": self.residual,
+            "highest": self.highest,
+            "length_A": self.length.tolist(),
+            "D_t_A2": self.times.tolist(),
+            "energy_kT": self.energy.tolist(),
+        }
+
 
 def transition_path(
     potential: Potential,
