@@ -19,6 +19,7 @@ from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
 from ..potentials.named import find_potential
+from ..sampling.euler import EulerMaruyama
 from ..score.model import ScoreModel, resolve_device
 from ..score.snapshots import Snapshots
 from ..system import System
@@ -93,6 +94,12 @@ class PlannedRun:
         """How many atoms are held, by that name; empty where none is."""
         held = int((~self.prepared.moving).sum())
         return {"held_atoms": held} if held else {}
+
+    @property
+    def plain(self) -> EulerMaruyama:
+        """The kernel of plain steps; of an accepted run, the proposal."""
+        kernel = self.prepared.kernel
+        return kernel if isinstance(kernel, EulerMaruyama) else kernel.proposal
 
     @property
     def _walkers(self) -> Tensor:
