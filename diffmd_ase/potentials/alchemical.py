@@ -162,7 +162,7 @@ class Alchemical(Wrapped):
 
 
 class Transmuted(Wrapped):
-    """A potential of other elements at the same places, as an end state for the atoms of ``system``.
+    """A potential of other elements at the same places, an end state for the atoms of ``system``.
 
     ``Alchemical(copper, Transmuted(gold, copper.system), lam)`` turns copper into gold. ΔF is that
     of the configurational integrals. With momenta, ``Σ_i (3/2) kT ln(m_i,A/m_i,B)`` is added (it
