@@ -8,12 +8,13 @@ blocks of time for BAR of more than two states, whose neighbours share samples.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ...libraries import quiet_alchemlyb
+from ...libraries import quiet_alchemlyb, quiet_pymbar
 from ..statistics import Estimate, jackknife_error
 from .samples import CoupledSamples
 
@@ -22,7 +23,7 @@ __all__ = ["CoupledEstimate", "closure", "estimate"]
 OVERLAP = 0.03  # of neighbours, the rule of alchemlyb (Klimovich, Shirts & Mobley 2015)
 _FEW = 50  # effective samples in a state
 _BLOCKS = 10
-_PARTS = 5  # of the run, for convergence
+_PARTS = 4  # of the run, for convergence
 
 
 @dataclass
@@ -100,7 +101,7 @@ def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
     )
     value = {
         "MBAR": Estimate(float(profile[-1]), float(errors[-1]), count),
-        "BAR": _bar(alchemlyb, u_nk, count),
+        "BAR": _bar(u_nk, count),
         "TI": _ti(samples.states, slope, slope_error, count),
     }
     result = CoupledEstimate(
@@ -155,19 +156,26 @@ def _ti(states, slope, error, count: float) -> Estimate:
     return Estimate(float(weights @ slope), float(np.sqrt(weights**2 @ error**2)), count)
 
 
-def _bar(alchemlyb, u_nk: list, count: float) -> Estimate:
-    def whole(frames) -> tuple[float, float]:
-        bar = alchemlyb.estimators.BAR().fit(alchemlyb.concat(frames))
-        d = np.diag(bar.d_delta_f_.to_numpy(), 1)
-        return float(bar.delta_f_.to_numpy()[0, -1]), float(np.sqrt((d**2).sum()))
+def _bar(u_nk: list, count: float) -> Estimate:
+    """``Σ_k`` of ``pymbar.bar`` between neighbours; jackknife where they share samples."""
+    frames = [frame.to_numpy() for frame in u_nk]
+    bar = quiet_pymbar().bar
 
-    value, error = whole(u_nk)
-    smallest = min(map(len, u_nk))
-    if len(u_nk) > 2 and smallest >= 2 * _BLOCKS:
-        left = []
-        for block in range(_BLOCKS):
-            part = [frame[np.arange(len(frame)) * _BLOCKS // len(frame) != block] for frame in u_nk]
-            left.append(whole(part)[0])
+    def whole(frames) -> tuple[float, float]:
+        value, square = 0.0, 0.0
+        for k, (lower, upper) in enumerate(pairwise(frames)):
+            forward, backward = lower[:, k + 1] - lower[:, k], upper[:, k] - upper[:, k + 1]
+            told = bar(forward, backward)
+            value, square = value + told["Delta_f"], square + told["dDelta_f"] ** 2
+        return float(value), float(np.sqrt(square))
+
+    value, error = whole(frames)
+    if len(frames) > 2 and min(map(len, frames)) >= 2 * _BLOCKS:
+        blocks = [np.arange(len(frame)) * _BLOCKS // len(frame) for frame in frames]
+        left = [
+            whole([frame[own != b] for frame, own in zip(frames, blocks, strict=True)])[0]
+            for b in range(_BLOCKS)
+        ]
         error = max(error, float(jackknife_error(left)))
     return Estimate(value, error, count)
 
@@ -207,7 +215,7 @@ def _judge(result: CoupledEstimate, trapezoid: float) -> None:
     text = f"{few:.0f} effective samples in the poorest window"
     result.judge(few >= _FEW, text if few >= _FEW else f"{text}, below {_FEW}: run longer")
     if len(result.convergence):
-        half = len(result.convergence) // 2
+        half = len(result.convergence) // 2 - 1
         _, first, first_error, last, last_error = result.convergence[half]
         z = abs(first - last) / max(np.hypot(first_error, last_error), 1e-12)
         text = f"the run from its start and from its end give {first:.2f} and {last:.2f} kT"

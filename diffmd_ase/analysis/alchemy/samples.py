@@ -116,9 +116,7 @@ class CoupledSamples:
         for name, frames in (("u_nk", self.u_nk()), ("dHdl", self.dhdl())):
             path = Path(f"{prefix}.{name}.parquet")
             with replacing(path) as part:
-                whole = alchemlyb.concat(frames)
-                whole.columns = [str(c) for c in whole.columns]
-                whole.to_parquet(part)
+                alchemlyb.concat(frames).to_parquet(part)
             files.append(path)
         return files
 

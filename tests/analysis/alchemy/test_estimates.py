@@ -15,7 +15,7 @@ alchemlyb = pytest.importorskip("alchemlyb")
 KT, K_A, K_B, AWAY = 0.1, 1.0, 3.0, 0.5
 
 
-def wells(lams, chains=4, frames=400, *, seed=0, away=AWAY, lag=0.0):
+def wells(lams, chains=2, frames=160, *, seed=0, away=AWAY, lag=0.0):
     """Exact samples of the linear mix of two isotropic wells, correlated in time by ``lag``."""
     rng = np.random.default_rng(seed)
     lam = np.tile(lams, chains)[None].repeat(frames, 0)
@@ -41,11 +41,11 @@ def test_two_wells_by_all_estimators():
     result = estimate(wells(lams))
     for name, one in result.value.items():
         z = (one.value - exact(1.0)) / one.error
-        assert abs(z) < 4 and one.error < 0.04, (name, one, z)
+        assert abs(z) < 4 and one.error < 0.1, (name, one, z)
     inner = slice(1, None)
     z = (result.profile[inner] - exact(lams[inner])) / result.profile_error[inner]
     assert (np.abs(z) < 4).all()
-    assert all(v["good"] for v in result.verdicts) and (result.settled > 0.5).all()
+    assert all(v["good"] for v in result.verdicts) and (result.settled > 0.3).all()
     numbers = result.numbers()
     assert numbers["dF_eV"] == pytest.approx(KT * numbers["MBAR_kT"])
     assert len(alchemy_figure(result).axes) == 4
@@ -59,8 +59,8 @@ def test_the_wrong_temperature_is_seen():
 
 
 def test_correlated_frames_have_larger_errors():
-    lams = np.linspace(0, 1, 3)
-    alone, slow = (wells(lams, frames=2000, lag=lag, seed=3) for lag in (0.0, 0.9))
+    lams = [0.0, 1.0]
+    alone, slow = (wells(lams, frames=1000, lag=lag, seed=3) for lag in (0.0, 0.9))
     assert (slow.inefficiency > 5).all() and (alone.inefficiency < 2).all()
     errors = [estimate(s).best.error for s in (alone, slow)]
     assert 2 < errors[1] / errors[0] < 5
@@ -72,15 +72,15 @@ def test_the_oscillators_of_pymbar():
     """Their states are λ-mixes of nothing, but two of them are end states."""
     testsystems = pytest.importorskip("pymbar.testsystems")
     case = testsystems.HarmonicOscillatorsTestCase([0.0, 1.2], [1.0, 2.5], beta=1.0)
-    _, u_kn, _, s_n = case.sample([3000, 3000], mode="u_kn", seed=5)
+    _, u_kn, _, s_n = case.sample([600, 600], mode="u_kn", seed=5)
     columns = [u_kn[:, s_n == k] for k in (0, 1)]
     start, end = (np.stack([c[e] for c in columns], 1) for e in (0, 1))
-    lam = np.tile([0.0, 1.0], (3000, 1))
+    lam = np.tile([0.0, 1.0], (600, 1))
     result = estimate(CoupledSamples(start, end, lam, kT=1.0))
     truth = np.subtract(*case.analytical_free_energies()[::-1])
     for name in ("MBAR", "BAR"):
         one = result.value[name]
-        assert abs(one.value - truth) < 4 * one.error < 0.2
+        assert abs(one.value - truth) < 4 * one.error < 0.4
 
 
 def test_frames_are_those_of_alchemlyb(tmp_path):
@@ -110,8 +110,8 @@ def test_poor_overlap_is_said_with_the_windows():
 
 
 def test_a_run_that_drifts_is_seen():
-    samples = wells(np.linspace(0, 1, 3), frames=1000)
-    late = np.arange(1000) > 500
+    samples = wells(np.linspace(0, 1, 3), frames=400)
+    late = np.arange(400) > 200
     drifting = CoupledSamples(samples.start, samples.end + 0.08 * late[:, None], samples.lam, KT)
     texts = [v["text"] for v in estimate(drifting).verdicts if v["good"] is False]
     assert any("from its start and from its end" in t for t in texts)
@@ -126,11 +126,11 @@ def test_a_few_samples_are_no_verdict():
 def test_chains_that_visit_states():
     """An expanded ensemble: the states of a chain change, and samples go where they were made."""
     lams, rng = np.array([0.0, 0.4, 1.0]), np.random.default_rng(2)
-    frames = wells(lams, chains=20, frames=300, seed=4)
-    order = rng.permuted(np.tile(np.arange(60), (300, 1)), axis=1)
+    frames = wells(lams, chains=20, frames=60, seed=4)
+    order = rng.permuted(np.tile(np.arange(60), (60, 1)), axis=1)
     mixed = [np.take_along_axis(v, order, 1) for v in (frames.start, frames.end, frames.lam)]
     result = estimate(CoupledSamples(*mixed, KT))
-    assert abs(result.best.value - exact(1.0)) < 4 * result.best.error < 0.2
+    assert abs(result.best.value - exact(1.0)) < 4 * result.best.error < 0.4
 
 
 def test_failed_samples_are_left_out():
@@ -143,7 +143,7 @@ def test_failed_samples_are_left_out():
 
 def test_runs_are_put_together():
     parts = [wells([0.0, 0.5, 1.0], chains=2, seed=s) for s in (0, 1)]
-    assert gathered(parts).lam.shape == (400, 12)
+    assert gathered(parts).lam.shape == (160, 12)
     hot = CoupledSamples(parts[1].start, parts[1].end, parts[1].lam, 2 * KT)
     with pytest.raises(ValueError, match=names("temperatures", "kT=0.2")):
         gathered([parts[0], hot])
