@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from .alchemy import alchemy
 from .analyze import analyze
 from .demo import demo
 from .fes import fes
@@ -26,7 +27,9 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, sample, run, report, fes, plumed, analyze, validate, info, doctor, demo):
+for command in (
+    train, sample, run, report, fes, alchemy, plumed, analyze, validate, info, doctor, demo,
+):  # fmt: skip
     app.command()(command)
 
 

@@ -19,6 +19,7 @@ steps at one smallest noise level, never by reverse diffusion of mixed scores.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,7 +31,14 @@ from .base import Potential, Wrapped
 from .biases.recorded import Frozen
 from .ladder import Blend, weighted
 
-__all__ = ["Alchemical", "Transmuted", "check_lambda", "coupled_energy", "coupled_slope"]
+__all__ = [
+    "Alchemical",
+    "Transmuted",
+    "check_lambda",
+    "coupled",
+    "coupled_energy",
+    "coupled_slope",
+]
 
 
 class Alchemical(Wrapped):
@@ -101,13 +109,7 @@ class Alchemical(Wrapped):
 
     def mixed(self, values: list[Evaluation], x: Tensor) -> Evaluation:
         """The coupling at ``x`` (*batch, N, 3) of ``values`` of A and B that are known there."""
-        rows = self.inner.rows(x).to(x)
-        if self.soft is None:
-            return weighted(values, rows, x)
-        a, b = (value.energy for value in values)
-        energy, w = _soft(a, b, rows[..., 1], self.soft)
-        forces = weighted(values, torch.stack((1.0 - w, w), -1), x)
-        return forces._replace(energy=energy)
+        return coupled(values, self.inner.rows(x).to(x)[..., 1], self.soft, x)
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``U_A`` and ``U_B`` (*batch) at ``x`` (*batch, N, 3) in eV, those of the targets.
@@ -208,8 +210,25 @@ def check_lambda(lam) -> Tensor:
     return values
 
 
+def coupled(values: Sequence[Evaluation], lam: Tensor, soft: float | None, x: Tensor) -> Evaluation:
+    """The coupling at positions ``x`` (*batch, N, 3) of what A and B give there.
+
+    ``values`` are their evaluations, ``lam`` is λ, scalar or (*batch), ``soft`` the E of the soft
+    core in eV or None.
+    """
+    if soft is None:
+        return weighted(values, torch.stack((1.0 - lam, lam), -1), x)
+    a, b = (value.energy for value in values)
+    energy, w = _soft(a, b, lam, soft)
+    forces = weighted(values, torch.stack((1.0 - w, w), -1), x)
+    return forces._replace(energy=energy)
+
+
 def coupled_energy(a: Tensor, b: Tensor, lam, soft: float | None = None) -> Tensor:
-    """``U_λ`` of the energies U_A = ``a`` and U_B = ``b``, broadcast with λ, in eV."""
+    """``U_λ`` of the energies U_A = ``a`` and U_B = ``b``, broadcast with λ = ``lam``, in eV.
+
+    ``soft`` is the E of the soft core in eV; None: linear.
+    """
     lam = torch.as_tensor(lam, dtype=a.dtype, device=a.device)
     if soft is None:
         return torch.where(lam == 0, a, torch.where(lam == 1, b, (1.0 - lam) * a + lam * b))
@@ -217,7 +236,10 @@ def coupled_energy(a: Tensor, b: Tensor, lam, soft: float | None = None) -> Tens
 
 
 def coupled_slope(a: Tensor, b: Tensor, lam, soft: float | None = None) -> Tensor:
-    """``∂U_λ/∂λ`` of the energies U_A = ``a`` and U_B = ``b``, broadcast with λ, in eV."""
+    """``∂U_λ/∂λ`` of the energies U_A = ``a`` and U_B = ``b``, broadcast with λ = ``lam``, in eV.
+
+    ``soft`` is the E of the soft core in eV; None: linear.
+    """
     lam = torch.as_tensor(lam, dtype=a.dtype, device=a.device)
     u = b - a
     if soft is None:

@@ -114,7 +114,7 @@ def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
         n_effective=np.array([float(len(frame)) for frame in u_nk]),
         overlap=mbar.overlap_matrix,
         convergence=_convergence(alchemlyb, u_nk),
-        settled=_settled(alchemlyb, samples.dhdl(decorrelated=False)),
+        settled=_settled(alchemlyb, dhdl),
         kT=samples.kT,
     )
     trapezoid = alchemlyb.estimators.TI().fit(alchemlyb.concat(dhdl)).delta_f_.to_numpy()[0, -1]
@@ -189,12 +189,14 @@ def _convergence(alchemlyb, u_nk: list) -> np.ndarray:
 
 
 def _settled(alchemlyb, dhdl: list) -> np.ndarray:
-    """A_c of each state: the fraction of the run behind the point where R_c is within precision."""
+    """A_c of each state: the part of the run behind the point from where on means agree."""
+    if min(map(len, dhdl)) < 20:
+        return np.full(len(dhdl), np.nan)
     one = []
     for frame in dhdl:
         series = frame["fep"]
-        precision = max(4.0 * _error(series.to_numpy()), 1e-9)
-        one.append(alchemlyb.convergence.A_c([series], precision=precision))
+        tolerance = max(4.0 * _error(series.to_numpy()), 1e-9)
+        one.append(alchemlyb.convergence.A_c([series], precision=0.1, tol=tolerance))
     return np.array(one)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..statistics import Estimate
 from .estimates import CoupledEstimate
 
-__all__ = ["alchemy_figure"]
+__all__ = ["alchemy_figure", "works_figure"]
 
 _LINE, _SECOND = "#0072b2", "#d55e00"
 
@@ -42,4 +43,19 @@ def alchemy_figure(result: CoupledEstimate) -> Figure:
         settling.legend(fontsize=8, frameon=False)
     settling.axhspan(best.value - best.error, best.value + best.error, color="#dddddd", zorder=0)
     settling.set(xlabel="fraction of the run", ylabel="ΔF (kT)", title="convergence")
+    return figure
+
+
+def works_figure(forward: np.ndarray, backward: np.ndarray, best: Estimate) -> Figure:
+    """Works of both directions in kT, P_F(w) and P_B(-w), which cross at ΔF = ``best``."""
+    figure = Figure(figsize=(5.0, 3.7), layout="constrained")
+    panel = figure.subplots()
+    both = np.concatenate((forward, -backward))
+    edges = np.histogram_bin_edges(both[np.isfinite(both)], bins=30)
+    panel.hist(forward, edges, density=True, alpha=0.6, color=_LINE, label="forward, w")
+    panel.hist(-backward, edges, density=True, alpha=0.6, color=_SECOND, label="backward, -w")
+    panel.axvspan(best.value - best.error, best.value + best.error, color="#888888", alpha=0.5)
+    title = f"ΔF = {best.value:.3f} ± {best.error:.3f} kT (BAR)"
+    panel.set(xlabel="work (kT)", ylabel="density (1/kT)", title=title)
+    panel.legend(fontsize=8, frameon=False)
     return figure
