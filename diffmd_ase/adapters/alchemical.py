@@ -88,8 +88,10 @@ class AlchemicalCalculator(PotentialCalculator):
     def potential(self, atoms: Atoms) -> Alchemical:
         """The coupling, bound to ``atoms``; λ is that of now."""
         system = System.from_atoms(atoms)
-        ends = [find_potential(c, system, role="end state") for c in (self.calc_a, self.calc_b)]
-        return Alchemical(*ends, self.lam, soft=self.soft)
+        start, end = (
+            find_potential(c, system, role="end state") for c in (self.calc_a, self.calc_b)
+        )
+        return Alchemical(start, end, self.lam, soft=self.soft)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list:
         """What has changed since the last calculation, by name, λ and calculators included."""

@@ -102,10 +102,8 @@ class Alchemical(Wrapped):
                     "have one, such as ASE calculators"
                 )
 
-    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
-        if self.soft is None:
-            return self.inner(x, stress=stress)
-        return self.mixed(self.inner.values(x, stress=stress), x)
+    def __call__(self, x: Tensor, **options) -> Evaluation:
+        return self.mixed(self.inner.values(x, **options), x)
 
     def mixed(self, values: list[Evaluation], x: Tensor) -> Evaluation:
         """The coupling at ``x`` (*batch, N, 3) of ``values`` of A and B that are known there."""

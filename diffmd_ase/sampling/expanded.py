@@ -65,7 +65,8 @@ class ExpandedEnsemble(Kernel):
     weights: Tensor
     h: Tensor | None = None
     every: int = 10
-    coupling: Alchemical = field(init=False, repr=False)
+    coupling: Alchemical = field(init=False, repr=False)  # drives
+    target: Alchemical = field(init=False, repr=False)  # counts
 
     def __post_init__(self):
         coupling = self.kernel.drift
@@ -92,6 +93,7 @@ class ExpandedEnsemble(Kernel):
             lambdas=lambdas,
             weights=weights,
             coupling=coupling,
+            target=target,
             potential=target,
             kT=self.kernel.kT,
             exact=self.kernel.exact,
@@ -115,7 +117,7 @@ class ExpandedEnsemble(Kernel):
         return replace(state, record=Level(number, nothing, nothing))
 
     def step(self, state, noise) -> tuple[State, Info]:
-        level = state.record
+        level = _level(state)
         new, info = self._mover(level.number).step(
             replace(state, record=None), noise.child("moves")
         )
@@ -123,8 +125,8 @@ class ExpandedEnsemble(Kernel):
             return replace(new, record=level), info
         values = self.coupling.inner.values(new.x)
         target = values
-        if self.potential is not self.coupling:
-            target = self.potential.inner.values(new.x)
+        if self.target is not self.coupling:
+            target = self.target.inner.values(new.x)
         chances = self.chances(*(v.energy for v in target))
         u = noise.uniform(new.step - 1, new.energy, walkers=new.walkers, stream="choose")
         ladder = chances.cumsum(-1)
@@ -135,7 +137,7 @@ class ExpandedEnsemble(Kernel):
         moved = self.coupling.at(lam).mixed(values, new.x)
         energy = moved.energy
         if target is not values:
-            energy = self.potential.at(lam).mixed(target, new.x).energy
+            energy = self.target.at(lam).mixed(target, new.x).energy
         one = torch.nn.functional.one_hot(number, len(self.lambdas)).double()
         record = Level(number, level.visits + one, level.share + chances.nan_to_num(nan=0.0))
         new = replace(new, energy=energy, forces=moved.forces, record=record)
@@ -152,12 +154,12 @@ class ExpandedEnsemble(Kernel):
         return torch.softmax(self.weights.to(start.device) - reduced(energies, kT), -1)
 
     def refresh(self, state) -> State:
-        new = self._mover(state.record.number).refresh(replace(state, record=None))
+        new = self._mover(_level(state).number).refresh(replace(state, record=None))
         return replace(new, record=state.record)
 
     def describe(self, state) -> dict[str, Tensor]:
-        lam = self.lambdas.to(state.x.device)[state.record.number]
-        return self.potential.at(lam).describe(state.x)
+        lam = self.lambdas.to(state.x.device)[_level(state).number]
+        return self.target.at(lam).describe(state.x)
 
     def _mover(self, number: Tensor) -> EulerMaruyama | Metropolis:
         """The kernel of walkers in the states ``number`` (B,)."""
@@ -170,7 +172,7 @@ class ExpandedEnsemble(Kernel):
         proposal = replace(proposal, potential=drift, h=h)
         if isinstance(plain, EulerMaruyama):
             return proposal
-        target = None if self.potential is self.coupling else drift.target
+        target = None if self.target is self.coupling else drift.target
         return replace(plain, proposal=proposal, target=target)
 
 
@@ -194,10 +196,10 @@ def sams(
         raise ValueError(f"{n_steps=} with a draw every {kernel.every}: expected one at least")
     flat, gain, visited = 0, 1.0 / K, torch.zeros(K, dtype=torch.float64)
     for t in range(1, draws + 1):
-        before = state.record.share.sum(0)
+        before = _level(state).share.sum(0)
         for _ in range(kernel.every):
             state, _ = advance(kernel, state, noise)
-        share = (state.record.share.sum(0) - before).cpu() / len(state.x)
+        share = (_level(state).share.sum(0) - before).cpu() / len(state.x)
         visited += share
         if not flat and visited.min() > 0.5 * visited.mean() and t >= 2 * K:
             flat = t
@@ -205,6 +207,12 @@ def sams(
         gain = min(1.0 / K, slow, 1.0 / (t - flat + flat**0.6)) if flat else min(1.0 / K, slow)
         weights = kernel.weights - gain * K * share
         kernel = replace(kernel, weights=weights - weights[0])
-    level = state.record
+    level = _level(state)
     nothing = torch.zeros_like(level.share)
     return kernel, replace(state, record=Level(level.number, nothing, nothing))
+
+
+def _level(state: State) -> Level:
+    if not isinstance(state.record, Level):
+        raise ValueError("the state knows no λ: make it by `init` of the expanded ensemble")
+    return state.record

@@ -51,7 +51,7 @@ def works_figure(forward: np.ndarray, backward: np.ndarray, best: Estimate) -> F
     figure = Figure(figsize=(5.0, 3.7), layout="constrained")
     panel = figure.subplots()
     both = np.concatenate((forward, -backward))
-    edges = np.histogram_bin_edges(both[np.isfinite(both)], bins=30)
+    edges = np.histogram_bin_edges(both[np.isfinite(both)], bins=30).tolist()
     panel.hist(forward, edges, density=True, alpha=0.6, color=_LINE, label="forward, w")
     panel.hist(-backward, edges, density=True, alpha=0.6, color=_SECOND, label="backward, -w")
     panel.axvspan(best.value - best.error, best.value + best.error, color="#888888", alpha=0.5)

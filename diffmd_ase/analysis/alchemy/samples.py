@@ -92,8 +92,8 @@ class CoupledSamples:
     def after(self, fraction: float) -> CoupledSamples:
         """Those after the first ``fraction`` of the frames."""
         first = int(fraction * len(self.lam))
-        parts = (v[first:] for v in (self.start, self.end, self.lam))
-        return CoupledSamples(*parts, self.kT, self.soft, self.states)
+        start, end, lam = (v[first:] for v in (self.start, self.end, self.lam))
+        return CoupledSamples(start, end, lam, self.kT, self.soft, self.states)
 
     def u_nk(self, *, decorrelated: bool = True) -> list:
         """alchemlyb's ``u_nk``, one frame for each state: (N_k, K) reduced energies.
@@ -176,5 +176,7 @@ def gathered(parts: list[CoupledSamples]) -> CoupledSamples:
                 f"kT={part.kT} eV, soft={part.soft} after kT={first.kT} eV, soft={first.soft}: "
                 "samples at temperatures, or of couplings, that differ cannot be put together"
             )
-    columns = [np.concatenate([getattr(p, n) for p in parts], 1) for n in ("start", "end", "lam")]
-    return CoupledSamples(*columns, first.kT, first.soft)
+    start, end, lam = (
+        np.concatenate([getattr(p, n) for p in parts], 1) for n in ("start", "end", "lam")
+    )
+    return CoupledSamples(start, end, lam, first.kT, first.soft)

@@ -45,7 +45,7 @@ def alchemy(
     settings: AlchemySettings,
     *,
     restart: bool = False,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Callable[..., None] | None = None,
     kernels: CoupledKernels | None = None,
 ) -> AlchemyResult:
     """Make the run that ``settings`` ask for, or go on with it, and write its result.
@@ -180,8 +180,8 @@ def _window_rows(result: CoupledEstimate) -> list[list]:
     head = ["lambda", "F (kT)", "error (kT)", "dU/dlambda (kT)", "error (kT)"]
     head += ["effective samples", "overlap with next"]
     overlap = [*result.neighbour_overlap, np.nan]
-    columns = (result.states, result.profile, result.profile_error, result.slope)
-    columns += (result.slope_error, result.n_effective, overlap)
+    columns: list[Any] = [result.states, result.profile, result.profile_error, result.slope]
+    columns += [result.slope_error, result.n_effective, overlap]
     return [head, *map(list, zip(*columns, strict=True))]
 
 

@@ -133,7 +133,8 @@ def couple(
             mean_free=centre or free,
             x=x,
         )
-        ends.append(prepared.kernel.proposal)
+        kernel = prepared.kernel
+        ends.append(kernel.proposal if isinstance(kernel, Metropolis) else kernel)
     coupling = Alchemical(pair[0], pair[1], 0.0, soft=soft)
     return CoupledKernels(coupling, system, x, temperature_K, (ends[0], ends[1]), plain)
 
@@ -148,4 +149,7 @@ def _einstein(system: System, x: Tensor, options: dict, other: Potential | None,
 
 
 def _atoms(source: Atoms | str | Path) -> Atoms:
-    return source if isinstance(source, Atoms) else ase.io.read(source)
+    if isinstance(source, Atoms):
+        return source
+    read: Any = ase.io.read(source)  # the last frame, one structure
+    return read
