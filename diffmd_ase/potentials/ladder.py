@@ -7,6 +7,7 @@ evaluated once for the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def weighted(values: Sequence[Evaluation], weights: Tensor, x: Tensor) -> Evalua
     columns = weights.unbind(-1)
 
     def mixed(parts):
-        total = 0.0
+        total: Any = 0.0
         for w, part in zip(columns, parts, strict=True):
             # a weight broadcasts over the batch axes, from the right
             w = w.reshape(w.shape + (1,) * (part.ndim - x.ndim + 2))
