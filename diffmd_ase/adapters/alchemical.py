@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.calculators.calculator import (
     BaseCalculator,
     CalculationFailed,
+    Calculator,
     PropertyNotImplementedError,
     all_changes,
 )
@@ -62,6 +63,7 @@ class AlchemicalCalculator(PotentialCalculator):
                 )
         self.calc_a, self.calc_b, self.lam, self.soft = calc_a, calc_b, lam, soft
         self._valid_for: tuple = ()
+        self._parameters = [_parameters(calc_a), _parameters(calc_b)]
 
     @property
     def lam(self) -> float:
@@ -102,7 +104,8 @@ class AlchemicalCalculator(PotentialCalculator):
         changed += [
             f"calc_{name}"
             for name, calculator in parts.items()
-            if calculator.calculation_required(atoms, ["forces"])
+            if self._is_stale(calculator, "ab".index(name))
+            or calculator.calculation_required(atoms, ["forces"])
         ]
         return changed
 
@@ -114,6 +117,11 @@ class AlchemicalCalculator(PotentialCalculator):
         super().calculate(atoms, properties, system_changes)
         if "stress" in properties:
             raise PropertyNotImplementedError("a coupling has no stress here")
+        for place, calculator in enumerate((self.calc_a, self.calc_b)):
+            # a calculator of ASE may answer from its cache after it was set to other parameters
+            if self._is_stale(calculator, place) and isinstance(calculator, Calculator):
+                calculator.reset()
+            self._parameters[place] = _parameters(calculator)
         ends = [_evaluated(calc, self.atoms) for calc in (self.calc_a, self.calc_b)]
         lam, x = torch.tensor(self.lam).double(), torch.tensor(self.atoms.positions)
         value = coupled(ends, lam, self.soft, x)
@@ -129,9 +137,16 @@ class AlchemicalCalculator(PotentialCalculator):
         if atoms is not None:
             atoms.info["lambda"], atoms.info["dudl"] = self.lam, slope
 
+    def _is_stale(self, calculator, place: int) -> bool:
+        return _parameters(calculator) != self._parameters[place]
+
     @property
     def _now(self) -> tuple:
         return self.lam, self.soft, id(self.calc_a), id(self.calc_b)
+
+
+def _parameters(calculator) -> str:
+    return repr(calculator.parameters)
 
 
 def _evaluated(calculator, atoms: Atoms) -> Evaluation:

@@ -95,8 +95,8 @@ def test_frames_keep_lambda_and_dudl(tmp_path):
     atoms, _ = copper(lam=0.25)
     frames = []
     dyn = Langevin(
-        atoms, 1 * units.fs, temperature_K=300, friction=0.01, rng=np.random.default_rng(0),
-        trajectory=str(tmp_path / "a.traj"),
+        atoms, 1 * units.fs, temperature_K=300, friction=0.01, fixcm=False,
+        rng=np.random.default_rng(0), trajectory=str(tmp_path / "a.traj"),
     )  # fmt: skip
     dyn.attach(lambda: frames.append(atoms.copy()))
     dyn.run(3)

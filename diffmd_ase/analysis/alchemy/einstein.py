@@ -27,7 +27,7 @@ __all__ = ["CrystalFreeEnergy", "crystal_free_energy", "einstein_log_z", "harmon
 
 @dataclass(frozen=True)
 class CrystalFreeEnergy:
-    """Parts of the free energy of a crystal, in eV for all of its atoms."""
+    """Parts of the free energy of a crystal, in eV for all of its ``atoms``."""
 
     einstein: float  # -kT ln Z_E, with the centre held
     coupling: Estimate  # ΔF from there to the crystal, held likewise

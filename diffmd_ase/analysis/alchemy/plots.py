@@ -47,7 +47,7 @@ def alchemy_figure(result: CoupledEstimate) -> Figure:
 
 
 def works_figure(forward: np.ndarray, backward: np.ndarray, best: Estimate) -> Figure:
-    """Works of both directions in kT, P_F(w) and P_B(-w), which cross at ΔF = ``best``."""
+    """Works in kT, ``forward`` as P_F(w) and ``backward`` as P_B(-w): they cross at ΔF = ``best``."""
     figure = Figure(figsize=(5.0, 3.7), layout="constrained")
     panel = figure.subplots()
     both = np.concatenate((forward, -backward))

@@ -16,7 +16,7 @@ __all__ = ["WorkEstimate", "from_works"]
 
 @dataclass
 class WorkEstimate:
-    """ΔF in kT from works."""
+    """ΔF in kT from works, and ``verdicts``: ``good`` and ``text`` of each."""
 
     best: Estimate  # BAR (Crooks)
     forward: float  # Jarzynski, -ln⟨exp(-w)⟩, of the forward works alone

@@ -33,7 +33,7 @@ __all__ = ["AlchemyResult", "alchemy"]
 
 @dataclass
 class AlchemyResult:
-    """ΔF = F_B - F_A as it is shown: numbers, verdicts, and the files that were written."""
+    """ΔF = F_B - F_A as shown: ``numbers``, ``verdicts``, and the ``files`` that were written."""
 
     best: Estimate  # in kT
     numbers: dict[str, Any]

@@ -108,7 +108,10 @@ def first_pass(kernels: CoupledKernels, n_windows: int, n_steps: int, *, noise: 
 def with_weights(
     kernels: CoupledKernels, plan: Plan, walkers: int, n_steps: int, every: int, *, noise: Noise
 ) -> Plan:
-    """``plan`` with the weights that ``n_steps`` steps of SAMS find, for an expanded ensemble."""
+    """``plan`` with the weights that ``n_steps`` steps of SAMS find, with a draw ``every`` so many.
+
+    There are ``walkers`` for each window.
+    """
     ensemble = expanded(kernels, plan, every)
     K = len(plan.lambdas)
     state = ensemble.init(torch.as_tensor(plan.x).repeat(walkers, 1, 1))

