@@ -33,7 +33,7 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True, eq=False)
 class Switches:
-    """Works (n,) in kT of both directions."""
+    """Works (n,) in kT of both directions, ``forward`` and ``backward``."""
 
     forward: np.ndarray
     backward: np.ndarray
