@@ -47,7 +47,7 @@ def alchemy_figure(result: CoupledEstimate) -> Figure:
 
 
 def works_figure(forward: np.ndarray, backward: np.ndarray, best: Estimate) -> Figure:
-    """P_F(w) of ``forward`` works in kT and P_B(-w) of ``backward``: they cross at ΔF = ``best``."""
+    """P_F(w) of ``forward`` works and P_B(-w) of ``backward``, kT: they cross at ΔF = ``best``."""
     figure = Figure(figsize=(5.0, 3.7), layout="constrained")
     panel = figure.subplots()
     both = np.concatenate((forward, -backward))

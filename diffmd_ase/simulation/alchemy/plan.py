@@ -122,7 +122,7 @@ def with_weights(
 
 
 def expanded(kernels: CoupledKernels, plan: Plan, every: int) -> ExpandedEnsemble:
-    """The expanded ensemble of ``plan``, its weights frozen, with a draw ``every`` so many steps."""
+    """The expanded ensemble of ``plan``, weights frozen, with a draw ``every`` so many steps."""
     lambdas = torch.as_tensor(plan.lambdas)
     return ExpandedEnsemble(
         kernels.kernel(torch.tensor(0.0)),
