@@ -67,8 +67,9 @@ class CoupledEstimate:
 
     @property
     def neighbour_overlap(self) -> np.ndarray:
-        """(K-1,), the smaller of both directions."""
-        return np.minimum(np.diag(self.overlap, 1), np.diag(self.overlap, -1))
+        """(K-1,), the smaller of both directions, as if all states had as many samples."""
+        even = self.overlap * self.n_effective.mean() / self.n_effective
+        return np.minimum(np.diag(even, 1), np.diag(even, -1))
 
     def numbers(self) -> dict[str, Any]:
         """Ready for JSON."""

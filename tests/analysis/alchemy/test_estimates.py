@@ -109,6 +109,17 @@ def test_poor_overlap_is_said_with_the_windows():
     assert "0.1" in bad and "1 overlap" in bad and "window between" in bad
 
 
+def test_overlap_does_not_depend_on_how_many_samples_a_state_has():
+    lams = [0.0, 1.0]
+    few, many = (wells(lams, chains=c, seed=s, away=0.1) for c, s in ((1, 0), (9, 1)))
+    # one chain at λ = 0 and nine at λ = 1
+    parts = [np.concatenate((getattr(few, n)[:, :1], getattr(many, n)[:, 1::2]), 1)
+             for n in ("start", "end", "lam")]  # fmt: skip
+    uneven = estimate(CoupledSamples(*parts, KT)).neighbour_overlap
+    even = estimate(many).neighbour_overlap
+    assert uneven[0] == pytest.approx(even[0], abs=0.05) and even[0] > 0.15
+
+
 def test_a_run_that_drifts_is_seen():
     samples = wells(np.linspace(0, 1, 3), frames=400)
     late = np.arange(400) > 200
