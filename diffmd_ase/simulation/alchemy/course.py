@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from .protocols import annealed, sampled, switched
 from .settings import AlchemyFiles, AlchemySettings
 
 __all__ = ["AlchemyResult", "alchemy"]
+
+_MAY_CHANGE = {"steps", "skip", "prefix", "device"}  # from a run to its restart
 
 
 @dataclass
@@ -111,8 +114,11 @@ def _couple(settings: AlchemySettings) -> CoupledKernels:
 def _planned(
     settings: AlchemySettings, kernels: CoupledKernels, files: AlchemyFiles, report
 ) -> Plan:
+    asked = settings.model_dump_json(exclude=_MAY_CHANGE)
     if files.plan.exists():
-        return Plan.load(files.plan)
+        plan = Plan.load(files.plan)
+        _check_same(files, json.loads(asked), json.loads(plan.asked))
+        return plan
     report("first pass", 0.0)
     noise = Noise(settings.seed).child(0)
     plan = first_pass(kernels, settings.windows, settings.first_pass, noise=noise)
@@ -121,10 +127,20 @@ def _planned(
         again = Noise(settings.seed).child(3)
         walkers, steps, every = settings.walkers, settings.first_pass, settings.every
         plan = with_weights(kernels, plan, walkers, steps, every, noise=again)
+    plan = replace(plan, asked=asked)
     with locked(files.run.lock, f"the files of {files.prefix}"):
         plan.save(files.plan)
     report("first pass", 1.0)
     return plan
+
+
+def _check_same(files: AlchemyFiles, now: dict[str, Any], before: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if value != before.get(name):
+            raise ValueError(
+                f"restart of {files.prefix}: {name.replace('_', '-')} {value} now, but the run has "
+                f"{before.get(name)}; repeat its settings, or choose another prefix"
+            )
 
 
 def _effort(settings: AlchemySettings, plan: Plan, best: Estimate) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Plan:
     slope: np.ndarray  # (G,) its mean
     evaluations: int  # of each end state
     weights: np.ndarray  # (K,) g of an expanded ensemble, in kT
+    asked: str = "{}"  # the settings that it was made for, as JSON
 
     @property
     def length(self) -> float:
@@ -58,6 +59,7 @@ class Plan:
         with np.load(path, allow_pickle=False) as file:
             values = {name: file[name] for name in cls.__dataclass_fields__}
         values |= {"factor": float(values["factor"]), "evaluations": int(values["evaluations"])}
+        values["asked"] = str(values["asked"])
         return cls(**values)
 
 
