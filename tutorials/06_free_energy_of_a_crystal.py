@@ -44,9 +44,10 @@ with tempfile.TemporaryDirectory() as folder:
         temperature=HOT,
         prefix=f"{folder}/cu",
         walkers=1,
-        steps=400,
-        every=5,
-        first_pass=60,
+        windows=6,
+        steps=200,
+        every=4,
+        first_pass=40,
     )
     result = alchemy(settings, kernels=kernels)
 ladd, error = result.numbers["F_configurational_eV_per_atom"], result.numbers["F_error_eV_per_atom"]
@@ -81,15 +82,15 @@ for a in range(1, N):
 kappa = np.linalg.eigvalsh(0.5 * (hessian + hessian.T))
 harmonic = lowest - kB * HOT * harmonic_log_z(kappa, kB * HOT, N)
 
-temperatures = np.array([225.0, 450.0, 675.0, 900.0])
+temperatures = np.array([300.0, 600.0, 900.0])
 potential = AsePotential(EMT(), System.from_atoms(crystal))
 x = torch.tensor(crystal.positions).unsqueeze(0)
 excess, spread = [], []
 for kelvin in temperatures:
     prepared = prepare(potential, temperature_K=kelvin, target="model", x=x, mean_free=True)
     kernel = prepared.scaled(3.0).kernel
-    chain = [s for s, _ in run(kernel, x, 1300, noise=Noise(int(kelvin)), every=1)]
-    energies = np.array([float(s.energy) for s in chain[300:]])
+    chain = [s for s, _ in run(kernel, x, 600, noise=Noise(int(kelvin)), every=1)]
+    energies = np.array([float(s.energy) for s in chain[100:]])
     blocks = energies.reshape(10, -1).mean(1)
     excess.append(blocks.mean() - lowest - 1.5 * (N - 1) * kB * kelvin)
     spread.append(blocks.std(ddof=1) / np.sqrt(10))

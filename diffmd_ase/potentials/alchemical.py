@@ -146,10 +146,8 @@ class Alchemical(Wrapped):
         return {"lambda": lam, "dudl": slope, "energy_start": a, "energy_end": b}
 
     def select(self, keep) -> None:
-        self.inner.select(keep)
+        self.inner.select(keep)  # a kernel tells its target itself
         self.lam = self.inner.weights[..., 1]
-        if self.target is not None and self.target is not self:
-            self.target.select(keep)
 
     def _with_energy(self) -> Alchemical:
         if self.target is None:

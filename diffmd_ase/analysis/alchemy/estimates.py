@@ -23,6 +23,7 @@ __all__ = ["CoupledEstimate", "closure", "estimate"]
 OVERLAP = 0.03  # of neighbours, the rule of alchemlyb (Klimovich, Shirts & Mobley 2015)
 _FEW = 50  # effective samples in a state
 _BLOCKS = 10
+_LARGEST = 500.0  # kT: what is further up has no weight in the other state
 _PARTS = 4  # of the run, for convergence
 
 
@@ -92,6 +93,8 @@ def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
     """
     alchemlyb = quiet_alchemlyb()
     samples = samples.after(skip)
+    offset = samples.offset / samples.kT
+    samples = samples.centred()
     u_nk, dhdl = samples.u_nk(), samples.dhdl()
     mbar = alchemlyb.estimators.MBAR().fit(alchemlyb.concat(u_nk))
     profile, errors = mbar.delta_f_.to_numpy()[0], mbar.d_delta_f_.to_numpy()[0]
@@ -105,21 +108,24 @@ def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
         "BAR": _bar(u_nk, count),
         "TI": _ti(samples.states, slope, slope_error, count),
     }
+    trapezoid = alchemlyb.estimators.TI().fit(alchemlyb.concat(dhdl)).delta_f_.to_numpy()[0, -1]
+    doubt = abs(float(trapezoid) - value["TI"].value)
+    whole = offset * (samples.states[-1] - samples.states[0])
+    value = {name: one._replace(value=one.value + whole) for name, one in value.items()}
     result = CoupledEstimate(
         value=value,
         states=samples.states,
-        profile=profile,
+        profile=profile + offset * (samples.states - samples.states[0]),
         profile_error=errors,
-        slope=slope,
+        slope=slope + offset,
         slope_error=slope_error,
         n_effective=np.array([float(len(frame)) for frame in u_nk]),
         overlap=mbar.overlap_matrix,
-        convergence=_convergence(alchemlyb, u_nk),
+        convergence=_convergence(alchemlyb, u_nk) + whole * np.array([0, 1, 0, 1, 0]),
         settled=_settled(alchemlyb, dhdl),
         kT=samples.kT,
     )
-    trapezoid = alchemlyb.estimators.TI().fit(alchemlyb.concat(dhdl)).delta_f_.to_numpy()[0, -1]
-    _judge(result, float(trapezoid))
+    _judge(result, doubt)
     return result
 
 
@@ -159,7 +165,7 @@ def _ti(states, slope, error, count: float) -> Estimate:
 
 def _bar(u_nk: list, count: float) -> Estimate:
     """``Σ_k`` of ``pymbar.bar`` between neighbours; jackknife where they share samples."""
-    frames = [frame.to_numpy() for frame in u_nk]
+    frames = [np.clip(frame.to_numpy(), -_LARGEST, _LARGEST) for frame in u_nk]
     bar = quiet_pymbar().bar
 
     def whole(frames) -> tuple[float, float]:
@@ -201,7 +207,8 @@ def _settled(alchemlyb, dhdl: list) -> np.ndarray:
     return np.array(one)
 
 
-def _judge(result: CoupledEstimate, trapezoid: float) -> None:
+def _judge(result: CoupledEstimate, doubt: float) -> None:
+    """Verdicts of ``result``; ``doubt`` is between spline and trapezoid, in kT."""
     best, ti, bar = (result.value[name] for name in ("MBAR", "TI", "BAR"))
     for k, shared in enumerate(result.neighbour_overlap):
         if not shared >= OVERLAP:
@@ -229,7 +236,6 @@ def _judge(result: CoupledEstimate, trapezoid: float) -> None:
         z = abs(one.value - best.value) / max(one.error, best.error, 1e-12)
         text = f"{name} {one.value:.3f} ± {one.error:.3f} and MBAR {best.value:.3f} ± "
         text += f"{best.error:.3f} kT"
-        doubt = abs(trapezoid - ti.value)
         if z < 3:
             result.judge(True, f"{text} agree")
         elif name == "TI" and doubt > best.error:

@@ -89,6 +89,21 @@ class CoupledSamples:
             return np.full(len(self.states), statistical_inefficiency(slopes))
         return np.array([statistical_inefficiency(slopes[:, rows]) for rows in whole])
 
+    @property
+    def offset(self) -> float:
+        """The median of U_B - U_A in eV where the coupling is linear, else 0.
+
+        Energies of two programs differ by a constant c of any size; a linear F(λ) has λc from it.
+        """
+        if self.soft is not None:
+            return 0.0
+        return float(np.nanmedian(self.end - self.start))
+
+    def centred(self) -> CoupledSamples:
+        """The same without the `offset` of B."""
+        end = self.end - self.offset
+        return CoupledSamples(self.start, end, self.lam, self.kT, self.soft, self.states)
+
     def after(self, fraction: float) -> CoupledSamples:
         """Those after the first ``fraction`` of the frames."""
         first = int(fraction * len(self.lam))

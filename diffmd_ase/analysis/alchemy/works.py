@@ -13,6 +13,8 @@ from ..statistics import Estimate
 
 __all__ = ["WorkEstimate", "from_works"]
 
+_LARGEST = 500.0  # kT from their median: what is further has no weight, or all of it
+
 
 @dataclass
 class WorkEstimate:
@@ -46,19 +48,22 @@ def from_works(forward, backward) -> WorkEstimate:
     ValueError : less than two works in a direction
     """
     w_f, w_b = (np.asarray(w, dtype=float).ravel() for w in (forward, backward))
-    w_f, w_b = (np.minimum(w[~np.isnan(w)], 1e6) for w in (w_f, w_b))
+    w_f, w_b = (w[~np.isnan(w)] for w in (w_f, w_b))
     if min(len(w_f), len(w_b)) < 2:
         raise ValueError(
             f"{len(w_f)} works forward and {len(w_b)} backward: at least 2 each; a switch whose "
             "calculator failed has none"
         )
+    # works may have a large constant, and a few that are out of all proportion
+    shift = float(np.median(np.concatenate((w_f, -w_b))))
+    w_f, w_b = (np.clip(w, -_LARGEST, _LARGEST) for w in (w_f - shift, w_b + shift))
     told = quiet_pymbar().bar(w_f, w_b)
     value, error = float(told["Delta_f"]), float(told["dDelta_f"])
     one_way = [float(np.log(len(w)) - logsumexp(-w)) for w in (w_f, w_b)]
     result = WorkEstimate(
-        Estimate(value, error, float(len(w_f) + len(w_b))),
-        one_way[0],
-        -one_way[1],
+        Estimate(value + shift, error, float(len(w_f) + len(w_b))),
+        one_way[0] + shift,
+        -one_way[1] + shift,
         (float(w_f.mean() - value), float(w_b.mean() + value)),
     )
     lost = max(result.dissipated)

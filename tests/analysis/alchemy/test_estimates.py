@@ -51,6 +51,18 @@ def test_two_wells_by_all_estimators():
     assert len(alchemy_figure(result).axes) == 4
 
 
+def test_a_constant_between_two_programs_changes_nothing_else():
+    samples = wells(np.linspace(0, 1, 3), frames=80)
+    far = CoupledSamples(samples.start - 7e4, samples.end - 9e4, samples.lam, KT)
+    near, away = estimate(samples), estimate(far)
+    for name, one in away.value.items():
+        assert one.value + 2e4 / KT == pytest.approx(near.value[name].value, abs=1e-5)
+        assert one.error == pytest.approx(near.value[name].error, rel=1e-4)
+    np.testing.assert_allclose(away.slope + 2e4 / KT, near.slope, atol=1e-5)
+    np.testing.assert_allclose(away.overlap, near.overlap, atol=1e-6)
+    assert [v["good"] for v in away.verdicts] == [v["good"] for v in near.verdicts]
+
+
 def test_the_wrong_temperature_is_seen():
     """The negative control of the test above."""
     right = wells(np.linspace(0, 1, 6))
