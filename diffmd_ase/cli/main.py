@@ -8,6 +8,7 @@ import typer
 
 from .alchemy import alchemy
 from .analyze import analyze
+from .certify import certify
 from .demo import demo
 from .fes import fes
 from .info import doctor, info
@@ -28,8 +29,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    train, sample, run, report, fes, alchemy, plumed, analyze, validate, info, doctor, demo,
-):  # fmt: skip
+    train,
+    sample,
+    run,
+    report,
+    fes,
+    alchemy,
+    plumed,
+    analyze,
+    validate,
+    certify,
+    info,
+    doctor,
+    demo,
+):
     app.command()(command)
 
 
