@@ -23,6 +23,7 @@ __all__ = ["CoupledEstimate", "closure", "estimate"]
 OVERLAP = 0.03  # of neighbours, the rule of alchemlyb (Klimovich, Shirts & Mobley 2015)
 _FEW = 50  # effective samples in a state
 _BLOCKS = 10
+_ITERATIONS = 500
 _LARGEST = 500.0  # kT: what is further up has no weight in the other state
 _PARTS = 4  # of the run, for convergence
 
@@ -96,7 +97,8 @@ def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
     offset = samples.offset / samples.kT
     samples = samples.centred()
     u_nk, dhdl = samples.u_nk(), samples.dhdl()
-    mbar = alchemlyb.estimators.MBAR().fit(alchemlyb.concat(u_nk))
+    # where windows overlap a few iterations do, and where they do not, none are enough
+    mbar = alchemlyb.estimators.MBAR(maximum_iterations=_ITERATIONS).fit(alchemlyb.concat(u_nk))
     profile, errors = mbar.delta_f_.to_numpy()[0], mbar.d_delta_f_.to_numpy()[0]
     count = float(sum(map(len, u_nk)))
     slope, slope_error = (
@@ -121,7 +123,8 @@ def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
         slope_error=slope_error,
         n_effective=np.array([float(len(frame)) for frame in u_nk]),
         overlap=mbar.overlap_matrix,
-        convergence=_convergence(alchemlyb, u_nk) + whole * np.array([0, 1, 0, 1, 0]),
+        convergence=_convergence(alchemlyb, u_nk, mbar.overlap_matrix)
+        + whole * np.array([0, 1, 0, 1, 0]),
         settled=_settled(alchemlyb, dhdl),
         kT=samples.kT,
     )
@@ -187,10 +190,13 @@ def _bar(u_nk: list, count: float) -> Estimate:
     return Estimate(value, error, count)
 
 
-def _convergence(alchemlyb, u_nk: list) -> np.ndarray:
-    if min(map(len, u_nk)) < 4 * _PARTS:
+def _convergence(alchemlyb, u_nk: list, overlap: np.ndarray) -> np.ndarray:
+    """Empty where there are few samples, or windows that do not overlap at all."""
+    if min(map(len, u_nk)) < 4 * _PARTS or np.diag(overlap, 1).min() < 1e-4:
         return np.empty((0, 5))
-    told = alchemlyb.convergence.forward_backward_convergence(u_nk, "MBAR", num=_PARTS)
+    told = alchemlyb.convergence.forward_backward_convergence(
+        u_nk, "MBAR", num=_PARTS, maximum_iterations=_ITERATIONS
+    )
     names = ["data_fraction", "Forward", "Forward_Error", "Backward", "Backward_Error"]
     return told[names].to_numpy()
 
@@ -231,7 +237,7 @@ def _judge(result: CoupledEstimate, doubt: float) -> None:
         text = f"the run from its start and from its end give {first:.2f} and {last:.2f} kT"
         result.judge(z < 3, text if z < 3 else f"{text}, {z:.1f} standard errors: run longer")
     else:
-        result.judge(None, "too few samples to look at convergence: run longer")
+        result.judge(None, "too few samples, or too little overlap, to look at convergence")
     for name, one in (("BAR", bar), ("TI", ti)):
         z = abs(one.value - best.value) / max(one.error, best.error, 1e-12)
         text = f"{name} {one.value:.3f} ± {one.error:.3f} and MBAR {best.value:.3f} ± "

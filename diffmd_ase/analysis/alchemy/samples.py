@@ -20,6 +20,7 @@ from ..statistics import statistical_inefficiency
 
 __all__ = ["CoupledSamples", "gathered"]
 
+_NONE = "no samples at λ = {:g}: run longer, or leave that state out"
 _LARGEST = 1e6  # kT: what is further up has no weight in any state
 
 
@@ -140,7 +141,11 @@ class CoupledSamples:
         """The chains (rows) of each state, if each stays in one; else None."""
         if (self.lam != self.lam[:1]).any():
             return None
-        return [np.flatnonzero(self.lam[0] == state) for state in self.states]
+        rows = [np.flatnonzero(self.lam[0] == state) for state in self.states]
+        for state, own in zip(self.states, rows, strict=True):
+            if not len(own):
+                raise ValueError(_NONE.format(state))
+        return rows
 
     def _kept(self, decorrelated: bool):
         """(k, mask (T, B)) of each state: its samples, every g-th frame of a chain."""
@@ -152,9 +157,7 @@ class CoupledSamples:
             every[frames[frames < len(self.lam)]] = True
             keep = fine & every[:, None] & (self.lam == state)
             if not keep.any():
-                raise ValueError(
-                    f"no samples at λ = {state:g}: run longer, or leave that state out"
-                )
+                raise ValueError(_NONE.format(state))
             yield k, keep
 
     def _frame(self, k: int, keep: np.ndarray, *, all_states: bool):
