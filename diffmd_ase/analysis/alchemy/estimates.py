@@ -65,7 +65,7 @@ class CoupledEstimate:
 
     def judge(self, good: bool | None, text: str) -> None:
         """One verdict: good, bad, or to be known (None)."""
-        self.verdicts.append({"good": good, "text": text})
+        self.verdicts.append({"good": None if good is None else bool(good), "text": text})
 
     @property
     def neighbour_overlap(self) -> np.ndarray:
@@ -149,7 +149,7 @@ def closure(legs: list[Estimate], *, limit: float = 4.0) -> tuple[Estimate, floa
 
 
 def _said(good: bool | None, text: str) -> dict[str, Any]:
-    return {"good": good, "text": text}
+    return {"good": None if good is None else bool(good), "text": text}
 
 
 def _error(values: np.ndarray) -> float:

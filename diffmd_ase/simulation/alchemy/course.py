@@ -82,7 +82,7 @@ def alchemy(
         numbers, figure, more = {"SMC_kT": best.value, "SMC_error_kT": best.error}, None, []
         rows = [["estimate (kT)", "error (kT)"], [best.value, best.error]]
         few = best.n_effective
-        verdicts = [{"good": few >= 20, "text": f"weights are worth {few:.0f} samples"}]
+        verdicts = [{"good": bool(few >= 20), "text": f"weights are worth {few:.0f} samples"}]
     else:
         samples, _ = sampled(settings, made, plan, files, report)
         result = estimate(samples, skip=settings.skip)
