@@ -89,7 +89,7 @@ class Course:
         """A frame: the state, what the bias says of it, the acceptance since the last one."""
         since = self._total - self._of_frame
         fraction = since.accepted / since.judged  # 0/0 is NaN: plain dynamics
-        described = self.kernel.potential.describe(self.state.x)
+        described = self.kernel.describe(self.state)
         self.writer.append(self.state, described | {ACCEPTANCE: fraction[self._columns]})
         self._of_frame = self._total
         beyond = self._outside.look(self.kernel, self.state)

@@ -137,7 +137,7 @@ def _begun(
         _, state, record = adapt(kernel, state, warm_up, noise=Noise(info.seed))
         past["adaptation"] = asdict(record)
         kernel, info = adapted(kernel, info, past["adaptation"])
-    described = kernel.potential.describe(state.x)
+    described = kernel.describe(state)
     names = [*described, ACCEPTANCE]
     ids = state.walkers.tolist()
     writer = TrajectoryWriter.create(files.trajectory, system, ids, info, columns=names)
