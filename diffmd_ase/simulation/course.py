@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
 from ..sampling.acceptance import Tally
+from ..sampling.ahead import Ahead
 from ..sampling.kernels import DivergedError, Kernel
 from ..sampling.run import survive
 from ..state import State
@@ -35,6 +37,7 @@ class Course:
     writer : of the trajectory, whose walkers are all that began
     info : what the frames mean; its seed is that of the noise
     files : of the run; :meth:`save` writes its checkpoint
+    ahead : makes many steps together; None: they are made one by one
     past : `facts` of the run until now, and those that no later step changes
     """
 
@@ -46,10 +49,12 @@ class Course:
         info: RunInfo,
         files: Files,
         past: dict[str, Any],
+        ahead: Ahead | None = None,
     ):
         self.kernel, self.state, self.writer, self.info = kernel, state, writer, info
         self.noise = Noise(info.seed)
-        self._files, self._past = files, past
+        self._files, self._past, self._ahead = files, past, ahead
+        self._step = survive if ahead is None else ahead.advance
         self._lost: dict[str, int] = dict(past["lost"])
         self._evaluations = past["evaluations"]
         # their columns in the file
@@ -69,7 +74,9 @@ class Course:
         Raises ``DivergedError`` if nobody is left.
         """
         try:
-            self.kernel, self.state, info = survive(self.kernel, self.state, self.noise, self._lose)
+            self.kernel, self.state, info = self._step(
+                self.kernel, self.state, self.noise, self._lose
+            )
         except DivergedError as error:
             self._lose(error)
             raise
@@ -90,16 +97,29 @@ class Course:
         self.writer.flush()
         parameters = self.facts() | {"potential": self.kernel.potential.checkpoint()}
         save_checkpoint(self._files.restart, self.state, seed=self.info.seed, parameters=parameters)
+        if self._ahead is not None:  # as the run will that goes on from this file
+            self._ahead.cool()
 
     def facts(self) -> dict[str, Any]:
         """What has been counted so far; JSON values only."""
-        return self._past | {
-            "lost": self._lost,
-            "seconds": self._past["seconds"] + time.monotonic() - self._began,
-            "evaluations": self._evaluations,
-            "tally": self._total.to_dict(),
-            "tally_of_frame": self._of_frame.to_dict(),
-        }
+        return (
+            self._past
+            | self._together()
+            | {
+                "lost": self._lost,
+                "seconds": self._past["seconds"] + time.monotonic() - self._began,
+                "evaluations": self._evaluations,
+                "tally": self._total.to_dict(),
+                "tally_of_frame": self._of_frame.to_dict(),
+            }
+        )
+
+    def _together(self) -> dict[str, Any]:
+        if self._ahead is None:
+            return {}
+        before = self._past.get("together", {})
+        now = asdict(self._ahead.count).items()
+        return {"together": {name: value + before.get(name, 0) for name, value in now}}
 
     def _lose(self, error: DivergedError) -> None:
         self._lost |= dict.fromkeys(map(str, error.walkers), error.step)

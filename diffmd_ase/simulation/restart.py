@@ -64,6 +64,9 @@ def read_checkpoint(
     if walkers is not None:
         ids = saved.state.walkers.tolist() + [int(w) for w in saved.parameters["lost"]]
         pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
+    for name in ("parallel", "draft", *(["window"] if info.extra.get("draft") else [])):
+        # earlier runs have none of them
+        pairs[name] = (info.extra.get(name) or None, before.extra.get(name) or None)
     for name, (given, had) in pairs.items():
         if given != had:
             raise ValueError(
@@ -99,6 +102,8 @@ def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
             "target_evaluations": int(tally.target),
             "adaptation": facts.get("adaptation"),
         }
+    if "together" in facts:
+        judged["together"] = facts["together"]
     return {
         **judged,
         "steps": state.step,

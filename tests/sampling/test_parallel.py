@@ -18,7 +18,8 @@ from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
 from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.parallel import Count, iterate_parallel, run_parallel
+from diffmd_ase.sampling.parallel import iterate_parallel, run_parallel
+from diffmd_ase.sampling.rounds import Count
 from diffmd_ase.sampling.run import run
 from diffmd_ase.sampling.window import Window
 from diffmd_ase.state import Evaluation
