@@ -49,9 +49,9 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
         step; an ASE calculator or a `Potential`: that reference, which also removes the error
         of the model, whose forces only propose. None: plain dynamics
     proposal_steps : reverse steps of one proposal; the target is evaluated after the last
-    parallel : make many steps of the trajectory together, the same ones (`sampling.parallel`): True;
-        or "auto": where a batch, measured once, says that it pays. ``dyn.together`` has the reason
-        in words. With a `ScoreCalculator`, without bias and without another target
+    parallel : make many steps of the trajectory together, the same ones (`sampling.parallel`);
+        "auto": where a batch, measured once, says that it pays. ``dyn.together`` has the reason in
+        words. With a `ScoreCalculator`, without bias and without another target
     rng : seed, numpy Generator or RandomState (one draw gives the seed), or None
     trajectory : file name, or an open Trajectory, which is faster for short intervals
     logfile : file name, open file or "-"; see `StepLog`

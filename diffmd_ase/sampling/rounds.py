@@ -1,4 +1,4 @@
-"""A round: scan a window, evaluate all of it in one batch, keep the leading steps that are final."""
+"""A round: scan a window, evaluate it in one batch, keep the leading steps that are final."""
 
 from __future__ import annotations
 
