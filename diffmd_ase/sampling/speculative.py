@@ -39,14 +39,8 @@ from ..potentials.base import Potential
 from ..state import State
 from .drafts import Draft, Linear, Surrogate
 from .kernels import Info
-from .parallel import (
-    Count,
-    ParallelReport,
-    Rounds,
-    check_parallel,
-    collected,
-    followed,
-)
+from .parallel import ParallelReport, check_parallel, collected, followed
+from .rounds import Count, Rounds
 from .window import OneProposal, Window
 
 __all__ = ["Speculative", "couple"]

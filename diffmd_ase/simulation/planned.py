@@ -19,6 +19,7 @@ from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
 from ..potentials.named import find_potential
+from ..sampling.ahead import Ahead
 from ..sampling.euler import EulerMaruyama
 from ..score.model import ScoreModel, resolve_device
 from ..score.snapshots import Snapshots
@@ -34,6 +35,7 @@ from .simulate import simulate
 __all__ = ["PlannedRun", "held", "sha256_of"]
 
 _KEPT = 20  # positions, forces, what is proposed, what networks keep of them, at least
+LINEAR = "linear"  # the draft that is the target itself
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class PlannedRun:
     files: Files  # that it leaves
     model_sha256: str | None  # of the model's file, None of a shipped one
     restart: bool  # go on from the checkpoint
+    ahead: Ahead | None = None  # makes many steps together
 
     @classmethod
     def of(cls, settings: RunSettings, *, restart: bool = False, dry: bool = False) -> PlannedRun:
@@ -75,8 +78,8 @@ class PlannedRun:
         else:
             system = model.system if frames is None else frames.system
         prepared = _prepared(settings, model, system, restart=restart, dry=dry)
-        sha256 = sha256_of(settings.model)
-        return cls(settings, model, frames, system, prepared, files, sha256, restart)
+        sha256, ahead = sha256_of(settings.model), _ahead(settings, prepared, system)
+        return cls(settings, model, frames, system, prepared, files, sha256, restart, ahead)
 
     @property
     def h(self) -> float:
@@ -88,6 +91,14 @@ class PlannedRun:
         """Time step where a friction sets the clock."""
         step = self.prepared.step
         return step.timestep / fs if step.physical else None
+
+    @property
+    def gain(self) -> str:
+        """Rounds so far and steps for each of them, for the eye; empty where steps are alone."""
+        if self.ahead is None:
+            return ""
+        count = self.ahead.count
+        return f"  rounds {count.rounds + count.sequential}  steps a round {count.gain:.1f}"
 
     @property
     def held_atoms(self) -> dict[str, int]:
@@ -118,6 +129,7 @@ class PlannedRun:
             "timestep_fs": self.timestep_fs,
             "target": settings.target,
             "walkers": settings.walkers,
+            **({"window": settings.window, "draft": settings.draft} if settings.parallel else {}),
             **self.held_atoms,
             "steps": settings.steps,
             "D_t_per_walker_A2": self.h * settings.steps,
@@ -167,6 +179,7 @@ class PlannedRun:
             walkers=self._walkers,
             restart=self.restart,
             warm_up=settings.adapt,
+            ahead=self.ahead,
             device=resolve_device(settings.device),
             progress=progress,
             outside=Outside(self.system, settings.collect, settings.stop_outside),
@@ -176,6 +189,24 @@ class PlannedRun:
 
 def _kelvin(settings: RunSettings, model: ScoreModel) -> float:
     return model.card.temperature_K if settings.temperature is None else settings.temperature
+
+
+def _ahead(settings: RunSettings, prepared: Prepared, system: System) -> Ahead | None:
+    """What makes steps together, if it was asked for; raises where it cannot."""
+    if not settings.parallel:
+        return None
+    draft = None
+    if settings.draft not in (None, LINEAR):
+        draft = find_potential(
+            settings.draft,
+            system,
+            role="draft",
+            device=settings.device,
+            needs_energy=settings.target is not None,
+        )
+    ahead = Ahead(window=settings.window, speculative=settings.draft is not None, draft=draft)
+    ahead.check(prepared.kernel)
+    return ahead
 
 
 def _prepared(

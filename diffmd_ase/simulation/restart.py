@@ -83,6 +83,9 @@ def read_checkpoint(
         gone = [*past.lost, *(past.outside or {}).get("ended", {})]
         ids = saved.state.walkers.tolist() + [int(w) for w in gone]
         pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
+    for name in ("parallel", "draft", *(["window"] if info.extra.get("draft") else [])):
+        # earlier runs have none of them
+        pairs[name] = (info.extra.get(name) or None, before.extra.get(name) or None)
     for name, (given, had) in pairs.items():
         if given != had:
             raise ValueError(
@@ -123,6 +126,8 @@ def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
         judged |= {"frames_outside": f"{beyond['frames']} of {beyond['counted']}"}
     if beyond.get("ended"):
         judged |= {"ended_outside": beyond["ended"]}
+    if "together" in facts:
+        judged["together"] = facts["together"]
     return {
         **judged,
         "steps": state.step,

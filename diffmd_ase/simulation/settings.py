@@ -49,6 +49,17 @@ class RunSettings(BaseModel):
     )
     target_options: str | None = Field(None, description="of that potential or calculator, as JSON")
     proposal_steps: int = Field(1, ge=1, description="reverse steps of one proposal to the target")
+    parallel: bool = Field(
+        False,
+        description="make steps together, --window at a time: the same trajectory",
+    )
+    window: int = Field(64, ge=1, description="steps made together (--parallel)")
+    draft: str | None = Field(
+        None,
+        description="with --parallel, other noise of the same law, faster: steps are drafted by "
+        "linear (the target itself, linear about its last evaluations), another model, an "
+        "installed potential, or a calculator of ASE",
+    )
     plumed: Path | None = Field(
         None,
         description="input of PLUMED: its biases act on all walkers together; its files go on "
@@ -86,6 +97,13 @@ class RunSettings(BaseModel):
             raise ValueError(
                 f"time step {self.timestep} fs needs a friction (1/fs): only together they make a "
                 "step h; give neither for the default"
+            )
+        if self.draft is not None and not self.parallel:
+            raise ValueError(f"--draft {self.draft} is of steps made together: add --parallel")
+        if self.parallel and self.proposal_steps != 1:
+            raise ValueError(
+                f"--parallel and --proposal-steps {self.proposal_steps}: the steps of a proposal "
+                "are made one after the other; give one of the two"
             )
         if self.target is None and (self.adapt or self.target_options is not None):
             raise ValueError("--adapt and --target-options are for accepted steps: give --target")
