@@ -23,6 +23,7 @@ from .card import SCHEMA_VERSION, Card
 from .networks.build import below, build
 from .networks.embedded import EmbeddedConfig, EmbeddedNetwork
 from .networks.equivariant import EquivariantConfig, EquivariantNetwork
+from .networks.gradients import Compile, Compiled
 from .shipped import file_or_shipped
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ScoreModel:
         self.card = card
         self.networks = [network.eval().requires_grad_(False) for network in networks]
         self._placed: dict = {}
+        self._compiled: dict = {}
 
     def __repr__(self) -> str:
         c = self.card
@@ -116,6 +118,13 @@ class ScoreModel:
             self._placed[place] = copy.deepcopy(network).to(device, dtype)
         return self._placed[place]
 
+    def compiled_at(self, sigma: float, device: torch.device, dtype: torch.dtype) -> Compiled:
+        """Energy and gradient of `network_at` as one compiled function; made there once."""
+        network = self.network_at(sigma, device, dtype)
+        if id(network) not in self._compiled:
+            self._compiled[id(network)] = Compiled(network)
+        return self._compiled[id(network)]
+
     def potential(
         self,
         system: System | None = None,
@@ -123,6 +132,7 @@ class ScoreModel:
         sigma: float | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        compile: Compile = "auto",
     ) -> ScorePotential:
         """Energy and forces at one noise level, ``F = kT_train·s``.
 
@@ -131,6 +141,7 @@ class ScoreModel:
         system : default, the one it was trained on
         sigma : Å; default, the smallest, at which dynamics runs
         dtype : of the network; default float32
+        compile : see `ScorePotential`
 
         Raises
         ------
@@ -139,7 +150,9 @@ class ScoreModel:
         # the one import against the arrow: a model is asked for its potential
         from ..potentials.learned import ScorePotential
 
-        return ScorePotential(self, system, sigma=sigma, device=device, dtype=dtype)
+        return ScorePotential(
+            self, system, sigma=sigma, device=device, dtype=dtype, compile=compile
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file with the card as JSON in its header."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
+from ..potentials.learned import compiling_pays, scores
 from ..potentials.named import find_potential
 from ..score.model import ScoreModel, resolve_device
 from ..score.snapshots import Snapshots
@@ -131,6 +132,7 @@ class PlannedRun:
         extra : options to be kept in the trajectory, JSON values
         """
         settings = self.settings
+        compiled = self._compiled(x)
         info = RunInfo(
             seed=settings.seed,
             kT=float(self.prepared.kernel.kT),
@@ -138,7 +140,7 @@ class PlannedRun:
             kinetics_valid=settings.target is None and settings.plumed is None,
             timestep_fs=self.timestep_fs,
             model_sha256=self.model_sha256,
-            extra=extra,
+            extra={**extra, "compiled": compiled},
         )
         summary = simulate(
             self.prepared.kernel,
@@ -154,7 +156,21 @@ class PlannedRun:
             device=resolve_device(settings.device),
             progress=progress,
         )
-        return summary | self.held_atoms
+        return summary | self.held_atoms | {"compiled": compiled}
+
+    def _compiled(self, x: Tensor | None) -> bool:
+        """Whether networks are compiled: as asked, as before the restart, or where it pays."""
+        kernel, asked = self.prepared.kernel, self.settings.compile
+        learned = [t for p in (kernel.drift, kernel.potential) for t in scores(p)]
+        if x is None:  # one chain is computed in one way
+            chosen = bool(Trajectory(self.files.trajectory).info.extra.get("compiled"))
+        elif asked == "auto":
+            chosen = compiling_pays(learned[0], x, self.settings.steps)
+        else:
+            chosen = asked == "on"
+        for potential in learned:
+            potential.compiled = chosen
+        return chosen
 
 
 def _kelvin(settings: RunSettings, model: ScoreModel) -> float:
