@@ -10,6 +10,7 @@ it made in its cache on disk (TORCHINDUCTOR_CACHE_DIR). Sums are rounded in anot
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -75,8 +76,10 @@ class Compiled:
         # torch counts what it compiles by code, and gives up at eight: each network has its own
         for function in (by_positions, by_both):
             function.__code__ = function.__code__.replace()
-        self._by_positions = torch.compile(by_positions, dynamic=True)
-        self._by_both = torch.compile(by_both, dynamic=True)
+        with _torch_alone():
+            self._by_positions = torch.compile(by_positions, dynamic=True)
+            self._by_both = torch.compile(by_both, dynamic=True)
+        self._called: set[bool] = set()
 
     def __call__(
         self,
@@ -93,9 +96,12 @@ class Compiled:
         if count == 1 and pairs is None:  # one structure would be compiled anew: two then
             x, sigma = x.repeat(2, 1, 1), sigma.repeat(2)
             strain = None if strain is None else strain.repeat(2, 1, 1)
-        function = self._by_positions if strain is None else self._by_both
+        strained = strain is not None
+        function = self._by_both if strained else self._by_positions
         try:
-            slopes, energy = function(x, strain, sigma, told, pairs)
+            with nullcontext() if strained in self._called else _torch_alone():
+                slopes, energy = function(x, strain, sigma, told, pairs)
+            self._called.add(strained)
         except (TorchDynamoException, OSError) as error:
             self.failed = True
             warnings.warn(
@@ -107,6 +113,14 @@ class Compiled:
             )
             return gradients(self.network, x[:count], strain, sigma[:count], told, pairs)
         return tuple(slope[:count] for slope in slopes), energy[:count]
+
+
+@contextmanager
+def _torch_alone():
+    """What torch warns itself of while it compiles is no matter of its callers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _energy(network, x, strain, sigma, told: Inputs, pairs: Pairs | None) -> Tensor:
