@@ -92,14 +92,15 @@ class Compiled:
         """As `gradients` of the network."""
         if self.failed:
             return gradients(self.network, x, strain, sigma, told, pairs)
-        count = len(x)
+        count, x = len(x), x.contiguous()
         if count == 1 and pairs is None:  # one structure would be compiled anew: two then
             x, sigma = x.repeat(2, 1, 1), sigma.repeat(2)
             strain = None if strain is None else strain.repeat(2, 1, 1)
         strained = strain is not None
         function = self._by_both if strained else self._by_positions
         try:
-            with nullcontext() if strained in self._called else _torch_alone():
+            quiet = nullcontext() if strained in self._called else _torch_alone()
+            with torch.no_grad(), quiet:  # another mode, or layout, would be compiled anew
                 slopes, energy = function(x, strain, sigma, told, pairs)
             self._called.add(strained)
         except (TorchDynamoException, OSError) as error:
