@@ -43,6 +43,8 @@ STREAMS: dict[str, tuple[int, int]] = {
     "accept": (1, 1),
     "probe": (2, 1),  # random directions, of what is measured and not sampled
     "choose": (3, 1),  # which of the possible moves
+    "within step": (4, 1),  # when, between two frames, a path is looked at
+    "couple": (5, 1),  # of a speculative step
     "jitter": (0x20, 1),  # of a time step
     "first momenta": (0x21, 1),
     "mixture": (0x22, 1),  # which kernel
@@ -59,6 +61,7 @@ CHILDREN: dict[str, int] = {
     "surrogate": 0,  # inner steps of delayed acceptance
     "moves": 1 << 32,  # the mover of a replica exchange
     "levels": (1 << 32) + 1,  # the kernels of an annealing
+    "corrected": (1 << 32) + 2,  # the accepted chain beside a plain one, in a certificate
 }
 """Place of each child with a name; kernels in a list have their number as place."""
 

@@ -7,6 +7,7 @@ small error.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,11 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.4g} ± {self.error:.2g}"
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Value and error by name; None, as in JSON, where they are not finite."""
+        value, error = (v if math.isfinite(v) else None for v in self[:2])
+        return {"value": value, "error": error}
 
 
 def correlation(a: np.ndarray) -> np.ndarray:

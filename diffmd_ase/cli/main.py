@@ -7,6 +7,7 @@ import sys
 import typer
 
 from .analyze import analyze
+from .certify import certify
 from .demo import demo
 from .fes import fes
 from .info import doctor, info
@@ -26,7 +27,20 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, sample, run, report, fes, plumed, analyze, validate, info, doctor, demo):
+for command in (
+    train,
+    sample,
+    run,
+    report,
+    fes,
+    plumed,
+    analyze,
+    validate,
+    certify,
+    info,
+    doctor,
+    demo,
+):
     app.command()(command)
 
 

@@ -115,7 +115,8 @@ class EulerMaruyama(Kernel):
 
     def step(self, state, noise) -> tuple[State, Info]:
         moved = self.propose(state.x, state.forces, state.step, state.walkers, noise)
-        return self._state(moved, state.step + 1, state.walkers), _NO_INFO
+        new = self._state(moved, state.step + 1, state.walkers)
+        return new, self.decide_from(state, new, None)
 
     def propose(
         self,
@@ -131,9 +132,53 @@ class EulerMaruyama(Kernel):
 
         Nothing is evaluated. ``stream`` is that of the Gaussian numbers.
         """
-        drift, sigma = self._coefficients(x)
-        kick = sigma * noise.normal(step, x, walkers=walkers, stream=stream)
-        return x + self._drift(drift, forces) + self._projected(kick)
+        kick = self.kicks(step, x, noise=noise, walkers=walkers, stream=stream)
+        return self.propose_from(x, forces, kick)
+
+    def kicks(
+        self,
+        steps: int | Tensor,
+        like: Tensor,
+        *,
+        noise: Noise,
+        walkers: Tensor | None = None,
+        stream: Stream = "kernel",
+    ) -> Tensor:
+        """`kick_of` the noise of ``steps``, int or (T,), in Å.
+
+        ``like`` has the shape wanted, positions (*batch, N, 3) with T in front where steps have it;
+        ``walkers`` and ``stream`` are those of `Noise.normal`.
+        """
+        return self.kick_of(noise.normal(steps, like, walkers=walkers, stream=stream))
+
+    def kick_of(self, xi: Tensor) -> Tensor:
+        """``sqrt(2M) ξ``: the displacement (*batch, N, 3) in Å that noise ``xi`` makes."""
+        _, sigma = self._coefficients(xi)
+        return self._projected(sigma * xi)
+
+    def noise_of(self, forces: Tensor) -> Tensor:
+        """The noise δ whose kick is the drift of ``forces``: ``sqrt(2M) δ = M F/kT``.
+
+        It is ``sqrt(h/2) P F/kT``, without an inverse of M; what does not move has none.
+        """
+        drift, sigma = self._coefficients(forces)
+        # (h/kT)/sigma, where nothing is divided by the sigma of what is held
+        scale = torch.where(sigma > 0, drift / torch.where(sigma > 0, sigma, 1.0), 0.0)
+        return scale * self._projected(forces)
+
+    def propose_from(self, x: Tensor, forces: Tensor, kick: Tensor) -> Tensor:
+        """``x + M F/kT + kick`` for drift ``forces`` F at x (eV/Å); nothing is drawn."""
+        drift, _ = self._coefficients(x)
+        return x + self._drift(drift, forces) + kick
+
+    def log_u(
+        self, steps: int | Tensor, like: Tensor, *, noise: Noise, walkers: Tensor | None = None
+    ) -> None:
+        """None, whatever ``steps``, ``like``, ``noise``, ``walkers``: every step is accepted."""
+
+    def decide_from(self, old: State, new: State, log_u: Tensor | None) -> Info:
+        """`Info` of the step from ``old`` to ``new``, which ``log_u`` does not decide."""
+        return _NO_INFO
 
     def mean(self, x: Tensor, forces: Tensor) -> Tensor:
         """Mean of the next positions, ``x + M F/kT``, for drift ``forces`` F at x (eV/Å)."""
@@ -150,17 +195,61 @@ class EulerMaruyama(Kernel):
         needs no inverse of the metric M, so that what does not move costs nothing
         (Roberts & Tweedie, Bernoulli 2, 341 (1996), written for any drift).
         """
-        h, kT = (
-            torch.as_tensor(v, dtype=torch.float64, device=x.device) for v in (self.h, self.kT)
-        )
-        h = h[..., None] if h.ndim else h
-        kT = kT[:, None, None] if kT.ndim else kT
-        sx, sy = (self._projected(forces.double() / kT) for forces in (forces_x, forces_y))
+        h, (sx, sy) = self._step_size(x), self._scores(forces_x, forces_y)
         along = (y.double() - x.double()) * (sx + sy)
         return -(0.5 * along + 0.25 * h * (sy.square() - sx.square())).sum((-2, -1))
 
+    def log_likelihood_ratio(self, x: Tensor, y: Tensor, forces: Tensor, other: Tensor) -> Tensor:
+        """``log q'(y|x) - log q(y|x)`` of two drifts, float64 (*batch).
+
+            ½ (y-x)·(s' - s) - ¼ (s'ᵀ M s' - sᵀ M s)        s = F/kT
+
+        exact for the step from x to y, whose weight towards the drift ``other`` F' it is if drift
+        ``forces`` F made it; what does not move costs nothing.
+        """
+        h, (s, other_s) = self._step_size(x), self._scores(forces, other)
+        along = (y.double() - x.double()) * (other_s - s)
+        return (0.5 * along - 0.25 * h * (other_s.square() - s.square())).sum((-2, -1))
+
+    def divergence(self, forces: Tensor, other: Tensor) -> Tensor:
+        """KL in nats of a step with drift ``forces`` F from one with ``other`` F', (*batch).
+
+            ¼ (s - s')ᵀ M (s - s')        s = F/kT
+
+        exactly; the same in both directions. Over a chain it adds up, each term at a position of
+        the chain of F.
+        """
+        (apart,) = self._scores(forces.double() - other.double())
+        return (0.25 * self._step_size(forces) * apart.square()).sum((-2, -1))
+
+    def metric(self, v: Tensor) -> Tensor:
+        """``M v`` of displacements or scores v (*batch, N, 3), in Å² times the unit of v."""
+        return self._projected(self._step_size(v).to(v) * self._projected(v))
+
+    def freedom(self, n_atoms: int) -> int:
+        """d, the rank of the metric of a walker of ``n_atoms``: 3N, fewer where atoms are held."""
+        h = torch.as_tensor(self.h)
+        moves = (h.reshape(-1, h.shape[-1])[0] if h.ndim else h).expand(n_atoms) > 0
+        each = torch.full((n_atoms,), 3.0)
+        if self.directions is not None:
+            each = torch.diagonal(self.directions, dim1=-2, dim2=-1).sum(-1).to(each)
+        # the mean has as many directions as there are that all atoms move in alike
+        lost = int(each.min().round()) if self.mean_free else 0
+        return int((each * moves).sum().round()) - lost
+
     def scaled(self, factor: float) -> EulerMaruyama:
         return replace(self, h=self.h * factor)
+
+    def _step_size(self, x: Tensor) -> Tensor:
+        """h in float64, broadcastable with (*batch, N, 3)."""
+        h = torch.as_tensor(self.h, dtype=torch.float64, device=x.device)
+        return h[..., None] if h.ndim else h
+
+    def _scores(self, *forces: Tensor) -> tuple[Tensor, ...]:
+        """F/kT of ``forces`` F, in the directions in which atoms move, float64."""
+        kT = torch.as_tensor(self.kT, dtype=torch.float64, device=forces[0].device)
+        kT = kT[:, None, None] if kT.ndim else kT
+        return tuple(self._projected(f.double() / kT) for f in forces)
 
     def _drift(self, drift: Tensor, forces: Tensor) -> Tensor:
         # P diag(h) P: the forces of an isolated molecule have no mean, but those of a
@@ -180,13 +269,14 @@ class EulerMaruyama(Kernel):
         return replace(self, kT=kT, h=h)
 
     def _state(self, x, step, walkers, fixed: dict[int, Evaluation] | None = None) -> State:
-        if self._field.learns:
-            return self._field.state(x, step, walkers, fixed=fixed)
+        if self.field.learns:
+            return self.field.state(x, step, walkers, fixed=fixed)
         value = Evaluation(*self.potential(x))
         return State(x, value.energy, value.forces, step, walkers)
 
     @cached_property
-    def _field(self) -> Field:
+    def field(self) -> Field:
+        """The potential, which is drift and target at once."""
         return Field(self.potential)
 
     @cached_property

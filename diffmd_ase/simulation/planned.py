@@ -29,7 +29,7 @@ from .prepare import Prepared, StepRequest, prepare
 from .settings import Files, RunSettings, json_object
 from .simulate import simulate
 
-__all__ = ["PlannedRun"]
+__all__ = ["PlannedRun", "held", "sha256_of"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PlannedRun:
         else:
             system = model.system if frames is None else frames.system
         prepared = _prepared(settings, model, system, restart=restart, dry=dry)
-        sha256 = _sha256(settings.model)
+        sha256 = sha256_of(settings.model)
         return cls(settings, model, frames, system, prepared, files, sha256, restart)
 
     @property
@@ -213,12 +213,15 @@ def _prepared(
         target=target,
         proposal_steps=settings.proposal_steps,
         bias=None if settings.plumed is None or dry else plumed,
-        **_held(model, system),
+        **held(model, system),
     )
 
 
-def _held(model: ScoreModel, system: System) -> dict[str, Any]:
-    """What moves, as `prepare` asks: without atoms that the snapshots held, or the start holds."""
+def held(model: ScoreModel, system: System) -> dict[str, Any]:
+    """What moves, as `prepare` asks: without atoms that the snapshots held, or the start holds.
+
+    ``model`` and ``system`` are those of a run.
+    """
     moving: np.ndarray = model.card.moving(system)
     atoms = system.carriers()[0]
     if not atoms.constraints:
@@ -233,6 +236,7 @@ def _held(model: ScoreModel, system: System) -> dict[str, Any]:
     return {"moving": directions, "mean_free": com or (alike and not system.periodic)}
 
 
-def _sha256(model: str) -> str | None:
+def sha256_of(model: str) -> str | None:
+    """Of the file of ``model``; None of a shipped one."""
     path = Path(model)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

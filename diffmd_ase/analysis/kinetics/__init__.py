@@ -1,0 +1,1 @@
+"""What trajectories say of dynamics: certificates of error, kinetics, paths."""
