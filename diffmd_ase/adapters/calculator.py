@@ -34,10 +34,11 @@ from ..system import System, carried_by
 if TYPE_CHECKING:
     from ..potentials.learned import ScorePotential
     from ..score.model import ScoreModel
+    from ..score.networks.gradients import Compile
 
 __all__ = ["ScoreCalculator", "register"]
 
-_SETTABLE = ("device", "dtype", "sigma")
+_SETTABLE = ("device", "dtype", "sigma", "compile")
 _KEPT = 16  # bound potentials: atoms of several systems may share a calculator
 
 
@@ -53,6 +54,8 @@ class ScoreCalculator(PotentialCalculator):
     dtype : precision of the network, "float32", "float64" or a torch.dtype;
         None: that of the model. Results are float64 always
     sigma : noise level in Å; None: the smallest the model was trained for
+    compile : True, False or "auto": many calls are several times faster after a wait for the
+        compiler, see `ScorePotential`
     bias : a `Potential` added to the model. A calculator only evaluates: a bias with
         memory learns in `sampling.run`, `ReverseDiffusion`, or through its observer
 
@@ -89,6 +92,7 @@ class ScoreCalculator(PotentialCalculator):
         dtype: str | torch.dtype | None = None,
         sigma: float | None = None,
         bias: Potential | None = None,
+        compile: Compile = "auto",
     ):
         if bias is not None and not isinstance(bias, Potential):
             raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
@@ -109,15 +113,16 @@ class ScoreCalculator(PotentialCalculator):
             device=device,
             dtype=dtype,
             sigma=sigma,
+            compile=compile,
             bias=None if bias is None else type(bias).__name__,
         )
 
     @classmethod
     def from_checkpoint(
-        cls, path, *, device="auto", dtype=None, sigma=None, bias=None
+        cls, path, *, device="auto", dtype=None, sigma=None, bias=None, compile="auto"
     ) -> ScoreCalculator:
         """The calculator of a model file; the same as ``ScoreCalculator(path, ...)``."""
-        return cls(path, device=device, dtype=dtype, sigma=sigma, bias=bias)
+        return cls(path, device=device, dtype=dtype, sigma=sigma, bias=bias, compile=compile)
 
     def _get_name(self) -> str:
         return "diffmd"
@@ -128,7 +133,7 @@ class ScoreCalculator(PotentialCalculator):
         return self._bias
 
     def set(self, **changes):
-        """Change ``sigma`` (Å), ``device`` or ``dtype``; results are discarded."""
+        """Change ``sigma`` (Å), ``device``, ``dtype``, ``compile``; results are discarded."""
         settable = _SETTABLE if self.parameters else ("model", "bias", *_SETTABLE)
         for name in changes:
             if name not in settable:
@@ -270,11 +275,11 @@ class ScoreCalculator(PotentialCalculator):
         bound = self._bound.get(key)
         if bound is None:
             system = System.from_atoms(atoms)
-            device, dtype, sigma = (self.parameters[name] for name in _SETTABLE)
+            device, dtype, sigma, compiled = (self.parameters[name] for name in _SETTABLE)
             dtype = None if dtype is None else getattr(torch, dtype)
             try:
                 members = [
-                    m.potential(system, sigma=sigma, device=device, dtype=dtype)
+                    m.potential(system, sigma=sigma, device=device, dtype=dtype, compile=compiled)
                     for m in self._members
                 ]
                 model = members[0] if len(members) == 1 else Mean(*members)
@@ -326,10 +331,10 @@ class ScoreCalculator(PotentialCalculator):
 
 def _learned(members: Sequence[Potential]) -> Iterator[ScorePotential]:
     """The learned scores among the terms of potentials."""
-    from ..potentials.learned import ScorePotential
+    from ..potentials.learned import scores
 
     for member in members:
-        yield from (term for term in member.terms if isinstance(term, ScorePotential))
+        yield from scores(member)
 
 
 def _extrapolation(model: Potential, x: Tensor) -> dict:

@@ -18,6 +18,7 @@ from ..io.limits import check_memory
 from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
+from ..potentials.learned import compiling_pays
 from ..potentials.named import find_potential
 from ..sampling.ahead import Ahead
 from ..sampling.euler import EulerMaruyama
@@ -27,7 +28,7 @@ from ..system import System
 from ..units import kT_from_temperature, spring_from_h
 from .constraints import what_moves
 from .frames import read_frames, starting_positions
-from .outside import Outside
+from .outside import Outside, scores_of
 from .prepare import Prepared, StepRequest, prepare
 from .settings import Files, RunSettings, json_object
 from .simulate import simulate
@@ -159,6 +160,7 @@ class PlannedRun:
         extra : options to be kept in the trajectory, JSON values
         """
         settings = self.settings
+        compiled = self._compiled(x)
         info = RunInfo(
             seed=settings.seed,
             kT=float(self.prepared.kernel.kT),
@@ -166,7 +168,7 @@ class PlannedRun:
             kinetics_valid=settings.target is None and settings.plumed is None,
             timestep_fs=self.timestep_fs,
             model_sha256=self.model_sha256,
-            extra=extra,
+            extra={**extra, "compiled": compiled},
         )
         summary = simulate(
             self.prepared.kernel,
@@ -184,7 +186,21 @@ class PlannedRun:
             progress=progress,
             outside=Outside(self.system, settings.collect, settings.stop_outside),
         )
-        return summary | self.held_atoms
+        return summary | self.held_atoms | {"compiled": compiled}
+
+    def _compiled(self, x: Tensor | None) -> bool:
+        """Whether networks are compiled: as asked, as before the restart, or where it pays."""
+        kernel, asked = self.prepared.kernel, self.settings.compile
+        learned = scores_of(kernel)
+        if x is None:  # one chain is computed in one way
+            chosen = bool(Trajectory(self.files.trajectory).info.extra.get("compiled"))
+        elif asked == "auto":
+            chosen = bool(learned) and compiling_pays(learned[0], x, self.settings.steps)
+        else:
+            chosen = asked == "on"
+        for potential in learned:
+            potential.compiled = chosen
+        return chosen
 
 
 def _kelvin(settings: RunSettings, model: ScoreModel) -> float:

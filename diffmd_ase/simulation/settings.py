@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -85,6 +85,11 @@ class RunSettings(BaseModel):
     prefix: str = Field("md", description="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
     seed: int = Field(0, ge=0, description="seed of all randomness")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the network: steps are several times faster after up to a minute "
+        "for the compiler; auto: where the run is long enough to pay for it",
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> RunSettings:
