@@ -54,8 +54,7 @@ class ScoreCalculator(PotentialCalculator):
     dtype : precision of the network, "float32", "float64" or a torch.dtype;
         None: that of the model. Results are float64 always
     sigma : noise level in Å; None: the smallest the model was trained for
-    compile : True, False or "auto": many calls are several times faster after a wait for the
-        compiler, see `ScorePotential`
+    compile : True, False or "auto": many calls are faster, see `ScorePotential`
     bias : a `Potential` added to the model. A calculator only evaluates: a bias with
         memory learns in `sampling.run`, `ReverseDiffusion`, or through its observer
 
@@ -100,8 +99,7 @@ class ScoreCalculator(PotentialCalculator):
         if not models:
             raise ValueError("an empty list of models: a committee has at least 2 members")
         self._members = [Member(m) for m in models]
-        self._carries = False  # calculators of ASE are asked, which see what the atoms carry
-        self._bias = bias
+        self._bias, self._carries = bias, False  # are calculators of ASE asked, which see more?
         self._bound: dict[tuple, tuple] = {}
         self._shadow: tuple = (None, None)
         # (model, positions, stress, value, details) without the bias, which may learn
@@ -275,13 +273,11 @@ class ScoreCalculator(PotentialCalculator):
         bound = self._bound.get(key)
         if bound is None:
             system = System.from_atoms(atoms)
-            device, dtype, sigma, compiled = (self.parameters[name] for name in _SETTABLE)
-            dtype = None if dtype is None else getattr(torch, dtype)
+            settings = {name: self.parameters[name] for name in _SETTABLE}
+            dtype = settings["dtype"]
+            settings["dtype"] = None if dtype is None else getattr(torch, dtype)
             try:
-                members = [
-                    m.potential(system, sigma=sigma, device=device, dtype=dtype, compile=compiled)
-                    for m in self._members
-                ]
+                members = [m.potential(system, **settings) for m in self._members]
                 model = members[0] if len(members) == 1 else Mean(*members)
                 total = model if self._bias is None else model + self._bias
             except ValueError as error:

@@ -45,9 +45,10 @@ def gradients(
     pairs : neighbours, of networks that have them
     """
     with torch.enable_grad():
-        inputs = [part.detach().requires_grad_() for part in (x, strain) if part is not None]
-        energy = _energy(network, *inputs, *[None] * (2 - len(inputs)), sigma, told, pairs)
-        slopes = torch.autograd.grad(energy.sum(), inputs)
+        x = x.detach().requires_grad_()
+        strain = None if strain is None else strain.detach().requires_grad_()
+        energy = _energy(network, x, strain, sigma, told, pairs)
+        slopes = torch.autograd.grad(energy.sum(), [x] if strain is None else [x, strain])
     return slopes, energy.detach()
 
 
