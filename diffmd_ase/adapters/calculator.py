@@ -102,8 +102,7 @@ class ScoreCalculator(PotentialCalculator):
         self._bias, self._carries = bias, False  # are calculators of ASE asked, which see more?
         self._bound: dict[tuple, tuple] = {}
         self._shadow: tuple = (None, None)
-        # (model, positions, stress, value, details) without the bias, which may learn
-        self._unbiased: tuple | None = None
+        self._unbiased: tuple | None = None  # model, x, stress, value, details without the bias
         self.details: dict = {}
         super().__init__()
         self.set(
