@@ -63,7 +63,7 @@ class Linear(Draft):
 
     A step that was never evaluated has the last reference there is. The Jacobian of a step is the
     last one before it: of the first step of its block, by differences of forces over all
-    coordinates that move, made again when that step's proposal has moved by more than twice the noise.
+    coordinates that move, made again when its proposal has moved by more than twice the noise.
     So what is believed of the proposal of step n follows from evaluations of steps up to n.
 
     Parameters
