@@ -44,6 +44,7 @@ STREAMS: dict[str, tuple[int, int]] = {
     "probe": (2, 1),  # random directions, of what is measured and not sampled
     "choose": (3, 1),  # which of the possible moves
     "within step": (4, 1),  # when, between two frames, a path is looked at
+    "couple": (5, 1),  # of a speculative step
     "jitter": (0x20, 1),  # of a time step
     "first momenta": (0x21, 1),
     "mixture": (0x22, 1),  # which kernel

@@ -7,6 +7,7 @@ in ``update``, which `sampling.run.advance` calls once per completed step with a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -65,6 +66,15 @@ class Potential(ABC):
     def update(self, x: Tensor, step: int) -> bool:
         """Learn from the accepted positions x of ``step``; True if the potential changed."""
         return False
+
+    def next_change(self, step: int) -> float:
+        """The first step after ``step`` whose `update` may change the potential; inf: none.
+
+        What is evaluated ahead of it is of use, what is evaluated beyond is not; an answer too late
+        costs evaluations and changes no result. Memory of which nothing is known may learn in every
+        step.
+        """
+        return step + 1 if self.has_memory else math.inf
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """What logs and frames say of positions x (*batch, N, 3), by name, each (*batch).
@@ -152,6 +162,9 @@ class Composed(Potential, ABC):
     def update(self, x, step) -> bool:
         return any([p.update(self.seen(x, i), step) for i, p in enumerate(self.potentials)])
 
+    def next_change(self, step) -> float:
+        return min(p.next_change(step) for p in self.potentials)
+
     def flush(self) -> None:
         for potential in self.potentials:
             potential.flush()
@@ -223,6 +236,9 @@ class Wrapped(Potential):
 
     def update(self, x, step) -> bool:
         return self.inner.update(x, step)
+
+    def next_change(self, step) -> float:
+        return self.inner.next_change(step)
 
     def describe(self, x) -> dict[str, Tensor]:
         return self.inner.describe(x)

@@ -115,7 +115,8 @@ class EulerMaruyama(Kernel):
 
     def step(self, state, noise) -> tuple[State, Info]:
         moved = self.propose(state.x, state.forces, state.step, state.walkers, noise)
-        return self._state(moved, state.step + 1, state.walkers), _NO_INFO
+        new = self._state(moved, state.step + 1, state.walkers)
+        return new, self.decide_from(state, new, None)
 
     def propose(
         self,
@@ -131,9 +132,53 @@ class EulerMaruyama(Kernel):
 
         Nothing is evaluated. ``stream`` is that of the Gaussian numbers.
         """
-        drift, sigma = self._coefficients(x)
-        kick = sigma * noise.normal(step, x, walkers=walkers, stream=stream)
-        return x + self._drift(drift, forces) + self._projected(kick)
+        kick = self.kicks(step, x, noise=noise, walkers=walkers, stream=stream)
+        return self.propose_from(x, forces, kick)
+
+    def kicks(
+        self,
+        steps: int | Tensor,
+        like: Tensor,
+        *,
+        noise: Noise,
+        walkers: Tensor | None = None,
+        stream: Stream = "kernel",
+    ) -> Tensor:
+        """`kick_of` the noise of ``steps``, int or (T,), in Å.
+
+        ``like`` has the shape wanted, positions (*batch, N, 3) with T in front where steps have it;
+        ``walkers`` and ``stream`` are those of `Noise.normal`.
+        """
+        return self.kick_of(noise.normal(steps, like, walkers=walkers, stream=stream))
+
+    def kick_of(self, xi: Tensor) -> Tensor:
+        """``sqrt(2M) ξ``: the displacement (*batch, N, 3) in Å that noise ``xi`` makes."""
+        _, sigma = self._coefficients(xi)
+        return self._projected(sigma * xi)
+
+    def noise_of(self, forces: Tensor) -> Tensor:
+        """The noise δ whose kick is the drift of ``forces``: ``sqrt(2M) δ = M F/kT``.
+
+        It is ``sqrt(h/2) P F/kT``, without an inverse of M; what does not move has none.
+        """
+        drift, sigma = self._coefficients(forces)
+        # (h/kT)/sigma, where nothing is divided by the sigma of what is held
+        scale = torch.where(sigma > 0, drift / torch.where(sigma > 0, sigma, 1.0), 0.0)
+        return scale * self._projected(forces)
+
+    def propose_from(self, x: Tensor, forces: Tensor, kick: Tensor) -> Tensor:
+        """``x + M F/kT + kick`` for drift ``forces`` F at x (eV/Å); nothing is drawn."""
+        drift, _ = self._coefficients(x)
+        return x + self._drift(drift, forces) + kick
+
+    def log_u(
+        self, steps: int | Tensor, like: Tensor, *, noise: Noise, walkers: Tensor | None = None
+    ) -> None:
+        """None, whatever ``steps``, ``like``, ``noise``, ``walkers``: every step is accepted."""
+
+    def decide_from(self, old: State, new: State, log_u: Tensor | None) -> Info:
+        """`Info` of the step from ``old`` to ``new``, which ``log_u`` does not decide."""
+        return _NO_INFO
 
     def mean(self, x: Tensor, forces: Tensor) -> Tensor:
         """Mean of the next positions, ``x + M F/kT``, for drift ``forces`` F at x (eV/Å)."""
@@ -224,13 +269,14 @@ class EulerMaruyama(Kernel):
         return replace(self, kT=kT, h=h)
 
     def _state(self, x, step, walkers, fixed: dict[int, Evaluation] | None = None) -> State:
-        if self._field.learns:
-            return self._field.state(x, step, walkers, fixed=fixed)
+        if self.field.learns:
+            return self.field.state(x, step, walkers, fixed=fixed)
         value = Evaluation(*self.potential(x))
         return State(x, value.energy, value.forces, step, walkers)
 
     @cached_property
-    def _field(self) -> Field:
+    def field(self) -> Field:
+        """The potential, which is drift and target at once."""
         return Field(self.potential)
 
     @cached_property

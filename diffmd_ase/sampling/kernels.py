@@ -64,6 +64,11 @@ class Info(NamedTuple):
     drift_evaluations: int | Tensor = 1  # structures evaluated for each walker
     target_evaluations: int | Tensor = 0  # likewise
 
+    def of(self, step: int) -> Info:
+        """That of one ``step``, by its place, of several whose tensors have them in front."""
+        parts = self._asdict().items()
+        return self._replace(**{name: p[step] for name, p in parts if isinstance(p, Tensor)})
+
 
 class Kernel(ABC):
     """``init(x) -> State`` and ``step(state, noise) -> (State, Info)``.

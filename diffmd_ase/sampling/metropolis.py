@@ -25,7 +25,7 @@ from .euler import EulerMaruyama
 from .field import Field, reduced, target_of
 from .kernels import Info, Kernel
 
-__all__ = ["Metropolis", "TargetKernel", "accept", "decide", "finite"]
+__all__ = ["Metropolis", "TargetKernel", "accept", "decide", "finite", "judged"]
 
 _SAME = 1e-3  # kT by which two evaluations of one energy may differ
 
@@ -136,7 +136,10 @@ class Metropolis(TargetKernel):
         log_q: Any = 0.0
         for inner in range(self.n_steps):
             stream: Stream = ("within", inner) if inner else "kernel"
-            y = self.proposal.propose(x, forces, state.step, state.walkers, noise, stream=stream)
+            kick = self.proposal.kicks(
+                state.step, x, noise=noise, walkers=state.walkers, stream=stream
+            )
+            y = self.propose_from(x, forces, kick)
             # what is not finite is rejected, but no calculator should see it
             fine = torch.isfinite(y).all(-1, keepdim=True).all(-2, keepdim=True)
             y = torch.where(fine, y, state.x)
@@ -148,8 +151,50 @@ class Metropolis(TargetKernel):
             part = self.proposal.log_proposal_ratio(x, forces, y, new_forces)
             log_q = log_q + torch.where(fine[..., 0, 0], part, torch.nan)
             x, forces = y, new_forces
-        separate = self.field.evaluations - 1
-        return accept(state, new, log_q, self.kT, noise, evaluations=(self.n_steps, separate))
+        log_u = self.log_u(state.step, state.energy, noise=noise, walkers=state.walkers)
+        info = self.decide_from(state, new, log_u, log_q=log_q)
+        return new.where(info.accepted, state), info
+
+    def kicks(
+        self, steps: int | Tensor, like: Tensor, *, noise: Noise, walkers: Tensor | None = None
+    ) -> Tensor:
+        """`EulerMaruyama.kicks` of ``steps``, ``like``, ``noise`` and ``walkers``."""
+        return self.proposal.kicks(steps, like, noise=noise, walkers=walkers)
+
+    def kick_of(self, xi: Tensor) -> Tensor:
+        """`EulerMaruyama.kick_of` noise ``xi``."""
+        return self.proposal.kick_of(xi)
+
+    def noise_of(self, forces: Tensor) -> Tensor:
+        """`EulerMaruyama.noise_of` drift ``forces``."""
+        return self.proposal.noise_of(forces)
+
+    def propose_from(self, x: Tensor, forces: Tensor, kick: Tensor) -> Tensor:
+        """`EulerMaruyama.propose_from` of x, drift ``forces`` and ``kick``."""
+        return self.proposal.propose_from(x, forces, kick)
+
+    def log_u(
+        self, steps: int | Tensor, like: Tensor, *, noise: Noise, walkers: Tensor | None = None
+    ) -> Tensor:
+        """Logarithms of the uniform numbers that decide ``steps``, int or (T,), float64.
+
+        ``like`` has the shape wanted, energies (*batch), with T in front where steps have it;
+        ``walkers`` are those of ``noise``.
+        """
+        return noise.uniform(steps, like=like.double(), walkers=walkers).log()
+
+    def decide_from(
+        self, old: State, new: State, log_u: Tensor, *, log_q: Tensor | None = None
+    ) -> Info:
+        """The choice between states ``old`` at x and ``new`` at y, accepted if ``log_u ≤ log α``.
+
+        Nothing is evaluated. ``log_q`` is that of several steps; None: of one from x to y.
+        """
+        if log_q is None:
+            log_q = self.proposal.log_proposal_ratio(old.x, old.forces, new.x, new.forces)
+        delta_u = reduced(new.energy, self.kT) - reduced(old.energy, self.kT)
+        evaluations = self.n_steps, self.field.evaluations - 1
+        return judged(new, delta_u, log_q, log_u, evaluations=evaluations)
 
 
 def accept(
@@ -191,13 +236,28 @@ def decide(
 
     ``log_q`` and ``evaluations`` are those of `accept`.
     """
+    log_u = noise.uniform(old.step, like=delta_u, walkers=old.walkers).log()
+    info = judged(new, delta_u, log_q, log_u, evaluations=evaluations)
+    return new.where(info.accepted, old), info
+
+
+def judged(
+    new: State,
+    delta_u: Tensor,
+    log_q: Tensor,
+    log_u: Tensor,
+    *,
+    evaluations: tuple[int | Tensor, int | Tensor] = (1, 0),
+) -> Info:
+    """The `Info` of a choice by ``log_u`` (*batch): ``new`` is accepted or not.
+
+    ``delta_u``, ``log_q`` and ``evaluations`` are those of `decide`.
+    """
     log_ratio = log_q - delta_u
     finite = torch.isfinite(new.forces).flatten(-2).all(-1)
     divergent = ~finite | torch.isnan(log_ratio) | (log_ratio == torch.inf)
-    log_u = noise.uniform(old.step, like=delta_u, walkers=old.walkers).log()
     accepted = (log_u <= log_ratio) & ~divergent
-    info = Info(accepted, log_ratio, delta_u, log_q, divergent, *evaluations)
-    return new.where(accepted, old), info
+    return Info(accepted, log_ratio, delta_u, log_q, divergent, *evaluations)
 
 
 def finite(state: State) -> State:

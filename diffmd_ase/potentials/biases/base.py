@@ -98,6 +98,9 @@ class DepositedBias(CVBias):
         self.deposit(step, s)
         return True
 
+    def next_change(self, step) -> float:
+        return step - step % self.pace + self.pace
+
     def open_file(
         self, path, more: Sequence[str], constants: dict[str, str], *, restart: bool
     ) -> PlumedFile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -117,6 +119,9 @@ class Frozen(Wrapped):
 
     def update(self, x, step) -> bool:
         return False
+
+    def next_change(self, step) -> float:
+        return math.inf
 
     def finish(self) -> None:
         """The end of the run that it grew in is not this one."""

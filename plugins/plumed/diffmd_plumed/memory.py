@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 
@@ -100,6 +101,13 @@ class Remembering(Potential):
             return False
         self._instances.learn(step, self._given(x), self._what, self._commit)
         return self._instances.changes(step)
+
+    def next_change(self, step: int) -> float:
+        """The next step at which an action deposits; the next one where evaluations count, too."""
+        plan = self._instances.plan
+        if self.needs_base or plan.impure or plan.once or plan.timed:
+            return step + 1
+        return min((step - step % period + period for period in plan.learn), default=math.inf)
 
     @property
     def stopped(self) -> bool:

@@ -1,0 +1,188 @@
+"""Steps that are not final yet: their noise, and how proposals make a chain.
+
+A step from x proposes ``y = x + M F(x)/kT + kick`` and takes y, or stays where it is; a plain step
+always takes it. The unknowns of a window are the proposals y_n of its steps. The state that step n
+starts from is the last proposal before it that was taken, or the state before the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from ..potentials.base import evaluate
+from ..state import State
+from .euler import EulerMaruyama
+from .field import Field
+from .kernels import Info
+from .metropolis import Metropolis
+
+__all__ = ["OneProposal", "Points", "Window", "chosen", "joined"]
+
+OneProposal = EulerMaruyama | Metropolis
+"""Kernels whose step is one proposal from positions and forces, taken or not."""
+
+
+class Points(NamedTuple):
+    """Positions of several steps with what is known, or believed, of them.
+
+    Parameters
+    ----------
+    x : (T, *batch, N, 3) in Å
+    energy : (T, *batch) in eV, of the target; None where the field is not a gradient
+    forces : (T, *batch, N, 3) in eV/Å, of the drift
+    pull : likewise of the target: minus the gradient of the energy
+    """
+
+    x: Tensor
+    energy: Tensor | None
+    forces: Tensor
+    pull: Tensor
+
+    @classmethod
+    def evaluated(
+        cls, field: Field, x: Tensor, extra: Tensor | None = None
+    ) -> tuple[Points, Tensor | None]:
+        """The ``field`` at x, and the drift's forces at ``extra`` (K, *batch, N, 3), or None.
+
+        One batch where drift and target are one.
+        """
+        every = x if extra is None or field.evaluations > 1 else torch.cat((x, extra))
+        # one walker is a batch of one: an axis before N is that of walkers
+        value = field(every[:, None] if every.ndim == 3 else every)
+        energy, forces, pull = value.target.energy, value.drift.forces, value.target.forces
+        energy = None if energy is None else energy.reshape(every.shape[:-2])
+        points = cls(every, energy, forces.reshape(every.shape), pull.reshape(every.shape))
+        if extra is None:
+            return points, None
+        if field.evaluations > 1:
+            alone = extra[:, None] if extra.ndim == 3 else extra
+            return points, evaluate(field.drift.terms, alone).forces.reshape(extra.shape)
+        return points.each(lambda part: part[: len(x)]), points.forces[len(x) :]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Points:
+        """``change`` of every part that there is."""
+        return Points(*(None if part is None else change(part) for part in self))
+
+    def finite(self) -> Tensor:
+        """(T,): positions, energies and forces of all walkers are finite."""
+        total = (self.x * self.forces).flatten(1).sum(1)
+        if self.energy is not None:
+            total = total + self.energy.reshape(len(total), -1).sum(1)
+        return torch.isfinite(total)
+
+
+def joined(first: Points, second: Points) -> Points:
+    """The points of ``first`` and then those of ``second``."""
+    pairs = zip(first, second, strict=True)
+    return Points(*(None if a is None else torch.cat((a, b)) for a, b in pairs))
+
+
+class Window:
+    """Consecutive steps of a kernel after a ``state`` that is exact.
+
+    Parameters
+    ----------
+    kernel : a plain or a Metropolis step, of one proposal
+    state : after which the first step begins
+    noise : that of the sequential chain
+
+    Attributes
+    ----------
+    xi, kicks : (W, *batch, N, 3), noise of each step and its displacement in Å
+    log_u : (W, *batch) that decide, or None: every step is accepted
+    taken : (W, *batch) bool, whether a step takes its proposal, as far as is known; or None
+    """
+
+    def __init__(self, kernel: OneProposal, state: State, noise: Noise):
+        self.kernel, self.state, self.noise = kernel, state, noise
+        self.xi = self.kicks = state.x.new_empty(0, *state.x.shape)
+        self.log_u: Tensor | None = None
+        self.taken: Tensor | None = None
+        if isinstance(kernel, Metropolis):
+            self.log_u = state.x.new_empty(0, *state.x.shape[:-2], dtype=torch.float64)
+            self.taken = self.log_u.bool()
+
+    def __len__(self) -> int:
+        return len(self.kicks)
+
+    def fill(self, width: int) -> None:
+        """Make it ``width`` steps long: draw the noise of more, which are believed to be taken."""
+        more = width - len(self)
+        if more <= 0:
+            self._rows(slice(width))
+            return
+        steps = torch.arange(self.state.step + len(self), self.state.step + width)
+        like = self.state.x.expand(more, *self.state.x.shape)
+        xi = self.noise.normal(steps, like, walkers=self.state.walkers)
+        self.xi = torch.cat((self.xi, xi))
+        self.kicks = torch.cat((self.kicks, self.kernel.kick_of(xi)))
+        if self.log_u is not None and self.taken is not None:
+            log_u = self.kernel.log_u(
+                steps, like[..., 0, 0], noise=self.noise, walkers=self.state.walkers
+            )
+            self.log_u = torch.cat((self.log_u, log_u))
+            self.taken = torch.cat((self.taken, torch.ones_like(log_u, dtype=torch.bool)))
+
+    def drop(self, count: int, state: State) -> None:
+        """The first ``count`` steps are final, and led to ``state``."""
+        self.state = state
+        self._rows(slice(count, None))
+
+    def _rows(self, rows: slice) -> None:
+        self.xi, self.kicks = self.xi[rows], self.kicks[rows]
+        if self.log_u is not None and self.taken is not None:
+            self.log_u, self.taken = self.log_u[rows], self.taken[rows]
+
+    def sources(self) -> tuple[Tensor, Tensor]:
+        """Which of (state, proposals…) each step starts from, and ends in: (W, *batch), or (W,)."""
+        order = torch.arange(1, len(self) + 1, device=self.kicks.device)
+        if self.taken is None:
+            return order - 1, order
+        place = order.reshape(-1, *(1,) * (self.taken.ndim - 1))
+        after = torch.where(self.taken, place, 0).cummax(0).values
+        return torch.cat((torch.zeros_like(after[:1]), after[:-1])), after
+
+    def at(self, points: Points, sources: Tensor) -> State:
+        """The states (W, *batch) that ``sources`` name, where the proposals are ``points``."""
+        start = self.state
+        x, energy, forces = (
+            None if first is None else chosen(torch.cat((first[None], part)), sources)
+            for first, part in (
+                (start.x, points.x),
+                (start.energy, points.energy),
+                (start.forces, points.forces),
+            )
+        )
+        return State(x, energy, forces, start.step, start.walkers)
+
+    def decide(self, points: Points) -> Info:
+        """The choices of all steps between ``points``, the proposals, and where they start from."""
+        old = self.at(points, self.sources()[0])
+        new = State(points.x, points.energy, points.forces, old.step, old.walkers)
+        return self.kernel.decide_from(old, new, self.log_u)
+
+    def final(self, points: Points, info: Info, count: int) -> list[tuple[State, Info]]:
+        """The first ``count`` steps as `sampling.run.run` yields them.
+
+        ``points`` are the proposals, ``info`` is of `decide`.
+        """
+        states, steps = self.at(points, self.sources()[1]), []
+        for n in range(count):
+            energy = None if states.energy is None else states.energy[n]
+            step = self.state.step + n + 1
+            state = State(states.x[n], energy, states.forces[n], step, states.walkers)
+            steps.append((state, info.of(n)))
+        return steps
+
+
+def chosen(parts: Tensor, index: Tensor) -> Tensor:
+    """``parts[index]`` along the first axis; ``index`` (W,), or (W, *batch), of each walker."""
+    if index.ndim == 1:
+        return parts[index]
+    wide = index.reshape(*index.shape, *(1,) * (parts.ndim - index.ndim))
+    return parts.gather(0, wide.expand(-1, *parts.shape[1:]))
