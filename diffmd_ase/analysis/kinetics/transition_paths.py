@@ -211,7 +211,7 @@ def _least(score: Callable[[Tensor], Tensor], images: Tensor, e: float, most: in
         push = (of_length / length)[:, None, None] * steps
         return float(value), (pull[1:-1] + push[:-1] - push[1:]).numpy().ravel()
 
-    options = {"maxfun": most, "maxiter": most, "maxcor": 30, "ftol": 1e-12, "gtol": 1e-3}
+    options = {"maxfun": most, "maxiter": most, "maxcor": 30, "ftol": 1e-9, "gtol": 1e-2}
     start = images[1:-1].numpy().ravel()
     best = minimize(cost, start, jac=True, method="L-BFGS-B", options=options)
     path = torch.cat((first, torch.from_numpy(best.x.reshape(-1, *images.shape[1:])), last))

@@ -3,19 +3,10 @@
 import numpy as np
 import pytest
 from messages import names
+from three_states import P, chain
 
 from diffmd_ase.analysis.kinetics.correlations import autocorrelation
 from diffmd_ase.analysis.kinetics.passages import ChainTooShort, passages
-
-P = np.array([[0.95, 0.05, 0.0], [0.10, 0.80, 0.10], [0.0, 0.02, 0.98]])
-
-
-def chain(length: int, walkers: int, seed: int) -> np.ndarray:
-    rng, states = np.random.default_rng(seed), [np.zeros(walkers, int)]
-    cumulative = P.cumsum(1)
-    for u in rng.random((length - 1, walkers)):
-        states.append((u[:, None] > cumulative[states[-1]]).sum(1))
-    return np.array(states)
 
 
 def linear(length: int, walkers: int, rho: float, seed: int) -> np.ndarray:
