@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from .options import AsJson, Model
-from .output import show
+from .output import show, show_verdicts
 
 __all__ = ["doctor", "info", "model_facts"]
 
 
-def info(model: Model, as_json: AsJson = False) -> None:
-    """What a model file holds (--json: its whole card)."""
+_Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="read all of a model, trajectory (.h5), checkpoint (.restart), .npz or folder of a "
+        "training, and compare it with its checksums; exit code 1 where it is not sound",
+    ),
+]
+
+
+def info(model: Model, verify: _Verify = False, as_json: AsJson = False) -> None:
+    """What a model file holds (--json: its whole card); ``verify``: is the file sound?"""
+    if verify:
+        _tell_whether_sound(model, as_json)
+        return
     from ..score.model import ScoreModel
 
     loaded = ScoreModel.load(model)
     show(model_facts(loaded), as_json, full=loaded.card.model_dump(mode="json"))
+
+
+def _tell_whether_sound(path: str, as_json: bool) -> None:
+    from ..simulation.verify import verify_file
+
+    parts = verify_file(path)
+    if as_json:
+        show({"parts": [part._asdict() for part in parts]}, True)
+    else:
+        show_verdicts([{"good": p.good, "text": f"{p.name}: {p.text}"} for p in parts])
+    if any(part.good is False for part in parts):
+        raise typer.Exit(1)
 
 
 def doctor(as_json: AsJson = False) -> None:

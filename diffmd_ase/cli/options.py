@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import UnionType
@@ -56,6 +57,11 @@ def check_output(
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{path}: folder {folder} does not exist; make it first")
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} is a link to {os.readlink(path)}: nothing is written through links; give the "
+            "name of the file itself, or remove the link"
+        )
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file")
     if endings and path.suffix.lower() not in endings:

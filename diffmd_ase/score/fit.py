@@ -49,7 +49,7 @@ def fit(
     folder : holds its checkpoint; one that is there is where the training goes on
     report : called with the expert's name, the fraction done, and a note
     """
-    began = time.time()  # the budget holds the fit of a force field as well
+    began = time.monotonic()  # the budget holds the fit of a force field as well
     report(expert.name, 0.0, "preparing")
     sets = as_sets(snapshots)
     training, held_out = _split(sets, config.validation_fraction, seed)
@@ -78,7 +78,7 @@ def fit(
     steps = config.steps if any(True for _ in network.parameters()) else 0
     patience = config.patience * every
     while run.step < steps and run.step - run.best_step < patience:
-        run.seconds = time.time() - began
+        run.seconds = time.monotonic() - began
         fraction = max(run.step / steps, run.seconds / (60 * config.max_minutes))
         if fraction >= 1:
             break
@@ -100,7 +100,7 @@ def fit(
             for a, p in zip(average.module.parameters(), network.parameters(), strict=True):
                 a.lerp_(p, 1 - decay)
         if run.step % every == 0 or run.step == steps:
-            run.seconds = time.time() - began
+            run.seconds = time.monotonic() - began
             validate()
             report(expert.name, fraction, _note(run))
         elif run.step % 50 == 0:
@@ -144,7 +144,10 @@ def _network(expert: Expert, training: Sets, folder: Path, seed: int) -> nn.Modu
     """As it stands in ``folder``, or a new one: a fitted force field is not fitted again."""
     path = folder / f"{expert.name}.safetensors"
     if path.exists():
-        return build(expert.network, below(read_checkpoint(path)[1], "network."))
+        try:
+            return build(expert.network, below(read_checkpoint(path)[1], "network."))
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} does not fit this training ({error}): remove it") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(seed, expert.name, -1))
         weight = expert.force_weight

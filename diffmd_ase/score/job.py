@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ..io.atomic import replacing
+from ..io.schema import json_object
 from ..processes import Command, run_side_by_side
 from ..progress import Report
 from ..system import System
@@ -104,7 +105,7 @@ def write_job(folder: Path, sets: Sets, job: Job) -> None:
     path = folder / "job.json"
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json_object(path.read_text(errors="replace"), path, "text")
         known = ("data", "config", "baseline", "seed")
         changed = [k for k in known if before.get(k) != facts[k]]
         if changed:
@@ -153,9 +154,12 @@ def _set(arrays: dict[str, np.ndarray], labels: dict[str, Any]) -> Snapshots:
 
 def _main(folder: str, name: str) -> None:
     torch.set_num_threads(1)
-    sets, job = read_job(Path(folder))
-    expert = next(e for e in job.experts if e.name == name)
-    job.fit(expert, sets, Path(folder), lambda *told: print(json.dumps(told), flush=True))
+    try:
+        sets, job = read_job(Path(folder))
+        expert = next(e for e in job.experts if e.name == name)
+        job.fit(expert, sets, Path(folder), lambda *told: print(json.dumps(told), flush=True))
+    except (ValueError, OSError) as error:  # what was said for users, without where
+        sys.exit(f"{error}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ square of the atoms.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from ..geometry import Lattice, distances, minimum_image
+from ..libraries import quiet_pymbar
 from ..system import System
 from .neighbours import edges
 
@@ -147,11 +147,9 @@ def correlation(system: System, positions: np.ndarray) -> float:
     (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances,
     of nearest images where it is periodic.
     """
-    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
-    from pymbar.timeseries import statistical_inefficiency
-
     if len(positions) < 50:
         return 1.0
+    statistical_inefficiency = quiet_pymbar().timeseries.statistical_inefficiency
     parts = [
         _collective(system, positions[part])
         for part in blocks(len(positions), IMAGES * positions[0].size)

@@ -26,6 +26,7 @@ from .topology import Topology
 
 __all__ = ["Snapshots"]
 
+_COLDEST, _HOTTEST = 1e-2, 1e7  # K: beyond, a number is no temperature of atoms
 _SAME_KELVIN = 1e-5  # relative: temperatures in single precision
 
 
@@ -68,6 +69,11 @@ class Snapshots:
             object.__setattr__(self, "energies", np.reshape(self.energies, -1))
         checks.check_shapes(self.system, self.positions, self.energies, self.forces, self.source)
         kT_from_temperature(self.temperature_K)
+        if not _COLDEST <= self.temperature_K <= _HOTTEST:
+            raise ValueError(
+                f"{self.source}: snapshots at {self.temperature_K:g} K: expected kelvin, from "
+                f"{_COLDEST:g} to {_HOTTEST:g}, of the distribution that they were drawn from"
+            )
         if not checked:
             checks.check_positions(self.system, self.positions, self.source)
             checks.check_labels(self.energies, self.forces, self.source)

@@ -20,6 +20,7 @@ from .curvature import configurational_temperatures, largest_curvature
 from .fit import fit
 from .job import Job, fit_here, fit_in_processes, write_job
 from .model import ScoreModel, resolve_device
+from .networks.sizes import check_training
 from .plan import Expert, TrainConfig, plan
 from .sets import Sets, as_sets, joined
 from .snapshots import Snapshots
@@ -56,14 +57,17 @@ def train(
 
     Raises
     ------
-    ValueError : snapshots or config that cannot be trained on, or not together
+    ValueError : snapshots or config that cannot be trained on, not together, or not in memory
     RuntimeError : a training process failed, with its last words
     """
     if directory is not None and Path(directory).is_file():
         raise ValueError(f"{directory} is a file; expected a folder, to keep checkpoints in")
-    config, started = config or TrainConfig(), time.time()
+    config, started = config or TrainConfig(), time.monotonic()
     sets, place = joined(as_sets(snapshots)), resolve_device(device)
     experts = tuple(plan(sets, config, baseline=baseline is not None))
+    for expert in experts:
+        largest = max(len(part.system) for part in sets)
+        check_training(expert.network, config.batch_size, largest)
     named = None if baseline is None else f"{baseline.name} {baseline.options or ''}".strip()
     job = Job(experts=experts, config=config, seed=seed, device=str(place), baseline=named)
     processes = min(config.processes or os.cpu_count() or 1, len(experts))
@@ -82,7 +86,7 @@ def train(
             fit_here(job, sets, folder, report)
         networks, cards = zip(*[load_best(folder, expert) for expert in experts], strict=True)
     card = Card.describe(sets, list(cards), seed=seed, config=config.model_dump(mode="json"))
-    card.training["seconds"] = round(time.time() - started, 1)
+    card.training["seconds"] = round(time.monotonic() - started, 1)
     peaks = [max(entry.get("peak_memory_MB", 0) for entry in c.history) for c in cards]
     if any(peaks):  # those trained side by side hold their memory at the same time
         card.training["peak_memory_MB"] = sum(sorted(peaks)[-processes:])

@@ -10,8 +10,7 @@ import ase.io
 import torch
 from torch import Tensor
 
-from ..potentials.base import unwrapped
-from ..potentials.learned import ScorePotential
+from ..potentials.learned import ScorePotential, scores
 from ..sampling.kernels import Kernel
 from ..state import State
 from ..system import System
@@ -21,9 +20,8 @@ __all__ = ["Outside", "scores_of"]
 
 def scores_of(kernel: Kernel) -> list[ScorePotential]:
     """The learned scores of a ``kernel``, of its target and its drift, each once."""
-    drift = () if kernel.drift is None else kernel.drift.terms
-    terms = {id(term): unwrapped(term) for term in (*kernel.potential.terms, *drift)}
-    return [term for term in terms.values() if isinstance(term, ScorePotential)]
+    both = [kernel.potential] if kernel.drift is None else [kernel.potential, kernel.drift]
+    return list({id(score): score for potential in both for score in scores(potential)}.values())
 
 
 @dataclass

@@ -26,6 +26,7 @@ from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
 from ..sampling.adaptation import adapt
+from ..sampling.ahead import Ahead
 from ..sampling.kernels import Kernel
 from ..state import State
 from ..system import System
@@ -54,6 +55,7 @@ def simulate(
     restart: bool = False,
     warm_up: int = 0,
     device: str | torch.device = "cpu",
+    ahead: Ahead | None = None,
     progress: Callable[[int, int], None] | None = None,
     outside: Outside | None = None,
 ) -> dict:
@@ -71,6 +73,8 @@ def simulate(
         uninterrupted run
     warm_up : the first steps, in no frame, in which the step size of a Metropolis kernel is
         adapted (`sampling.adaptation`), then frozen; a run killed in them starts anew
+    ahead : makes the steps after the adaptation, many together; None: one by one. A checkpoint is
+        where a window ends, so that a restart goes on with the chain of the run that wrote it
     progress : called with steps done and walkers alive
     outside : what is done with frames outside of the snapshots of a model; default: counted
 
@@ -89,14 +93,14 @@ def simulate(
     with locked(files.lock, f"the files of {files.prefix}"):
         if restart:
             saved = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
-            course = _gone_on(kernel, info, files, outside, *saved)
+            course = _gone_on(kernel, info, files, outside, ahead, *saved)
         else:
             if x is None:
                 raise ValueError("no starting positions and no restart: nothing to run")
             files.check_free()
             ids = torch.arange(len(x)) if walkers is None else walkers
             state = kernel.init(x.to(device), walkers=ids.to(device))
-            course = _begun(kernel, info, files, outside, state, system, every, warm_up)
+            course = _begun(kernel, info, files, outside, ahead, state, system, every, warm_up)
         _follow(course, n_steps, every, progress)
         told = summary(course.kernel, course.info, course.state, course.facts())
         with replacing(files.summary) as part:
@@ -108,7 +112,14 @@ def simulate(
 
 
 def _gone_on(
-    kernel: Kernel, info: RunInfo, files: Files, outside: Outside, state: State, writer, past
+    kernel: Kernel,
+    info: RunInfo,
+    files: Files,
+    outside: Outside,
+    ahead: Ahead | None,
+    state: State,
+    writer,
+    past,
 ) -> Course:
     """The run at its checkpoint."""
     kernel, info = adapted(kernel, info, past.get("adaptation"))
@@ -117,7 +128,7 @@ def _gone_on(
     if kernel.potential.has_memory:
         kernel.potential.restore(past["potential"], state.x, state.step)
         state = kernel.refresh(state)
-    return Course(kernel, state, writer, info, files, past, outside)
+    return Course(kernel, state, writer, info, files, past, outside, ahead)
 
 
 def _begun(
@@ -125,6 +136,7 @@ def _begun(
     info: RunInfo,
     files: Files,
     outside: Outside,
+    ahead: Ahead | None,
     state: State,
     system: System,
     every: int,
@@ -137,11 +149,11 @@ def _begun(
         _, state, record = adapt(kernel, state, warm_up, noise=Noise(info.seed))
         past["adaptation"] = asdict(record)
         kernel, info = adapted(kernel, info, past["adaptation"])
-    described = kernel.potential.describe(state.x)
+    described = kernel.describe(state)
     names = [*described, ACCEPTANCE]
     ids = state.walkers.tolist()
     writer = TrajectoryWriter.create(files.trajectory, system, ids, info, columns=names)
-    course = Course(kernel, state, writer, info, files, past, outside)
+    course = Course(kernel, state, writer, info, files, past, outside, ahead)
     try:
         if state.step % every == 0:
             writer.append(state, described)

@@ -31,6 +31,7 @@ from .molecule import (
     PairNetwork,
     internal_statistics,
 )
+from .sizes import check_stored
 
 __all__ = ["NetworkConfig", "below", "build", "parameter_count"]
 
@@ -58,9 +59,13 @@ def build(
     sigma : Å
     force_weight : of forces that the snapshots carry, in what is fitted; "auto" of molecules
     seed : of what is fitted to a molecule
+
+    Raises ``ValueError`` for weights that are fewer than those of the configuration.
     """
     # most networks are built to be loaded: the caller's random state is left alone
     with torch.random.fork_rng(devices=[]):
+        if isinstance(source, dict):
+            check_stored(config, sum(t.numel() * t.element_size() for t in source.values()))
         if isinstance(config, EquivariantConfig):
             network: nn.Module = EquivariantNetwork(config)
         elif isinstance(source, dict):
