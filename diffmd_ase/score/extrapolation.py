@@ -80,7 +80,7 @@ def _ranges(prior: MechanicsPrior, positions: Tensor, topology: Topology) -> dic
     tables = {}
     for kind in ("bonds", "angles"):
         every = torch.cat([part[kind] for part in q])
-        spread = every.std(0) if len(every) > 1 else torch.zeros_like(every[0])
+        spread = (every - every.mean(0)).square().mean(0).sqrt()
         orbit = coordinate_orbits(getattr(prior, kind), topology)
         for name, bound, reduce in (
             ("low", every.amin(0) - spread, "amin"),

@@ -88,15 +88,16 @@ def plan(
             "network='pair' is for one isolated molecule at one temperature; use 'equivariant'"
         )
     weight = config.force_weight
+    said = f"force_weight={weight if weight == 'auto' else format(weight, 'g')}"
     unlabelled = [part.source for part in sets if not part.labelled.any()]
     if weight and len(unlabelled) == len(sets):
         raise ValueError(
-            f"force_weight={weight}, but {', '.join(unlabelled)} holds no forces: "
+            f"{said}, but {', '.join(unlabelled)} holds no forces: "
             "give frames with forces, or force_weight=0"
         )
     for part in sets if weight else ():
         if wrong := force_doubt(part):
-            raise ValueError(f"force_weight={weight}, but {wrong}")
+            raise ValueError(f"{said}, but {wrong}")
     first, *others = _experts(sets, config, kind, elements)
     if baseline:
         first = _correcting(first)

@@ -116,6 +116,8 @@ class Course:
             term.select(kept)
         self.kernel, self.state = self.kernel.take(kept), self.state.take(kept)
         self._columns = self._columns[kept]
+        if self._ahead is not None:  # its drafts are of all walkers
+            self._ahead.cool()
 
     def save(self) -> None:
         """Frames and a checkpoint, from which the run can go on, are on disk."""
