@@ -198,10 +198,10 @@ class Linear(Draft):
         self._references = self._references.each(lambda part: part[:size])
 
     def _models(self, window: Window) -> list[_Jacobian | None]:
-        """The Jacobian of each step: the last one before it, or the first there is."""
+        """The Jacobian of each step: the last one up to it, of no later one; or None."""
         known, models = sorted(self._jacobians), []
         for step in range(window.state.step, window.state.step + len(window)):
-            before = [k for k in known if k <= step] or known[:1]
+            before = [k for k in known if k <= step]
             models.append(self._jacobians[before[-1]] if before else None)
         return models
 
