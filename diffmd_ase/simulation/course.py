@@ -20,6 +20,7 @@ from ..sampling.kernels import DivergedError, Kernel
 from ..sampling.run import survive
 from ..state import State
 from .frames import write_lost
+from .outside import Outside
 from .settings import Files
 
 __all__ = ["ACCEPTANCE", "Course", "columns"]
@@ -39,6 +40,11 @@ class Course:
     files : of the run; :meth:`save` writes its checkpoint
     ahead : makes many steps together; None: they are made one by one
     past : `facts` of the run until now, and those that no later step changes
+    outside : what is done with frames outside of the model's snapshots
+
+    Attributes
+    ----------
+    over : no walker is left that goes on
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Course:
         info: RunInfo,
         files: Files,
         past: dict[str, Any],
+        outside: Outside,
         ahead: Ahead | None = None,
     ):
         self.kernel, self.state, self.writer, self.info = kernel, state, writer, info
@@ -57,6 +64,7 @@ class Course:
         self._step = survive if ahead is None else ahead.advance
         self._lost: dict[str, int] = dict(past["lost"])
         self._evaluations = past["evaluations"]
+        self._outside, self.over = outside.restored(past.get("outside")), False
         # their columns in the file
         self._columns = columns(writer.walkers, state)
         device = state.x.device
@@ -88,9 +96,26 @@ class Course:
         """A frame: the state, what the bias says of it, the acceptance since the last one."""
         since = self._total - self._of_frame
         fraction = since.accepted / since.judged  # 0/0 is NaN: plain dynamics
-        described = self.kernel.potential.describe(self.state.x)
+        described = self.kernel.describe(self.state)
         self.writer.append(self.state, described | {ACCEPTANCE: fraction[self._columns]})
         self._of_frame = self._total
+        beyond = self._outside.look(self.kernel, self.state)
+        if self._outside.stop and beyond is not None and beyond.any():
+            self._end(beyond)
+
+    def _end(self, beyond: Tensor) -> None:
+        """Walkers that are outside go no further; their last frame is written."""
+        ids = self.state.walkers[beyond].tolist()
+        self._outside.ended |= dict.fromkeys(map(str, ids), self.state.step)
+        if beyond.all():
+            self.over = True
+            return
+        kept = ~beyond
+        drift = () if self.kernel.drift is None else self.kernel.drift.terms
+        for term in {id(t): t for t in (*self.kernel.potential.terms, *drift)}.values():
+            term.select(kept)
+        self.kernel, self.state = self.kernel.take(kept), self.state.take(kept)
+        self._columns = self._columns[kept]
 
     def save(self) -> None:
         """Frames and a checkpoint, from which the run can go on, are on disk."""
@@ -109,6 +134,7 @@ class Course:
                 "lost": self._lost,
                 "seconds": self._past["seconds"] + time.monotonic() - self._began,
                 "evaluations": self._evaluations,
+                "outside": self._outside.facts(),
                 "tally": self._total.to_dict(),
                 "tally_of_frame": self._of_frame.to_dict(),
             }

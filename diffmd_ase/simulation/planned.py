@@ -14,23 +14,28 @@ import torch
 from ase.units import fs
 from torch import Tensor
 
+from ..io.limits import check_memory
 from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
+from ..potentials.learned import compiling_pays
 from ..potentials.named import find_potential
 from ..sampling.ahead import Ahead
+from ..sampling.euler import EulerMaruyama
 from ..score.model import ScoreModel, resolve_device
 from ..score.snapshots import Snapshots
 from ..system import System
 from ..units import kT_from_temperature, spring_from_h
 from .constraints import what_moves
 from .frames import read_frames, starting_positions
+from .outside import Outside, scores_of
 from .prepare import Prepared, StepRequest, prepare
 from .settings import Files, RunSettings, json_object
 from .simulate import simulate
 
 __all__ = ["PlannedRun", "held", "sha256_of"]
 
+_KEPT = 20  # positions, forces, what is proposed, what networks keep of them, at least
 LINEAR = "linear"  # the draft that is the target itself
 
 
@@ -61,6 +66,11 @@ class PlannedRun:
         if not (restart or dry):
             files.check_free()
         model = ScoreModel.load(settings.model)
+        check_memory(
+            _KEPT * 24.0 * len(model.card.numbers) * settings.walkers,
+            f"a batch of {settings.walkers} walkers of {model.card.formula}",
+            "give fewer --walkers, and share them with --first-walker",
+        )
         frames = None
         if settings.start is not None and not restart:
             frames = read_frames(settings.start, model)
@@ -96,6 +106,12 @@ class PlannedRun:
         """How many atoms are held, by that name; empty where none is."""
         held = int((~self.prepared.moving).sum())
         return {"held_atoms": held} if held else {}
+
+    @property
+    def plain(self) -> EulerMaruyama:
+        """The kernel of plain steps; of an accepted run, the proposal."""
+        kernel = self.prepared.kernel
+        return kernel if isinstance(kernel, EulerMaruyama) else kernel.proposal
 
     @property
     def _walkers(self) -> Tensor:
@@ -144,6 +160,7 @@ class PlannedRun:
         extra : options to be kept in the trajectory, JSON values
         """
         settings = self.settings
+        compiled = self._compiled(x)
         info = RunInfo(
             seed=settings.seed,
             kT=float(self.prepared.kernel.kT),
@@ -151,7 +168,7 @@ class PlannedRun:
             kinetics_valid=settings.target is None and settings.plumed is None,
             timestep_fs=self.timestep_fs,
             model_sha256=self.model_sha256,
-            extra=extra,
+            extra={**extra, "compiled": compiled},
         )
         summary = simulate(
             self.prepared.kernel,
@@ -167,8 +184,23 @@ class PlannedRun:
             ahead=self.ahead,
             device=resolve_device(settings.device),
             progress=progress,
+            outside=Outside(self.system, settings.collect, settings.stop_outside),
         )
-        return summary | self.held_atoms
+        return summary | self.held_atoms | {"compiled": compiled}
+
+    def _compiled(self, x: Tensor | None) -> bool:
+        """Whether networks are compiled: as asked, as before the restart, or where it pays."""
+        kernel, asked = self.prepared.kernel, self.settings.compile
+        learned = scores_of(kernel)
+        if x is None:  # one chain is computed in one way
+            chosen = bool(Trajectory(self.files.trajectory).info.extra.get("compiled"))
+        elif asked == "auto":
+            chosen = bool(learned) and compiling_pays(learned[0], x, self.settings.steps)
+        else:
+            chosen = asked == "on"
+        for potential in learned:
+            potential.compiled = chosen
+        return chosen
 
 
 def _kelvin(settings: RunSettings, model: ScoreModel) -> float:

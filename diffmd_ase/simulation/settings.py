@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -75,10 +75,21 @@ class RunSettings(BaseModel):
         ge=0,
         description="first steps, in no frame, that adapt h to 57 % acceptance, then freeze it",
     )
+    stop_outside: bool = Field(
+        False, description="end a walker where a frame is outside of the model's snapshots"
+    )
+    collect: Path | None = Field(
+        None, description="file (.extxyz) of the frames outside of them: what to label next"
+    )
     every: int = Field(100, ge=1, description="steps between frames")
     prefix: str = Field("md", description="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
     seed: int = Field(0, ge=0, description="seed of all randomness")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the network: steps are several times faster after up to a minute "
+        "for the compiler; auto: where the run is long enough to pay for it",
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> RunSettings:
@@ -139,9 +150,19 @@ class Files:
         return Files(os.path.join(os.getcwd(), self.prefix))
 
     def check_free(self) -> None:
-        """Raise ``FileExistsError`` where another run left its files."""
-        for path in (self.trajectory, self.restart):
-            if path.exists():
+        """Raise ``FileExistsError`` where another run left its files, or links are in the way."""
+        for path in (self.summary, self.final, self.lost, self.lock):
+            if path.is_symlink():
                 raise FileExistsError(
-                    f"{path} exists: restart that run, remove it, or choose another prefix"
+                    f"{path} is a link to {os.readlink(path)}: nothing is written through links; "
+                    "remove it, or choose another prefix"
                 )
+        begun = (
+            self.restart.exists() or self.restart.with_name(f"{self.restart.name}.prev").exists()
+        )
+        for path in (self.trajectory, self.restart):
+            if path.exists() or path.is_symlink():
+                way = (
+                    "restart that run, remove it" if begun else "remove it (no checkpoint goes on)"
+                )
+                raise FileExistsError(f"{path} exists: {way}, or choose another prefix")
