@@ -4,8 +4,8 @@
 
 D = 1, discs of radius 0.1 about the two deep minima. The exact times are those of a converged grid
 (`tests/oracles/plane_grid.py`). Between steps a visit is not seen: times of plain steps converge in
-the square root of h, where h is small against the curvature of the wells: at kT = 23 and h = 4e-3 the
-bias of the step itself, of order h, shows.
+the square root of h, where h is small against the curvature of the wells: at kT = 23 and h = 4e-3
+the bias of the step itself, of order h, shows.
 """
 
 from __future__ import annotations
