@@ -9,10 +9,12 @@ import typer
 from .alchemy import alchemy
 from .analyze import analyze
 from .certify import certify
+from .converge import converge
 from .demo import demo
 from .fes import fes
 from .info import doctor, info
 from .output import execute
+from .path import path
 from .plumed import plumed
 from .report import report
 from .run import run
@@ -39,6 +41,8 @@ for command in (
     analyze,
     validate,
     certify,
+    converge,
+    path,
     info,
     doctor,
     demo,

@@ -16,7 +16,7 @@ from .window import OneProposal, Points, Window, chosen, joined
 __all__ = ["Draft", "Linear", "Surrogate", "step_sizes"]
 
 _DIFFERENCE = 0.1  # of the noise of a step, over which forces are differentiated
-_STALE = 1.0  # noises of a step by which a coordinate moves before its Jacobian is made again
+_STALE = 2.0  # noises of a step by which a coordinate moves before its Jacobian is made again
 
 
 class Draft(ABC):
@@ -63,7 +63,7 @@ class Linear(Draft):
 
     A step that was never evaluated has the last reference there is. The Jacobian of a step is the
     last one before it: of the first step of its block, by differences of forces over all
-    coordinates that move, made again when that step's proposal has moved by more than the noise.
+    coordinates that move, made again when its proposal has moved by more than twice the noise.
     So what is believed of the proposal of step n follows from evaluations of steps up to n.
 
     Parameters

@@ -19,7 +19,8 @@ from diffmd_ase.sampling.drafts import Draft, Surrogate
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.parallel import Count, followed
+from diffmd_ase.sampling.parallel import followed
+from diffmd_ase.sampling.rounds import Count
 from diffmd_ase.sampling.run import run
 from diffmd_ase.sampling.speculative import Coupled, Speculative, couple
 from diffmd_ase.sampling.window import Points, Window
