@@ -55,17 +55,23 @@ def doctor(as_json: AsJson = False) -> None:
 def model_facts(model) -> dict[str, Any]:
     """What a person wants to know of a ``model`` (`ScoreModel`), by name with units."""
     from ..sampling.step_size import DEFAULT_H_LAMBDA
+    from ..score.networks.build import parameter_count
 
     card = model.card
     step = None if not card.lambda_max else round(DEFAULT_H_LAMBDA / card.lambda_max, 8)
+    corrections = {
+        f"{e.name}_network": e.correction for e in card.experts if e.correction is not None
+    }
     return {
         "formula": card.formula,
         "temperature_K": card.temperature_K,
         "trained_on": "; ".join(_of_set(system) for system in card.systems),
         "noise_levels_A": f"{card.sigma_min:g} to {card.sigma_max:g}",
+        "baseline": None if card.baseline is None else card.baseline.name,
         "networks": ", ".join(f"{e.name} ({e.network.kind})" for e in card.experts),
         # fitted in closed form or by gradients
-        "parameters": sum(v.numel() for n in model.networks for v in n.state_dict().values()),
+        "parameters": sum(map(parameter_count, model.networks)),
+        **corrections,
         "lambda_max_1/A2": None if card.lambda_max is None else round(card.lambda_max, 1),
         "default_step_A2": step,
         "snapshots": card.data["snapshots"],

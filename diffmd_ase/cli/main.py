@@ -6,12 +6,15 @@ import sys
 
 import typer
 
+from .alchemy import alchemy
 from .analyze import analyze
 from .certify import certify
+from .converge import converge
 from .demo import demo
 from .fes import fes
 from .info import doctor, info
 from .output import execute
+from .path import path
 from .plumed import plumed
 from .report import report
 from .run import run
@@ -33,10 +36,13 @@ for command in (
     run,
     report,
     fes,
+    alchemy,
     plumed,
     analyze,
     validate,
     certify,
+    converge,
+    path,
     info,
     doctor,
     demo,

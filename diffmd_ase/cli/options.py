@@ -7,7 +7,8 @@ import inspect
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -125,7 +126,11 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = inspect.Parameter.empty
     if not field.is_required():
         told, default = typer.Option(help=field.description), field.default
-    annotation = Annotated[field.annotation, told]  # type: ignore[name-defined]
+    # of several kinds, which typer does not know: the words as they are, for pydantic to read
+    several = get_origin(field.annotation) in (Union, UnionType)
+    plain = several and type(None) not in get_args(field.annotation)
+    kind: Any = str if plain else field.annotation
+    annotation: Any = Annotated[kind, told]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )

@@ -300,7 +300,7 @@ class Trajectory:
         return self.walkers[np.isnan(self.positions[-1]).any(axis=(1, 2))]
 
     def to_atoms(self, frame: int, walker: int):
-        """``ase.Atoms`` of one ``frame``; ``walker`` is a global id.
+        """``ase.Atoms`` of one ``frame``, its columns in ``info``; ``walker`` is a global id.
 
         Raises ``LookupError`` for an id that the file does not hold.
         """
@@ -316,6 +316,8 @@ class Trajectory:
             atoms.calc = SinglePointCalculator(atoms, energy=float(energy))
         atoms.info.update(step=int(self.steps[frame]), Dt=float(self.Dt[frame]))
         atoms.info["walker"] = int(self.walkers[column])
+        told = {name: float(values[frame, column]) for name, values in self.columns.items()}
+        atoms.info.update({name: value for name, value in told.items() if np.isfinite(value)})
         return atoms
 
     def write(self, path, walker: int, *, every: int = 1) -> None:

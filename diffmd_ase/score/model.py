@@ -23,6 +23,7 @@ from .card import SCHEMA_VERSION, Card
 from .networks.build import below
 from .networks.embedded import EmbeddedConfig, EmbeddedNetwork
 from .networks.equivariant import EquivariantConfig, EquivariantNetwork
+from .networks.gradients import Compile, Compiled
 from .networks.loaded import loaded
 from .shipped import file_or_shipped
 
@@ -47,6 +48,12 @@ class ScoreModel:
     digest : SHA-256 of card and tensors of the file that it was read from; None of files of earlier
         versions, and of models from elsewhere
 
+    Attributes
+    ----------
+    baseline : what finds the potential of a system that the energy of the smallest noise is added
+        to, where the card names a baseline: a calculator, a potential, or a function of the system;
+        None: by its name
+
     Raises
     ------
     ValueError : when asked for a noise level, or for a system, that it does not know
@@ -56,6 +63,8 @@ class ScoreModel:
         self.card, self.digest = card, digest
         self.networks = [network.eval().requires_grad_(False) for network in networks]
         self._placed: dict = {}
+        self.baseline: Any = None
+        self._compiled: dict = {}
 
     def __repr__(self) -> str:
         c = self.card
@@ -119,6 +128,13 @@ class ScoreModel:
             self._placed[place] = copy.deepcopy(network).to(device, dtype)
         return self._placed[place]
 
+    def compiled_at(self, sigma: float, device: torch.device, dtype: torch.dtype) -> Compiled:
+        """Energy and gradient of `network_at` as one compiled function; made there once."""
+        network = self.network_at(sigma, device, dtype)
+        if id(network) not in self._compiled:
+            self._compiled[id(network)] = Compiled(network)
+        return self._compiled[id(network)]
+
     def potential(
         self,
         system: System | None = None,
@@ -126,6 +142,7 @@ class ScoreModel:
         sigma: float | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        compile: Compile = "auto",
     ) -> ScorePotential:
         """Energy and forces at one noise level, ``F = kT_train·s``.
 
@@ -134,6 +151,7 @@ class ScoreModel:
         system : default, the one it was trained on
         sigma : Å; default, the smallest, at which dynamics runs
         dtype : of the network; default float32
+        compile : see `ScorePotential`
 
         Raises
         ------
@@ -142,7 +160,9 @@ class ScoreModel:
         # the one import against the arrow: a model is asked for its potential
         from ..potentials.learned import ScorePotential
 
-        return ScorePotential(self, system, sigma=sigma, device=device, dtype=dtype)
+        return ScorePotential(
+            self, system, sigma=sigma, device=device, dtype=dtype, compile=compile
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file with the card as JSON in its header."""

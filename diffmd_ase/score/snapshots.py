@@ -18,6 +18,7 @@ import numpy as np
 from ..system import System
 from ..units import kT_from_temperature
 from . import snapshot_checks as checks
+from .baseline import BaselineValues
 from .label_units import doubts
 from .shipped import file_or_shipped
 from .snapshot_files import read_fields
@@ -41,7 +42,9 @@ class Snapshots:
     energies : (M,) or (M, 1) in eV where the source has them, else None
     source : where they came from
     correlation : statistical inefficiency in frames if time-ordered; 1 if not
-    forces : (M, N, 3) in eV/Å where the source has them, else None; to compare with
+    forces : (M, N, 3) in eV/Å where the source has them, else None; to compare with, and to learn
+        from. Frames without energies or forces beside others that have some hold NaN
+    baseline : what a potential that is known says of them, see `score.baseline`
     checked : the frames come from `Snapshots` and are not searched for overlaps again
 
     Raises
@@ -57,6 +60,7 @@ class Snapshots:
     source: str = "memory"
     correlation: float = 1.0
     forces: np.ndarray | None = None
+    baseline: BaselineValues | None = None
     checked: InitVar[bool] = False
 
     def __post_init__(self, checked: bool):
@@ -91,6 +95,13 @@ class Snapshots:
     def reduced_forces(self) -> np.ndarray:
         """F/kT (M, N, 3) in 1/Å, of snapshots that carry forces."""
         return self.forces / self.kT
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """(M,) bool: which frames carry forces."""
+        if self.forces is None:
+            return np.zeros(len(self), bool)
+        return np.isfinite(self.forces[:, 0, 0])
 
     @cached_property
     def topology(self) -> Topology:
@@ -178,7 +189,12 @@ class Snapshots:
         energies = None if self.energies is None else self.energies[index]
         forces = None if self.forces is None else self.forces[index]
         part = replace(
-            self, positions=self.positions[index], energies=energies, forces=forces, checked=True
+            self,
+            positions=self.positions[index],
+            energies=energies,
+            forces=forces,
+            baseline=None if self.baseline is None else self.baseline.take(index),
+            checked=True,
         )
         # of crystals nobody asks for a topology
         topology = None if self.system.periodic else self.topology
@@ -197,6 +213,11 @@ class Snapshots:
             frames.__dict__["topology"] = topology
         frames.__dict__["moving"] = moving
         return frames
+
+    def with_baseline(self, values: BaselineValues) -> Snapshots:
+        """These frames, with the ``values`` of a baseline on them."""
+        topology = None if self.system.periodic else self.topology
+        return replace(self, baseline=values, checked=True).with_structure(topology, self.moving)
 
     def _looked_over(self) -> float:
         """The correlation; warns of it, of duplicates, and of labels that do not fit."""

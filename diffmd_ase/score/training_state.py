@@ -151,8 +151,26 @@ def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
         network=config,
         best_step=facts.best_step,
         history=facts.history,
+        correction=_correction(expert, facts),
     )
     return network.eval(), card
+
+
+def _correction(expert: Expert, facts: Progress) -> str | None:
+    """What a network on a fitted force field was good for, in words; None where there is none."""
+    config, history = expert.network, facts.history
+    if not isinstance(config, MechanicsConfig) or not config.depth:
+        return None
+    first, *_ = losses = [entry["validation_loss"] for entry in history]
+    if not facts.best_step:
+        looks = len(losses) - 1
+        return (
+            f"dropped: no better than the force field alone on held-out snapshots, in {looks} looks"
+        )
+    best = next(e["validation_loss"] for e in history if e["step"] == facts.best_step)
+    return (
+        f"kept: held-out loss {first:.4g} to {best:.4g} ({(first - best) / abs(first):.2%} lower)"
+    )
 
 
 def generator_of(seed: int, name: str, step: int) -> torch.Generator:

@@ -31,6 +31,7 @@ class _Past(BaseModel):
     evaluations: Annotated[int, Field(ge=0)]
     adaptation: dict[str, Any] | None = None
     tally: dict[str, Any] | None = None
+    outside: dict[str, Any] | None = None
 
 
 def adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel, RunInfo]:
@@ -79,8 +80,12 @@ def read_checkpoint(
     for name in ("target", "target-options", "proposal-steps"):
         pairs[name] = (info.extra.get(name), before.extra.get(name))
     if walkers is not None:
-        ids = saved.state.walkers.tolist() + [int(w) for w in past.lost]
+        gone = [*past.lost, *(past.outside or {}).get("ended", {})]
+        ids = saved.state.walkers.tolist() + [int(w) for w in gone]
         pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
+    for name in ("parallel", "draft", *(["window"] if info.extra.get("draft") else [])):
+        # earlier runs have none of them
+        pairs[name] = (info.extra.get(name) or None, before.extra.get(name) or None)
     for name, (given, had) in pairs.items():
         if given != had:
             raise ValueError(
@@ -108,7 +113,7 @@ def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
     ``kernel``, ``info`` and ``state`` are those at its end, ``facts`` of `course.Course.facts`.
     """
     tally = Tally.from_dict(facts["tally"])
-    judged = {}
+    judged: dict = {}
     if tally.judged.any():
         judged = {
             "acceptance": tally.acceptance,
@@ -116,6 +121,13 @@ def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
             "target_evaluations": int(tally.target),
             "adaptation": facts.get("adaptation"),
         }
+    beyond = facts.get("outside", {})
+    if beyond.get("counted"):
+        judged |= {"frames_outside": f"{beyond['frames']} of {beyond['counted']}"}
+    if beyond.get("ended"):
+        judged |= {"ended_outside": beyond["ended"]}
+    if "together" in facts:
+        judged["together"] = facts["together"]
     return {
         **judged,
         "steps": state.step,

@@ -10,9 +10,9 @@ from diffmd_ase.cli.main import main
 TINY = ["--steps", "20", "--batch-size", "32", "--width", "8", "--processes", "1"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Snapshots and a hardly trained model."""
+    """Snapshots and a hardly trained model; read only, for all tests."""
     place = tmp_path_factory.mktemp("cli")
     frames = {"positions": peroxide(300, np.random.default_rng(1)), "numbers": [1, 8, 8, 1]}
     np.savez(place / "data.npz", temperature_K=300.0, **frames)

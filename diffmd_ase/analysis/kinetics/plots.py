@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from .path_error import ErrorsByStep
 from .refinement import Convergence
+from .transition_paths import TransitionPath
 
-__all__ = ["convergence_figure", "error_figure"]
+__all__ = ["convergence_figure", "error_figure", "path_figure"]
 
 
 def error_figure(errors: ErrorsByStep) -> Figure:
@@ -36,4 +37,18 @@ def convergence_figure(found: Convergence) -> Figure:
     axes.plot(found.h, [first * h / found.h[0] for h in found.h], "k:", label="order 1")
     axes.set(xscale="log", yscale="log", xlabel="step h (Å²)", ylabel="difference of h and h/2")
     axes.legend(frameon=False)
+    return figure
+
+
+def path_figure(path: TransitionPath, committor: list[dict] | None) -> Figure:
+    """Energy along a ``path``, and its ``committor`` (values and errors by name) where known."""
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(path.length, path.energy - path.energy[0], color="#0072b2", marker=".")
+    axes.set(xlabel="length (Å)", ylabel="energy (kT)")
+    if committor is not None:
+        other = axes.twinx()
+        values, errors = ([row[n] for row in committor] for n in ("value", "error"))
+        other.errorbar(path.length, values, errors, color="#d55e00", marker="o", ms=3, capsize=2)
+        other.set(ylabel="committor", ylim=(-0.05, 1.05))
     return figure

@@ -125,7 +125,6 @@ class Remembering(Potential):
     def finish(self) -> None:
         """Run PLUMED's final jobs, such as DUMPGRID without STRIDE; files are complete on disk."""
         self._instances.finish()
-        library.flush_files()
 
     def finalize(self) -> None:
         """Run the final jobs and close all files; nothing can be evaluated any more.
