@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from diffmd_ase.libraries import quiet_pymbar
+
+quiet_pymbar()  # before a library of the tests imports it, and JAX with it
+
 # one thread per process: two OpenMP threads on a shared box are slower than one
 torch.set_num_threads(1)
 

@@ -23,7 +23,7 @@ from diffmd_ase import Snapshots
 from diffmd_ase.io.atomic import replacing
 
 TEMPERATURE_K, TIMESTEP = 300.0, 0.8 * units.fs
-MOVES, STEPS = 4, (15, 45)  # of one frame; of one move
+STEPS = (15, 45)  # of one move
 BURN_IN = 20  # frames
 BLOCK = 50  # frames between two files
 HELD_OUT = 0.2  # of the walkers
@@ -71,7 +71,7 @@ def walk(number: int, options, count: int) -> int:
         BFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
     for n in range(len(frames[0]) or -BURN_IN, count):
         rng = np.random.default_rng([options.seed, number, n + BURN_IN])
-        for _ in range(MOVES):
+        for _ in range(options.moves):
             trajectory(atoms, rng.integers(*STEPS), kT, rng, TIMESTEP)
         if n >= 0:
             new = atoms.positions.copy(), atoms.get_potential_energy(), atoms.get_forces()
@@ -101,6 +101,7 @@ def main():
     parser.add_argument("molecule", nargs="?", default="ethanol", help="a name that ASE knows")
     parser.add_argument("--method", default="GFN2-xTB")
     parser.add_argument("--walkers", type=int, default=20)
+    parser.add_argument("--moves", type=int, default=2, help="of 12 to 36 fs, from frame to frame")
     parser.add_argument("--processes", type=int, default=2)
     options = parsed(parser)
     held_out = max(1, round(HELD_OUT * options.walkers))

@@ -8,6 +8,8 @@ from importlib import import_module
 from . import _moved
 
 _PUBLIC = {
+    "Alchemical": "potentials.alchemical",
+    "AlchemicalCalculator": "adapters.alchemical",
     "BatchReverseDiffusion": "adapters.batch",
     "DivergedError": "sampling.kernels",
     "EulerMaruyama": "sampling.euler",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["System", "carried_by", "comparable"]
 
 _NO_VOLUME = 1e-10  # Å³
+_ELEMENTS = 119
 _NOT_CARRIED = ("positions", "momenta")
 
 
@@ -39,8 +40,8 @@ class System:
 
     Raises
     ------
-    ValueError : shapes that do not fit; a periodic direction without a vector, or vectors that
-        span no volume
+    ValueError : shapes that do not fit, numbers of no elements, masses that are not positive; a
+        periodic direction without a vector, or vectors that span no volume
     """
 
     numbers: np.ndarray
@@ -50,7 +51,8 @@ class System:
     carried: tuple[Atoms, ...] = field(default=(), repr=False)
 
     def __post_init__(self):
-        numbers = np.asarray(self.numbers, dtype=int)
+        with np.errstate(invalid="ignore"):  # NaN is refused below
+            numbers = np.asarray(self.numbers, dtype=int)
         masses = np.asarray(self.masses, dtype=float)
         pbc = np.broadcast_to(np.asarray(self.pbc, dtype=bool), (3,)).copy()
         cell = None if self.cell is None else np.asarray(self.cell, dtype=float)
@@ -58,6 +60,7 @@ class System:
             raise ValueError(f"numbers {numbers.shape} and masses {masses.shape} must both be (N,)")
         if cell is not None and cell.shape != (3, 3):
             raise ValueError(f"cell has shape {cell.shape}, expected (3, 3)")
+        _check_atoms(self.numbers, numbers, masses)
         for name, value in zip(
             ("numbers", "masses", "cell", "pbc"),
             (numbers, masses, _complete(cell, pbc), pbc),
@@ -149,6 +152,22 @@ class System:
             # as the user has it, where vectors may be missing
             cell=self.carried[0].cell if self.carried else self.cell,
             pbc=self.pbc,
+        )
+
+
+def _check_atoms(given, numbers: np.ndarray, masses: np.ndarray) -> None:
+    fine = (numbers >= 0) & (numbers < _ELEMENTS) & (np.asarray(given) == numbers)
+    if not fine.all():
+        strange = sorted(set(np.asarray(given)[~fine].tolist()))
+        raise ValueError(
+            f"atomic numbers {', '.join(map(str, strange[:5]))}: expected those of elements, 1 to "
+            f"{_ELEMENTS - 1}, or 0 of ASE's X"
+        )
+    if not (np.isfinite(masses) & (masses > 0)).all():
+        wrong = int((~(np.isfinite(masses) & (masses > 0))).argmax())
+        raise ValueError(
+            f"atom {wrong} has a mass of {masses[wrong]:g} u: expected positive numbers in u; "
+            "to hold an atom, fix it"
         )
 
 

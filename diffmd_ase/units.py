@@ -8,6 +8,8 @@ spring constant, or a noise schedule with a stiffness into ``h`` are here;
 
 from __future__ import annotations
 
+import math
+
 from ase.units import kB
 
 __all__ = [
@@ -25,7 +27,7 @@ def kT_from_temperature(temperature_K):
 
     Raises ``ValueError`` for a temperature that is not positive.
     """
-    if not temperature_K > 0:
+    if not 0 < temperature_K < math.inf:
         raise ValueError(f"{temperature_K=} must be positive: give the temperature in kelvin")
     return kB * temperature_K
 

@@ -34,10 +34,11 @@ from ..system import System, carried_by
 if TYPE_CHECKING:
     from ..potentials.learned import ScorePotential
     from ..score.model import ScoreModel
+    from ..score.networks.gradients import Compile
 
 __all__ = ["ScoreCalculator", "register"]
 
-_SETTABLE = ("device", "dtype", "sigma")
+_SETTABLE = ("device", "dtype", "sigma", "compile")
 _KEPT = 16  # bound potentials: atoms of several systems may share a calculator
 
 
@@ -53,13 +54,15 @@ class ScoreCalculator(PotentialCalculator):
     dtype : precision of the network, "float32", "float64" or a torch.dtype;
         None: that of the model. Results are float64 always
     sigma : noise level in Å; None: the smallest the model was trained for
+    compile : True, False or "auto": many calls are faster, see `ScorePotential`
     bias : a `Potential` added to the model. A calculator only evaluates: a bias with
         memory learns in `sampling.run`, `ReverseDiffusion`, or through its observer
 
     Attributes
     ----------
     details : what ASE has no place for, of the last calculation: ``bias_energy`` (eV),
-        and for a committee ``energy_std`` (eV) and ``forces_std`` (N, 3) in eV/Å
+        for a committee ``energy_std`` (eV) and ``forces_std`` (N, 3) in eV/Å, and where the model
+        knows ``extrapolation``: above 1 the structure is outside of its snapshots
 
     Raises
     ------
@@ -71,6 +74,7 @@ class ScoreCalculator(PotentialCalculator):
 
     Notes
     -----
+    Threads that share one wait for each other, and each has the results of its own atoms.
     ``copy.deepcopy`` shares model and bias; a pickle of a calculator made from a path
     or name holds only that, and loads the model when it is first used.
     """
@@ -87,6 +91,7 @@ class ScoreCalculator(PotentialCalculator):
         dtype: str | torch.dtype | None = None,
         sigma: float | None = None,
         bias: Potential | None = None,
+        compile: Compile = "auto",
     ):
         if bias is not None and not isinstance(bias, Potential):
             raise TypeError(f"bias must be a Potential, not {type(bias).__name__}")
@@ -94,12 +99,10 @@ class ScoreCalculator(PotentialCalculator):
         if not models:
             raise ValueError("an empty list of models: a committee has at least 2 members")
         self._members = [Member(m) for m in models]
-        self._carries = False  # calculators of ASE are asked, which see what the atoms carry
-        self._bias = bias
+        self._bias, self._carries = bias, False  # are calculators of ASE asked, which see more?
         self._bound: dict[tuple, tuple] = {}
         self._shadow: tuple = (None, None)
-        # (model, positions, stress, value, details) without the bias, which may learn
-        self._unbiased: tuple | None = None
+        self._unbiased: tuple | None = None  # model, x, stress, value, details without the bias
         self.details: dict = {}
         super().__init__()
         self.set(
@@ -107,15 +110,16 @@ class ScoreCalculator(PotentialCalculator):
             device=device,
             dtype=dtype,
             sigma=sigma,
+            compile=compile,
             bias=None if bias is None else type(bias).__name__,
         )
 
     @classmethod
     def from_checkpoint(
-        cls, path, *, device="auto", dtype=None, sigma=None, bias=None
+        cls, path, *, device="auto", dtype=None, sigma=None, bias=None, compile="auto"
     ) -> ScoreCalculator:
         """The calculator of a model file; the same as ``ScoreCalculator(path, ...)``."""
-        return cls(path, device=device, dtype=dtype, sigma=sigma, bias=bias)
+        return cls(path, device=device, dtype=dtype, sigma=sigma, bias=bias, compile=compile)
 
     def _get_name(self) -> str:
         return "diffmd"
@@ -126,7 +130,7 @@ class ScoreCalculator(PotentialCalculator):
         return self._bias
 
     def set(self, **changes):
-        """Change ``sigma`` (Å), ``device`` or ``dtype``; results are discarded."""
+        """Change ``sigma`` (Å), ``device``, ``dtype``, ``compile``; results are discarded."""
         settable = _SETTABLE if self.parameters else ("model", "bias", *_SETTABLE)
         for name in changes:
             if name not in settable:
@@ -250,7 +254,7 @@ class ScoreCalculator(PotentialCalculator):
             evaluated, positions, had_stress, base, details = self._unbiased
             if evaluated is model and had_stress == stress and torch.equal(positions, x):
                 return base, details  # only the bias has changed
-        details = {}
+        details = _extrapolation(model, x)
         if isinstance(model, Mean):
             base, deviation = model.spread(x, stress=stress)
             details["forces_std"] = _numpy(deviation.forces)
@@ -265,15 +269,14 @@ class ScoreCalculator(PotentialCalculator):
     def _bind(self, atoms: Atoms) -> tuple[Potential, Potential, torch.device]:
         """The total, the model without the bias, and where it computes."""
         key = self._key(atoms)
-        if key not in self._bound:
+        bound = self._bound.get(key)
+        if bound is None:
             system = System.from_atoms(atoms)
-            device, dtype, sigma = (self.parameters[name] for name in _SETTABLE)
-            dtype = None if dtype is None else getattr(torch, dtype)
+            settings = {name: self.parameters[name] for name in _SETTABLE}
+            dtype = settings["dtype"]
+            settings["dtype"] = None if dtype is None else getattr(torch, dtype)
             try:
-                members = [
-                    m.potential(system, sigma=sigma, device=device, dtype=dtype)
-                    for m in self._members
-                ]
+                members = [m.potential(system, **settings) for m in self._members]
                 model = members[0] if len(members) == 1 else Mean(*members)
                 total = model if self._bias is None else model + self._bias
             except ValueError as error:
@@ -282,9 +285,9 @@ class ScoreCalculator(PotentialCalculator):
             if not self._carries and any(map(_asks_ase, made)):
                 self._carries, key = True, (*key[:-1], carried_by(atoms))
             if len(self._bound) >= _KEPT:
-                del self._bound[next(iter(self._bound))]
-            self._bound[key] = total, model, self._device_of(members)
-        return self._bound[key]
+                self._bound.pop(next(iter(self._bound)), None)
+            bound = self._bound[key] = total, model, self._device_of(members)
+        return bound
 
     def _key(self, atoms: Atoms) -> tuple:
         """What a potential is bound to; cheap, since it is looked up at every call."""
@@ -323,10 +326,18 @@ class ScoreCalculator(PotentialCalculator):
 
 def _learned(members: Sequence[Potential]) -> Iterator[ScorePotential]:
     """The learned scores among the terms of potentials."""
-    from ..potentials.learned import ScorePotential
+    from ..potentials.learned import scores
 
     for member in members:
-        yield from (term for term in member.terms if isinstance(term, ScorePotential))
+        yield from scores(member)
+
+
+def _extrapolation(model: Potential, x: Tensor) -> dict:
+    """That of one structure x (N, 3), the largest of a committee; nothing where none knows."""
+    members = model.potentials if isinstance(model, Mean) else [model]
+    said = [known.describe(x) for known in _learned(members)] if x.ndim == 2 else []
+    values = [float(one["extrapolation"]) for one in said if one]
+    return {"extrapolation": max(values)} if values else {}
 
 
 def _dtype_name(dtype: str | torch.dtype) -> str:
@@ -337,7 +348,9 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
 
 
 def _asks_ase(member: Potential) -> bool:
-    return any(isinstance(unwrapped(term), AsePotential) for term in member.terms)
+    terms = [unwrapped(term) for term in member.terms]
+    terms += [unwrapped(known.baseline) for known in _learned([member]) if known.baseline]
+    return any(isinstance(term, AsePotential) for term in terms)
 
 
 def _check_stress(potential: Potential, atoms: Atoms) -> None:

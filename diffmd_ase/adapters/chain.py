@@ -21,6 +21,7 @@ from ..noise import Noise
 from ..potentials.ase_calculator import PotentialCalculator
 from ..sampling.acceptance import Tally
 from ..sampling.adaptation import Adaptation, DualAveraging, adapt
+from ..sampling.ahead import Ahead
 from ..sampling.kernels import DivergedError
 from ..sampling.run import survive
 from ..state import State
@@ -50,6 +51,7 @@ class Chain:
     kernel : of the walkers that are left
     live, lost : walkers that are left; {walker: step} of those that are not
     state, before : where the chain is, and was a step ago; None where that is not known
+    ahead : makes many steps together, or None
     tally : of the steps that were accepted or rejected
     shown : entries of ``atoms.info`` that the dynamics writes, which nobody has changed
 
@@ -70,6 +72,7 @@ class Chain:
         self.before: State | None = None
         self.tally = Tally.empty(len(images))
         self.adaptation: Adaptation | None = None
+        self.ahead: Ahead | None = None
         self._plain = 0  # evaluations in steps that are not judged
         self._written: np.ndarray | None = None
         self.shown: frozenset[str] = frozenset()
@@ -108,7 +111,8 @@ class Chain:
         """
         self.sync(step)
         self.before = self.state
-        self.kernel, self.state, info = survive(self.kernel, self.state, self.noise, self._lose)
+        advance = survive if self.ahead is None else self.ahead.advance
+        self.kernel, self.state, info = advance(self.kernel, self.state, self.noise, self._lose)
         if info.accepted is None and isinstance(info.drift_evaluations, int):
             self._plain += len(self.live) * info.drift_evaluations
         else:

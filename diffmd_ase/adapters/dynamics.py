@@ -19,6 +19,7 @@ from ..simulation.prepare import StepRequest
 from ..state import Evaluation
 from .log import StepLog, absolute
 from .shared import Reverse, flushed
+from .together import Parallel, choose_ahead
 
 __all__ = ["ReverseDiffusion"]
 
@@ -48,6 +49,9 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
         step; an ASE calculator or a `Potential`: that reference, which also removes the error
         of the model, whose forces only propose. None: plain dynamics
     proposal_steps : reverse steps of one proposal; the target is evaluated after the last
+    parallel : make many steps of the trajectory together, the same ones (`sampling.parallel`);
+        "auto": where a batch, measured once, says that it pays. ``dyn.together`` has the reason in
+        words. With a `ScoreCalculator`, without bias and without another target
     rng : seed, numpy Generator or RandomState (one draw gives the seed), or None
     trajectory : file name, or an open Trajectory, which is faster for short intervals
     logfile : file name, open file or "-"; see `StepLog`
@@ -105,6 +109,7 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
         target: Source | None = None,
         proposal_steps: int = 1,
         rng: int | np.random.Generator | np.random.RandomState | None = None,
+        parallel: Parallel = False,
         trajectory=None,
         logfile=None,
         loginterval: int = 1,
@@ -119,12 +124,17 @@ class ReverseDiffusion(Reverse, MolecularDynamics):
             loginterval=loginterval,
             append_trajectory=append_trajectory,
         )
+        self.chain.ahead, self.together = choose_ahead(self.chain, parallel)
         if logfile is not None:
             self.attach(StepLog(self, logfile), loginterval)
 
     def step(self) -> None:
         """One step and one evaluation; one more if somebody has moved the atoms."""
         self.chain.advance(self.nsteps)
+
+    def todict(self) -> dict:
+        """Settings that say how to repeat the run; JSON values only."""
+        return super().todict() | {"parallel": self.chain.ahead is not None}
 
     def irun(self, steps: int = 50) -> Iterator[bool]:
         """Run, yielding before the first step and after each; True after the last."""

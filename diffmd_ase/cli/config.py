@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from ..io.atomic import replacing
+from ..io.limits import check_plain_file
 
 __all__ = ["Config", "resolved", "save_resolved"]
 
@@ -24,12 +25,30 @@ def _key(parameter) -> str:
     return max(parameter.opts, key=len).lstrip("-")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values: no tags of Python, no aliases, of which bombs are made, no key twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem=f"alias *{event.anchor}: write values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        names = [str(key).replace("_", "-") for key in keys]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise yaml.MarkedYAMLError(problem=f"{', '.join(twice)} is given twice: give it once")
+        return super().construct_mapping(node, deep)
+
+
 def _read(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        loaded = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        check_plain_file(path)
+        loaded = yaml.load(path.read_text(), _Loader) or {}  # a SafeLoader
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise typer.BadParameter(f"{path} must hold a mapping of option names to values")

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from .options import AsJson, Model
-from .output import show
+from .output import show, show_verdicts
 
 __all__ = ["doctor", "info", "model_facts"]
 
 
-def info(model: Model, as_json: AsJson = False) -> None:
-    """What a model file holds (--json: its whole card)."""
+_Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="read all of a model, trajectory (.h5), checkpoint (.restart), .npz or folder of a "
+        "training, and compare it with its checksums; exit code 1 where it is not sound",
+    ),
+]
+
+
+def info(model: Model, verify: _Verify = False, as_json: AsJson = False) -> None:
+    """What a model file holds (--json: its whole card); ``verify``: is the file sound?"""
+    if verify:
+        _tell_whether_sound(model, as_json)
+        return
     from ..score.model import ScoreModel
 
     loaded = ScoreModel.load(model)
     show(model_facts(loaded), as_json, full=loaded.card.model_dump(mode="json"))
+
+
+def _tell_whether_sound(path: str, as_json: bool) -> None:
+    from ..simulation.verify import verify_file
+
+    parts = verify_file(path)
+    if as_json:
+        show({"parts": [part._asdict() for part in parts]}, True)
+    else:
+        show_verdicts([{"good": p.good, "text": f"{p.name}: {p.text}"} for p in parts])
+    if any(part.good is False for part in parts):
+        raise typer.Exit(1)
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -28,17 +55,23 @@ def doctor(as_json: AsJson = False) -> None:
 def model_facts(model) -> dict[str, Any]:
     """What a person wants to know of a ``model`` (`ScoreModel`), by name with units."""
     from ..sampling.step_size import DEFAULT_H_LAMBDA
+    from ..score.networks.build import parameter_count
 
     card = model.card
     step = None if not card.lambda_max else round(DEFAULT_H_LAMBDA / card.lambda_max, 8)
+    corrections = {
+        f"{e.name}_network": e.correction for e in card.experts if e.correction is not None
+    }
     return {
         "formula": card.formula,
         "temperature_K": card.temperature_K,
         "trained_on": "; ".join(_of_set(system) for system in card.systems),
         "noise_levels_A": f"{card.sigma_min:g} to {card.sigma_max:g}",
+        "baseline": None if card.baseline is None else card.baseline.name,
         "networks": ", ".join(f"{e.name} ({e.network.kind})" for e in card.experts),
         # fitted in closed form or by gradients
-        "parameters": sum(v.numel() for n in model.networks for v in n.state_dict().values()),
+        "parameters": sum(map(parameter_count, model.networks)),
+        **corrections,
         "lambda_max_1/A2": None if card.lambda_max is None else round(card.lambda_max, 1),
         "default_step_A2": step,
         "snapshots": card.data["snapshots"],

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from .alchemy import alchemy
 from .analyze import analyze
 from .certify import certify
 from .converge import converge
@@ -35,6 +36,7 @@ for command in (
     run,
     report,
     fes,
+    alchemy,
     plumed,
     analyze,
     validate,

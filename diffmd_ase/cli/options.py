@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -55,6 +57,11 @@ def check_output(
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{path}: folder {folder} does not exist; make it first")
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} is a link to {os.readlink(path)}: nothing is written through links; give the "
+            "name of the file itself, or remove the link"
+        )
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file")
     if endings and path.suffix.lower() not in endings:
@@ -119,7 +126,11 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = inspect.Parameter.empty
     if not field.is_required():
         told, default = typer.Option(help=field.description), field.default
-    annotation = Annotated[field.annotation, told]  # type: ignore[name-defined]
+    # of several kinds, which typer does not know: the words as they are, for pydantic to read
+    several = get_origin(field.annotation) in (Union, UnionType)
+    plain = several and type(None) not in get_args(field.annotation)
+    kind: Any = str if plain else field.annotation
+    annotation: Any = Annotated[kind, told]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..progress import Bars
+from ..simulation.signals import Ending
 
 __all__ = ["bar", "bars", "execute", "say", "show", "show_table", "show_verdicts"]
 
@@ -38,7 +38,7 @@ def execute(app: typer.Typer, arguments: list[str]) -> int:
     Warnings are lines without the place in the source; SIGTERM, which batch systems send
     before they kill, ends a run as Ctrl-C does, with what was computed written.
     """
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, Ending())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -66,6 +66,9 @@ def execute(app: typer.Typer, arguments: list[str]) -> int:
 def _in_words(error: Exception) -> str:
     """One line: what was said for users as it is, anything else with its kind and place."""
     words = str(error)
+    if isinstance(error, MemoryError):
+        words = f"not enough memory{': ' * bool(words)}{words}; ask for less at a time"
+        return words
     if isinstance(error, _SAID) and not isinstance(error, _UNSAID) and words:
         return words
     root = str(Path(__file__).parents[1])
@@ -75,10 +78,6 @@ def _in_words(error: Exception) -> str:
         f"{type(error).__name__}{place}: {words or 'no further words'}; an input that nothing "
         "here expects, or a fault of diffmd: DIFFMD_DEBUG=1 shows the traceback to report"
     )
-
-
-def _terminated(number, frame) -> None:
-    sys.exit(128 + number)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -34,7 +34,8 @@ def run(
     The step is one of --step-size, --spring, --timestep with --friction, or a stable default.
     Walkers and steps have noise of their own: batches, shares and restarts change no number.
     With --target each step is accepted or rejected, which removes the error of the step and,
-    with a reference, that of the model.
+    with a reference, that of the model. With --parallel one trajectory is made many steps at a
+    time: the same one, or with --draft another of the same law.
     """
     from ..simulation.planned import PlannedRun
 
@@ -53,7 +54,8 @@ def run(
             x,
             extra=resolved(context),
             progress=lambda done, alive: update(
-                done, f"step {done}  D·t {done * planned.h:.3g} Å²  walkers {alive}"
+                done,
+                f"step {done}  D·t {done * planned.h:.3g} Å²  walkers {alive}{planned.gain}",
             ),
         )
     if restart:  # now known to fit; there may be more steps

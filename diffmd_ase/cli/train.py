@@ -30,6 +30,14 @@ _Temperature = Annotated[
         "each"
     ),
 ]
+_Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="learn what is to be added to it: gfn1, gfn2, a calculator of ASE (emt), an installed "
+        "potential (openmm), a model file"
+    ),
+]
+_BaselineOptions = Annotated[str | None, typer.Option(help="of the baseline, as JSON")]
 _Directory = Annotated[Path | None, typer.Option(help="keeps checkpoints; run again to go on")]
 
 
@@ -40,6 +48,8 @@ def train(
     snapshots: _Snapshots,
     output: _Output = Path("model.safetensors"),
     temperature: _Temperature = None,
+    baseline: _Baseline = None,
+    baseline_options: _BaselineOptions = None,
     directory: _Directory = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -51,16 +61,29 @@ def train(
 
     Writes the model, and the options used to MODEL.yml.
     """
+    from ..potentials.baseline import find_baseline
     from ..score.training import train as fit
     from ..simulation.frames import read_sets
+    from ..simulation.settings import json_object
 
+    options = json_object("--baseline-options", baseline_options)
     check_output(output, own=".safetensors", reads=snapshots)
     data = read_sets(snapshots, temperature or [])
     for part in data:
-        say(f"{len(part)} snapshots of {part.system.formula} at {part.temperature_K:g} K")
+        labels = f", {part.labelled.sum()} with forces" if part.labelled.any() else ""
+        say(f"{len(part)} snapshots of {part.system.formula} at {part.temperature_K:g} K{labels}")
+    known = None
+    if baseline is not None:
+        known = find_baseline(baseline, data[0].system, options=options, device=device)
     with bars(progress and not as_json) as report:
         model = fit(
-            data, config=settings, seed=seed, device=device, progress=report, directory=directory
+            data,
+            config=settings,
+            seed=seed,
+            device=device,
+            progress=report,
+            directory=directory,
+            baseline=known,
         )
     model.save(output)
     save_resolved(context, output)

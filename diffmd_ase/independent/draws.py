@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..io.limits import check_memory
 from ..noise import Noise
 from ..potentials.learned import ScorePotential
 from ..sampling.euler import EulerMaruyama
@@ -54,10 +55,14 @@ def sample(
 
     Raises
     ------
-    ValueError : a model of a periodic system; levels, churn or corrector steps out of range
+    ValueError : a model of a periodic system; more draws or levels than memory holds; levels,
+        churn or corrector steps out of range
     DivergedError : names the level (or the step) and the draws
     """
     card = model.card
+    size = 24.0 * len(card.numbers)
+    check_memory(3 * size * n, f"{n} samples of {card.formula}", "draw fewer at a time (--number)")
+    check_memory(32.0 * levels, f"{levels} noise levels", "give fewer (--levels)")
     if card.pbc != (False, False, False):
         raise ValueError(
             "i.i.d. reverse diffusion from a Gaussian is for isolated molecules; start "

@@ -9,7 +9,13 @@ from pathlib import Path
 import ase.io
 from ase import Atoms
 
+from .limits import check_plain_file
+from .xyz_sizes import check_xyz
+
 __all__ = ["iterate"]
+
+
+_XYZ = (".xyz", ".extxyz", ".exyz")
 
 
 def iterate(path: Path) -> Iterator[Atoms]:
@@ -17,8 +23,11 @@ def iterate(path: Path) -> Iterator[Atoms]:
 
     Raises
     ------
-    ValueError : what ASE says of a file that it cannot read, with its name
+    ValueError : a pipe or a device; what ASE says of a file that it cannot read, with its name
     """
+    check_plain_file(path)
+    if path.suffix in _XYZ and path.is_file():
+        check_xyz(path)
     frames = iter(ase.io.iread(path, index=":"))
     for count in itertools.count():
         try:

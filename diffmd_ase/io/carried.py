@@ -41,10 +41,19 @@ def carried_text(system: System) -> str:
 
 
 def with_carried(system: System, text: str | None) -> System:
-    """``system``, carrying what `carried_text` wrote as ``text``; unchanged for None."""
+    """``system``, carrying what `carried_text` wrote as ``text``; unchanged for None.
+
+    Raises ``ValueError`` for another text.
+    """
     if text is None:
         return system
-    saved = json.loads(text)
+    try:
+        return _with(system, json.loads(text))
+    except Exception as error:  # of JSON, of ASE's objects and of its arrays
+        raise ValueError(f"what its atoms carry is damaged: {error}") from error
+
+
+def _with(system: System, saved: dict[str, Any]) -> System:
     atoms = system.to_atoms(np.zeros((len(system), 3)))
     atoms.set_cell(saved["cell"])
     atoms.pbc = saved["pbc"]

@@ -12,12 +12,14 @@ import shutil
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 
 from ..state import Record, State
 from .atomic import replacing
+from .schema import validated
 from .tensors import load_tensors, save_tensors, verify
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -25,6 +27,15 @@ __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 SCHEMA_VERSION = 2
 _KEY = "diffmd_ase"
 _FORMAT = "diffmd_ase checkpoint"
+
+
+class _Header(BaseModel):
+    """What is in the header of a file besides format and schema."""
+
+    step: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+    records: list[str] = Field(default_factory=list)
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +83,10 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
     save_tensors(path, tensors, _KEY, header)
 
 
-def load_checkpoint(path, *, device="cpu") -> Checkpoint:
+def load_checkpoint(path, *, device="cpu", older: bool = True) -> Checkpoint:
     """The checkpoint at ``path``, or with a warning the one before if it is not whole.
+
+    Without ``older`` that one is left alone.
 
     Raises
     ------
@@ -81,21 +94,23 @@ def load_checkpoint(path, *, device="cpu") -> Checkpoint:
     ValueError : no whole checkpoint: truncated, altered, foreign, or of a newer schema
     """
     path = Path(path)
-    older = previous(path)
-    if not path.exists() and not older.exists():
+    if not older:
+        return _load(path, device)
+    before = previous(path)
+    if not path.exists() and not before.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         if not path.exists():
             raise ValueError(f"{path} is missing")
         return _load(path, device)
     except ValueError as error:
-        if not older.exists():
+        if not before.exists():
             raise
         try:
-            checkpoint = _load(older, device)
+            checkpoint = _load(before, device)
         except ValueError:
             raise error from None
-        warnings.warn(f"{error}; using the one before, {older}", stacklevel=2)
+        warnings.warn(f"{error}; using the one before, {before}", stacklevel=2)
         return checkpoint
 
 
@@ -123,17 +138,37 @@ def _load(path: Path, device) -> Checkpoint:
         tensors = _from_first_schema(path, tensors, header.get("sha256"))
     else:
         header = verify(path, tensors, header)
+    told = validated(_Header, header, path, "header")
+    _check_shapes(path, tensors)
     tensors = {name: t.to(device) for name, t in tensors.items()}
     state = State(
         x=tensors["x"],
         energy=tensors.get("energy"),
         forces=tensors["forces"],
-        step=header["step"],
+        step=told.step,
         walkers=tensors.get("walkers"),
         momenta=tensors.get("momenta"),
-        record=_record(path, header.get("records", []), tensors),
+        record=_record(path, told.records, tensors),
     )
-    return Checkpoint(state, header["seed"], header["parameters"])
+    return Checkpoint(state, told.seed, told.parameters)
+
+
+def _check_shapes(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """``ValueError`` for tensors that are missing, or are none of one state."""
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    x = shapes.get("x", ())
+    own = {"x": x, "forces": x, "momenta": x, "energy": x[:-2], "walkers": x[:1]}
+    wrong = [name for name, shape in own.items() if shapes.get(name, shape) != shape]
+    missing = [name for name in ("x", "forces") if name not in shapes]
+    own.pop("walkers")
+    real = [n for n in own if n in tensors and not tensors[n].is_floating_point()]
+    whole = "walkers" not in tensors or tensors["walkers"].dtype == torch.int64
+    if wrong or missing or real or not whole or len(x) < 2 or x[-1] != 3:
+        said = ", ".join(f"{n} {s}" for n, s in shapes.items() if n in own) or "nothing"
+        raise ValueError(
+            f"{path} has damaged tensors ({said}): expected x and forces (…, N, 3) and what "
+            "belongs to them"
+        )
 
 
 def _record(path: Path, kinds: list[str], tensors: dict[str, torch.Tensor]) -> Record | None:
@@ -152,7 +187,10 @@ def _record(path: Path, kinds: list[str], tensors: dict[str, torch.Tensor]) -> R
         }
         if record is not None:
             own["record"] = record
-        record = known[name](**own)
+        try:
+            record = known[name](**own)
+        except TypeError as error:
+            raise ValueError(f"{path}: damaged record of {name}: {error}") from error
     return record
 
 

@@ -39,6 +39,7 @@ import numpy as np
 from ..system import System
 from .carried import carried_text
 from .checksums import digest, row_sums
+from .limits import check_plain_file
 from .run_info import RunInfo
 
 __all__ = [
@@ -75,6 +76,7 @@ def read_file(path: Path, read: Callable[[h5py.File], T]) -> tuple[T, bool]:
 
     Raises ``ValueError`` for what is damaged, no HDF5 or no trajectory.
     """
+    check_plain_file(path)
     for attempt in range(20):
         with path.open("rb") as raw:
             head = raw.read(36)

@@ -16,6 +16,7 @@ from ase import units
 
 from .._moved import forward
 from ..units import kT_from_temperature
+from .plumed_checks import check_segment
 from .plumed_text import Segment, number, parse
 
 __all__ = [
@@ -109,10 +110,18 @@ def thermal_energy(temperature_K: float | None, unit: str) -> float:
 def read_rows(path: str | Path) -> np.ndarray:
     """All complete rows (n, columns) of one file, as they stand there; it may have none.
 
-    Raises ``ValueError`` for a file without a header, or with different ones.
+    Raises ``ValueError`` for a file without a header, or with different ones, and for rows that
+    cannot be right (`check_segment`), or lines between them that are none.
     """
     segments = parse(path)
     _same_fields(segments, path)
+    for segment in segments:
+        check_segment(path, segment)
+        if segment.rows and segment.broken and segment.strange[0] < segment.lines[-1]:
+            raise ValueError(
+                f"{path}, line {segment.strange[0]}: no row of {len(segment.fields)} numbers: it "
+                "was edited or damaged; take a copy of the file"
+            )
     rows = [row for segment in segments for row in segment.rows]
     return np.array(rows, float).reshape(-1, len(segments[0].fields))
 
@@ -154,7 +163,8 @@ def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
 
     Raises
     ------
-    ValueError : no header, no rows, or columns that differ between headers
+    ValueError : no header, no rows, or columns that differ between headers; rows that cannot be
+        right (`check_segment`)
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     if not listed:
@@ -184,11 +194,13 @@ def read_plumed(paths: str | Path | Sequence[str | Path]) -> PlumedTable:
 def _read_one(path: Path) -> PlumedTable:
     segments, notes = parse(path), []
     _same_fields(segments, path)
-    fields, broken = segments[0].fields, sum(segment.broken for segment in segments)
+    notes += [note for segment in segments for note in check_segment(path, segment)]
+    strange = [line for segment in segments for line in segment.strange]
+    fields, broken = segments[0].fields, len(strange)
     parts = [np.array(s.rows, float).reshape(-1, len(fields)) for s in segments]
     parts = [part for part in parts if len(part)]
     if broken:
-        notes.append(f"{path}: {broken} incomplete lines left out")
+        notes.append(f"{path}: {broken} incomplete lines left out (the first: line {strange[0]})")
     if not parts or broken > sum(map(len, parts)):
         raise ValueError(
             f"{path} has {sum(map(len, parts))} rows of {len(fields)} columns "

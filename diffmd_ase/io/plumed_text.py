@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .limits import check_plain_file
+
 __all__ = ["Segment", "kind", "number", "parse"]
 
 _HEAD = 200  # lines in which a header must begin
@@ -29,13 +31,20 @@ class Segment:
     fields : names of the columns
     constants : the ``#! SET`` lines, as text
     rows : the complete ones
-    broken : how many lines do not fit
+    lines : their numbers in the file, from 1
+    strange : numbers of the lines that do not fit
     """
 
     fields: tuple[str, ...]
     constants: dict[str, str] = field(default_factory=dict)
     rows: list[list[float]] = field(default_factory=list)
-    broken: int = 0
+    lines: list[int] = field(default_factory=list)
+    strange: list[int] = field(default_factory=list)
+
+    @property
+    def broken(self) -> int:
+        """How many lines do not fit."""
+        return len(self.strange)
 
 
 def kind(path: str | Path) -> str:
@@ -43,6 +52,7 @@ def kind(path: str | Path) -> str:
 
     By what is in the file. Raises ``ValueError`` for one without a header of PLUMED.
     """
+    check_plain_file(Path(path))
     with open(path, "rb") as file:
         if file.read(4) == b"\x89HDF":
             return "trajectory"
@@ -79,13 +89,13 @@ def parse(path: str | Path) -> list[Segment]:
     """
     segments: list[Segment] = []
     early: dict[str, str] = {}
-    for line in _lines(path):
+    for place, line in enumerate(_lines(path), 1):
         before, mark, _ = line.rpartition("#!")
         what, values = _header(line)
-        if segments and (before.strip() if mark else not _is_row(segments[-1], line)):
-            segments[-1].broken += 1
+        if segments and (before.strip() if mark else not _is_row(segments[-1], line, place)):
+            segments[-1].strange.append(place)
         if segments and mark and not line.endswith("\n"):
-            segments[-1].broken += 1
+            segments[-1].strange.append(place)
         elif what == "FIELDS":
             segments.append(Segment(tuple(values), early))
             early = {}
@@ -105,7 +115,7 @@ def _header(line: str) -> tuple[str, list[str]]:
     return (what, values) if known and what in ("FIELDS", "SET") else ("", [])
 
 
-def _is_row(segment: Segment, line: str) -> bool:
+def _is_row(segment: Segment, line: str, place: int) -> bool:
     """Whether a ``line`` is a row, which is kept, or a comment; the last number may be cut."""
     words = line.partition("#")[0].split()
     try:
@@ -114,12 +124,14 @@ def _is_row(segment: Segment, line: str) -> bool:
         return False
     if row and line.endswith("\n") and len(row) == len(segment.fields):
         segment.rows.append(row)
+        segment.lines.append(place)
         return True
     return not words
 
 
 def _lines(path: str | Path) -> Iterator[str]:
     """Lines of a file that may be compressed (gzip), as far as it can be read."""
+    check_plain_file(Path(path))
     with open(path, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     if not compressed:

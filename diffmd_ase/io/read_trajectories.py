@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 
 from ..system import System
 from .ase_frames import iterate
+from .spikes import spikes
 from .trajectory import Trajectory
 
 __all__ = ["Series", "read_series"]
+
+_FAR = 1e6  # Å
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,8 @@ def read_series(paths: Sequence[Path], *, skip: float = 0.0) -> Series:
     Raises
     ------
     FileNotFoundError : no such file
-    ValueError : no files, or of different systems, no frames, only lost walkers
+    ValueError : no files, or of different systems, no frames, only lost walkers, positions that
+        no atom has. Warns of coordinates that jump away and back (`spikes.spikes`)
     """
     if not paths:
         raise ValueError("no files: give at least one trajectory")
@@ -146,7 +151,27 @@ def _read_ase(path: Path) -> _Part:
                 if _number(value):
                     columns[name][time, column] = value
     varies = system.periodic and bool((cells != system.cell).any())
+    _check(path, positions, None if varies or not system.periodic else system.cell)
     return _Part(system, positions, columns, cells if varies else None)
+
+
+def _check(path: Path, positions: np.ndarray, cell: np.ndarray | None) -> None:
+    far = np.argwhere(np.abs(positions) > _FAR)
+    if len(far):
+        frame, _, atom, _ = far[0].tolist()
+        raise ValueError(
+            f"{path}: frame {frame} has atom {atom} more than {_FAR:g} Å away: it was damaged, or "
+            "its lengths are not in Å"
+        )
+    strange = spikes(positions, cell)
+    if len(strange):
+        frame, walker, atom, _ = strange[0].tolist()
+        distance = np.abs(positions[frame, walker, atom] - positions[frame - 1, walker, atom]).max()
+        warnings.warn(
+            f"{path}: {len(strange)} coordinates jump away and back; the first is that of atom "
+            f"{atom} in frame {frame}, by {distance:.3g} Å: was the file damaged?",
+            stacklevel=4,
+        )
 
 
 def _number(value) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
-from .json_text import check_plain, to_json
+from pydantic import BaseModel, Field
+
+from .json_text import to_json
+from .schema import json_object, validated
 
 __all__ = ["RunInfo"]
 
@@ -21,7 +23,7 @@ class RunInfo:
 
     Raises
     ------
-    ValueError : `from_json` of what a later version wrote
+    ValueError : `from_json` of what a later version wrote, and of what cannot be
     """
 
     seed: int  # of the noise
@@ -43,14 +45,30 @@ class RunInfo:
     @classmethod
     def from_json(cls, text: str, source) -> RunInfo:
         """From the ``text`` that `to_json` gave; ``source`` is named in errors."""
-        data = json.loads(text)
-        check_plain(data, source)
-        if data.get("schema_version", 0) > SCHEMA_VERSION:
+        data = json_object(text, source, "metadata")
+        version = data.get("schema_version", 0)
+        if type(version) is int and version > SCHEMA_VERSION:
             raise ValueError(
                 f"{source}: written with schema {data['schema_version']}, this version reads "
                 f"up to {SCHEMA_VERSION}; update diffmd_ase"
             )
-        return cls(**{f.name: data[f.name] for f in fields(cls)})
+        return cls(**validated(_Metadata, data, source, "metadata").model_dump())
+
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Metadata(BaseModel):
+    """The fields of `RunInfo` as they must be in a file; ``clock`` and others are not read."""
+
+    seed: int
+    kT: _Positive | Annotated[list[_Positive], Field(min_length=1)]
+    h: _Positive
+    kinetics_valid: bool
+    timestep_fs: _Positive | None
+    model_sha256: str | None
+    package_version: str
+    extra: dict[str, Any]
 
 
 SCHEMA_VERSION = 1

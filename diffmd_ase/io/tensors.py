@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .atomic import replacing
 from .checksums import digest
-from .json_text import check_plain
+from .limits import check_plain_file
+from .schema import json_object
 
 __all__ = ["load_tensors", "save_tensors", "verify"]
 
@@ -53,6 +54,7 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
 
     Raises ``ValueError`` where the file is cut off, or no safetensors file with such a header.
     """
+    check_plain_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(key)
@@ -63,14 +65,7 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
         ) from error
     if text is None:
         return tensors, None
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} was altered or damaged: its header is no JSON") from error
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} was altered or damaged: its header is no JSON object")
-    check_plain(header, path)
-    return tensors, header
+    return tensors, json_object(text, path)
 
 
 def verify(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ The layout of the file is described in `io.h5md`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from .atomic import replacing, reserve, sync
 from .carried import with_carried
 from .checksums import row_sums
 from .h5md import append_frames, create_file, growth, open_to_append, read_file
+from .h5md_checks import check_layout, check_links
 from .run_info import RunInfo
 
 __all__ = ["Positions", "RunInfo", "Trajectory", "TrajectoryWriter"]
@@ -256,6 +256,9 @@ class Trajectory:
         _, self.closed_cleanly = read_file(self.path, self._read)
 
     def _read(self, file: h5py.File) -> None:
+        steps = file[h5md.STEP]  # opened first, and once: its writer makes it longer last
+        check_links(file, self.path)
+        names = check_layout(file, self.path)
         self.info = RunInfo.from_json(file["diffmd_ase"].attrs["metadata"], self.path)
         self.walkers = file["diffmd_ase/walkers"][:]
         count = len(self.walkers)
@@ -267,13 +270,15 @@ class Trajectory:
             file[f"{h5md.ROOT}/species"][:n_atoms], file[f"{h5md.ROOT}/mass"][:n_atoms], cell, pbc
         )
         carried = file["diffmd_ase"].get("carried")
-        self.system = with_carried(system, None if carried is None else carried.asstr()[()])
+        try:
+            self.system = with_carried(system, None if carried is None else carried.asstr()[()])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from error
         # a kill can leave other columns longer than the steps, never shorter
-        self.steps = file[h5md.STEP][:]
+        self.steps = steps[:]
         frames = len(self.steps)
         self.Dt = self.steps * self.info.h
         self.energies = file[h5md.ENERGY][:frames]
-        names = json.loads(file["diffmd_ase"].attrs.get("columns", "[]"))
         self.columns = {name: file[h5md.column(name)][:frames] for name in names}
         self.positions = Positions(self.path, (frames, count, n_atoms, 3), self._verify)
         self.has_checksums = h5md.CHECKS in file
@@ -295,7 +300,7 @@ class Trajectory:
         return self.walkers[np.isnan(self.positions[-1]).any(axis=(1, 2))]
 
     def to_atoms(self, frame: int, walker: int):
-        """``ase.Atoms`` of one ``frame``; ``walker`` is a global id.
+        """``ase.Atoms`` of one ``frame``, its columns in ``info``; ``walker`` is a global id.
 
         Raises ``LookupError`` for an id that the file does not hold.
         """
@@ -311,6 +316,8 @@ class Trajectory:
             atoms.calc = SinglePointCalculator(atoms, energy=float(energy))
         atoms.info.update(step=int(self.steps[frame]), Dt=float(self.Dt[frame]))
         atoms.info["walker"] = int(self.walkers[column])
+        told = {name: float(values[frame, column]) for name, values in self.columns.items()}
+        atoms.info.update({name: value for name, value in told.items() if np.isfinite(value)})
         return atoms
 
     def write(self, path, walker: int, *, every: int = 1) -> None:

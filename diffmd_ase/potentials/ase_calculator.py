@@ -6,8 +6,11 @@ import pickle
 from abc import ABC, abstractmethod
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
+from threading import RLock
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from ase import Atoms
@@ -19,11 +22,30 @@ from ..state import Evaluation
 from ..system import System, carried_by
 from .base import Potential
 
-__all__ = ["AsePotential", "PotentialCalculator"]
+__all__ = ["AsePotential", "PotentialCalculator", "one_at_a_time"]
+
+
+_LOCKS: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def one_at_a_time(calculator) -> AbstractContextManager:
+    """A lock of this ``calculator``, for the threads that share it, in whatever potentials.
+
+    Calculators of ASE keep what they were asked last: two threads would read each other's results.
+    """
+    return _LOCKS.setdefault(calculator, RLock())
 
 
 class PotentialCalculator(Calculator, ABC):
-    """An ASE calculator with a potential inside, which is asked instead of the calculator."""
+    """An ASE calculator with a potential inside, which is asked instead of the calculator.
+
+    Threads that share one wait for each other.
+    """
+
+    def get_property(self, name, atoms=None, allow_calculation=True):
+        """ASE's way to the result ``name`` of ``atoms``; see `Calculator.get_property`."""
+        with one_at_a_time(self):
+            return super().get_property(name, atoms, allow_calculation)
 
     @abstractmethod
     def potential(self, atoms: Atoms) -> Potential:
@@ -107,20 +129,22 @@ class AsePotential(Potential):
         frames = x.detach().reshape(-1, *x.shape[-2:]).double().cpu().numpy()
         rows = np.resize(rows, len(frames))
         wanted = (self.conservative, stress and self._has_stress, self.failures == "reject")
-        if self.processes == 1 or len(frames) < 2:
-            parts = [_evaluate(self.calculator, self._carriers, frames, rows, 0, *wanted)]
-        else:
-            parts = self._in_processes(frames, rows, wanted)
-        *arrays, said = zip(*parts, strict=True)
-        for messages in filter(None, said):
-            self.failed += len(messages)
-            self.last_failure = messages[-1]
+        with one_at_a_time(self.calculator):
+            *arrays, said = zip(*self._parts(frames, rows, wanted), strict=True)
+            for messages in filter(None, said):
+                self.failed += len(messages)
+                self.last_failure = messages[-1]
         energies, forces, stresses = (x.new_tensor(np.concatenate(a)) for a in arrays)
         return Evaluation(
             energies.reshape(batch) if wanted[0] else None,
             forces.reshape(x.shape),
             stresses.reshape(*batch, 6) if wanted[1] else None,
         )
+
+    def _parts(self, frames, rows, wanted) -> list:
+        if self.processes == 1 or len(frames) < 2:
+            return [_evaluate(self.calculator, self._carriers, frames, rows, 0, *wanted)]
+        return self._in_processes(frames, rows, wanted)
 
     def select(self, keep) -> None:
         if self.per_walker:

@@ -17,6 +17,7 @@ from .named import find_potential
 
 if TYPE_CHECKING:
     from ..score.model import ScoreModel
+    from ..score.networks.gradients import Compile
 
 __all__ = ["Mean", "Member"]
 
@@ -95,9 +96,17 @@ class Member:
         return id(self._model) if self._file is None else self._file
 
     def potential(
-        self, system: System, *, sigma: float | None, device: str, dtype: torch.dtype | None
+        self,
+        system: System,
+        *,
+        sigma: float | None,
+        device: str,
+        dtype: torch.dtype | None,
+        compile: Compile = "auto",
     ) -> Potential:
         """The potential of these atoms; σ in Å and precision are settings of a `ScoreModel`.
+
+        So is ``compile``, which is nothing to others.
 
         Raises ``ValueError`` for atoms that it does not fit, and for settings that it has not.
         """
@@ -106,7 +115,9 @@ class Member:
 
             self._model = ScoreModel.load(self._model)
         if not callable(self._model):
-            return self._model.potential(system, sigma=sigma, device=device, dtype=dtype)
+            return self._model.potential(
+                system, sigma=sigma, device=device, dtype=dtype, compile=compile
+            )
         for name, value in (("sigma", sigma), ("dtype", dtype)):
             if value is not None:
                 raise ValueError(

@@ -7,6 +7,7 @@ evaluated once for the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..state import Evaluation
 from .base import Composed, Potential, part_by_part
 
-__all__ = ["Blend", "Ladder"]
+__all__ = ["Blend", "Ladder", "weighted"]
 
 
 class Ladder(Composed):
@@ -58,7 +59,8 @@ class Blend(Composed):
 
     A coupling from A to B is ``Blend([A, B], [[1 - λ, λ] for λ in lambdas])``, a bias switched
     on in steps ``Blend([model, bias], [[1, s] for s in strengths])``. Every potential is
-    evaluated once for the whole batch.
+    evaluated once for the whole batch. A potential of weight 0 adds nothing, be it infinite; after
+    walkers are lost, those that are left keep their states.
 
     Parameters
     ----------
@@ -88,21 +90,45 @@ class Blend(Composed):
         self.per_walker = self.weights.ndim == 2
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
-        weights = self.weights
-        if self.per_walker:
-            K = _states(x, len(weights))
-            weights = weights.repeat(x.shape[-3] // K, 1)
+        return weighted(self.values(x, stress=stress), self.rows(x).to(x), x)
+
+    def values(self, x: Tensor, *, stress: bool = False) -> list[Evaluation]:
+        """What each of the potentials gives at ``x`` (*batch, N, 3), unmixed."""
         options = {"stress": True} if stress else {}
-        values = [Evaluation(*p(x, **options)) for p in self.potentials]
-        columns = weights.to(x).unbind(-1)
+        return [Evaluation(*p(x, **options)) for p in self.potentials]
 
-        def mixed(parts):
+    def rows(self, x: Tensor) -> Tensor:
+        """The weights (A,), or those of each row of positions x (*batch, B, N, 3), (B, A)."""
+        if not self.per_walker:
+            return self.weights
+        return self.weights.repeat(x.shape[-3] // _states(x, len(self.weights)), 1)
+
+    def select(self, keep: Tensor) -> None:
+        if self.per_walker:
+            every = self.weights.repeat(len(keep) // len(self.weights), 1)
+            self.weights = every[keep.to(every.device)]
+        for potential in self.potentials:
+            potential.select(keep)
+
+
+def weighted(values: Sequence[Evaluation], weights: Tensor, x: Tensor) -> Evaluation:
+    """``Σ_a w_a U_a`` of ``values``, part by part; what has weight 0 is left out.
+
+    Parameters
+    ----------
+    weights : (A,) or (*batch, A), broadcast over the batch axes of positions x (*batch, N, 3)
+    """
+    columns = weights.unbind(-1)
+
+    def mixed(parts):
+        total: Any = 0.0
+        for w, part in zip(columns, parts, strict=True):
             # a weight broadcasts over the batch axes, from the right
-            trailing = (1,) * (parts[0].ndim - x.ndim + 2)
-            pairs = zip(columns, parts, strict=True)
-            return sum(w.reshape(w.shape + trailing) * part for w, part in pairs)
+            w = w.reshape(w.shape + (1,) * (part.ndim - x.ndim + 2))
+            total = total + torch.where(w == 0, 0.0, w * part)
+        return total
 
-        return part_by_part(mixed, values)
+    return part_by_part(mixed, values)
 
 
 def _states(x: Tensor, count: int) -> int:

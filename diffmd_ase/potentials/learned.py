@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -11,16 +15,24 @@ from ase.data import chemical_symbols
 from ase.symbols import Symbols
 from torch import Tensor
 
+from ..score.extrapolation import coordinates_outside, extrapolation, force_errors
+from ..score.length_units import cell_doubt
 from ..score.model import ScoreModel, resolve_device
-from ..score.neighbours import VerletList
+from ..score.neighbours import Pairs, VerletList
+from ..score.networks.gradients import Compile, gradients
 from ..score.networks.inputs import Inputs
 from ..score.structure import Structure
 from ..state import Evaluation
 from ..system import System
-from .base import Potential
+from .base import Potential, add_term, unwrapped
+from .baseline import baseline_of
 
-__all__ = ["ScorePotential"]
+__all__ = ["ScorePotential", "compiling_pays", "scores"]
 
+log = logging.getLogger(__name__)
+
+_COMPILER = 45.0  # s that compiling takes, at most
+_SAVED = 0.7  # of an evaluation, at least
 _CHUNK = 1 << 15  # atoms in one call of a message-passing network, at most
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
@@ -30,7 +42,8 @@ class ScorePotential(Potential):
 
     The energy knows no temperature: at T the score is F/kT. That of snapshots of several
     temperatures is one energy for all (`score.sets`); elsewhere it is an assumption.
-    Energies of two compositions have no common zero.
+    Energies of two compositions have no common zero. Where the card names a baseline, its energy,
+    forces and stress are added at the smallest noise.
 
     Parameters
     ----------
@@ -38,9 +51,13 @@ class ScorePotential(Potential):
     sigma : noise level in Å, default the smallest
     device, dtype : of the network; default float32. Positions of any dtype come in, and
         energies and forces go out in the dtype and on the device of the positions
+    compile : energy and gradient as one function of `torch.compile`, several times faster after
+        some twenty seconds (a few, where torch's cache on disk has it): True, at once; False,
+        never; "auto", after ``PAYS`` calls. Compiled or not, they agree but for rounding
 
     Attributes
     ----------
+    compiled : what ``compile`` has come to; None: not yet
     looked_at : the first positions that are asked for are compared with the molecule that the model
         knows, where bonds that are broken and atoms in another order are a warning, unless True
 
@@ -49,8 +66,10 @@ class ScorePotential(Potential):
     Raises
     ------
     ValueError : elements, pairs of elements, number of atoms, pbc or σ the model does not know;
-        positions that do not fit the system
+        positions that do not fit the system; another word for ``compile``
     """
+
+    PAYS = 20_000  # calls that save what compiling costs
 
     def __init__(
         self,
@@ -60,7 +79,12 @@ class ScorePotential(Potential):
         sigma: float | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        compile: Compile = "auto",
     ):
+        if compile not in (True, False, "auto"):
+            raise ValueError(f"{compile=}: expected True, False or 'auto'")
+        self.compiled = None if compile == "auto" else bool(compile)
+        self._calls = 0
         self.model = model
         self.system = system or model.system
         self._count = len(self.system)
@@ -74,7 +98,11 @@ class ScorePotential(Potential):
         self._network = model.network_at(self.sigma, self.device, self.dtype)
         self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
-        self.looked_at = False
+        self.looked_at = self._warned = False
+        self.baseline: Potential | None = None
+        if model.card.baseline is not None and self._level == model.card.sigma_min:
+            self.baseline = baseline_of(model, self.system, device=device)
+            self.per_walker = self.baseline.per_walker
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
@@ -85,18 +113,73 @@ class ScorePotential(Potential):
             )
         if not self.looked_at:
             self.recognise(x)
+        self._calls += 1
+        if self.compiled is None and self._calls > self.PAYS:
+            log.info("compiled after %d calls: a long run begins, which that pays for", self.PAYS)
+            self.compiled = True
         stress = stress and self._inputs.cell is not None
-        flat = x.reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
+        flat = self._flat(x)
         size = len(flat) if self._cutoff is None else max(1, _CHUNK // self._count)
         parts = [self._evaluate(part, stress, n) for n, part in enumerate(flat.split(max(1, size)))]
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
         )
-        return Evaluation(
+        own = Evaluation(
             energy.to(x).reshape(batch),
             forces.to(x).reshape(x.shape),
             None if virial is None else virial.to(x).reshape(*batch, 6),
         )
+        if self.baseline is None:
+            return own
+        return add_term(own, self.baseline, x, stress=stress)[0]
+
+    def select(self, keep: Tensor) -> None:
+        if self.baseline is not None:
+            self.baseline.select(keep)
+
+    def extrapolation(self, x: Tensor) -> Tensor | None:
+        """How far positions x (*batch, N, 3) are from the snapshots (*batch): 1 at their edge.
+
+        None of a model that does not know (see `score.extrapolation`).
+        """
+        value = extrapolation(self._network, self._flat(x))
+        return None if value is None else value.to(x).reshape(x.shape[:-2])
+
+    def force_errors(self, x: Tensor) -> Tensor | None:
+        """Standard errors (*batch, N, 3) in eV/Å of the forces at x: their statistical part.
+
+        By the covariance of the fitted parameters; None of a model that does not know it.
+        """
+        value = force_errors(self._network, self._flat(x))
+        return None if value is None else self.kT_train * value.to(x).reshape(x.shape)
+
+    def outside(self, x: Tensor) -> str | None:
+        """What one structure x (N, 3) has that no snapshot had, in words; None if nothing."""
+        (flat,) = self._flat(x)
+        words = coordinates_outside(self._network, flat, self.system.numbers)
+        if words is None and (self.extrapolation(x) or 0.0) > 1:
+            words = "its coordinates are in combinations that no snapshot had"
+        return words
+
+    def describe(self, x: Tensor) -> dict[str, Tensor]:
+        value = self.extrapolation(x)
+        if value is None:
+            return {}
+        beyond = (value > 1).reshape(-1)
+        if not self._warned and beyond.any():
+            self._warned = True
+            first = x.reshape(-1, *x.shape[-2:])[beyond][0]
+            warnings.warn(
+                f"{int(beyond.sum())} of {len(beyond)} structures are outside of the snapshots "
+                f"that this model was trained on, where it guesses ({self.outside(first)}; "
+                f"extrapolation {float(value.max()):.2g}, 1 is their edge); train on snapshots "
+                "that hold such structures",
+                stacklevel=2,
+            )
+        return {"extrapolation": value}
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.detach().reshape(-1, *x.shape[-2:]).to(self.device, self.dtype)
 
     def recognise(self, x: Tensor) -> None:
         """Warn, once for each call, of positions x (*batch, N, 3) that are of another molecule."""
@@ -107,36 +190,69 @@ class ScorePotential(Potential):
         if words is not None:
             warnings.warn(words, stacklevel=2)
 
-    def _pairs(self, x: Tensor, chunk: int):
-        """Keyword arguments of the network: neighbours, of networks that have them."""
+    def scale_doubt(self, x: np.ndarray) -> str:
+        """In which other unit than Å positions ``x`` (M, N, 3) seem to be; "" for none.
+
+        By the bonds of the molecule that the model knows, or by the volume of an atom.
+        """
+        known = Structure.of(self.model.expert(self.sigma), self.system.numbers)
+        return cell_doubt(self.model.card, self.system) if known is None else known.scale(x)
+
+    def _gradients(self):
+        if self.compiled:
+            return self.model.compiled_at(self.sigma, self.device, self.dtype)
+        return partial(gradients, self._network)
+
+    def _pairs(self, x: Tensor, chunk: int) -> Pairs | None:
+        """The neighbours, of networks that have them."""
         if self._cutoff is None:
-            return {}
+            return None
         if chunk == len(self._lists):
             self._lists.append(VerletList(self._cutoff))
-        return {"pairs": self._lists[chunk](x, self._inputs.cell, self._inputs.pbc)}
+        cell, pbc = self._inputs.cell, self._inputs.pbc
+        return self._lists[chunk](x, cell, pbc).closer(self._cutoff, x, cell)
 
     def _evaluate(self, x: Tensor, stress: bool, chunk: int):
-        told, pairs = self._inputs, self._pairs(x, chunk)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            inputs, strained = [x], x
-            if stress:
-                strain = torch.zeros(len(x), 3, 3, dtype=x.dtype, device=x.device)
-                strain.requires_grad_()
-                inputs.append(strain)
-                deform = torch.eye(3, dtype=x.dtype, device=x.device) + 0.5 * (
-                    strain + strain.transpose(-1, -2)
-                )
-                strained, told = x @ deform, told._replace(cell=told.cell @ deform)
-            sigma = x.new_full((len(x),), self._level)
-            energy = self._network(strained, sigma, **told._asdict(), **pairs)
-            gradients = torch.autograd.grad(energy.sum(), inputs)
+        pairs = self._pairs(x, chunk)
+        strain = x.new_zeros(len(x), 3, 3) if stress else None
+        sigma = x.new_full((len(x),), self._level)
+        slopes, energy = self._gradients()(x, strain, sigma, self._inputs, pairs)
         virial = None
         if stress:
             volume = torch.linalg.det(self._inputs.cell).abs()
-            full = self.kT_train * gradients[1] / volume
+            full = self.kT_train * slopes[1] / volume
             virial = torch.stack([full[:, a, b] for a, b in _VOIGT], dim=-1)
-        return self.kT_train * energy.detach(), -self.kT_train * gradients[0], virial
+        return self.kT_train * energy, -self.kT_train * slopes[0], virial
+
+
+def scores(potential: Potential) -> Iterator[ScorePotential]:
+    """The learned scores among the terms of a ``potential``."""
+    for term in potential.terms:
+        inner = unwrapped(term)
+        if isinstance(inner, ScorePotential):
+            yield inner
+
+
+def compiling_pays(potential: ScorePotential, x: Tensor, calls: int) -> bool:
+    """Whether ``calls`` at x (*batch, N, 3), of which three are timed, save what compiling costs.
+
+    Raises as the potential does.
+    """
+    potential(x)
+    begun = time.perf_counter()
+    for _ in range(3):
+        potential(x)
+    each = (time.perf_counter() - begun) / 3
+    pays = _SAVED * each * calls > _COMPILER
+    log.info(
+        "%s: %d steps of %.2g ms save %.0f s, compiling costs up to %.0f s",
+        "compiled" if pays else "not compiled",
+        calls,
+        1e3 * each,
+        _SAVED * each * calls,
+        _COMPILER,
+    )
+    return pays
 
 
 def _check(model: ScoreModel, system: System, *, transferable: bool) -> None:

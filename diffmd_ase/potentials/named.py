@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL", "Source", "find_potential", "in_its_place"]
 
+# names of its methods in tblite
+_TBLITE = {"gfn1": "GFN1-xTB", "gfn2": "GFN2-xTB"}
 MODEL = "model"  # the one name that depends on who asks: the model that drives
 
 Source: TypeAlias = (
@@ -92,7 +94,7 @@ def in_its_place(source):
     if not isinstance(source, str | Path):
         return source
     name = str(source)
-    known = name == MODEL or name in installed_potentials()
+    known = name == MODEL or name.lower() in _TBLITE or name in installed_potentials()
     if known or name.lower() in ase_calculator.names or not Path(name).is_file():
         return name
     return str(Path(name).resolve())
@@ -129,6 +131,8 @@ def _named(
             return load_potential(name, system, **settings)
         except TypeError as error:
             raise ValueError(f"{role} {name!r} with options {settings}: {error}") from error
+    if name.lower() in _TBLITE:
+        return AsePotential(_tblite(name, role, settings), system, failures="reject")
     if name.lower() in ase_calculator.names:
         return AsePotential(_calculator(name, role, settings), system, failures="reject")
     from ..score.model import ScoreModel
@@ -139,7 +143,8 @@ def _named(
         own = "" if model is None else f"{MODEL!r} (the energy of the atoms' own calculator), "
         raise ValueError(
             f"{role} {name!r} is neither {repr(MODEL) + ' nor ' if own else ''}an installed "
-            f"potential ({', '.join(plugins) or 'none'}) nor a calculator of ASE (emt, lj, xtb, …) "
+            f"potential ({', '.join(plugins) or 'none'}) nor gfn1 or gfn2 nor a calculator of ASE "
+            "(emt, lj, xtb, …) "
             f"nor a model: expected {own}a name, a model file, an ASE calculator such as EMT(), "
             "or a Potential"
         ) from error
@@ -156,6 +161,20 @@ def _calculator(name: str, role: str, settings: dict) -> BaseCalculator:
             f"{role} {name!r}: the calculator of ASE cannot be made with options {settings} "
             f"({type(error).__name__}: {error}); give others, or the calculator itself in Python"
         ) from error
+
+
+def _tblite(name: str, role: str, settings: dict) -> BaseCalculator:
+    try:
+        from tblite.ase import TBLite
+    except ImportError as error:
+        raise ImportError(
+            f"{role} {name!r} is computed by tblite, which is not here ({error}): pip install "
+            "tblite"
+        ) from error
+    try:
+        return TBLite(**{"method": _TBLITE[name.lower()], "verbosity": 0, **settings})
+    except Exception as error:  # a calculator raises what it likes
+        raise ValueError(f"{role} {name!r} with options {settings}: {error}") from error
 
 
 def _difference(bound: System, system: System) -> str:

@@ -119,6 +119,10 @@ class Kernel(ABC):
         """The same kernel with its step size h multiplied by ``factor``."""
         raise TypeError(f"{type(self).__name__} has no step size to scale")
 
+    def describe(self, state: State) -> dict[str, Tensor]:
+        """What frames say of ``state``, by name, each (*batch): see `Potential.describe`."""
+        return self.potential.describe(state.x)
+
     def take(self, rows: Tensor) -> Kernel:
         """The same kernel for the walkers in ``rows``, a mask (B,) or indices.
 

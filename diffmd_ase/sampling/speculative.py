@@ -23,7 +23,9 @@ proposal n - 1, which drafts step n, has its own evaluations and Jacobians of no
 it depend on ξ_n what is verified: a window ends where a drift is absurd, without looking at kicks.
 
 The chain is a function of seed, window and draft. A run that goes on from a state begins with an
-empty window, as a run does that was told to `cool` there.
+empty window, as one does that was told to `Ahead.cool` there. Which step that is may depend on
+anything (a clock, a count of steps) but on what was found of the steps after it, whose noise is
+looked at again.
 """
 
 from __future__ import annotations
@@ -39,14 +41,8 @@ from ..potentials.base import Potential
 from ..state import State
 from .drafts import Draft, Linear, Surrogate
 from .kernels import Info
-from .parallel import (
-    Count,
-    ParallelReport,
-    Rounds,
-    check_parallel,
-    collected,
-    followed,
-)
+from .parallel import ParallelReport, check_parallel, collected, followed
+from .rounds import Count, Rounds
 from .window import OneProposal, Window
 
 __all__ = ["Speculative", "couple"]

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..system import System
+from .baseline import BaselineCard
 from .networks.build import NetworkConfig
 from .sets import Sets, joint_hash
 from .snapshot_checks import blocks
@@ -16,8 +17,9 @@ from .snapshots import Snapshots
 
 __all__ = ["SCHEMA_VERSION", "Card", "ExpertCard", "SystemCard"]
 
-# since 2: `systems`; since 3: atoms of them that were held; since 4: files have a digest
-SCHEMA_VERSION = 4
+# since 2: `systems`; since 3: atoms of them that were held; since 4: files have a digest; since 5:
+# a baseline, and the covariance of what was fitted
+SCHEMA_VERSION = 5
 # numbers that can be what they say; a card may come from anybody
 _Element = Annotated[int, Field(ge=1, le=118)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -33,6 +35,7 @@ class ExpertCard(BaseModel):
     sigma: tuple[float, float]  # lowest and highest noise level in Å
     network: NetworkConfig
     best_step: int = 0  # of the weights that are kept
+    correction: str | None = None  # what a network on a fitted force field was good for
     history: list[dict[str, Any]] = Field(default_factory=list)  # losses of each validation
 
 
@@ -109,6 +112,7 @@ class Card(BaseModel):
         default_factory=list, description="all sets of snapshots; the first one names the model"
     )
     experts: list[ExpertCard]  # one for each network, in order
+    baseline: BaselineCard | None = None  # what the energy of the smallest noise is added to
     data: dict[str, Any]  # source, number, hash and correlation of the snapshots
     training: dict[str, Any]  # seed, config and cost
     validation: dict[str, float]  # losses on held-out snapshots, by expert

@@ -132,6 +132,7 @@ class _Part:
 
     x: Tensor
     labels: Tensor | None  # F/kT (M, N, 3)
+    base: Tensor | None  # likewise of a baseline
     weight: float
     inputs: Inputs
     moving: Tensor  # (N, 3) bool
@@ -140,13 +141,19 @@ class _Part:
     @classmethod
     def of(cls, part: Snapshots, tempering: float, weight: float) -> _Part:
         x = torch.as_tensor(part.positions, dtype=torch.float64)
-        labels = torch.as_tensor(part.reduced_forces, dtype=x.dtype) if weight else None
+        labels = base = None
+        if weight and part.forces is not None:
+            labels = torch.as_tensor(part.reduced_forces, dtype=x.dtype)
+        if part.baseline is not None:
+            base = torch.as_tensor(part.baseline.forces / part.kT, dtype=x.dtype)
         moving = torch.as_tensor(part.moving)[:, None].expand(-1, 3)
-        return cls(x, labels, weight, Inputs.of(part.system, dtype=x.dtype), moving, tempering)
+        return cls(
+            x, labels, base, weight, Inputs.of(part.system, dtype=x.dtype), moving, tempering
+        )
 
     def take(self, index) -> _Part:
-        labels = None if self.labels is None else self.labels[index]
-        return replace(self, x=self.x[index], labels=labels)
+        labels, base = (None if p is None else p[index] for p in (self.labels, self.base))
+        return replace(self, x=self.x[index], labels=labels, base=base)
 
     def fold(self, k: int) -> _Part:
         """The k-th part of the frames, neighbours together."""
@@ -207,12 +214,17 @@ def _moments(energy, parts: list[_Part], sigma: float, generator) -> tuple[Tenso
             plus, minus = (energy.jacobian(x + s * sigma * epsilon, *part.inputs) for s in (1, -1))
             if not part.moving.all():  # scores of the others are not asked for
                 plus, minus = (j * part.moving.flatten() for j in (plus, minus))
-            slope = ((plus - minus) * epsilon.flatten(1)).sum((1, 2)) / sigma
+            drive += ((plus - minus) * epsilon.flatten(1)).sum((1, 2)) / sigma
+            weight = torch.ones(len(x), 1, dtype=x.dtype)
             if part.labels is not None:
                 labels = part.labels[first : first + _FRAMES].flatten(1)
-                slope = slope - part.weight * ((plus + minus) * labels).sum((1, 2))
-            drive += slope / (1 + part.weight)
+                known = labels.isfinite().all(1, keepdim=True)
+                weight = weight + part.weight * known
+                labels = torch.where(known, labels, 0.0)
+                drive -= part.weight * ((plus + minus) * labels).sum((1, 2))
+            if part.base is not None:
+                base = weight * part.base[first : first + _FRAMES].flatten(1)
+                drive += ((plus + minus) * base).sum((1, 2))
             for j in (plus, minus):
-                flat = j.flatten(1)
-                gram += part.tempering * (flat @ flat.T)
+                gram += part.tempering * ((weight * j).flatten(1) @ j.flatten(1).T)
     return gram, drive

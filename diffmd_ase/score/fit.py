@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..progress import Report
 from .networks.build import below, build
+from .networks.molecule import MechanicsNetwork
 from .objective import Objective
 from .plan import Expert, TrainConfig
 from .sets import Sets, as_sets
@@ -47,17 +49,18 @@ def fit(
     folder : holds its checkpoint; one that is there is where the training goes on
     report : called with the expert's name, the fraction done, and a note
     """
-    began = time.time()  # the budget holds the fit of a force field as well
+    began = time.monotonic()  # the budget holds the fit of a force field as well
     report(expert.name, 0.0, "preparing")
     sets = as_sets(snapshots)
     training, held_out = _split(sets, config.validation_fraction, seed)
     network = _network(expert, training, folder, seed).to(device)
+    expert = _weighed(expert, network)
     average = torch.optim.swa_utils.AveragedModel(network)
     optimiser = torch.optim.Adam([{"params": list(network.parameters())}], lr=config.learning_rate)
     run = TrainingState.load(folder, expert, network, average, optimiser)
     objective = Objective(expert, sets, device)
     x_train, x_valid = (
-        [frames_of(part, expert.force_weight > 0, device) for part in parts]
+        [frames_of(part, bool(expert.force_weight), device, expert.corrects) for part in parts]
         for parts in (training, [part.take(slice(0, _HELD_OUT)) for part in held_out])
     )
     counts = [max(1, round(config.batch_size * share)) for share in objective.shares]
@@ -75,7 +78,7 @@ def fit(
     steps = config.steps if any(True for _ in network.parameters()) else 0
     patience = config.patience * every
     while run.step < steps and run.step - run.best_step < patience:
-        run.seconds = time.time() - began
+        run.seconds = time.monotonic() - began
         fraction = max(run.step / steps, run.seconds / (60 * config.max_minutes))
         if fraction >= 1:
             break
@@ -97,7 +100,7 @@ def fit(
             for a, p in zip(average.module.parameters(), network.parameters(), strict=True):
                 a.lerp_(p, 1 - decay)
         if run.step % every == 0 or run.step == steps:
-            run.seconds = time.time() - began
+            run.seconds = time.monotonic() - began
             validate()
             report(expert.name, fraction, _note(run))
         elif run.step % 50 == 0:
@@ -107,15 +110,28 @@ def fit(
     report(expert.name, 1.0, _note(run))
 
 
-def frames_of(part: Snapshots, labelled: bool, device: str | torch.device) -> Tensor:
+def frames_of(
+    part: Snapshots, labelled: bool, device: str | torch.device, corrects: bool = False
+) -> Tensor:
     """Positions (M, N, 3) in Å of ``part``, in float32.
 
-    If ``labelled``, (M, N, 6) with ``F/kT`` beside them, which the snapshots must have.
+    If ``labelled``, ``F/kT`` beside them, NaN where there is none, and if it ``corrects`` a
+    baseline, F/kT of that: (M, N, 6) or (M, N, 9).
     """
-    x = torch.as_tensor(part.positions, dtype=torch.float32)
+    columns = [part.positions]
     if labelled:
-        x = torch.cat([x, torch.as_tensor(part.reduced_forces, dtype=torch.float32)], dim=-1)
-    return x.to(device)
+        none = part.forces is None
+        columns.append(np.full_like(part.positions, np.nan) if none else part.reduced_forces)
+    if corrects:
+        columns.append(part.baseline.forces / part.kT)
+    return torch.cat([torch.as_tensor(c, dtype=torch.float32) for c in columns], dim=-1).to(device)
+
+
+def _weighed(expert: Expert, network: nn.Module) -> Expert:
+    """With the weight of labels that the fit of its force field chose."""
+    if expert.force_weight != "auto" or not isinstance(network, MechanicsNetwork):
+        return expert
+    return expert.model_copy(update={"force_weight": float(network.prior.label_weight)})
 
 
 def _split(sets: Sets, fraction: float, seed: int) -> tuple[Sets, Sets]:
@@ -128,7 +144,10 @@ def _network(expert: Expert, training: Sets, folder: Path, seed: int) -> nn.Modu
     """As it stands in ``folder``, or a new one: a fitted force field is not fitted again."""
     path = folder / f"{expert.name}.safetensors"
     if path.exists():
-        return build(expert.network, below(read_checkpoint(path)[1], "network."))
+        try:
+            return build(expert.network, below(read_checkpoint(path)[1], "network."))
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} does not fit this training ({error}): remove it") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(seed, expert.name, -1))
         weight = expert.force_weight

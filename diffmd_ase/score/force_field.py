@@ -25,6 +25,7 @@ __all__ = [
     "TINY",
     "MechanicsPrior",
     "along",
+    "coordinate_orbits",
     "coupling_tables",
     "differences",
     "parameter_numbers",
@@ -70,12 +71,20 @@ class MechanicsPrior(nn.Module):
     strengths: Tensor
     width_bonds: Tensor
     width_angles: Tensor
+    parameter: Tensor  # these and below: of `extrapolation`
+    spread: Tensor
+    centre: Tensor
+    whiten: Tensor
+    edge: Tensor
+    torsion_gap: Tensor
+    label_weight: Tensor  # of the fit, where it was chosen
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
         for name, value in statistics.items():
             self.register_buffer(name, value)
         self.coupled = "products" in statistics
+        self.remembers = "whiten" in statistics
         if self.coupled:
             size = sum(PARTS[kind] * len(getattr(self, kind)) for kind in PARTS)
             matrix = self.theta.new_zeros(size, size)
@@ -352,7 +361,7 @@ def coupling_tables(
 
 def _shared(values: Tensor, rows: Tensor, topology: Topology, reduce: str) -> Tensor:
     """Values (K,) of coordinates, made one where symmetry exchanges the coordinates."""
-    index = _orbits(rows, topology)
+    index = coordinate_orbits(rows, topology)
     one = values.new_zeros(len(index)).scatter_reduce(0, index, values, reduce, include_self=False)
     return one[index]
 
@@ -365,13 +374,17 @@ def parameter_numbers(prior: MechanicsPrior, topology: Topology) -> Tensor:
     labels: list = []
     for kind in COORDINATES:
         table = getattr(prior, kind)
-        orbit = _orbits(table, topology).tolist()
+        orbit = coordinate_orbits(table, topology).tolist()
         repeats = len(prior.features(kind, prior.unit.new_ones(1, len(table))))
         labels += [(kind, n, o) for n in range(repeats) for o in orbit]
     number = {label: n for n, label in enumerate(dict.fromkeys(labels))}
     return torch.tensor([number[label] for label in labels])
 
 
-def _orbits(rows: Tensor, topology: Topology) -> Tensor:
+def coordinate_orbits(rows: Tensor, topology: Topology) -> Tensor:
+    """(K,) number of each coordinate, its atoms ``rows`` (K, n), one for those exchanged.
+
+    By the symmetries of the ``topology``.
+    """
     symmetries = np.concatenate([topology.permutations, topology.swaps])
     return torch.as_tensor(orbits(rows.numpy(), symmetries), dtype=torch.long)

@@ -24,14 +24,13 @@ is left to the network.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from .couplings import GROUPS
+from .extrapolation import seen_tables
 from .force_field import (
     COORDINATES,
     MechanicsPrior,
@@ -39,10 +38,11 @@ from .force_field import (
     parameter_numbers,
     term_tables,
 )
+from .linear_form import Form, Frames, gradient_noise, label_gradients, moments
+from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
 from .topology import Topology
-from .torsion_moves import TorsionProposals
 
 __all__ = ["fit_prior"]
 
@@ -53,7 +53,10 @@ _FOLDS = 5
 _TRIAL, _WORK = 1e11, 2e12
 _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
-_MADE = ("arms", "matrix")  # of the tables
+_FIRST_WEIGHT, _MOST_WEIGHT = 100.0, 1e5  # of labels, before theirs is known; and at most
+_FREE = 1e-3  # largest ridge of a torsion where modes are weighed
+_ROUNDS, _NEAR = 3, 3.0  # of its search; and a factor that changes little
+_NOISY = 2000  # frames, for the variance of score matching
 
 
 def fit_prior(
@@ -63,11 +66,12 @@ def fit_prior(
     frames: int = 50_000,
     moves: int = 4,
     seed: int = 0,
-    force_weight: float = 0.0,
+    force_weight: float | Literal["auto"] = 0.0,
 ) -> dict[str, Tensor]:
     """Tables and parameters θ of a `MechanicsPrior`, from snapshots.
 
-    The ridge that keeps undetermined combinations at zero is chosen on held-out frames.
+    The ridge that keeps undetermined combinations at zero is chosen on held-out frames. Where the
+    snapshots hold the values of a baseline, the energy is what is to be added to it.
 
     Parameters
     ----------
@@ -76,76 +80,105 @@ def fit_prior(
     frames : at most
     moves : between modes, from each snapshot; 0 leaves θ to score matching
     seed : of the noise, the moves and the held-out frames
-    force_weight : w of forces that the snapshots carry
+    force_weight : w of forces that snapshots carry, all or some; "auto": as their residuals say
     """
     topology = snapshots.topology
-    positions = torch.as_tensor(snapshots.positions, dtype=torch.float32)
-    labels = None
-    if force_weight:
-        labels = torch.as_tensor(snapshots.reduced_forces, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(positions), generator=generator)[:frames]
-    every = _Frames(positions, labels, force_weight).take(order)
-    form = _form(positions, every, topology, sigma, torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(snapshots), generator=generator)[:frames]
+    weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
+    whole = Frames.of(snapshots, weight)
+    every = whole.take(order)
+    form = _form(whole.positions, every, topology, sigma, torch.Generator().manual_seed(seed))
     if form.prior.coupled:
-        every = every.take(slice(0, _affordable(_WORK, form, every)))
-        unit, gram, drive, ridge = _many_ridges(form, every, sigma, generator)
-    else:
-        unit, gram, drive, ridge = _one_ridge(form, every, sigma, generator)
+        every = every.some(_affordable(_WORK, form, every))
+    if force_weight == "auto" and bool(every.labelled.any()):
+        for _ in range(_ROUNDS):
+            before, weight = weight, _label_weight(form, every, sigma, generator)
+            every = every._replace(weight=weight)
+            if 1 / _NEAR < weight / before < _NEAR:
+                break
+    unit, gram, drive, ridge = _moments_and_ridges(form, every, sigma, generator)
     theta = solve(gram, drive, ridge)
+    noise = gradient_noise(form, unit, theta, every, sigma, generator)
+    freed = ridge
+    if every.base is not None:  # forces that are right say nothing of the weights of modes
+        freed = torch.where(_turning(form), ridge.clamp_max(_FREE), ridge)
+    precision = _precision(gram, freed, noise, len(every.positions))
+    covariance = _covariance(gram, ridge, noise, len(every.positions))
     if moves and len(topology.rotors):
-        noise = _gradient_noise(form, unit, theta, every, sigma, generator)
-        precision = _precision(gram, ridge, noise, len(every.positions))
-        theta = _weigh_modes(
-            form, unit, theta, precision, every.positions, topology, generator, moves
-        )
-    return form.tables(unit, theta)
+        if snapshots.baseline is None:
+            pairs = Pairs.drawn(form, unit, every.positions, topology, generator, moves)
+        else:
+            values = snapshots.baseline.take(order.numpy())
+            pairs = Pairs.of_baseline(form, unit, whole.positions[order], values, snapshots.kT)
+        theta, curvature = weigh_modes(pairs, theta, precision)
+        # of two sources that know nothing of each other precisions add up: V (1 + H V)⁻¹
+        told = torch.eye(form.size, dtype=covariance.dtype) + curvature @ covariance
+        covariance = torch.linalg.solve(told.T, covariance).T
+    tables = form.tables(unit, theta)
+    if force_weight == "auto":
+        tables["label_weight"] = torch.tensor(every.weight)
+    return tables | seen_tables(form, unit, covariance, whole.positions, topology)
 
 
-class _Form(NamedTuple):
-    """An energy that is linear in its parameters, of which several features may share one.
+def _label_weight(form: Form, frames: Frames, sigma: float, generator) -> float:
+    """w = ⟨gᵀG⁻¹g⟩ of score matching over that of labels, of frames that were left out.
 
-    ``orbits`` (F,) are the parameters of the features of ``prior``, ``group`` (size,) the group of
-    each parameter: 0 for what every force field has, then those of `couplings`.
+    With g the gradients of the two losses of one frame and n, m frames of each, the mean of
+    ``θ_SM`` and ``θ_labels`` weighted by n and w m has the force error of least variance there.
+    Where labels lie in the span of the form their residual is zero and w has no bound.
     """
+    alone = frames._replace(weight=0.0, labels=None)
+    unit, grams, drives = _folds(form, frames, sigma, generator)
+    ridges, _ = choose_ridges(grams, drives, form.group)
+    ridge = ridges[form.group]
+    told, noisy = [], []
+    for k, gram, drive in _left_out(grams, drives):
+        theta = solve(gram, drive, ridge)
+        metric = torch.linalg.inv(gram + torch.diag(ridge))
+        fold = frames.take(slice(k, None, _FOLDS))
+        if fold.labelled.any():
+            pulls = label_gradients(form, unit, theta, fold.take(fold.labelled))
+            told.append(torch.einsum("fm,fg,gm->m", pulls, metric, pulls))
+        some = alone.take(slice(k, None, _FOLDS)).take(slice(0, _NOISY // _FOLDS))
+        noise = gradient_noise(form, unit, theta, some, sigma, generator)
+        noisy.append((metric * noise).sum())
+    weight = float(torch.stack(noisy).mean() / torch.cat(told).mean().clamp_min(1e-30))
+    weight = min(max(weight, 1 / _MOST_WEIGHT), _MOST_WEIGHT)
+    log.info("weight of labels %.3g", weight)
+    return weight
 
-    prior: MechanicsPrior
-    orbits: Tensor
-    group: Tensor
 
-    @property
-    def size(self) -> int:
-        return len(self.group)
-
-    def tables(self, unit: Tensor, theta: Tensor) -> dict[str, Tensor]:
-        """Of a `MechanicsPrior`: parameters ``unit θ`` for features as they are."""
-        tables = {name: value for name, value in self.prior.named_buffers() if name not in _MADE}
-        count = len(self.prior.theta)
-        tables["unit"] = unit[self.orbits[:count]].float()
-        tables["theta"] = theta[self.orbits[:count]].float()
-        if self.prior.coupled:
-            tables["strengths"] = (unit * theta)[self.orbits[count:]].float()
-        return tables
+def _left_out(grams: Tensor, drives: Tensor):
+    """Number of each fold, and the mean G and b of the others."""
+    for k in range(len(grams)):
+        rest = [n for n in range(len(grams)) if n != k]
+        yield k, grams[rest].mean(0), drives[rest].mean(0)
 
 
-def _form(positions: Tensor, frames: _Frames, topology: Topology, sigma: float, generator) -> _Form:
+def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, generator) -> Form:
     """With couplings where they pay: where they lower the loss of some frames left out.
 
     By `_GAIN` of it at least, and by more than twice the standard error of the paired difference.
+    Above a baseline each kind of terms and each group of couplings has a ridge of its own.
     All ``positions`` say what is near and far, some of the ``frames`` decide.
     """
     tables = term_tables(topology, positions)
     prior = MechanicsPrior(tables)
     orbits = parameter_numbers(prior, topology)
     count = int(orbits.max()) + 1
-    plain = _Form(prior, orbits, torch.zeros(count, dtype=torch.long))
+    plain = Form(prior, orbits, torch.zeros(count, dtype=torch.long))
     if not len(tables["angles"]):
         return plain
     tables, group_of, tie = coupling_tables(tables, topology, positions)
     group = torch.zeros(count + int(tie.max()) + 1, dtype=torch.long)
-    group[count + tie] = 1 + group_of
-    coupled = _Form(MechanicsPrior(tables), torch.cat([orbits, count + tie]), group)
-    some = frames.take(slice(0, _affordable(_TRIAL, coupled, frames)))
+    if frames.base is not None:  # any group of terms may have nothing to add to a baseline
+        group[orbits] = _kinds(prior)
+    group[count + tie] = 1 + group.max() + group_of
+    coupled = Form(MechanicsPrior(tables), torch.cat([orbits, count + tie]), group)
+    if frames.base is not None:
+        return coupled
+    some = frames.some(_affordable(_TRIAL, coupled, frames))
     _, grams, drives = _folds(coupled, some, sigma, generator)
     ridges, with_couplings = choose_ridges(grams, drives, group)
     _, without = choose_ridges(grams[:, :count, :count], drives[:, :count], plain.group)
@@ -157,12 +190,33 @@ def _form(positions: Tensor, frames: _Frames, topology: Topology, sigma: float, 
     return coupled if pays else plain
 
 
-def _one_ridge(form: _Form, frames: _Frames, sigma: float, generator) -> tuple[Tensor, ...]:
+def _turning(form: Form) -> Tensor:
+    """(size,) bool: parameters of torsions alone."""
+    names = [kind for kind in COORDINATES if len(getattr(form.prior, kind))]
+    kinds = _kinds(form.prior)
+    found = torch.zeros(form.size, dtype=torch.bool)
+    if "torsions" in names:
+        found[form.orbits[: len(kinds)][kinds == names.index("torsions")]] = True
+    return found
+
+
+def _kinds(prior: MechanicsPrior) -> Tensor:
+    """(F,) number of the kind of coordinate of each feature, of those that there are."""
+    counts = {kind: len(getattr(prior, kind)) for kind in COORDINATES}
+    repeats = [
+        count * len(prior.features(kind, prior.unit.new_ones(1, count)))
+        for kind, count in counts.items()
+        if count
+    ]
+    return torch.repeat_interleave(torch.arange(len(repeats)), torch.tensor(repeats))
+
+
+def _one_ridge(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor, ...]:
     """Units, G, b and the ridge (F,) that is best for a fifth of the frames, which is left out."""
     count = len(frames.positions)
     held_out = max(1, count // 5)
-    gram_out, drive_out = _moments(form, frames.take(slice(0, held_out)), sigma, generator)
-    gram, drive = _moments(form, frames.take(slice(held_out, None)), sigma, generator)
+    gram_out, drive_out = moments(form, frames.take(slice(0, held_out)), sigma, generator)
+    gram, drive = moments(form, frames.take(slice(held_out, None)), sigma, generator)
     unit = gram.diagonal().clamp_min(1e-20).rsqrt()
     gram, gram_out = unit[:, None] * gram * unit, unit[:, None] * gram_out * unit
     drive, drive_out = unit * drive, unit * drive_out
@@ -177,48 +231,42 @@ def _one_ridge(form: _Form, frames: _Frames, sigma: float, generator) -> tuple[T
     return unit, gram, drive, ridge
 
 
-def _many_ridges(form: _Form, frames: _Frames, sigma: float, generator) -> tuple[Tensor, ...]:
-    """Units, G, b and ridges (F,), one for each group, by `choose_ridges`."""
+def _moments_and_ridges(form: Form, frames: Frames, sigma, generator) -> tuple[Tensor, ...]:
+    """Units, G, b and ridges (F,), one for all, or one for each group by `choose_ridges`."""
+    if not form.prior.coupled:
+        return _one_ridge(form, frames, sigma, generator)
     unit, grams, drives = _folds(form, frames, sigma, generator)
     ridges, _ = choose_ridges(grams, drives, form.group)
     return unit, grams.mean(0), drives.mean(0), ridges[form.group]
 
 
-def _affordable(work: float, form: _Form, frames: _Frames) -> int:
+def _affordable(work: float, form: Form, frames: Frames) -> int:
     return max(_FEWEST, int(work / (form.size**2 * frames.positions[0].numel())))
 
 
-def _folds(form: _Form, frames: _Frames, sigma: float, generator) -> tuple[Tensor, Tensor, Tensor]:
+def _folds(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor, Tensor]:
     """Units of the parameters (F,), and in them G and b of each fold, (K, F, F) and (K, F).
 
     In units in which G has the diagonal one, ridges do not see Å or radians.
     """
     count = len(frames.positions)
     parts = [frames.take(slice(n, None, _FOLDS)) for n in range(min(_FOLDS, count))]
-    moments = [_moments(form, part, sigma, generator) for part in parts]
-    grams, drives = (torch.stack(kind) for kind in zip(*moments, strict=True))
+    each = [moments(form, part, sigma, generator) for part in parts]
+    grams, drives = (torch.stack(kind) for kind in zip(*each, strict=True))
     unit = grams.mean(0).diagonal().clamp_min(1e-20).rsqrt()
     return unit, unit[:, None] * grams * unit, unit * drives
 
 
-class _Frames(NamedTuple):
-    """Positions (M, N, 3), F/kT likewise or None, and the weight of these."""
+def _covariance(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:
+    """V = (G + ρ)⁻¹(Σ + cρ)(G + ρ)⁻¹/M, with what ridges ρ hold back.
 
-    positions: Tensor
-    labels: Tensor | None
-    weight: float
-
-    def take(self, index) -> _Frames:
-        labels = None if self.labels is None else self.labels[index]
-        return self._replace(positions=self.positions[index], labels=labels)
-
-    def planes(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Positions (B, 3, N) and F/kT (B, 3N), some frames at a time."""
-        for first in range(0, len(self.positions), size):
-            part = self.take(slice(first, first + size))
-            turned = [None if p is None else p.transpose(-1, -2) for p in part[:2]]
-            labels = None if turned[1] is None else turned[1].flatten(1)
-            yield turned[0], labels
+    A ridge is a prior: of the parameters variance c/(Mρ) with c = tr(Σ(G + ρ)⁻¹)/tr(G(G + ρ)⁻¹), in
+    which noise is c times G. What it keeps from a parameter is an error as well.
+    """
+    inverse = torch.linalg.inv(gram + torch.diag(ridge))
+    size = (inverse * noise).sum() / (inverse * gram).sum()
+    both = inverse @ (noise + size * torch.diag(ridge)) @ inverse / frames
+    return 0.5 * (both + both.T)
 
 
 def _precision(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:
@@ -227,137 +275,3 @@ def _precision(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tenso
     regular = gram + torch.diag(ridge)
     floor = 1e-6 * noise.diagonal().mean()
     return frames * regular @ torch.linalg.solve(noise + floor * eye, regular)
-
-
-def _gradient_noise(form: _Form, unit, theta, frames: _Frames, sigma, generator) -> Tensor:
-    """Σ: covariance over frames of the gradient ``(J₊J₊ᵀ + J₋J₋ᵀ)θ - (J₊ - J₋)ε/σ``."""
-    size = len(unit)
-    total = torch.zeros(size, size, dtype=torch.float64)
-    mean = torch.zeros(size, dtype=torch.float64)
-    scale, weights = unit.float()[:, None], (unit * theta).float()
-    some = frames.take(slice(None, None, max(1, len(frames.positions) // 10_000)))
-    share = 1 / (1 + frames.weight)
-    for jacobians, epsilon, labels in _probed(form, some, sigma, generator):
-        gradient = epsilon.new_zeros(size, len(epsilon))
-        for sign, j in zip((1, -1), jacobians, strict=True):
-            force = torch.einsum("fbd,f->bd", j, weights)
-            drive = sign * share * epsilon / sigma
-            if labels is not None:
-                drive = drive - (1 - share) * labels
-            gradient += torch.einsum("fbd,bd->fb", j, force - drive)
-        gradient = (scale * gradient).double()
-        total += gradient @ gradient.T
-        mean += gradient.sum(1)
-    count = len(some.positions)
-    mean = mean / count
-    return total / count - torch.outer(mean, mean)
-
-
-def _weigh_modes(
-    form: _Form, unit, start, precision, positions, topology, generator, moves: int
-) -> Tensor:
-    """Newton's method for the convex objective with moves between modes."""
-    proposals = TorsionProposals(topology, positions)
-    changes, offsets = [], []
-    for x in positions.repeat(moves, 1, 1).split(4096):
-        y, log_ratio = proposals.propose(x, generator)
-        parts = [_tied_features(form, p.transpose(-1, -2)) for p in (x, y)]
-        (fx, wall_x), (fy, wall_y) = parts
-        changes.append((fx - fy) * unit.float())
-        offsets.append(wall_x - wall_y - log_ratio.float())
-    change, offset = torch.cat(changes), torch.cat(offsets)
-    # a snapshot in several moves is one snapshot
-    share = 1.0 / moves
-
-    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
-        logit = change @ theta.float() + offset
-        away = theta - start
-        value = 0.5 * away @ precision @ away + share * softplus(logit).double().sum()
-        return value, logit
-
-    theta = start
-    value, logit = objective(theta)
-    for _ in range(30):
-        p = torch.sigmoid(logit)
-        gradient = precision @ (theta - start) + share * (change.T @ p).double()
-        curved = change * (share * p * (1 - p)).sqrt()[:, None]
-        step = torch.linalg.solve(precision + (curved.T @ curved).double(), gradient)
-        size = 1.0
-        while size > 1e-6:
-            trial, trial_logit = objective(theta - size * step)
-            if trial <= value:
-                break
-            size /= 2
-        decrease = value - trial
-        theta, value, logit = theta - size * step, trial, trial_logit
-        log.info("mode weights: objective %.6g, step %.3g", float(value), size)
-        if decrease < 1e-3:
-            break
-    return theta
-
-
-def _tied_features(form: _Form, planes: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        features, wall = form.prior.terms(planes)
-    return planes.new_zeros(len(planes), form.size).index_add(1, form.orbits, features), wall
-
-
-def _moments(form: _Form, frames: _Frames, sigma, generator) -> tuple[Tensor, Tensor]:
-    """G and b over some frames, accumulated in float64."""
-    size = form.size
-    gram = torch.zeros(size, size, dtype=torch.float64)
-    drive = torch.zeros(size, dtype=torch.float64)
-    share = 1 / (1 + frames.weight)
-    for (plus, minus), epsilon, labels in _probed(form, frames, sigma, generator):
-        change = share / sigma * (plus - minus) * epsilon
-        if labels is not None:
-            change = change - (1 - share) * (plus + minus) * labels
-        drive += change.sum((1, 2), dtype=torch.float64)
-        for j in (plus, minus):
-            flat = j.flatten(1)
-            gram += (flat @ flat.T).double()
-    return gram / len(frames.positions), drive / len(frames.positions)
-
-
-def _probed(
-    form: _Form, frames: _Frames, sigma, generator
-) -> Iterator[tuple[list[Tensor], Tensor, Tensor | None]]:
-    """J₊ and J₋, ε (B, 3N) and F/kT, some frames at a time."""
-    for planes, labels in frames.planes(64):
-        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
-        sides = (planes + sign * sigma * epsilon for sign in (1, -1))
-        yield (
-            [_jacobian(form.prior, side, form.orbits, form.size) for side in sides],
-            epsilon.flatten(1),
-            labels,
-        )
-
-
-def _jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:
-    """∂f/∂x (size, B, 3N): f'(q) times the derivative of each coordinate (Wilson's B)."""
-    rows, values, slopes_of_parts = [], [], []
-    for kind, coordinate in COORDINATES.items():
-        vectors = [v.requires_grad_() for v in prior.vectors(kind, planes)]
-        with torch.enable_grad():
-            q = coordinate(*vectors)
-            # each coordinate depends on its own vectors only: one sum gives all derivatives
-            slopes = torch.autograd.grad(q.sum(), vectors)
-            q = q.detach().requires_grad_()
-            features, parts = prior.features(kind, q), prior.parts(kind, q)
-            functions = [
-                torch.autograd.grad(f.sum(), q, retain_graph=True)[0] for f in (*features, *parts)
-            ]
-        matrices = [prior.arms[:, columns] for columns in prior.columns[kind]]
-        terms = [s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)]
-        wilson = sum(terms[1:], terms[0])  # (B, 3, N, K)
-        wilson = wilson.permute(3, 0, 1, 2).flatten(2)
-        slopes_of_all = [f.T[:, :, None] * wilson for f in functions]
-        rows += slopes_of_all[: len(features)]
-        slopes_of_parts += slopes_of_all[len(features) :]
-        values += [g.detach().T for g in parts]
-    if prior.coupled:
-        g, slope = torch.cat(values), torch.cat(slopes_of_parts)
-        i, j = prior.products.T
-        rows.append(g[i, :, None] * slope[j] + g[j, :, None] * slope[i])
-    every = torch.cat(rows)
-    return every.new_zeros(size, *every.shape[1:]).index_add(0, orbits, every)

@@ -18,9 +18,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ..io.atomic import replacing
+from ..io.schema import json_object
 from ..processes import Command, run_side_by_side
 from ..progress import Report
 from ..system import System
+from .baseline import BaselineValues
 from .fit import fit
 from .networks.build import below
 from .plan import Expert, TrainConfig
@@ -39,6 +41,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True)
     experts: tuple[Expert, ...]  # in the order of the model
     config: TrainConfig  # what the user chose
+    baseline: str | None = None  # the name and the options of what it corrects
     seed: int
     device: str
 
@@ -102,8 +105,9 @@ def write_job(folder: Path, sets: Sets, job: Job) -> None:
     path = folder / "job.json"
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        before = json.loads(path.read_text())
-        changed = [k for k in ("data", "config", "seed") if before[k] != facts[k]]
+        before = json_object(path.read_text(errors="replace"), path, "text")
+        known = ("data", "config", "baseline", "seed")
+        changed = [k for k in known if before.get(k) != facts[k]]
         if changed:
             raise ValueError(
                 f"{folder} holds a training run with another {' and '.join(changed)}; give "
@@ -114,8 +118,10 @@ def write_job(folder: Path, sets: Sets, job: Job) -> None:
         values = {"positions": part.positions, "moving": part.moving}
         of_system = {name: getattr(part.system, name) for name in _SYSTEM}
         values |= {f"system.{k}": v for k, v in of_system.items() if v is not None}
-        if job.config.force_weight:
+        if job.config.force_weight and part.forces is not None:
             values["forces"] = part.forces
+        if part.baseline is not None:
+            values |= {f"baseline.{k}": v for k, v in part.baseline.arrays().items()}
         if not part.system.periodic:
             values |= {f"topology.{k}": v for k, v in asdict(part.topology).items()}
         arrays |= {f"{n}.{k}": v for k, v in values.items()}
@@ -136,7 +142,9 @@ def read_job(folder: Path) -> tuple[Sets, Job]:
 def _set(arrays: dict[str, np.ndarray], labels: dict[str, Any]) -> Snapshots:
     system = System(**below(arrays, "system."))
     positions, forces = arrays["positions"], arrays.get("forces")
-    frames = Snapshots(system, positions, forces=forces, checked=True, **labels)
+    known = below(arrays, "baseline.")
+    baseline = BaselineValues(**known) if known else None
+    frames = Snapshots(system, positions, forces=forces, baseline=baseline, checked=True, **labels)
     topology = None
     if not system.periodic:
         tables = below(arrays, "topology.")
@@ -146,9 +154,12 @@ def _set(arrays: dict[str, np.ndarray], labels: dict[str, Any]) -> Snapshots:
 
 def _main(folder: str, name: str) -> None:
     torch.set_num_threads(1)
-    sets, job = read_job(Path(folder))
-    expert = next(e for e in job.experts if e.name == name)
-    job.fit(expert, sets, Path(folder), lambda *told: print(json.dumps(told), flush=True))
+    try:
+        sets, job = read_job(Path(folder))
+        expert = next(e for e in job.experts if e.name == name)
+        job.fit(expert, sets, Path(folder), lambda *told: print(json.dumps(told), flush=True))
+    except (ValueError, OSError) as error:  # what was said for users, without where
+        sys.exit(f"{error}")
 
 
 if __name__ == "__main__":

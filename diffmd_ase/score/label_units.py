@@ -105,10 +105,11 @@ def force_factor(snapshots: Snapshots, correlation: float = 1.0) -> Factor | Non
     None where it cannot be told: no forces, few frames, no neighbours, or rigid bonds.
     ``correlation``: statistical inefficiency of the ``snapshots``.
     """
-    count = len(snapshots)
+    known = np.flatnonzero(snapshots.labelled)
+    count = len(known)
     if snapshots.forces is None or count < _FEW or len(snapshots.system) < 2:
         return None
-    chosen = np.arange(0, count, max(1, count // _SOME))
+    chosen = known[:: max(1, count // _SOME)]
     bonds = _Bonds.of(snapshots, chosen)
     if bonds is None or (bonds.width < _RIGID * bonds.mean).any():
         return None
@@ -135,7 +136,7 @@ def energy_factor(snapshots: Snapshots) -> float | None:
     free = 3 * int(snapshots.moving.sum()) - rigid
     if free < 1:
         return None
-    std = float(np.std(np.asarray(snapshots.energies, dtype=float)))
+    std = float(np.nanstd(np.asarray(snapshots.energies, dtype=float)))
     return std / (snapshots.kT * math.sqrt(free / 2))
 
 

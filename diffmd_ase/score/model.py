@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from .._moved import forward
+from ..io.schema import validated
 from ..io.tensors import load_tensors, save_tensors, verify
 from ..system import System
 from .card import SCHEMA_VERSION, Card
-from .networks.build import below, build
+from .networks.build import below
 from .networks.embedded import EmbeddedConfig, EmbeddedNetwork
 from .networks.equivariant import EquivariantConfig, EquivariantNetwork
+from .networks.gradients import Compile, Compiled
+from .networks.loaded import loaded
 from .shipped import file_or_shipped
 
 if TYPE_CHECKING:
@@ -43,16 +45,26 @@ class ScoreModel:
     card : what it is
     networks : one energy network for each expert of the card; the first whose range of σ
         holds the level asked for is used
+    digest : SHA-256 of card and tensors of the file that it was read from; None of files of earlier
+        versions, and of models from elsewhere
+
+    Attributes
+    ----------
+    baseline : what finds the potential of a system that the energy of the smallest noise is added
+        to, where the card names a baseline: a calculator, a potential, or a function of the system;
+        None: by its name
 
     Raises
     ------
     ValueError : when asked for a noise level, or for a system, that it does not know
     """
 
-    def __init__(self, card: Card, networks: list[nn.Module]):
-        self.card = card
+    def __init__(self, card: Card, networks: list[nn.Module], *, digest: str | None = None):
+        self.card, self.digest = card, digest
         self.networks = [network.eval().requires_grad_(False) for network in networks]
         self._placed: dict = {}
+        self.baseline: Any = None
+        self._compiled: dict = {}
 
     def __repr__(self) -> str:
         c = self.card
@@ -116,6 +128,13 @@ class ScoreModel:
             self._placed[place] = copy.deepcopy(network).to(device, dtype)
         return self._placed[place]
 
+    def compiled_at(self, sigma: float, device: torch.device, dtype: torch.dtype) -> Compiled:
+        """Energy and gradient of `network_at` as one compiled function; made there once."""
+        network = self.network_at(sigma, device, dtype)
+        if id(network) not in self._compiled:
+            self._compiled[id(network)] = Compiled(network)
+        return self._compiled[id(network)]
+
     def potential(
         self,
         system: System | None = None,
@@ -123,6 +142,7 @@ class ScoreModel:
         sigma: float | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        compile: Compile = "auto",
     ) -> ScorePotential:
         """Energy and forces at one noise level, ``F = kT_train·s``.
 
@@ -131,6 +151,7 @@ class ScoreModel:
         system : default, the one it was trained on
         sigma : Å; default, the smallest, at which dynamics runs
         dtype : of the network; default float32
+        compile : see `ScorePotential`
 
         Raises
         ------
@@ -139,7 +160,9 @@ class ScoreModel:
         # the one import against the arrow: a model is asked for its potential
         from ..potentials.learned import ScorePotential
 
-        return ScorePotential(self, system, sigma=sigma, device=device, dtype=dtype)
+        return ScorePotential(
+            self, system, sigma=sigma, device=device, dtype=dtype, compile=compile
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file with the card as JSON in its header."""
@@ -173,23 +196,18 @@ class ScoreModel:
                 "written by ScoreModel.save or `diffmd train`"
             )
         _check_schema(header, path)
-        if "sha256" in header or header["schema_version"] >= _WITH_DIGEST:
+        told = header.get("sha256")
+        if told is not None or header["schema_version"] >= _WITH_DIGEST:
             header = verify(path, tensors, header)
-        try:
-            card = Card.model_validate(header)
-        except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]]
-            raise ValueError(f"{path.name} has a damaged card: {'; '.join(wrong)}") from error
+        card = validated(Card, header, path.name, "card")
         networks = []
         for expert in card.experts:
             own = below(tensors, f"{expert.name}.")
             try:
-                network = build(expert.network, own)
-                network.load_state_dict(own)
-            except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+                networks.append(loaded(expert.network, own, card))
+            except ValueError as error:
                 raise ValueError(f"{path.name}: weights do not fit its card: {error}") from error
-            networks.append(network)
-        return cls(card, networks)
+        return cls(card, networks, digest=told)
 
 
 def _check_schema(header: dict[str, Any], path: Path) -> None:

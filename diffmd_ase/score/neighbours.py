@@ -6,7 +6,7 @@ pairs of a larger radius, so that dynamics need not search at every step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class Pairs:
     source: Tensor  # (E,) into the flattened (B·N) atoms
     target: Tensor  # likewise
     shift: Tensor | None  # (E, 3) whole numbers; None without periodicity
+    chosen: bool = False  # all are closer than what is asked for, see `closer`
 
     def vectors(self, x: Tensor, cell: Tensor | None) -> Tensor:
         """``x_source + shift·cell - x_target`` (E, 3), differentiable in x (B, N, 3) and cell."""
@@ -46,6 +47,15 @@ class Pairs:
             return vectors + self.shift.to(x) @ cell
         own = cell.expand(len(x), 3, 3)[self.target // x.shape[1]]
         return vectors + torch.einsum("ea,eab->eb", self.shift.to(x), own)
+
+    @torch.no_grad()
+    def closer(self, cutoff: float, x: Tensor, cell: Tensor | None) -> Pairs:
+        """Those that are closer than ``cutoff`` (Å) at x (B, N, 3)."""
+        near = self.vectors(x, cell).square().sum(-1) < cutoff**2
+        if near.all():
+            return replace(self, chosen=True)
+        shift = None if self.shift is None else self.shift[near]
+        return Pairs(self.source[near], self.target[near], shift, chosen=True)
 
 
 def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3, pairs: Pairs | None = None):
@@ -64,11 +74,9 @@ def edges(x: Tensor, cutoff: float, cell=None, pbc=(False,) * 3, pairs: Pairs | 
     """
     if pairs is None:
         pairs = find_pairs(x, cutoff, cell, pbc)
-    vectors = pairs.vectors(x, cell)
-    near = vectors.detach().square().sum(-1) < cutoff**2
-    if near.all():
-        return pairs.source, pairs.target, vectors
-    return pairs.source[near], pairs.target[near], vectors[near]
+    if not pairs.chosen:
+        pairs = pairs.closer(cutoff, x.detach(), cell)
+    return pairs.source, pairs.target, pairs.vectors(x, cell)
 
 
 @torch.no_grad()
@@ -107,14 +115,15 @@ class VerletList:
 
     def __call__(self, x: Tensor, cell: Tensor | None, pbc) -> Pairs:
         """Pairs that hold all those closer than ``cutoff`` at x (B, N, 3)."""
-        if self._built is None or not self._valid(x, cell, pbc):
+        built = self._built  # once: another thread may replace it
+        if built is None or not self._valid(built, x, cell, pbc):
             pairs = find_pairs(x, self.cutoff + self.skin, cell, pbc)
-            self._built = x.detach().clone(), cell, tuple(pbc), pairs
+            built = self._built = x.detach().clone(), cell, tuple(pbc), pairs
             self.builds += 1
-        return self._built[3]
+        return built[3]
 
-    def _valid(self, x: Tensor, cell: Tensor | None, pbc) -> bool:
-        old, old_cell, old_pbc, _ = self._built
+    def _valid(self, built: tuple, x: Tensor, cell: Tensor | None, pbc) -> bool:
+        old, old_cell, old_pbc, _ = built
         if old.shape != x.shape or old.device != x.device or old_pbc != tuple(pbc):
             return False
         if (cell is None) != (old_cell is None) or (

@@ -61,8 +61,11 @@ class SetLoss:
         self.inputs = Inputs.of(snapshots.system, device=device)
         self.moving = torch.as_tensor(snapshots.moving, device=device)[:, None]
         self.force2 = 0.0  # mean square of a component of F/kT
-        if expert.force_weight:
-            self.force2 = float(np.mean(snapshots.reduced_forces[:1000] ** 2))
+        self.force_weight = float(expert.force_weight)
+        if self.force_weight:
+            known = np.flatnonzero(snapshots.labelled)[:1000]
+            if len(known):
+                self.force2 = float(np.mean(snapshots.reduced_forces[known] ** 2))
         self.moves = self.permutations = None
         if not snapshots.system.periodic:
             self.permutations = torch.as_tensor(snapshots.topology.permutations, device=device)
@@ -70,7 +73,7 @@ class SetLoss:
                 self.moves = Moves(snapshots.topology, device)
 
     def __call__(self, network: nn.Module, x: Tensor, generator: torch.Generator) -> dict:
-        """Mean losses by name; ``loss`` is their weighted sum. x (B, N, 3), or with F/kT 6."""
+        """Mean losses by name; ``loss`` is their weighted sum. x is of `fit.frames_of`."""
         e, n, of_first = self.expert, len(x), self.inputs.energy(network)
 
         def energy(positions, level):
@@ -83,7 +86,8 @@ class SetLoss:
             which = torch.randint(len(self.permutations), (n,), generator=generator)
             order = self.permutations[which.to(x.device)]
             x = x.gather(1, order[:, :, None].expand_as(x))
-        x, labels = x[..., :3], x[..., 3:]
+        x, *told = x.split(3, dim=-1)
+        base = told.pop() if e.corrects else torch.zeros_like(x)
         sigma = losses.log_uniform(n, *e.sigma, generator)
         if e.focus:
             sigma[::2] = losses.log_uniform(len(sigma[::2]), *e.focus, generator)
@@ -97,14 +101,20 @@ class SetLoss:
             points += [self.moves.rotate(x, rotor, sign * self.DELTA * xi) for sign in (1, -1)]
         levels = sigma.repeat(len(points))
         _, scores = losses.score(energy, torch.cat(points), levels, create_graph=True)
+        if e.corrects:
+            scores = scores + base.repeat(len(points), 1, 1)
         plus, minus, *turned = (scores * self.moving).chunk(len(points))
         terms = {"denoising": losses.denoising_loss(plus, minus, epsilon, sigma).mean()}
         matched = terms["denoising"]
-        if e.force_weight:
-            wrong = losses.force_loss(plus, minus, labels * self.moving, sigma)
+        if self.force_weight:
+            labels = told.pop()
+            known = labels.isfinite().all(-1).all(-1)
+            labels = torch.where(known[:, None, None], labels, 0.0)
+            wrong = losses.force_loss(plus, minus, labels * self.moving, sigma) * known
             # where noise hides the forces they say less than the noise itself
             terms["forces"] = (wrong / (1 + sigma**2 * self.force2)).mean()
-            matched = (matched + e.force_weight * terms["forces"]) / (1 + e.force_weight)
+            told_of = 1 + self.force_weight * known.to(x).mean()
+            matched = (matched + self.force_weight * terms["forces"]) / told_of
         loss = e.denoising / self.tempering * matched
         if torsional:
             g_plus, g_minus = (

@@ -11,6 +11,7 @@ there alone the density of noised snapshots is that of one energy.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +37,7 @@ _SHAPES = (0.08, 0.6)
 _COVALENT = {1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 50, 51, 52, 53, 84, 85}
 _SMALL = 60  # atoms, of what may be drawn i.i.d. from pair distances
 _SHELLS = 2.3  # mean distances to the nearest neighbour: four shells of fcc
+_AUTO_WEIGHT = 100.0  # of labels, where it does not follow from a closed form: errors of 0.14
 _RIGID = 2e-3  # Å: bonds at room temperature vary ten times as much
 
 
@@ -52,17 +54,21 @@ class Expert(BaseModel):
     denoising: float = 1.0
     torsional: float = 0.0
     contrastive: float = 0.0
-    force_weight: float = 0.0
+    force_weight: float | Literal["auto"] = 0.0
+    corrects: bool = Field(False, description="adds its energy to that of a baseline")
     mirror: float = 0.0  # the contrastive one of mirror images
     clip: float = 50.0  # largest norm of a gradient
 
 
-def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> list[Expert]:
+def plan(
+    snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig, *, baseline: bool = False
+) -> list[Expert]:
     """The experts for one or several sets; the one that drives dynamics comes first.
 
     Parameters
     ----------
     config : what the user chose; the rest follows from the snapshots
+    baseline : the energy of the smallest noise is what is added to that of another potential
 
     Raises
     ------
@@ -81,17 +87,37 @@ def plan(snapshots: Snapshots | Iterable[Snapshots], config: TrainConfig) -> lis
         raise ValueError(
             "network='pair' is for one isolated molecule at one temperature; use 'equivariant'"
         )
-    unlabelled = [part.source for part in sets if part.forces is None]
-    if config.force_weight and unlabelled:
+    weight = config.force_weight
+    said = f"force_weight={weight if weight == 'auto' else format(weight, 'g')}"
+    unlabelled = [part.source for part in sets if not part.labelled.any()]
+    if weight and len(unlabelled) == len(sets):
         raise ValueError(
-            f"force_weight={config.force_weight:g}, but {', '.join(unlabelled)} holds no forces: "
+            f"{said}, but {', '.join(unlabelled)} holds no forces: "
             "give frames with forces, or force_weight=0"
         )
-    for part in sets if config.force_weight else ():
+    for part in sets if weight else ():
         if wrong := force_doubt(part):
-            raise ValueError(f"force_weight={config.force_weight:g}, but {wrong}")
-    experts = _experts(sets, config, kind, elements)
-    return [e.model_copy(update={"force_weight": config.force_weight}) for e in experts]
+            raise ValueError(f"{said}, but {wrong}")
+    first, *others = _experts(sets, config, kind, elements)
+    if baseline:
+        first = _correcting(first)
+    if weight == "auto" and not isinstance(first.network, MechanicsConfig):
+        weight = _AUTO_WEIGHT
+    # larger noise hides what a frame says of forces: labels made those networks worse
+    return [first.model_copy(update={"force_weight": weight}), *others]
+
+
+def _correcting(expert: Expert) -> Expert:
+    """What is added to a baseline: a closed form alone, which needs its energies once."""
+    if isinstance(expert.network, EquivariantConfig):
+        raise ValueError(
+            "a baseline is for what has a closed form, molecules of up to 60 atoms and metals; an "
+            "equivariant network learns all noise levels at once: train it without a baseline"
+        )
+    changed: dict[str, Any] = {"corrects": True, "torsional": 0.0, "contrastive": 0.0}
+    if isinstance(expert.network, MechanicsConfig):
+        changed["network"] = expert.network.model_copy(update={"depth": 0})
+    return expert.model_copy(update=changed)
 
 
 def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[Expert]:

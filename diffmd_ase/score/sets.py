@@ -18,10 +18,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+import numpy as np
+
 from .snapshots import Snapshots
 from .spacing import nearest_by_element
 
-__all__ = ["Sets", "as_sets", "joint_hash", "temperings"]
+__all__ = ["Sets", "as_sets", "joined", "joint_hash", "temperings"]
 
 _UNITS = 1.5  # nearest neighbours of one element differ less; Å and bohr differ by 1.9
 
@@ -49,6 +51,49 @@ def as_sets(snapshots: Snapshots | Iterable[Snapshots]) -> Sets:
     if len(sets) > 1:
         _check_together(sets)
     return sets
+
+
+def joined(sets: Sets) -> Sets:
+    """The ``sets``, of which those of one isolated molecule at one temperature are made one.
+
+    So frames with forces may lie in another file than those without. Frames of either come evenly
+    one after the other, so that what is held out of them has both.
+    """
+    groups: dict[tuple, list[Snapshots]] = {}
+    for n, part in enumerate(sets):
+        alike = (part.system.numbers.tobytes(), part.temperature_K)
+        groups.setdefault((n,) if part.system.periodic else alike, []).append(part)
+    return Sets(_joined(group) for group in groups.values())
+
+
+def _joined(group: list[Snapshots]) -> Snapshots:
+    first, *others = group
+    if not others:
+        return first
+    counts = [len(part) for part in group]
+    order = np.argsort(np.concatenate([np.arange(n) / n for n in counts]), kind="stable")
+
+    def together(name: str) -> np.ndarray | None:
+        columns = [getattr(part, name) for part in group]
+        shape = next((np.shape(c)[1:] for c in columns if c is not None), None)
+        if shape is None:
+            return None
+        filled = [
+            np.full((n, *shape), np.nan) if c is None else np.asarray(c, float)
+            for n, c in zip(counts, columns, strict=True)
+        ]
+        return np.concatenate(filled)[order]
+
+    return Snapshots(
+        first.system,
+        np.concatenate([part.positions for part in group])[order],
+        first.temperature_K,
+        together("energies"),
+        ", ".join(part.source for part in group),
+        max(part.correlation for part in group),
+        together("forces"),
+        checked=True,
+    )
 
 
 def temperings(sets: tuple[Snapshots, ...]) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ of it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,8 +33,10 @@ class TrainConfig(BaseModel):
     width: int = Field(96, ge=1, description="hidden units of the fine network")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights")
     torsion_weight: float = Field(10.0, ge=0, description="of angular score matching")
-    force_weight: float = Field(
-        0.0, ge=0, description="of forces that snapshots carry, over score matching's; 0 needs none"
+    force_weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0,
+        description="of forces that snapshots carry, all or some of them, over score matching's; 0 "
+        "needs none; auto: by their errors",
     )
     contrastive_weight: float = Field(1000.0, ge=0, description="of torsion moves against data")
     validation_fraction: float = Field(

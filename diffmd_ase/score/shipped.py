@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from ..io.limits import check_plain_file
+
 __all__ = ["file_or_shipped"]
 
 
@@ -24,9 +26,11 @@ def file_or_shipped(
 
     Raises
     ------
+    ValueError : a pipe, or a device
     FileNotFoundError : neither; with the names of those that are shipped
     """
     given = Path(path)
+    check_plain_file(given)
     if given.is_file():
         return given
     home = Path(str(resources.files("diffmd_ase") / folder))

@@ -6,6 +6,7 @@ not compressed stay on disk, as maps of memory.
 
 from __future__ import annotations
 
+import math
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
+from ..io.limits import check_declared, check_memory, check_plain_file
 from ..system import System
 
 __all__ = ["read_archive", "stated_entries", "warn_of_unread"]
@@ -100,6 +102,7 @@ class _Entries:
     def __init__(self, path: Path):
         self.path = path
         try:
+            check_plain_file(path)
             with zipfile.ZipFile(path) as archive:
                 self.names = [n.removesuffix(".npy") for n in archive.namelist()]
         except Exception as error:  # of zipfile or of the system: an unusable file
@@ -115,6 +118,7 @@ class _Entries:
             return None
         name = self.found[field]
         try:
+            _check_size(self.path, f"{name}.npy")
             mapped = _mapped(self.path, f"{name}.npy")
             if mapped is not None:
                 return mapped
@@ -127,6 +131,27 @@ class _Entries:
     def _unreadable(self, error: Exception, where: str = "") -> ValueError:
         words = f"{self.path.name} is not a readable .npz file{where}: {error}"
         return ValueError(f"{words}; expected an archive of plain arrays, as np.savez writes it")
+
+
+def _check_size(path: Path, member: str) -> None:
+    """``ValueError`` where an entry is a bomb, promises other sizes than it has, or is too large.
+
+    Looks at the directory of the archive and at the header of the entry alone.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(member)
+        check_declared(entry.file_size, entry.compress_size, "it")
+        with archive.open(entry) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(stream)
+            held = entry.file_size - stream.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"an array of shape {shape} and kind {dtype} has {held} bytes here")
+    if entry.compress_type != zipfile.ZIP_STORED or held < _LARGE:
+        check_memory(2.0 * held, "it", "store it with np.savez, which does not compress")
 
 
 def _mapped(path: Path, member: str) -> np.ndarray | None:
@@ -169,7 +194,7 @@ def _numbers(values: np.ndarray, name: str) -> np.ndarray:
             f"{name}: numbers of shape {values.shape} and kind {values.dtype}, expected (N,) whole "
             "atomic numbers"
         )
-    if not ((whole >= 0) & (whole < len(chemical_symbols))).all():
+    if not ((whole > 0) & (whole < len(chemical_symbols))).all():
         raise ValueError(f"{name}: numbers from {whole.min()} to {whole.max()} are of no elements")
     return whole
 

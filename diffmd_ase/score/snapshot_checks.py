@@ -7,13 +7,13 @@ square of the atoms.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from ..geometry import Lattice, distances, minimum_image
+from ..libraries import quiet_pymbar
 from ..system import System
 from .neighbours import edges
 
@@ -84,11 +84,19 @@ def check_shapes(system: System, positions, energies, forces, source: str) -> No
 def check_labels(energies, forces, source: str) -> None:
     """``ValueError`` for energies (M,) or forces (M, N, 3) that are not finite; None is right.
 
+    NaN in all numbers of a frame, beside frames that are finite, means that it has none.
     ``source`` is for the message.
     """
     for name, values in (("energies", energies), ("forces", forces)):
+        some = values is not None and any(
+            np.isfinite(values[p]).any() for p in blocks(len(values), values[0].size)
+        )
         for part in [] if values is None else blocks(len(values), values[0].size):
-            bad = np.argwhere(~np.isfinite(values[part]))
+            wrong = ~np.isfinite(values[part])
+            own = np.isnan(values[part]).reshape(len(wrong), -1).all(1)
+            if some:
+                wrong[own] = False
+            bad = np.argwhere(wrong)
             if len(bad):
                 frame, *atom = bad[0].tolist()[:2]
                 of_atom = f", atom {atom[0]}" if atom else ""
@@ -139,11 +147,9 @@ def correlation(system: System, positions: np.ndarray) -> float:
     (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances,
     of nearest images where it is periodic.
     """
-    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises when imported
-    from pymbar.timeseries import statistical_inefficiency
-
     if len(positions) < 50:
         return 1.0
+    statistical_inefficiency = quiet_pymbar().timeseries.statistical_inefficiency
     parts = [
         _collective(system, positions[part])
         for part in blocks(len(positions), IMAGES * positions[0].size)

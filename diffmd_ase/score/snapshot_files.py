@@ -5,7 +5,6 @@ Frames are read one after the other: of a long file no more is in memory than it
 
 from __future__ import annotations
 
-import warnings
 from array import array
 from pathlib import Path
 from typing import Any
@@ -84,6 +83,7 @@ def _read_hdf5(path: Path) -> dict:
 def _read_ase(path: Path) -> dict:
     first: Any = None
     x, labels, count = array("d"), {name: array("d") for name in _LABELS}, 0
+    known = dict.fromkeys(_LABELS, 0)
     for count, atoms in enumerate(iterate(path), 1):
         first = atoms if first is None else first
         _check_alike(atoms, first, count - 1, path.name)
@@ -91,23 +91,19 @@ def _read_ase(path: Path) -> dict:
         results = {} if atoms.calc is None else atoms.calc.results
         for name, (key, each) in _LABELS.items():
             value = np.array(results.get(key, ()), dtype=float)
-            # an energy may be an array of one
-            if value.size == (len(atoms) if each else 1) * max(each, 1):
-                labels[name].frombytes(value.tobytes())
+            size = (len(atoms) if each else 1) * max(each, 1)
+            # an energy may be an array of one; a frame without is NaN, beside those that have one
+            known[name] += value.size == size
+            value = value if value.size == size else np.full(size, np.nan)
+            labels[name].frombytes(value.tobytes())
     if first is None:
         raise ValueError(f"{path.name} holds no frames")
     fields = {"system": _system(first, path.name), "positions": _array(x, len(first), 3)}
     for name, (key, each) in _LABELS.items():
         fields[name] = None
-        values = _array(labels[name], len(first), each) if each else np.array(labels[name])
-        if len(values) == count:
+        if known[name]:
+            values = _array(labels[name], len(first), each) if each else np.array(labels[name])
             fields[name] = values
-        elif len(values):
-            warnings.warn(
-                f"{path.name}: {len(values)} of {count} frames have {name}: none are used; give "
-                "all frames theirs",
-                stacklevel=2,
-            )
         else:
             warn_of_unread(path.name, name, (*first.info, *first.arrays), repr(key))
     return fields

@@ -18,6 +18,7 @@ import numpy as np
 from ..system import System
 from ..units import kT_from_temperature
 from . import snapshot_checks as checks
+from .baseline import BaselineValues
 from .label_units import doubts
 from .shipped import file_or_shipped
 from .snapshot_files import read_fields
@@ -25,6 +26,7 @@ from .topology import Topology
 
 __all__ = ["Snapshots"]
 
+_COLDEST, _HOTTEST = 1e-2, 1e7  # K: beyond, a number is no temperature of atoms
 _SAME_KELVIN = 1e-5  # relative: temperatures in single precision
 
 
@@ -40,7 +42,9 @@ class Snapshots:
     energies : (M,) or (M, 1) in eV where the source has them, else None
     source : where they came from
     correlation : statistical inefficiency in frames if time-ordered; 1 if not
-    forces : (M, N, 3) in eV/Å where the source has them, else None; to compare with
+    forces : (M, N, 3) in eV/Å where the source has them, else None; to compare with, and to learn
+        from. Frames without energies or forces beside others that have some hold NaN
+    baseline : what a potential that is known says of them, see `score.baseline`
     checked : the frames come from `Snapshots` and are not searched for overlaps again
 
     Raises
@@ -56,6 +60,7 @@ class Snapshots:
     source: str = "memory"
     correlation: float = 1.0
     forces: np.ndarray | None = None
+    baseline: BaselineValues | None = None
     checked: InitVar[bool] = False
 
     def __post_init__(self, checked: bool):
@@ -63,7 +68,17 @@ class Snapshots:
         if self.energies is not None and np.shape(self.energies) == (len(self), 1):
             object.__setattr__(self, "energies", np.reshape(self.energies, -1))
         checks.check_shapes(self.system, self.positions, self.energies, self.forces, self.source)
+        if not self.system.numbers.all():
+            raise ValueError(
+                f"{self.source}: atoms of the element X, number 0, are none: leave them out, or "
+                "give them their elements"
+            )
         kT_from_temperature(self.temperature_K)
+        if not _COLDEST <= self.temperature_K <= _HOTTEST:
+            raise ValueError(
+                f"{self.source}: snapshots at {self.temperature_K:g} K: expected kelvin, from "
+                f"{_COLDEST:g} to {_HOTTEST:g}, of the distribution that they were drawn from"
+            )
         if not checked:
             checks.check_positions(self.system, self.positions, self.source)
             checks.check_labels(self.energies, self.forces, self.source)
@@ -80,6 +95,13 @@ class Snapshots:
     def reduced_forces(self) -> np.ndarray:
         """F/kT (M, N, 3) in 1/Å, of snapshots that carry forces."""
         return self.forces / self.kT
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """(M,) bool: which frames carry forces."""
+        if self.forces is None:
+            return np.zeros(len(self), bool)
+        return np.isfinite(self.forces[:, 0, 0])
 
     @cached_property
     def topology(self) -> Topology:
@@ -167,7 +189,12 @@ class Snapshots:
         energies = None if self.energies is None else self.energies[index]
         forces = None if self.forces is None else self.forces[index]
         part = replace(
-            self, positions=self.positions[index], energies=energies, forces=forces, checked=True
+            self,
+            positions=self.positions[index],
+            energies=energies,
+            forces=forces,
+            baseline=None if self.baseline is None else self.baseline.take(index),
+            checked=True,
         )
         # of crystals nobody asks for a topology
         topology = None if self.system.periodic else self.topology
@@ -186,6 +213,11 @@ class Snapshots:
             frames.__dict__["topology"] = topology
         frames.__dict__["moving"] = moving
         return frames
+
+    def with_baseline(self, values: BaselineValues) -> Snapshots:
+        """These frames, with the ``values`` of a baseline on them."""
+        topology = None if self.system.periodic else self.topology
+        return replace(self, baseline=values, checked=True).with_structure(topology, self.moving)
 
     def _looked_over(self) -> float:
         """The correlation; warns of it, of duplicates, and of labels that do not fit."""

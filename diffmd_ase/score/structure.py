@@ -16,6 +16,7 @@ from networkx.algorithms.isomorphism import GraphMatcher, categorical_node_match
 from torch import nn
 
 from ..geometry import distances, signed_volumes
+from .length_units import length_doubt
 from .networks.molecule import MechanicsNetwork
 from .topology import bond_graph
 
@@ -59,6 +60,8 @@ class Structure:
 
         None if a bond or a hand differs in none of them, or in some only.
         """
+        if scaled := self.scale(x):
+            return scaled
         r = distances(x, self.bonds) / self.lengths
         broken = (r > _LONG).all(axis=0) | (r < _SHORT).all(axis=0)
         turned = (signed_volumes(x, self.centres) * self.signs < 0).all(axis=0)
@@ -66,6 +69,10 @@ class Structure:
             return None
         what = self._bonds_of(x[0], broken) if broken.any() else self._hands_of(turned)
         return f"{what}: {self._remedy(x[0])}"
+
+    def scale(self, x: np.ndarray) -> str:
+        """In which other unit than Å the structures ``x`` (B, N, 3) seem to be; "" for none."""
+        return length_doubt(float(np.median(distances(x, self.bonds) / self.lengths)))
 
     def _whole(self) -> Structure:
         """The same with integer tables of atoms."""

@@ -14,13 +14,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..progress import Bars, Report
+from .baseline import Baseline, BaselineCard, evaluate_baseline
 from .card import Card
 from .curvature import configurational_temperatures, largest_curvature
 from .fit import fit
 from .job import Job, fit_here, fit_in_processes, write_job
 from .model import ScoreModel, resolve_device
+from .networks.sizes import check_training
 from .plan import Expert, TrainConfig, plan
-from .sets import as_sets
+from .sets import Sets, as_sets, joined
 from .snapshots import Snapshots
 from .training_state import load_best
 
@@ -35,6 +37,7 @@ def train(
     device: str = "auto",
     progress: bool | Report = False,
     directory: str | Path | None = None,
+    baseline: Baseline | None = None,
 ) -> ScoreModel:
     """Learn the score of equilibrium snapshots.
 
@@ -49,24 +52,32 @@ def train(
         standard error
     directory : keeps checkpoints; a second call with the same snapshots, config and seed
         goes on from them
+    baseline : of `potentials.baseline.find_baseline`: the energy of the smallest noise is what is
+        to be added to it
 
     Raises
     ------
-    ValueError : snapshots or config that cannot be trained on, or not together
+    ValueError : snapshots or config that cannot be trained on, not together, or not in memory
     RuntimeError : a training process failed, with its last words
     """
     if directory is not None and Path(directory).is_file():
         raise ValueError(f"{directory} is a file; expected a folder, to keep checkpoints in")
-    config, started = config or TrainConfig(), time.time()
-    sets, place = as_sets(snapshots), resolve_device(device)
-    experts = tuple(plan(sets, config))
-    job = Job(experts=experts, config=config, seed=seed, device=str(place))
+    config, started = config or TrainConfig(), time.monotonic()
+    sets, place = joined(as_sets(snapshots)), resolve_device(device)
+    experts = tuple(plan(sets, config, baseline=baseline is not None))
+    for expert in experts:
+        largest = max(len(part.system) for part in sets)
+        check_training(expert.network, config.batch_size, largest)
+    named = None if baseline is None else f"{baseline.name} {baseline.options or ''}".strip()
+    job = Job(experts=experts, config=config, seed=seed, device=str(place), baseline=named)
     processes = min(config.processes or os.cpu_count() or 1, len(experts))
     if place.type != "cpu":
         processes = 1
     shown = nullcontext(progress) if callable(progress) else Bars(progress)
     with tempfile.TemporaryDirectory() as scratch, shown as report:
         folder = Path(directory or scratch).absolute()
+        if baseline is not None:
+            sets = _with_baseline(baseline, sets, folder, seed, report)
         if directory is not None or processes > 1:
             write_job(folder, sets, job)
         if processes > 1:
@@ -75,14 +86,34 @@ def train(
             fit_here(job, sets, folder, report)
         networks, cards = zip(*[load_best(folder, expert) for expert in experts], strict=True)
     card = Card.describe(sets, list(cards), seed=seed, config=config.model_dump(mode="json"))
-    card.training["seconds"] = round(time.time() - started, 1)
+    card.training["seconds"] = round(time.monotonic() - started, 1)
     peaks = [max(entry.get("peak_memory_MB", 0) for entry in c.history) for c in cards]
     if any(peaks):  # those trained side by side hold their memory at the same time
         card.training["peak_memory_MB"] = sum(sorted(peaks)[-processes:])
     card.training["device"] = str(place)
     model = ScoreModel(card, list(networks))
+    if baseline is not None:
+        card.baseline = BaselineCard.of(baseline, sets[0])
+        model.baseline = baseline.bind
     model.card.lambda_max = max(largest_curvature(model, part, seed=seed) for part in sets)
-    kelvins = configurational_temperatures(model.expert(card.sigma_min), card.sigma_min, sets)
-    for described, kelvin in zip(card.systems, kelvins, strict=True):
-        described.configurational_temperature_K = round(kelvin, 1)
+    if baseline is None:
+        kelvins = configurational_temperatures(model.expert(card.sigma_min), card.sigma_min, sets)
+        for described, kelvin in zip(card.systems, kelvins, strict=True):
+            described.configurational_temperature_K = round(kelvin, 1)
     return model
+
+
+def _with_baseline(baseline: Baseline, sets: Sets, folder: Path, seed: int, report) -> Sets:
+    """The sets with the values of the baseline, which the folder keeps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = []
+
+    def done(fraction: float) -> None:
+        report(f"baseline {baseline.name}", fraction, None)
+
+    for n, part in enumerate(sets):
+        known = evaluate_baseline(
+            baseline, part, file=folder / f"baseline.{n}.npz", seed=seed, report=done
+        )
+        told.append(known)
+    return Sets(told)

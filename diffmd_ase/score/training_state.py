@@ -6,11 +6,14 @@ import hashlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from ..io.schema import validated
 from ..io.tensors import load_tensors, save_tensors, verify
 from .card import ExpertCard
 from .networks.build import below, build
@@ -18,6 +21,7 @@ from .networks.molecule import MechanicsConfig
 from .plan import Expert
 
 __all__ = [
+    "Progress",
     "TrainingState",
     "address",
     "generator_of",
@@ -83,25 +87,45 @@ class TrainingState:
         if not path.exists():
             return cls()
         facts, tensors = read_checkpoint(path)
-        network.load_state_dict(below(tensors, "network."))
-        average.module.load_state_dict(below(tensors, "average."))
         state: dict = {}
-        for name, value in below(tensors, "adam.").items():
-            n, key = name.split(".")
-            state.setdefault(int(n), {})[key] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        facts.pop("expert")
-        return cls(**facts, best=below(tensors, "best."))
+        try:
+            network.load_state_dict(below(tensors, "network."))
+            average.module.load_state_dict(below(tensors, "average."))
+            for name, value in below(tensors, "adam.").items():
+                n, key = name.split(".")
+                state.setdefault(int(n), {})[key] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise _unfit(path, error) from error
+        return cls(**facts.model_dump(exclude={"expert"}), best=below(tensors, "best."))
 
 
-def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
+class Progress(BaseModel):
+    """What is in the header of the checkpoint of a training, see `TrainingState`."""
+
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    best_step: Annotated[int, Field(ge=0)]
+    best_losses: list[float]
+    history: list[dict[str, Any]]
+    expert: dict[str, Any]
+
+
+def _unfit(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} does not fit this training: {error}; remove it to train this network from the "
+        "start"
+    )
+
+
+def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     """Facts and tensors of a checkpoint. Raises ``ValueError`` where it is damaged."""
     tensors, header = load_tensors(path, "progress")
     if header is None:
         raise ValueError(
             f"{path} is no checkpoint of a training; remove it to train from the start"
         )
-    return verify(path, tensors, header), tensors
+    return validated(Progress, verify(path, tensors, header), path, "header"), tensors
 
 
 def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
@@ -109,22 +133,44 @@ def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
 
     The network, and its card with the history of the training.
     """
-    facts, tensors = read_checkpoint(folder / f"{expert.name}.safetensors")
+    path = folder / f"{expert.name}.safetensors"
+    facts, tensors = read_checkpoint(path)
     best, config = below(tensors, "best."), expert.network
-    if isinstance(config, MechanicsConfig) and not facts["best_step"]:
+    if isinstance(config, MechanicsConfig) and not facts.best_step:
         # the perceptron did not improve on the force field: leave it out
         config = config.model_copy(update={"depth": 0})
         best = {k: v for k, v in best.items() if k.startswith("prior.")}
-    network = build(config, best)
-    network.load_state_dict(best)
+    try:
+        network = build(config, best)
+        network.load_state_dict(best)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _unfit(path, error) from error
     card = ExpertCard(
         name=expert.name,
         sigma=expert.sigma,
         network=config,
-        best_step=facts["best_step"],
-        history=facts["history"],
+        best_step=facts.best_step,
+        history=facts.history,
+        correction=_correction(expert, facts),
     )
     return network.eval(), card
+
+
+def _correction(expert: Expert, facts: Progress) -> str | None:
+    """What a network on a fitted force field was good for, in words; None where there is none."""
+    config, history = expert.network, facts.history
+    if not isinstance(config, MechanicsConfig) or not config.depth:
+        return None
+    first, *_ = losses = [entry["validation_loss"] for entry in history]
+    if not facts.best_step:
+        looks = len(losses) - 1
+        return (
+            f"dropped: no better than the force field alone on held-out snapshots, in {looks} looks"
+        )
+    best = next(e["validation_loss"] for e in history if e["step"] == facts.best_step)
+    return (
+        f"kept: held-out loss {first:.4g} to {best:.4g} ({(first - best) / abs(first):.2%} lower)"
+    )
 
 
 def generator_of(seed: int, name: str, step: int) -> torch.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
 from ..sampling.acceptance import Tally
+from ..sampling.ahead import Ahead
 from ..sampling.kernels import DivergedError, Kernel
 from ..sampling.run import survive
 from ..state import State
 from .frames import write_lost
+from .outside import Outside
 from .settings import Files
 
 __all__ = ["ACCEPTANCE", "Course", "columns"]
@@ -35,7 +38,13 @@ class Course:
     writer : of the trajectory, whose walkers are all that began
     info : what the frames mean; its seed is that of the noise
     files : of the run; :meth:`save` writes its checkpoint
+    ahead : makes many steps together; None: they are made one by one
     past : `facts` of the run until now, and those that no later step changes
+    outside : what is done with frames outside of the model's snapshots
+
+    Attributes
+    ----------
+    over : no walker is left that goes on
     """
 
     def __init__(
@@ -46,12 +55,16 @@ class Course:
         info: RunInfo,
         files: Files,
         past: dict[str, Any],
+        outside: Outside,
+        ahead: Ahead | None = None,
     ):
         self.kernel, self.state, self.writer, self.info = kernel, state, writer, info
         self.noise = Noise(info.seed)
-        self._files, self._past = files, past
+        self._files, self._past, self._ahead = files, past, ahead
+        self._step = survive if ahead is None else ahead.advance
         self._lost: dict[str, int] = dict(past["lost"])
         self._evaluations = past["evaluations"]
+        self._outside, self.over = outside.restored(past.get("outside")), False
         # their columns in the file
         self._columns = columns(writer.walkers, state)
         device = state.x.device
@@ -69,7 +82,9 @@ class Course:
         Raises ``DivergedError`` if nobody is left.
         """
         try:
-            self.kernel, self.state, info = survive(self.kernel, self.state, self.noise, self._lose)
+            self.kernel, self.state, info = self._step(
+                self.kernel, self.state, self.noise, self._lose
+            )
         except DivergedError as error:
             self._lose(error)
             raise
@@ -81,25 +96,58 @@ class Course:
         """A frame: the state, what the bias says of it, the acceptance since the last one."""
         since = self._total - self._of_frame
         fraction = since.accepted / since.judged  # 0/0 is NaN: plain dynamics
-        described = self.kernel.potential.describe(self.state.x)
+        described = self.kernel.describe(self.state)
         self.writer.append(self.state, described | {ACCEPTANCE: fraction[self._columns]})
         self._of_frame = self._total
+        beyond = self._outside.look(self.kernel, self.state)
+        if self._outside.stop and beyond is not None and beyond.any():
+            self._end(beyond)
+
+    def _end(self, beyond: Tensor) -> None:
+        """Walkers that are outside go no further; their last frame is written."""
+        ids = self.state.walkers[beyond].tolist()
+        self._outside.ended |= dict.fromkeys(map(str, ids), self.state.step)
+        if beyond.all():
+            self.over = True
+            return
+        kept = ~beyond
+        drift = () if self.kernel.drift is None else self.kernel.drift.terms
+        for term in {id(t): t for t in (*self.kernel.potential.terms, *drift)}.values():
+            term.select(kept)
+        self.kernel, self.state = self.kernel.take(kept), self.state.take(kept)
+        self._columns = self._columns[kept]
+        if self._ahead is not None:  # its drafts are of all walkers
+            self._ahead.cool()
 
     def save(self) -> None:
         """Frames and a checkpoint, from which the run can go on, are on disk."""
         self.writer.flush()
         parameters = self.facts() | {"potential": self.kernel.potential.checkpoint()}
         save_checkpoint(self._files.restart, self.state, seed=self.info.seed, parameters=parameters)
+        if self._ahead is not None:  # as the run will that goes on from this file
+            self._ahead.cool()
 
     def facts(self) -> dict[str, Any]:
         """What has been counted so far; JSON values only."""
-        return self._past | {
-            "lost": self._lost,
-            "seconds": self._past["seconds"] + time.monotonic() - self._began,
-            "evaluations": self._evaluations,
-            "tally": self._total.to_dict(),
-            "tally_of_frame": self._of_frame.to_dict(),
-        }
+        return (
+            self._past
+            | self._together()
+            | {
+                "lost": self._lost,
+                "seconds": self._past["seconds"] + time.monotonic() - self._began,
+                "evaluations": self._evaluations,
+                "outside": self._outside.facts(),
+                "tally": self._total.to_dict(),
+                "tally_of_frame": self._of_frame.to_dict(),
+            }
+        )
+
+    def _together(self) -> dict[str, Any]:
+        if self._ahead is None:
+            return {}
+        before = self._past.get("together", {})
+        now = asdict(self._ahead.count).items()
+        return {"together": {name: value + before.get(name, 0) for name, value in now}}
 
     def _lose(self, error: DivergedError) -> None:
         self._lost |= dict.fromkeys(map(str, error.walkers), error.step)

@@ -84,15 +84,17 @@ def read_frames(
     """Frames to start from or compare with: those of ``source``, a file or a shipped set.
 
     Their temperature is ``temperature_K``, or what they state, or else that of the ``model``.
-    Raises ``ValueError`` for atoms that the model does not know.
+    Raises ``ValueError`` for atoms that the model does not know, and positions that are not in Å.
     """
     if temperature_K is None and not states_temperature(source):
         temperature_K = model.card.temperature_K
     frames = Snapshots.read(source, temperature_K=temperature_K)
     try:
-        model.potential(frames.system, device="cpu")
+        potential = model.potential(frames.system, device="cpu")
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    if wrong := potential.scale_doubt(frames.positions):
+        raise ValueError(f"{source}: {wrong}")
     return frames
 
 

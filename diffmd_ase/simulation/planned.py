@@ -14,10 +14,13 @@ import torch
 from ase.units import fs
 from torch import Tensor
 
+from ..io.limits import check_memory
 from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
+from ..potentials.learned import compiling_pays
 from ..potentials.named import find_potential
+from ..sampling.ahead import Ahead
 from ..sampling.euler import EulerMaruyama
 from ..score.model import ScoreModel, resolve_device
 from ..score.snapshots import Snapshots
@@ -25,11 +28,15 @@ from ..system import System
 from ..units import kT_from_temperature, spring_from_h
 from .constraints import what_moves
 from .frames import read_frames, starting_positions
+from .outside import Outside, scores_of
 from .prepare import Prepared, StepRequest, prepare
 from .settings import Files, RunSettings, json_object
 from .simulate import simulate
 
 __all__ = ["PlannedRun", "held", "sha256_of"]
+
+_KEPT = 20  # positions, forces, what is proposed, what networks keep of them, at least
+LINEAR = "linear"  # the draft that is the target itself
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class PlannedRun:
     files: Files  # that it leaves
     model_sha256: str | None  # of the model's file, None of a shipped one
     restart: bool  # go on from the checkpoint
+    ahead: Ahead | None = None  # makes many steps together
 
     @classmethod
     def of(cls, settings: RunSettings, *, restart: bool = False, dry: bool = False) -> PlannedRun:
@@ -58,6 +66,11 @@ class PlannedRun:
         if not (restart or dry):
             files.check_free()
         model = ScoreModel.load(settings.model)
+        check_memory(
+            _KEPT * 24.0 * len(model.card.numbers) * settings.walkers,
+            f"a batch of {settings.walkers} walkers of {model.card.formula}",
+            "give fewer --walkers, and share them with --first-walker",
+        )
         frames = None
         if settings.start is not None and not restart:
             frames = read_frames(settings.start, model)
@@ -66,8 +79,8 @@ class PlannedRun:
         else:
             system = model.system if frames is None else frames.system
         prepared = _prepared(settings, model, system, restart=restart, dry=dry)
-        sha256 = sha256_of(settings.model)
-        return cls(settings, model, frames, system, prepared, files, sha256, restart)
+        sha256, ahead = sha256_of(settings.model), _ahead(settings, prepared, system)
+        return cls(settings, model, frames, system, prepared, files, sha256, restart, ahead)
 
     @property
     def h(self) -> float:
@@ -79,6 +92,14 @@ class PlannedRun:
         """Time step where a friction sets the clock."""
         step = self.prepared.step
         return step.timestep / fs if step.physical else None
+
+    @property
+    def gain(self) -> str:
+        """Rounds so far and steps for each of them, for the eye; empty where steps are alone."""
+        if self.ahead is None:
+            return ""
+        count = self.ahead.count
+        return f"  rounds {count.rounds + count.sequential}  steps a round {count.gain:.1f}"
 
     @property
     def held_atoms(self) -> dict[str, int]:
@@ -109,6 +130,7 @@ class PlannedRun:
             "timestep_fs": self.timestep_fs,
             "target": settings.target,
             "walkers": settings.walkers,
+            **({"window": settings.window, "draft": settings.draft} if settings.parallel else {}),
             **self.held_atoms,
             "steps": settings.steps,
             "D_t_per_walker_A2": self.h * settings.steps,
@@ -138,6 +160,7 @@ class PlannedRun:
         extra : options to be kept in the trajectory, JSON values
         """
         settings = self.settings
+        compiled = self._compiled(x)
         info = RunInfo(
             seed=settings.seed,
             kT=float(self.prepared.kernel.kT),
@@ -145,7 +168,7 @@ class PlannedRun:
             kinetics_valid=settings.target is None and settings.plumed is None,
             timestep_fs=self.timestep_fs,
             model_sha256=self.model_sha256,
-            extra=extra,
+            extra={**extra, "compiled": compiled},
         )
         summary = simulate(
             self.prepared.kernel,
@@ -158,14 +181,48 @@ class PlannedRun:
             walkers=self._walkers,
             restart=self.restart,
             warm_up=settings.adapt,
+            ahead=self.ahead,
             device=resolve_device(settings.device),
             progress=progress,
+            outside=Outside(self.system, settings.collect, settings.stop_outside),
         )
-        return summary | self.held_atoms
+        return summary | self.held_atoms | {"compiled": compiled}
+
+    def _compiled(self, x: Tensor | None) -> bool:
+        """Whether networks are compiled: as asked, as before the restart, or where it pays."""
+        kernel, asked = self.prepared.kernel, self.settings.compile
+        learned = scores_of(kernel)
+        if x is None:  # one chain is computed in one way
+            chosen = bool(Trajectory(self.files.trajectory).info.extra.get("compiled"))
+        elif asked == "auto":
+            chosen = bool(learned) and compiling_pays(learned[0], x, self.settings.steps)
+        else:
+            chosen = asked == "on"
+        for potential in learned:
+            potential.compiled = chosen
+        return chosen
 
 
 def _kelvin(settings: RunSettings, model: ScoreModel) -> float:
     return model.card.temperature_K if settings.temperature is None else settings.temperature
+
+
+def _ahead(settings: RunSettings, prepared: Prepared, system: System) -> Ahead | None:
+    """What makes steps together, if it was asked for; raises where it cannot."""
+    if not settings.parallel:
+        return None
+    draft = None
+    if settings.draft not in (None, LINEAR):
+        draft = find_potential(
+            settings.draft,
+            system,
+            role="draft",
+            device=settings.device,
+            needs_energy=settings.target is not None,
+        )
+    ahead = Ahead(window=settings.window, speculative=settings.draft is not None, draft=draft)
+    ahead.check(prepared.kernel)
+    return ahead
 
 
 def _prepared(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..io.checkpoint import load_checkpoint
 from ..io.run_info import RunInfo
+from ..io.schema import validated
 from ..io.trajectory import Trajectory, TrajectoryWriter
 from ..sampling.acceptance import Tally
 from ..sampling.kernels import Kernel
@@ -15,6 +18,20 @@ from ..state import State
 from .settings import Files
 
 __all__ = ["adapted", "read_checkpoint", "summary"]
+
+
+class _Past(BaseModel):
+    """What a run keeps in its checkpoint beside the state, as far as it is read here."""
+
+    model_config = ConfigDict(extra="allow")
+    every: Annotated[int, Field(ge=1)]
+    warm_up: Annotated[int, Field(ge=0)] = 0
+    lost: dict[Annotated[str, Field(pattern=r"^\d+$")], int]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    evaluations: Annotated[int, Field(ge=0)]
+    adaptation: dict[str, Any] | None = None
+    tally: dict[str, Any] | None = None
+    outside: dict[str, Any] | None = None
 
 
 def adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel, RunInfo]:
@@ -49,21 +66,26 @@ def read_checkpoint(
     ValueError : a setting that differs, with what it was; more steps than asked for in all
     """
     saved = load_checkpoint(files.restart, device=device)
+    past = validated(_Past, saved.parameters, files.restart, "header")
     before = Trajectory(files.trajectory).info
-    factor = saved.parameters.get("adaptation", {}).get("factor", 1.0)
+    factor = (past.adaptation or {}).get("factor", 1.0)
     pairs = {
         "seed": (info.seed, saved.seed),
         "kT (eV)": (info.kT, before.kT),
         "step size (Å²)": (info.h * factor, before.h),
-        "steps of adaptation": (warm_up, saved.parameters.get("warm_up", 0)),
-        "steps between frames": (every, saved.parameters["every"]),
+        "steps of adaptation": (warm_up, past.warm_up),
+        "steps between frames": (every, past.every),
         "model": (info.model_sha256, before.model_sha256),
     }
     for name in ("target", "target-options", "proposal-steps"):
         pairs[name] = (info.extra.get(name), before.extra.get(name))
     if walkers is not None:
-        ids = saved.state.walkers.tolist() + [int(w) for w in saved.parameters["lost"]]
+        gone = [*past.lost, *(past.outside or {}).get("ended", {})]
+        ids = saved.state.walkers.tolist() + [int(w) for w in gone]
         pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
+    for name in ("parallel", "draft", *(["window"] if info.extra.get("draft") else [])):
+        # earlier runs have none of them
+        pairs[name] = (info.extra.get(name) or None, before.extra.get(name) or None)
     for name, (given, had) in pairs.items():
         if given != had:
             raise ValueError(
@@ -91,7 +113,7 @@ def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
     ``kernel``, ``info`` and ``state`` are those at its end, ``facts`` of `course.Course.facts`.
     """
     tally = Tally.from_dict(facts["tally"])
-    judged = {}
+    judged: dict = {}
     if tally.judged.any():
         judged = {
             "acceptance": tally.acceptance,
@@ -99,6 +121,13 @@ def summary(kernel: Kernel, info: RunInfo, state: State, facts: dict) -> dict:
             "target_evaluations": int(tally.target),
             "adaptation": facts.get("adaptation"),
         }
+    beyond = facts.get("outside", {})
+    if beyond.get("counted"):
+        judged |= {"frames_outside": f"{beyond['frames']} of {beyond['counted']}"}
+    if beyond.get("ended"):
+        judged |= {"ended_outside": beyond["ended"]}
+    if "together" in facts:
+        judged["together"] = facts["together"]
     return {
         **judged,
         "steps": state.step,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -49,6 +49,17 @@ class RunSettings(BaseModel):
     )
     target_options: str | None = Field(None, description="of that potential or calculator, as JSON")
     proposal_steps: int = Field(1, ge=1, description="reverse steps of one proposal to the target")
+    parallel: bool = Field(
+        False,
+        description="make steps together, --window at a time: the same trajectory",
+    )
+    window: int = Field(64, ge=1, description="steps made together (--parallel)")
+    draft: str | None = Field(
+        None,
+        description="with --parallel, other noise of the same law, faster: steps are drafted by "
+        "linear (the target itself, linear about its last evaluations), another model, an "
+        "installed potential, or a calculator of ASE",
+    )
     plumed: Path | None = Field(
         None,
         description="input of PLUMED: its biases act on all walkers together; its files go on "
@@ -64,10 +75,21 @@ class RunSettings(BaseModel):
         ge=0,
         description="first steps, in no frame, that adapt h to 57 % acceptance, then freeze it",
     )
+    stop_outside: bool = Field(
+        False, description="end a walker where a frame is outside of the model's snapshots"
+    )
+    collect: Path | None = Field(
+        None, description="file (.extxyz) of the frames outside of them: what to label next"
+    )
     every: int = Field(100, ge=1, description="steps between frames")
     prefix: str = Field("md", description="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
     seed: int = Field(0, ge=0, description="seed of all randomness")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the network: steps are several times faster after up to a minute "
+        "for the compiler; auto: where the run is long enough to pay for it",
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> RunSettings:
@@ -80,6 +102,13 @@ class RunSettings(BaseModel):
             raise ValueError(
                 f"time step {self.timestep} fs needs a friction (1/fs): only together they make a "
                 "step h; give neither for the default"
+            )
+        if self.draft is not None and not self.parallel:
+            raise ValueError(f"--draft {self.draft} is of steps made together: add --parallel")
+        if self.parallel and self.proposal_steps != 1:
+            raise ValueError(
+                f"--parallel and --proposal-steps {self.proposal_steps}: the steps of a proposal "
+                "are made one after the other; give one of the two"
             )
         if self.target is None and (self.adapt or self.target_options is not None):
             raise ValueError("--adapt and --target-options are for accepted steps: give --target")
@@ -121,9 +150,19 @@ class Files:
         return Files(os.path.join(os.getcwd(), self.prefix))
 
     def check_free(self) -> None:
-        """Raise ``FileExistsError`` where another run left its files."""
-        for path in (self.trajectory, self.restart):
-            if path.exists():
+        """Raise ``FileExistsError`` where another run left its files, or links are in the way."""
+        for path in (self.summary, self.final, self.lost, self.lock):
+            if path.is_symlink():
                 raise FileExistsError(
-                    f"{path} exists: restart that run, remove it, or choose another prefix"
+                    f"{path} is a link to {os.readlink(path)}: nothing is written through links; "
+                    "remove it, or choose another prefix"
                 )
+        begun = (
+            self.restart.exists() or self.restart.with_name(f"{self.restart.name}.prev").exists()
+        )
+        for path in (self.trajectory, self.restart):
+            if path.exists() or path.is_symlink():
+                way = (
+                    "restart that run, remove it" if begun else "remove it (no checkpoint goes on)"
+                )
+                raise FileExistsError(f"{path} exists: {way}, or choose another prefix")

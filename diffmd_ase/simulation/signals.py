@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Deferred"]
+__all__ = ["Deferred", "Ending"]
+
+
+class Ending:
+    """A handler that ends the program with 128 + the number of the signal, and remembers it.
+
+    Python drops what a handler raises inside of a destructor, a callback or some ``except:`` of a
+    library, of which a start with its imports has thousands; `Deferred` then looks at ``number``,
+    so that a run which such a signal did not stop ends after its first step.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.number = number
+        sys.exit(128 + number)
 
 
 class Deferred:
@@ -35,6 +52,8 @@ class Deferred:
                 if callable(handler):  # not the system's own action, and not ignored
                     self._handlers[number] = handler
                     signal.signal(number, self._defer)
+                if isinstance(handler, Ending) and handler.number is not None:
+                    self.pending = number
         return self
 
     def __exit__(self, kind, *_) -> None:

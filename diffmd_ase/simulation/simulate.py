@@ -26,10 +26,12 @@ from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
 from ..sampling.adaptation import adapt
+from ..sampling.ahead import Ahead
 from ..sampling.kernels import Kernel
 from ..state import State
 from ..system import System
 from .course import ACCEPTANCE, Course, columns
+from .outside import Outside
 from .restart import adapted, read_checkpoint, summary
 from .settings import Files
 from .signals import Deferred
@@ -53,7 +55,9 @@ def simulate(
     restart: bool = False,
     warm_up: int = 0,
     device: str | torch.device = "cpu",
+    ahead: Ahead | None = None,
     progress: Callable[[int, int], None] | None = None,
+    outside: Outside | None = None,
 ) -> dict:
     """Run ``n_steps`` steps in all, writing every ``every``; returns the summary.
 
@@ -69,7 +73,10 @@ def simulate(
         uninterrupted run
     warm_up : the first steps, in no frame, in which the step size of a Metropolis kernel is
         adapted (`sampling.adaptation`), then frozen; a run killed in them starts anew
+    ahead : makes the steps after the adaptation, many together; None: one by one. A checkpoint is
+        where a window ends, so that a restart goes on with the chain of the run that wrote it
     progress : called with steps done and walkers alive
+    outside : what is done with frames outside of the snapshots of a model; default: counted
 
     Walkers that diverge are dropped, named in the summary, and the others go on.
 
@@ -82,18 +89,18 @@ def simulate(
     """
     if not 0 <= warm_up <= n_steps:
         raise ValueError(f"{warm_up} steps of adaptation in a run of {n_steps}: the steps in all")
-    files = files.absolute()
+    files, outside = files.absolute(), outside or Outside(system)
     with locked(files.lock, f"the files of {files.prefix}"):
         if restart:
             saved = read_checkpoint(files, info, n_steps, every, walkers, warm_up, device)
-            course = _gone_on(kernel, info, files, *saved)
+            course = _gone_on(kernel, info, files, outside, ahead, *saved)
         else:
             if x is None:
                 raise ValueError("no starting positions and no restart: nothing to run")
             files.check_free()
             ids = torch.arange(len(x)) if walkers is None else walkers
             state = kernel.init(x.to(device), walkers=ids.to(device))
-            course = _begun(kernel, info, files, state, system, every, warm_up)
+            course = _begun(kernel, info, files, outside, ahead, state, system, every, warm_up)
         _follow(course, n_steps, every, progress)
         told = summary(course.kernel, course.info, course.state, course.facts())
         with replacing(files.summary) as part:
@@ -104,7 +111,16 @@ def simulate(
     return told
 
 
-def _gone_on(kernel: Kernel, info: RunInfo, files: Files, state: State, writer, past) -> Course:
+def _gone_on(
+    kernel: Kernel,
+    info: RunInfo,
+    files: Files,
+    outside: Outside,
+    ahead: Ahead | None,
+    state: State,
+    writer,
+    past,
+) -> Course:
     """The run at its checkpoint."""
     kernel, info = adapted(kernel, info, past.get("adaptation"))
     if len(state.x) < len(writer.walkers):
@@ -112,11 +128,19 @@ def _gone_on(kernel: Kernel, info: RunInfo, files: Files, state: State, writer, 
     if kernel.potential.has_memory:
         kernel.potential.restore(past["potential"], state.x, state.step)
         state = kernel.refresh(state)
-    return Course(kernel, state, writer, info, files, past)
+    return Course(kernel, state, writer, info, files, past, outside, ahead)
 
 
 def _begun(
-    kernel: Kernel, info: RunInfo, files: Files, state: State, system: System, every, warm_up
+    kernel: Kernel,
+    info: RunInfo,
+    files: Files,
+    outside: Outside,
+    ahead: Ahead | None,
+    state: State,
+    system: System,
+    every: int,
+    warm_up: int,
 ) -> Course:
     """A run at its start, after the steps of adaptation, with its first checkpoint on disk."""
     past: dict[str, Any] = {"lost": {}, "seconds": 0.0, "evaluations": 0}
@@ -125,11 +149,11 @@ def _begun(
         _, state, record = adapt(kernel, state, warm_up, noise=Noise(info.seed))
         past["adaptation"] = asdict(record)
         kernel, info = adapted(kernel, info, past["adaptation"])
-    described = kernel.potential.describe(state.x)
+    described = kernel.describe(state)
     names = [*described, ACCEPTANCE]
     ids = state.walkers.tolist()
     writer = TrajectoryWriter.create(files.trajectory, system, ids, info, columns=names)
-    course = Course(kernel, state, writer, info, files, past)
+    course = Course(kernel, state, writer, info, files, past, outside, ahead)
     try:
         if state.step % every == 0:
             writer.append(state, described)
@@ -149,7 +173,7 @@ def _follow(course: Course, n_steps: int, every: int, progress) -> None:
     saved = time.monotonic()
     with Deferred() as signals, course.writer:
         try:
-            while course.state.step < n_steps:
+            while course.state.step < n_steps and not course.over:
                 # never past a frame, so that frames stay at multiples of `every`
                 step = course.state.step
                 for _ in range(min(every - step % every, n_steps - step, _BLOCK)):

@@ -44,8 +44,8 @@ def energy_label_lines(
         words = f"mean there minus mean in {a}; {len(in_b)} frames there"
         name = f"U - E in {name}, kT"
         lines.append(line("labels", name, offset, error, goal=goals.offset, words=words))
-    slope = np.cov(true, model)[0, 1] / model.var(ddof=1)
-    error = abs(slope) * np.sqrt((1 - r**2) / n) / abs(r)
+    slope = true.std(ddof=1) / model.std(ddof=1)
+    error = slope * np.sqrt((1 - r**2) / n) / abs(r)
     return [*lines, _label_temperature("energies", slope, error, r, goals)]
 
 
@@ -60,7 +60,7 @@ def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]
     def of(keep) -> np.ndarray:
         a, b = true[keep].ravel(), model[keep].ravel()
         relative = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
-        return np.array([np.corrcoef(a, b)[0, 1], relative, a @ b / (b @ b)])
+        return np.array([np.corrcoef(a, b)[0, 1], relative, np.sqrt(a @ a / (b @ b))])
 
     (r, relative, slope), left = of(slice(None)), [of(groups != g) for g in set(groups)]
     errors = jackknife_error(left)
@@ -75,10 +75,13 @@ def force_lines(true: np.ndarray, model: np.ndarray, goals: Goals) -> list[Line]
 def _label_temperature(kind: str, slope: float, error: float, r: float, goals: Goals) -> Line:
     """-ln p of the data is U/kT of the true temperature, hence U over E has the slope T/T_label.
 
-    Of a model that does not know the energies nothing can be told.
+    Both have errors: those of a noisy model make the slope of U over E r times as large as it is,
+    those of a model that knows less than it should that of E over U. ``std(U)/std(E)`` lies between
+    the two, whose distance is part of its error. Of a model that does not know the energies nothing
+    can be told.
     """
-    error = error if r > 0.9 else np.inf
-    words = f"slope of the labelled {kind} over the model's: true temperature over the label"
+    error = np.hypot(error, slope * (1 / r - r) / 2) if r > 0.9 else np.inf
+    words = f"spread of the labelled {kind} over the model's: true temperature over the label"
     name, goal = f"T by labelled {kind}", goals.temperature
     return line("temperature", name, slope, error, expected=1.0, goal=goal, words=words)
 

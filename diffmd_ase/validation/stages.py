@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import torch
 
 from ..analysis import observables as ob
 from ..analysis.divergence import walker_groups
@@ -30,11 +31,14 @@ __all__ = [
 ]
 
 
+_AT_ONCE = 1000  # frames
+
+
 def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     """I.i.d. samples (S, N, 3) in Å of the model of a ``bench``, and a line: how many are broken.
 
-    Broken are bonds six standard deviations from those of the frames, and centres of the other
-    hand.
+    Broken are bonds six standard deviations from those of the frames, and of a chiral molecule
+    centres of the other hand.
     """
     device, noise = str(bench.potential.device), bench.noise.child(Part.INDEPENDENT)
     count = bench.effort.samples
@@ -44,7 +48,7 @@ def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     whole = np.ones(len(x), bool)
     if len(topology.bonds):
         whole &= ob.bonds_intact(x, frames, topology.bonds)
-    if len(topology.centres):
+    if topology.chiral:  # elsewhere like atoms and both hands are as likely
         whole &= ob.correct_hand(x, frames, topology.centres)
     broken = 1.0 - whole.mean()
     error = max(np.sqrt(broken * (1 - broken) / len(x)), 1 / len(x))
@@ -93,9 +97,23 @@ def distributions(
         words = "with a distance that no snapshot has, by 0.3 Å"
         name = "corrected MD off all data"
         lines.append(line("stability", name, off.value, off.error, goal=goals.lost, words=words))
+        lines += _extrapolated(bench, walkers.positions)
     return lines + compare.energy_lines(
         energies[rest], walkers.energies, bench.kT, goals, seed=seed
     )
+
+
+def _extrapolated(bench: Bench, x: np.ndarray) -> list[Line]:
+    """How many frames x (T, W, N, 3) the model itself takes for outside; of one that knows."""
+    flat = torch.as_tensor(x.reshape(-1, *x.shape[-2:]))
+    values = [bench.potential.extrapolation(part) for part in flat.split(_AT_ONCE)]
+    if any(v is None for v in values):
+        return []
+    beyond = torch.cat([v for v in values if v is not None])
+    off = mean_estimate((beyond > 1).numpy().reshape(x.shape[:2]))
+    words = bench.potential.outside(flat[beyond.argmax()]) or "nothing is"
+    name = "corrected MD outside of its snapshots"
+    return [line("stability", name, off.value, off.error, goal=bench.goals.lost, words=words)]
 
 
 def plain_dynamics(bench: Bench, progress) -> Line:
@@ -220,17 +238,20 @@ def label_lines(
     notes: list[Note] = []
     log_weights = None
     chosen = bench.some(bench.effort.labels)
+    if frames.labelled.any() and not frames.labelled.all():  # of some frames only
+        chosen = np.flatnonzero(frames.labelled)[: bench.effort.labels]
     forces = None if frames.forces is None else np.asarray(frames.forces[chosen], float)
     if frames.energies is not None:
         true = np.asarray(frames.energies, float)
-        lines += of(true, own, angles=bench.torsions(x))
-        log_weights = (true - own) / bench.kT
+        known = np.isfinite(true)
+        lines += of(true[known], own[known], angles=bench.torsions(x[known]))
+        log_weights = (true - own) / bench.kT if known.all() else None
     if reference is not None:
         true, forces = energies_and_forces(reference, x[chosen])
         if frames.energies is None:
             lines += of(true, own[chosen], angles=bench.torsions(x[chosen]))
     if log_weights is None:
-        notes.append((None, "no reweighting: the snapshots have no energies"))
+        notes.append((None, "no reweighting: not all snapshots have energies"))
     if forces is None:
         notes.append((None, "no forces: the snapshots have none, and no reference was named"))
         return log_weights, own, lines, notes

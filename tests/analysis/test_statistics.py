@@ -5,6 +5,7 @@ import pytest
 from scipy.signal import lfilter
 
 from diffmd_ase.analysis import statistics as st
+from diffmd_ase.libraries import quiet_pymbar
 
 
 def ar1(rng, shape, rho):
@@ -17,7 +18,7 @@ def ar1(rng, shape, rho):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("walkers", [1, 5])
 def test_inefficiency_is_that_of_pymbar(rng, walkers):
-    timeseries = pytest.importorskip("pymbar.timeseries")
+    timeseries = quiet_pymbar().timeseries
     a = ar1(rng, (700, walkers), 0.9)
     expected = timeseries.statistical_inefficiency_multiple(list(a.T))
     assert st.statistical_inefficiency(a) == pytest.approx(expected, rel=1e-9)

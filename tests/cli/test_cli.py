@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -378,10 +379,31 @@ def test_terminated_run_goes_on(diffmd, start):
         time.sleep(0.05)
     time.sleep(0.5)
     process.terminate()  # SIGTERM; SIGKILL is in test_simulation
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in err
     step = load_checkpoint("cut.restart").state.step
     assert step > 0
     assert diffmd(*start, "--steps", step + 25, "--prefix", "cut", "--restart")[0] == 0
     assert diffmd(*start, "--steps", step + 25, "--prefix", "whole")[0] == 0
     assert same("whole.h5", "cut.h5")
+
+
+class Dying:
+    """Python drops what its destructor raises."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_at_the_start_ends_the_run(diffmd, start, monkeypatch):
+    load = ScoreModel.load
+
+    def interrupted(*arguments):
+        Dying()
+        return load(*arguments)
+
+    monkeypatch.setattr(ScoreModel, "load", interrupted)
+    code, _, _ = diffmd(*start, "--steps", 2000, "--prefix", "cut")
+    assert code == 143
+    assert load_checkpoint("cut.restart").state.step == 1

@@ -45,7 +45,7 @@ def test_columns_domains_and_constants(write):
 )
 def test_limits_may_hold_pi(write, text, value):
     head = f"#! FIELDS time a\n#! SET min_a -10\n#! SET max_a {text}\n"
-    table = read_plumed(write(head + " 0 1\n"))
+    table = read_plumed(write(head + " 0 -9\n"))
     assert table.domains["a"][1] == pytest.approx(value * math.pi, abs=1e-12)
 
 

@@ -64,7 +64,7 @@ def test_half_a_line_before_the_header_of_a_restart(write, half):
 
 
 def test_a_compressed_file_that_is_cut_off(write, rng):
-    rows = "".join(f"{n} {v:.12f} 1\n" for n, v in enumerate(rng.normal(size=20_000)))
+    rows = "".join(f"{n} {v:.12f} 1\n" for n, v in enumerate(0.5 * rng.normal(size=20_000)))
     whole = read_plumed(write(HEAD + rows, "COLVAR.gz"))
     table = read_plumed(write(HEAD + rows, "COLVAR.gz", cut=120_000))
     assert 5_000 < len(table) < len(whole) == 20_000

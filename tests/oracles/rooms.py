@@ -26,6 +26,7 @@ ROOMS = (
 FOUNDATIONS = {
     "_moved",
     "geometry",
+    "libraries",
     "noise",
     "processes",
     "progress",

@@ -163,3 +163,21 @@ def test_gpu_agrees_with_cpu(case):
     assert there.forces.device == x.device
     assert torch.allclose(here.forces, there.forces, rtol=1e-8, atol=1e-10)
     assert torch.allclose(here.energy, there.energy, rtol=1e-10)
+
+
+def test_compiled_when_it_pays(made, monkeypatch):
+    model, snapshots = made["mechanics"]
+    x = torch.as_tensor(snapshots.positions[:3])
+    monkeypatch.setattr(ScorePotential, "PAYS", 2)
+    potential = model.potential(device="cpu")
+    values = [potential(x).forces for _ in range(3)]
+    assert potential.compiled
+    assert torch.equal(values[0], values[1])  # as it is written
+    torch.testing.assert_close(values[2], values[0], rtol=1e-4, atol=1e-4)
+    never = model.potential(device="cpu", compile=False)
+    for _ in range(3):
+        assert torch.equal(never(x).forces, values[0])
+    at_once = model.potential(device="cpu", compile=True)
+    assert torch.equal(at_once(x).forces, values[2])
+    with pytest.raises(ValueError, match="compile='always'"):
+        model.potential(compile="always")

@@ -10,7 +10,7 @@ from messages import names
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import DoubleWell, Harmonic, LennardJones
 from diffmd_ase.potentials.base import Potential, Wrapped
-from diffmd_ase.potentials.biases.cvs import Distance
+from diffmd_ase.potentials.biases.cvs import Distance, Torsion
 from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.potentials.biases.restraints import MovingRestraint
 from diffmd_ase.sampling.drafts import Linear
@@ -18,9 +18,13 @@ from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
 from diffmd_ase.sampling.kernels import DivergedError
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.parallel import Count, iterate_parallel, run_parallel
+from diffmd_ase.sampling.parallel import iterate_parallel, run_parallel
+from diffmd_ase.sampling.rounds import Count
 from diffmd_ase.sampling.run import run
+from diffmd_ase.sampling.speculative import Speculative
 from diffmd_ase.sampling.window import Window
+from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 from diffmd_ase.testing.fields import BeadChain, Scaled, WrongDrift
@@ -172,6 +176,24 @@ class TestSameChain:
         away = (path - torch.stack([s.x for s in sequence(kernel, x, 400)[0]])).abs()
         assert 1e-9 < float(away.max()) / sigma(kernel) < 0.01
 
+    def test_a_choice_on_the_edge_waits(self):
+        """Until its proposal is exact: that of the first step of a round."""
+        kernel, x = case("10 beads", accepted=True)
+        _, info = list(run(kernel, x, 21, noise=Noise(3)))[20]
+        assert bool(info.accepted)
+        edge = float(info.log_ratio) - 1e-10
+
+        class Edge(Metropolis):
+            def log_u(self, steps, like, **options):
+                log_u = super().log_u(steps, like, **options)
+                return torch.where(torch.as_tensor(steps) == 20, edge, log_u)
+
+        kernel = Edge(kernel.proposal)
+        _, taken = sequence(kernel, x, 32)
+        infos = [info for _, info in iterate_parallel(kernel, x, 32, noise=Noise(3))]
+        assert torch.equal(torch.stack([info.accepted for info in infos]), taken)
+        assert infos[20].drift_evaluations > 0  # which has those of the round
+
 
 class TestRounds:
     def test_linear_drift_takes_one_round_beyond_the_first(self):
@@ -236,6 +258,47 @@ class TestRounds:
         looked, *rounds = calls  # at the precision of forces
         assert looked == 3 and len(rounds) == report.rounds
         assert sum(rounds) == report.evaluations + report.hessian_evaluations
+
+
+@pytest.fixture(scope="module")
+def made():
+    model, frames = ScoreModel.load("alanine-dipeptide"), Snapshots.read("alanine-dipeptide")
+    potential = model.potential(frames.system, device="cpu", dtype=torch.float64)
+    kernel = EulerMaruyama(
+        potential, kT=model.card.kT, h=0.2 / model.card.lambda_max, mean_free=True
+    )
+    return kernel, torch.as_tensor(frames.positions[0].astype(float))
+
+
+class TestAlanine:
+    """The shipped model, its network in float64, at the default step."""
+
+    @pytest.mark.parametrize("accepted", [False, True])
+    def test_same_chain(self, made, accepted):
+        kernel, x = made
+        report = check_same(Metropolis(kernel) if accepted else kernel, x, n_steps=64)
+        assert report.rounds < 16
+
+    def test_biased(self, made):
+        kernel, x = made
+        paths = []
+        for way in (run, iterate_parallel):
+            torsion = Torsion(kernel.potential.system, [[4, 6, 8, 14]], name="phi")
+            bias = Metadynamics(torsion, kT=kernel.kT, sigma=0.3, height=0.05, pace=30)
+            biased = EulerMaruyama(
+                kernel.potential + bias, kT=kernel.kT, h=kernel.h, mean_free=True
+            )
+            paths.append(torch.stack([s.x for s, _ in way(biased, x, 70, noise=Noise(3))]))
+        assert float((paths[0] - paths[1]).abs().max()) < 1e-9 * sigma(kernel)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("window", "newton", "drafted"), [(64, 9.0, 25.0), (128, 15.0, 40.0)])
+    def test_steps_in_a_round(self, made, window, newton, drafted):
+        kernel, x = made
+        report = check_same(kernel, x, n_steps=512, window=window)
+        assert 512 / report.rounds > newton
+        _, report = Speculative(kernel).run(x, 512, noise=Noise(3), window=window)
+        assert 512 / report.rounds > drafted
 
 
 class TestMemory:

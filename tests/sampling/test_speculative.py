@@ -19,7 +19,8 @@ from diffmd_ase.sampling.drafts import Draft, Surrogate
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.parallel import Count, followed
+from diffmd_ase.sampling.parallel import followed
+from diffmd_ase.sampling.rounds import Count
 from diffmd_ase.sampling.run import run
 from diffmd_ase.sampling.speculative import Coupled, Speculative, couple
 from diffmd_ase.sampling.window import Points, Window
@@ -134,6 +135,22 @@ class TestLaw:
         path, report = Speculative(kernel, draft).run(start(count), STEPS, noise=Noise(5))
         assert report.rounds == STEPS and report.evaluations == (1 + 3 + 2 + 1) * count
         assert worst(path, reference(kernel, start(count))) < 4
+
+    def test_noise_of_one_walker(self):
+        """It is normal and knows nothing of the forces, although a third of the steps is rejected.
+
+        Of a batch some walker is always rejected; alone, a window ends only where it is.
+        """
+        kernel, x, n = KERNELS["plain"], start(1), 2000
+        path, report = Speculative(kernel, Scaled(WELL, 0.2)).run(x, n, noise=Noise(6))
+        assert 1.5 < n / report.rounds < 6
+        before = torch.cat((x[None], path[:-1]))
+        forces = WELL(before).forces
+        zeta = (path - before - H / 0.7 * forces) / (2 * H).sqrt()
+        assert stats.kstest(zeta.flatten().numpy(), "norm").pvalue > 1e-4
+        for known in (forces, before, forces.roll(1, 0)):
+            known = (known - known.mean()) / known.std()
+            assert abs(float((zeta * known).mean())) * zeta.numel() ** 0.5 < 4
 
     @counts
     def test_a_draft_that_knows_its_own_noise_is_found(self, count):

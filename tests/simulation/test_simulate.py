@@ -170,6 +170,11 @@ def test_refuses_to_overwrite(tmp_path):
     before = (tmp_path / "a.h5").read_bytes()
     with pytest.raises(FileExistsError, match=r"a\.h5 exists"):
         go(tmp_path / "a", 5)
+    (tmp_path / "a.restart").rename(tmp_path / "c.restart")
+    (tmp_path / "a.restart.prev").unlink()
+    with pytest.raises(FileExistsError, match=r"a\.h5 exists: remove it \(no checkpoint"):
+        go(tmp_path / "a", 5)
+    (tmp_path / "c.restart").rename(tmp_path / "a.restart")
     (tmp_path / "a.h5").rename(tmp_path / "b.h5")
     with pytest.raises(FileExistsError, match=r"a\.restart exists"):
         go(tmp_path / "a", 5)

@@ -102,6 +102,7 @@ class Metadynamics(DepositedBias):
             HillList(self.cv, self.sigma) if grid is None else HillGrid(self.cv, self.sigma, grid)
         )
         self._deposits: list[tuple[Tensor, Tensor]] = []  # centres (W, m, d), heights (W, m)
+        self._sizes: list[int] = []  # hills of each deposit
         self._ids: list[int] | None = None  # of independent walkers, once there are any
         self._files: dict[int, PlumedFile] = {}
         self._path = None if file is None else Path(file).absolute()
@@ -121,9 +122,10 @@ class Metadynamics(DepositedBias):
         self._check_read()
         self._hills.check(s)
         for block in self._blocks(s):
-            heights = self._next_heights(block)
-            self._put(block, heights)
-            self._write(step, block, heights)
+            rows = self._rows(step, block, self._next_heights(block))
+            # the numbers that a restart reads: it is bitwise the run that was not interrupted
+            self._put(*(part.to(s.device) for part in self._hills_of(rows)))
+            self._write(rows)
 
     @property
     def hills(self) -> tuple[Tensor, Tensor]:
@@ -170,7 +172,7 @@ class Metadynamics(DepositedBias):
         self._ids = [w for w, kept in zip(self._ids, keep.tolist(), strict=True) if kept]
 
     def checkpoint(self) -> dict:
-        saved: dict = {"ids": self._ids, "sizes": [len(h[0]) for _, h in self._deposits]}
+        saved: dict = {"ids": self._ids, "sizes": list(self._sizes)}
         if self._path is not None:
             return saved | {"files": {str(w): f.length for w, f in self._files.items()}}
         return saved | {"hills": [_packed(part) for part in self.hills]}
@@ -230,17 +232,24 @@ class Metadynamics(DepositedBias):
         return self.height * torch.exp(-V / (self.kT * (self.biasfactor - 1.0)))
 
     def _put(self, s: Tensor, heights: Tensor) -> None:
+        """The hills of one deposit, centres (m, d) and heights (m,)."""
         own = self._ids is not None
         centres, heights = (s[:, None], heights[:, None]) if own else (s[None], heights[None])
         self._hills.add(centres, heights)
-        self._deposits.append((centres.cpu(), heights.cpu()))
+        self._remember(centres, heights)
 
     def _replay(self, centres: Tensor, heights: Tensor, sizes, device) -> None:
-        self._hills, self._deposits = self._hills.like(len(centres)), []
+        self._hills, self._deposits, self._sizes = self._hills.like(len(centres)), [], []
         parts = (part.to(device).split(sizes, 1) for part in (centres, heights))
         for deposit in zip(*parts, strict=True):
             self._hills.add(*deposit)
-            self._deposits.append(tuple(part.cpu() for part in deposit))
+            self._remember(*deposit)
+
+    def _remember(self, centres: Tensor, heights: Tensor) -> None:
+        self._sizes.append(heights.shape[1])
+        self._deposits.append((centres.cpu(), heights.cpu()))
+        if len(self._deposits) > _BLOCK:  # as many tensors would take more than what they hold
+            self._deposits = [self.hills]
 
     @property
     def _scale(self) -> float:
@@ -260,6 +269,12 @@ class Metadynamics(DepositedBias):
             raise FileExistsError(
                 f"{there[0]} exists: give restart=True to go on with it, or move it away"
             )
+        if restart and not there and self.walkers == "independent":
+            self._unread = (
+                f"restart=True, but there are no {path}.0, {path}.1, … to go on with: restore a "
+                "checkpoint, if the run was killed before its first hills"
+            )
+            return
         if restart and not there:
             raise FileNotFoundError(f"restart=True, but there is no {self._path} to go on with")
         if restart:
@@ -281,11 +296,19 @@ class Metadynamics(DepositedBias):
         if self._unread is not None:
             raise ValueError(self._unread)
 
-    def _write(self, step: int, s: Tensor, heights: Tensor) -> None:
+    def _rows(self, step: int, s: Tensor, heights: Tensor) -> np.ndarray:
+        """Rows (m, columns) of HILLS: in its units, and with its heights."""
+        stored = heights.cpu().numpy() * self._scale
+        return self.rows(step, s, self.sigma.expand_as(s), stored, self.biasfactor or -1.0)
+
+    def _hills_of(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Centres (…, d) and heights (…) in eV of rows (…, columns) of HILLS."""
+        centres = rows[..., 1 : len(self.cv) + 1] / np.array(self.cv.plumed_units)
+        return torch.from_numpy(centres), torch.from_numpy(rows[..., -2] / self._scale)
+
+    def _write(self, rows: np.ndarray) -> None:
         if self._path is None:
             return
-        stored = heights.cpu().numpy() * self._scale
-        rows = self.rows(step, s, self.sigma.expand_as(s), stored, self.biasfactor or -1.0)
         if self._ids is None:
             self._file(0, restart=False).append(rows)
             return
@@ -313,9 +336,7 @@ class Metadynamics(DepositedBias):
             raise ValueError(f"the hills in {self._path} have another bias factor than {gamma}")
         _, counts = np.unique(rows[0, :, 0], return_counts=True)
         sizes = [n for count in counts.tolist() for n in _in_blocks(count)]
-        centres = torch.from_numpy(rows[..., 1 : d + 1] / unit)
-        heights = torch.from_numpy(rows[..., -2] / self._scale)
-        self._replay(centres, heights, sizes, "cpu")
+        self._replay(*self._hills_of(rows), sizes, "cpu")
 
 
 def _in_blocks(size: int) -> list[int]:

@@ -12,7 +12,7 @@ the score is minus the gradient. None knows of temperatures, units of energy or 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -31,8 +31,9 @@ from .molecule import (
     PairNetwork,
     internal_statistics,
 )
+from .sizes import check_stored
 
-__all__ = ["NetworkConfig", "below", "build"]
+__all__ = ["NetworkConfig", "below", "build", "parameter_count"]
 
 _WithTables = MechanicsConfig | PairConfig | EmbeddedConfig
 _AnyConfig = _WithTables | EquivariantConfig
@@ -44,7 +45,8 @@ def build(
     source: Snapshots | Iterable[Snapshots] | dict[str, Tensor],
     *,
     sigma: float = 0.0,
-    force_weight: float = 0.0,
+    force_weight: float | Literal["auto"] = 0.0,
+    seed: int = 0,
 ) -> nn.Module:
     """The network of a configuration, in float32.
 
@@ -55,17 +57,41 @@ def build(
         any composition one set or several; or the state dictionary of a trained one, whose
         weights are about to be loaded
     sigma : Å
-    force_weight : of forces that the snapshots carry, in what is fitted
+    force_weight : of forces that the snapshots carry, in what is fitted; "auto" of molecules
+    seed : of what is fitted to a molecule
+
+    Raises ``ValueError`` for weights that are fewer than those of the configuration.
     """
     # most networks are built to be loaded: the caller's random state is left alone
     with torch.random.fork_rng(devices=[]):
+        if isinstance(source, dict):
+            check_stored(config, sum(t.numel() * t.element_size() for t in source.values()))
         if isinstance(config, EquivariantConfig):
             network: nn.Module = EquivariantNetwork(config)
         elif isinstance(source, dict):
             network = _empty(config, source)
         else:
-            network = _fitted(config, as_sets(source), sigma, force_weight)
+            network = _fitted(config, as_sets(source), sigma, force_weight, seed)
         return network.float()
+
+
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers of a ``network`` were fitted, in closed form or by gradients.
+
+    What symmetry makes equal counts once.
+    """
+    count = sum(p.numel() for p in network.parameters())
+    if isinstance(network, MechanicsNetwork):
+        prior = network.prior
+        if prior.remembers:
+            return count + len(prior.centre)
+        values = prior.unit * prior.theta
+        if prior.coupled:
+            values = torch.cat([values, prior.strengths])
+        return count + len(values.unique())
+    if isinstance(network, EmbeddedNetwork):
+        return count + network.energy.pair.numel() + network.energy.embedding.numel()
+    return count
 
 
 def below(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -83,7 +109,7 @@ def _empty(config: _WithTables, state: dict[str, Tensor]) -> nn.Module:
     return MechanicsNetwork(config, internal, below(state, "prior."))
 
 
-def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight: float) -> nn.Module:
+def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight, seed: int) -> nn.Module:
     if isinstance(config, EmbeddedConfig):
         tables = fit_embedded(
             sets,
@@ -97,5 +123,5 @@ def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight: float) 
     internal = internal_statistics(molecule)
     if isinstance(config, PairConfig):
         return PairNetwork(config, internal)
-    prior = fit_prior(molecule, sigma=sigma, force_weight=force_weight)
+    prior = fit_prior(molecule, sigma=sigma, force_weight=force_weight, seed=seed)
     return MechanicsNetwork(config, internal, prior)

@@ -135,6 +135,10 @@ class Driver:
         ValueError : shapes, values that are not finite
         RuntimeError : PLUMED failed (a value outside a grid, for instance), in its own words
         """
+        with library.working_directory(self.directory):  # and other threads wait
+            return self._evaluated(positions, step, energy, forces)
+
+    def _evaluated(self, positions, step, energy, forces) -> Result:
         if positions is not None:
             self._fill(self._positions, positions, "positions")
         if step is not None:

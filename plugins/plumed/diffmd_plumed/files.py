@@ -10,7 +10,15 @@ from pathlib import Path
 
 from .script import InputLine
 
-__all__ = ["cut_back", "lengths", "refuse_empty", "refuse_existing", "refuse_too_many"]
+__all__ = [
+    "cut_back",
+    "drop_repeated_headers",
+    "empty_of",
+    "lengths",
+    "refuse_empty",
+    "refuse_existing",
+    "refuse_too_many",
+]
 
 _TAIL = 1024  # bytes that must be the same where a file is cut
 _RESERVED = 64  # file descriptors left to everything else
@@ -54,6 +62,32 @@ def cut_back(folder: str | Path, saved: dict[str, list[int]], names: Iterable[st
             os.truncate(Path(folder, name), 0)
 
 
+def drop_repeated_headers(folder: str | Path, saved: dict[str, list[int]]) -> list[str]:
+    """Remove the header that PLUMED writes again where it goes on with a file in ``folder``.
+
+    ``saved`` are the `lengths` at which it went on; the names that have grown since are returned.
+    PLUMED may have the files open: it appends to them.
+    """
+    grown = []
+    for name, (size, _) in saved.items():
+        path = Path(folder, name)
+        if not path.is_file() or path.stat().st_size <= size:
+            continue
+        grown.append(name)
+        with open(path, "rb") as file:
+            header = b""
+            while (line := file.readline()).startswith(b"#!"):
+                header += line
+            file.seek(size)
+            if not 0 < len(header) <= size or file.read(len(header)) != header:
+                continue
+            rows = file.read()
+        os.truncate(path, size)
+        with open(path, "ab") as file:
+            file.write(rows)
+    return grown
+
+
 def refuse_existing(folder: str | Path, names: Iterable[str]) -> None:
     """Raise ``FileExistsError`` if one of the files ``names`` is in ``folder``."""
     there = [name for name in sorted(names) if Path(folder, name).exists()]
@@ -69,6 +103,16 @@ def refuse_empty(folder: str | Path, script: Sequence[InputLine]) -> None:
 
     ``script`` are the actions of the input, whose files are in ``folder``.
     """
+    for line, path in empty_of(folder, script):
+        raise ValueError(
+            f"{path} holds nothing for {line.name} (line {line.number}) to go on from: it had "
+            "not learned yet; start a new run"
+        )
+
+
+def empty_of(folder: str | Path, script: Sequence[InputLine]) -> list[tuple[InputLine, Path]]:
+    """The actions of OPES in ``script`` whose file in ``folder`` has no row, with that file."""
+    empty = []
     for line in script:
         if not line.name.startswith("OPES_"):
             continue
@@ -77,10 +121,8 @@ def refuse_empty(folder: str | Path, script: Sequence[InputLine]) -> None:
         path = Path(folder, name)
         rows = path.read_text().splitlines() if path.is_file() else []
         if all(row.startswith("#!") for row in rows):
-            raise ValueError(
-                f"{path} holds nothing for {line.name} (line {line.number}) to go on from: it had "
-                "not learned yet; start a new run"
-            )
+            empty.append((line, path))
+    return empty
 
 
 def refuse_too_many(instances: int, each: int) -> None:

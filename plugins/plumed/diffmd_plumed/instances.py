@@ -13,7 +13,7 @@ import numpy as np
 from . import library
 from .check import Checked
 from .driver import Driver
-from .files import cut_back, lengths, refuse_existing
+from .files import cut_back, drop_repeated_headers, lengths, refuse_existing
 from .opening import GATE, Opening
 
 __all__ = ["Instances"]
@@ -82,6 +82,7 @@ class Instances:
         self.plan = checked.plan
         self.drivers: list[Driver] = []
         self.ids: list[int] = []
+        self._continued: dict[str, dict[str, list[int]]] = {}  # lengths of files by folder
         if self.shared and len(checked.variants) > 1:
             raise ValueError(
                 f"@replicas: in the input gives {len(checked.variants)} walkers values of their "
@@ -95,10 +96,7 @@ class Instances:
                     stacklevel=3,
                 )
             return
-        for folder in [self.directory] if self.shared else self.directory.glob("walker-*"):
-            refuse_existing(folder, checked.files)
-        if self.shared:
-            self._open()
+        self._refuse_existing()
 
     def of(self, walker: int) -> Driver:
         """The instance that serves a walker."""
@@ -111,8 +109,11 @@ class Instances:
     def require(self, walkers: int) -> None:
         """Enough instances for ``walkers``, and none that several would disturb.
 
+        The first call opens the files: not before a run has its lock.
+
         Raises
         ------
+        FileExistsError : files of another run would be overwritten
         ValueError : an action keeps a state of one walker; another number than before
         """
         if self.shared:
@@ -287,7 +288,7 @@ class Instances:
 
     def checkpoint(self) -> dict:
         """Files are flushed; their lengths and the walkers that are left are returned."""
-        library.flush_files()
+        self._flush()
         folders = [os.path.relpath(d.directory, self.directory) for d in self.drivers]
         return {
             "input": self._digest(),
@@ -317,8 +318,11 @@ class Instances:
         for folder, files in saved["files"].items():
             cut_back(self.directory / folder, files, self._checked.files)
         self.ids = list(saved["walkers"]) or list(range(walkers))
-        self._open()
         self.step, self.begun = step, saved.get("begun", True)
+        sizes = [size for files in saved["files"].values() for size, _ in files.values()]
+        self._opening = self._opening.again(anew=not self.begun and bool(sizes) and not any(sizes))
+        self._open()
+        self._continued = saved["files"]
         if not self.begun:
             return
         self._once_each(commit)
@@ -331,11 +335,13 @@ class Instances:
         """Run the final jobs; see `Driver.finish`."""
         for driver in self.drivers:
             driver.finish()
+        self._flush()
 
     def finalize(self) -> None:
         """Run the final jobs and close all files; nothing can be evaluated any more."""
         for driver in self.drivers:
             driver.finalize()
+        self._flush()
 
     def _once_each(self, commit: Callable[[int], object]) -> None:
         for walker in range(len(self.drivers)):
@@ -344,7 +350,20 @@ class Instances:
     def _first_ids(self, walkers: int) -> list[int]:
         return list(range(walkers) if self._numbers is None else self._numbers)
 
+    def _flush(self) -> None:
+        """Files are complete on disk, and those of a restart as if there had been none."""
+        library.flush_files()
+        for folder, files in self._continued.items():
+            for name in drop_repeated_headers(self.directory / folder, files):
+                del files[name]
+
+    def _refuse_existing(self) -> None:
+        for folder in [self.directory] if self.shared else self.directory.glob("walker-*"):
+            refuse_existing(folder, self._checked.files)
+
     def _open(self) -> None:
+        if not self._restart:
+            self._refuse_existing()
         if self.shared:
             self.drivers = [self._opening.shared(len(self.ids), self.step)]
         else:

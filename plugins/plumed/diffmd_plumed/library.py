@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from contextlib import contextmanager
+from threading import RLock
 
 __all__ = ["flush_files", "new_instance", "working_directory"]
 
@@ -49,21 +50,32 @@ def flush_files() -> None:
 class working_directory:
     """Inside, relative file names mean ``path``: PLUMED opens and rewinds files by them.
 
-    Where there is no such folder any more nothing is changed. Cheap inside of another one.
+    Where there is no such folder any more nothing is changed. Cheap inside of another one. A
+    process has one working directory: other threads wait.
     """
+
+    _alone = RLock()
 
     def __init__(self, path: str):
         self._path, self._before = path, ""
 
     def __enter__(self) -> None:
-        before = os.getcwd()
-        if before != self._path and os.path.isdir(self._path):
-            os.chdir(self._path)
-            self._before = before
+        self._alone.acquire()
+        try:
+            before = os.getcwd()
+            if before != self._path and os.path.isdir(self._path):
+                os.chdir(self._path)
+                self._before = before
+        except BaseException:
+            self._alone.release()
+            raise
 
     def __exit__(self, *_) -> None:
-        if self._before:
-            os.chdir(self._before)
+        try:
+            if self._before:
+                os.chdir(self._before)
+        finally:
+            self._alone.release()
 
 
 @contextmanager

@@ -58,6 +58,10 @@ class Remembering(Potential):
         return driver
 
     def _commit(self, walker: int, values: np.ndarray, step: int) -> dict[str, float | np.ndarray]:
+        with library.working_directory(str(self.directory)):  # and other threads wait
+            return self._committed(walker, values, step)
+
+    def _committed(self, walker: int, values: np.ndarray, step: int):
         last = self._instances.last(walker, values, step)
         if last is not None:
             self._calculate(self._instances.of(walker), walker, *last)
@@ -121,7 +125,6 @@ class Remembering(Potential):
     def finish(self) -> None:
         """Run PLUMED's final jobs, such as DUMPGRID without STRIDE; files are complete on disk."""
         self._instances.finish()
-        library.flush_files()
 
     def finalize(self) -> None:
         """Run the final jobs and close all files; nothing can be evaluated any more.

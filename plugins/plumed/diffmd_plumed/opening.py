@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .at_hand import bring
 from .check import Checked
 from .driver import Driver
-from .files import refuse_empty, refuse_too_many
+from .files import empty_of, refuse_empty, refuse_too_many
 from .plan import PACED, actions_of, plan
-from .script import gated
+from .script import extended, gated, parse
 
-__all__ = ["GATE", "Opening"]
+__all__ = ["GATE", "Opening", "with_all_digits"]
 
 GATE = "diffmd_learns"
 """The EXTRACV that is 0 while walkers of one instance must not put down a hill."""
+
+
+def with_all_digits(lines: Sequence[str]) -> list[str]:
+    """The lines with hills written with all 17 digits of a number, unless they say how.
+
+    PLUMED writes 16, and what it reads at a restart would be other hills.
+    """
+    return extended(lines, lambda line: "FMT=%25.17g" if line.name in PACED else None)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,19 @@ class Opening:
     restart: bool
     directory: Path
     settings: dict[str, Any]
+    at_checkpoint: bool = False  # files are what they were then, also those that have no rows yet
+
+    def again(self, *, anew: bool) -> Opening:
+        """The same input, its files cut back to a checkpoint.
+
+        ``anew``: to one at which nothing had been written.
+        """
+        if not anew:
+            return replace(self, at_checkpoint=True)
+        for folder in [self.directory, *self.directory.glob("walker-*")]:
+            for name in self.checked.files:
+                Path(folder, name).unlink(missing_ok=True)
+        return replace(self, restart=False)
 
     def gates(self, walkers: int) -> bool:
         """Whether several walkers of one instance could put down hills at the start."""
@@ -100,11 +121,15 @@ class Opening:
         self, folder: Path, lines: Sequence[str], step: int, labels: Sequence[str] | None
     ) -> Driver:
         folder.mkdir(parents=True, exist_ok=True)
-        if self.restart:
+        if self.restart and self.at_checkpoint:
+            for _, path in empty_of(folder, parse(lines)):
+                path.unlink(missing_ok=True)  # PLUMED would set it aside
+            lines = extended(lines, lambda line: "RESTART=NO" if empty_of(folder, [line]) else None)
+        elif self.restart:
             refuse_empty(folder, self.checked.script)
         driver = Driver(
             self.natoms,
-            lines,
+            with_all_digits(lines),
             restart=self.restart,
             first_step=step,
             directory=folder,

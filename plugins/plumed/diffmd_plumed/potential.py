@@ -166,12 +166,13 @@ class PlumedPotential(Remembering):
         walkers = x.shape[-3] if x.ndim > 2 else 1
         self._instances.require(walkers)
         values = {name: np.full(x.shape[:-2], np.nan) for name in self._plan.values}
-        for index, frame in enumerate(frames_of(x)):
-            if not np.isfinite(frame).all():
-                continue
-            driver = self._at(index % walkers, frame)
-            for name, found in values.items():
-                found.flat[index] = driver.get_value(name)
+        with library.working_directory(str(self.directory)):
+            for index, frame in enumerate(frames_of(x)):
+                if not np.isfinite(frame).all():
+                    continue
+                driver = self._at(index % walkers, frame)
+                for name, found in values.items():
+                    found.flat[index] = driver.get_value(name)
         return {name: x.new_tensor(found) for name, found in values.items()}
 
     def _calculate(self, driver: Driver, walker: int, values: np.ndarray, step: int) -> None:

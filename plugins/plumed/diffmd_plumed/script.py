@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = [
     "RUN_CODE",
     "InputLine",
+    "extended",
     "gated",
     "parse",
     "read_lines",
@@ -178,6 +179,20 @@ def gated(lines: Sequence[str], names: Set[str], gate: str) -> list[str]:
             flat.insert(start - 1, f"UPDATE_IF ARG={gate} MORE_THAN=0.5")
     first = next((n for n, _, tokens in _blocks(flat) if _action(n, tokens).name == "UPDATE_IF"), 0)
     return [*flat[: first - 1], f"{gate}: EXTRACV NAME={gate}", *flat[first - 1 :]]
+
+
+def extended(lines: Sequence[str], more: Callable[[InputLine], str | None]) -> list[str]:
+    """The lines with one more keyword, ``KEY=value``, for actions that have no such ``KEY``.
+
+    ``more`` gives it for an action, or None.
+    """
+    flat = [part for line in lines for part in _LINE_END.split(line)]
+    for start, end, tokens in _blocks(flat):
+        action = _action(start, tokens)
+        word = more(action)
+        if word is not None and word.partition("=")[0] not in action.keywords:
+            flat[start - 1 : end] = [" ".join([*tokens, word]), *[""] * (end - start)]
+    return flat
 
 
 # ---------------------------------------------------------------------- for one walker

@@ -132,14 +132,14 @@ class TestPotential:
         with pytest.raises(ValueError, match="not known: evaluate model"):
             bias.update(x - 1, 40)
 
-    def test_units_canary(self, make, x):
+    def test_units_canary(self, make, x, tmp_path):
         """κ and r₀ in nm and kJ/mol; with UNITS in Å and eV; ENERGY in both."""
         r = float((x[0] - x[1]).norm())
         plain = make([CVS[0], "RESTRAINT ARG=d AT=0.1 KAPPA=100"])(x).energy
         assert float(plain) == pytest.approx(0.5 * 100 * (0.1 * r - 0.1) ** 2 / 96.48533, rel=1e-6)
         ase = ["UNITS LENGTH=A ENERGY=96.48533212331002", CVS[0], "RESTRAINT ARG=d AT=1 KAPPA=2"]
         assert float(make(ase)(x).energy) == pytest.approx((r - 1) ** 2, rel=1e-7)
-        with Driver(0, ["t: TIME"], timestep=1.0, directory=make(METAD).directory) as driver:
+        with Driver(0, ["t: TIME"], timestep=1.0, directory=tmp_path) as driver:
             driver.watch("t")
             driver.evaluate(step=2**40)
             assert driver.get_value("t") == pytest.approx(2**40 * 0.010180506, rel=1e-6)
@@ -186,6 +186,7 @@ class TestMemory:
 
     def test_evaluated_again_only_where_something_happens(self, make, x):
         potential = make([*CVS, HILLS, COLVAR.replace("STRIDE=2", "STRIDE=6")])
+        potential._instances.require(1)
         [driver] = potential._instances.drivers
         steps = []
         original = driver.calculate

@@ -182,9 +182,14 @@ def test_independent_walkers_are_single_ones(grid):
 @pytest.mark.parametrize("walkers", ["shared", "independent"])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_restart_is_uninterrupted(grid, walkers, stored, tmp_path):
+    """Bit for bit, with heights that HILLS scales and a length that it has in nm."""
+    cv = join([PHI, Distance(SYSTEM, (0, 1), name="r")])
+    limits = None if GRIDS[grid] is None else Grid([40, 50], [0.0, 0.0], [0.0, 12.0])
+
     def new(name, **more):
         file = {"file": tmp_path / name} if stored else {}
-        return metadynamics(GRIDS[grid], walkers=walkers, **file, **more)
+        settings = SETTINGS | {"grid": limits, "walkers": walkers}
+        return Metadynamics(cv, **settings | file | more)
 
     whole = learn(new("WHOLE"), 20)
     first = learn(new("PARTS"), 10)
@@ -194,14 +199,35 @@ def test_restart_is_uninterrupted(grid, walkers, stored, tmp_path):
     second.restore(saved, positions(10, 3), 10)
     learn(second, 10, first=11)
     x = positions(50, 3)
-    torch.testing.assert_close(second(x).energy, whole(x).energy, rtol=0, atol=1e-14)
-    names = ("", ".0", ".1", ".2")
-    for name in [n for n in names if (tmp_path / f"WHOLE{n}").exists()]:
-        text = [(tmp_path / f"{part}{name}").read_text() for part in ("WHOLE", "PARTS")]
-        if walkers == "shared" and not GRIDS[grid]:
-            assert text[0] == text[1]
-        rows = [np.loadtxt(t.splitlines()) for t in text]
-        np.testing.assert_allclose(rows[0], rows[1], rtol=1e-14)
+    assert torch.equal(second(x).energy, whole(x).energy)
+    assert torch.equal(second(x).forces, whole(x).forces)
+    written = sorted(tmp_path.glob("WHOLE*"))
+    assert len(written) == stored * (3 if walkers == "independent" else 1)
+    for path in written:
+        assert path.read_bytes() == (tmp_path / path.name.replace("WHOLE", "PARTS")).read_bytes()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_killed_before_the_first_hill(stored, tmp_path):
+    """There is a checkpoint, and independent walkers have no files yet."""
+    more = {"walkers": "independent"} | ({"file": tmp_path / "HILLS"} if stored else {})
+    saved = metadynamics(GRID, **more).checkpoint()
+    second = metadynamics(GRID, restart=stored, **more)
+    if stored:
+        with pytest.raises(ValueError, match=names("restart=True", "HILLS.0", "checkpoint")):
+            second(positions(0, 3))
+    second.restore(saved, positions(0, 3), 0)
+    learn(second, 4)
+    assert second.hills[1].shape == (3, 2)
+
+
+def test_many_deposits_are_few_tensors():
+    bias = learn(metadynamics(GRID, pace=1), 600, walkers=1)
+    assert len(bias._deposits) < 300 and bias.hills[1].shape == (1, 600)
+    assert bias.checkpoint()["sizes"] == [1] * 600
+    for step in (1, 300, 600):
+        expected = CV(positions(step, 1))
+        torch.testing.assert_close(bias.hills[0][0, step - 1], expected[0], rtol=1e-15, atol=1e-15)
 
 
 def test_hills_alone_restart_too(tmp_path):

@@ -1,0 +1,1 @@
+"""Parts of `reliability.py`: runs that are killed, damaged files, memory that is watched."""

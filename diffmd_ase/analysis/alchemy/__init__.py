@@ -1,0 +1,1 @@
+"""Free energies of a coupling from samples at several λ; the estimators are those of alchemlyb."""

@@ -1,0 +1,258 @@
+"""An energy that is linear in its parameters, and the moments of frames that fit it.
+
+With J = ∂f/∂x of the features f at x ± σε, frames of which some carry labels l = F/kT, and a
+baseline that gives s_b = F_base/kT of each, the loss of one frame is
+
+    ½(|s₊|² + |s₋|²) + ε·(s₊ - s₋)/σ + (w/2)(|s₊ - l|² + |s₋ - l|²)        s = s_b - Jᵀθ
+
+(the last term of labelled frames only). It is least, over all frames, at ``G θ = b``,
+
+    G = ⟨(1 + w)(J₊J₊ᵀ + J₋J₋ᵀ)⟩
+    b = ⟨(J₊ - J₋)ε/σ - w(J₊ + J₋)l + (1 + w)(J₊ + J₋)s_b⟩
+
+with w = 0 where there are no labels. Labels and baseline are those of x, not of x ± σε: the score
+of noised data is the mean of what x says of it (`losses.force_loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .force_field import COORDINATES, MechanicsPrior
+from .snapshots import Snapshots
+
+__all__ = ["Form", "Frames", "gradient_noise", "jacobian", "label_gradients", "moments"]
+
+_MADE = ("arms", "matrix")  # of the tables
+_AT_ONCE = 64  # frames
+_ENOUGH = 10_000  # frames, for a covariance
+
+
+class Form(NamedTuple):
+    """An energy that is linear in its parameters, of which several features may share one.
+
+    ``orbits`` (F,) are the parameters of the features of ``prior``, ``group`` (size,) the group of
+    each parameter: 0 for what every force field has, then those of `couplings`.
+    """
+
+    prior: MechanicsPrior
+    orbits: Tensor
+    group: Tensor
+
+    @property
+    def size(self) -> int:
+        """How many parameters there are."""
+        return len(self.group)
+
+    def tables(self, unit: Tensor, theta: Tensor) -> dict[str, Tensor]:
+        """Of a `MechanicsPrior`: parameters ``unit θ`` for features as they are.
+
+        ``unit`` and ``theta`` are (size,).
+        """
+        tables = {name: value for name, value in self.prior.named_buffers() if name not in _MADE}
+        count = len(self.prior.theta)
+        tables["unit"] = unit[self.orbits[:count]].float()
+        tables["theta"] = theta[self.orbits[:count]].float()
+        if self.prior.coupled:
+            tables["strengths"] = (unit * theta)[self.orbits[count:]].float()
+        return tables
+
+    def features(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, size) of ``planes`` (B, 3, N), added up by parameter, and the walls (B,)."""
+        with torch.no_grad():
+            features, wall = self.prior.terms(planes)
+        return planes.new_zeros(len(planes), self.size).index_add(1, self.orbits, features), wall
+
+    def jacobian(self, planes: Tensor) -> Tensor:
+        """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N), see `jacobian`."""
+        return jacobian(self.prior, planes, self.orbits, self.size)
+
+
+class Frames(NamedTuple):
+    """What the moments are made of.
+
+    Attributes
+    ----------
+    positions : (M, N, 3) in Å
+    labels : l = F/kT (M, N, 3), NaN of frames without any; None: no frame has any
+    weight : w of the labels
+    base : s_b (M, N, 3), or None
+    """
+
+    positions: Tensor
+    labels: Tensor | None = None
+    weight: float = 0.0
+    base: Tensor | None = None
+
+    @classmethod
+    def of(cls, snapshots: Snapshots, weight: float) -> Frames:
+        """Those of ``snapshots``, with their labels if these have a ``weight``."""
+        labels = base = None
+        if weight:
+            labels = torch.as_tensor(snapshots.reduced_forces, dtype=torch.float32)
+        if snapshots.baseline is not None:
+            values = snapshots.baseline.forces / snapshots.kT
+            base = torch.as_tensor(values, dtype=torch.float32)
+        return cls(torch.as_tensor(snapshots.positions, dtype=torch.float32), labels, weight, base)
+
+    def take(self, index) -> Frames:
+        """Those at ``index``."""
+        labels, base = (None if p is None else p[index] for p in (self.labels, self.base))
+        return Frames(self.positions[index], labels, self.weight, base)
+
+    @property
+    def labelled(self) -> Tensor:
+        """(M,) bool: which have labels."""
+        if self.labels is None:
+            return torch.zeros(len(self.positions), dtype=torch.bool)
+        return self.labels[:, 0, 0].isfinite()
+
+    def some(self, count: int) -> Frames:
+        """``count`` of them at most: all that have labels, then the first of the others."""
+        if count >= len(self.positions):
+            return self
+        order = torch.argsort((~self.labelled).int(), stable=True)[:count]
+        return self.take(order.sort().values)
+
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Planes (B, 3, N), labels and s_b (B, 3N), some frames at a time."""
+        for first in range(0, len(self.positions), size):
+            part = self.take(slice(first, first + size))
+            labels, base = (
+                None if p is None else p.transpose(-1, -2).flatten(1)
+                for p in (part.labels, part.base)
+            )
+            yield part.positions.transpose(-1, -2), labels, base
+
+
+class _Probe(NamedTuple):
+    """J₊ and J₋ (size, B, 3N) of some frames, and what they are told."""
+
+    sides: list[Tensor]
+    epsilon: Tensor  # (B, 3N)
+    pull: Tensor | None  # (B, 3N): w l - (1 + w) s_b, or None
+    weight: Tensor | float  # 1 + w, (B, 1) where it differs
+
+
+def moments(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:
+    """G and b of ``frames``, in float64; ``sigma`` in Å, noise from the ``generator``."""
+    gram = torch.zeros(form.size, form.size, dtype=torch.float64)
+    drive = torch.zeros(form.size, dtype=torch.float64)
+    for sides, epsilon, pull, weight in _probed(form, frames, sigma, generator):
+        plus, minus = sides
+        change = 1.0 / sigma * (plus - minus) * epsilon
+        if pull is not None:
+            change = change - (plus + minus) * pull
+        drive += change.sum((1, 2), dtype=torch.float64)
+        for j in sides:
+            flat = j.flatten(1)
+            if isinstance(weight, Tensor):
+                gram += ((j * weight).flatten(1) @ flat.T).double()
+            else:
+                gram += (flat @ flat.T).double()
+    return gram / len(frames.positions), drive / len(frames.positions)
+
+
+def gradient_noise(form: Form, unit, theta, frames: Frames, sigma: float, generator) -> Tensor:
+    """Σ (size, size): covariance over frames of the gradient of their loss.
+
+    Parameters
+    ----------
+    unit, theta : (size,) units of the parameters, and these in them
+    frames : some of them are used
+    sigma : Å
+    """
+    size = len(unit)
+    total = torch.zeros(size, size, dtype=torch.float64)
+    mean = torch.zeros(size, dtype=torch.float64)
+    scale, weights = unit.float()[:, None], (unit * theta).float()
+    some = frames.take(slice(None, None, max(1, len(frames.positions) // _ENOUGH)))
+    for sides, epsilon, pull, weight in _probed(form, some, sigma, generator):
+        gradient = epsilon.new_zeros(size, len(epsilon))
+        for sign, j in zip((1, -1), sides, strict=True):
+            force = torch.einsum("fbd,f->bd", j, weights)
+            drive = sign * 1.0 * epsilon / sigma
+            if pull is not None:
+                drive = drive - pull
+            gradient += torch.einsum("fbd,bd->fb", j, weight * force - drive)
+        gradient = (scale * gradient).double()
+        total += gradient @ gradient.T
+        mean += gradient.sum(1)
+    count = len(some.positions)
+    mean = mean / count
+    return total / count - torch.outer(mean, mean)
+
+
+def label_gradients(form: Form, unit, theta, frames: Frames) -> Tensor:
+    """``2 J(l - s_b + Jᵀθ)`` (size, M) of labelled frames: what their labels pull, where w = 1.
+
+    ``unit`` and ``theta`` are as for `gradient_noise`.
+    """
+    found, weights = [], (unit * theta).float()
+    for planes, labels, base in frames.parts(_AT_ONCE):
+        if labels is None:
+            raise ValueError("frames without labels, expected labelled ones")
+        j = form.jacobian(planes)
+        wrong = labels + torch.einsum("fbd,f->bd", j, weights)
+        if base is not None:
+            wrong = wrong - base
+        found.append((2 * unit.float()[:, None] * torch.einsum("fbd,bd->fb", j, wrong)).double())
+    return torch.cat(found, dim=1)
+
+
+def _probed(form: Form, frames: Frames, sigma: float, generator) -> Iterator[_Probe]:
+    """All frames, some at a time."""
+    w = frames.weight
+    for planes, labels, base in frames.parts(_AT_ONCE):
+        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
+        sides = [form.jacobian(planes + sign * sigma * epsilon) for sign in (1, -1)]
+        pull: Tensor | None = None
+        weight: Tensor | float = 1.0
+        if labels is not None:
+            known = labels.isfinite().all(-1, keepdim=True)
+            pull = w * torch.where(known, labels, 0.0)
+            weight = 1.0 + w * known.to(labels)
+        if base is not None:
+            pull = (0.0 if pull is None else pull) - weight * base
+        yield _Probe(sides, epsilon.flatten(1), pull, weight)
+
+
+def jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:
+    """∂f/∂x (size, B, 3N): f'(q) times the derivative of each coordinate (Wilson's B).
+
+    Parameters
+    ----------
+    prior : gives the features
+    planes : (B, 3, N) in Å
+    orbits : (F,) the parameter of each feature, of which there are ``size``
+    """
+    rows, values, slopes_of_parts = [], [], []
+    for kind, coordinate in COORDINATES.items():
+        vectors = [v.requires_grad_() for v in prior.vectors(kind, planes)]
+        with torch.enable_grad():
+            q = coordinate(*vectors)
+            # each coordinate depends on its own vectors only: one sum gives all derivatives
+            slopes = torch.autograd.grad(q.sum(), vectors)
+            q = q.detach().requires_grad_()
+            features, parts = prior.features(kind, q), prior.parts(kind, q)
+            functions = [
+                torch.autograd.grad(f.sum(), q, retain_graph=True)[0] for f in (*features, *parts)
+            ]
+        matrices = [prior.arms[:, columns] for columns in prior.columns[kind]]
+        terms = [s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)]
+        wilson = sum(terms[1:], terms[0])  # (B, 3, N, K)
+        wilson = wilson.permute(3, 0, 1, 2).flatten(2)
+        slopes_of_all = [f.T[:, :, None] * wilson for f in functions]
+        rows += slopes_of_all[: len(features)]
+        slopes_of_parts += slopes_of_all[len(features) :]
+        values += [g.detach().T for g in parts]
+    if prior.coupled:
+        g, slope = torch.cat(values), torch.cat(slopes_of_parts)
+        i, j = prior.products.T
+        rows.append(g[i, :, None] * slope[j] + g[j, :, None] * slope[i])
+    every = torch.cat(rows)
+    return every.new_zeros(size, *every.shape[1:]).index_add(0, orbits, every)

@@ -1,0 +1,135 @@
+"""The energy of a network and its gradient: computed as it is written, or compiled.
+
+    e = E(x (1 + ε); cell (1 + ε)),    ∂e/∂x and, where a stress is asked for, ∂e/∂ε at ε = 0
+
+``torch.compile`` turns the energy and its gradient into one function of positions, of any number
+of structures and neighbours. It costs some twenty seconds at first, then a few: torch keeps what
+it made in its cache on disk (TORCHINDUCTOR_CACHE_DIR). Sums are rounded in another order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from ..neighbours import Pairs
+from .inputs import Inputs
+
+__all__ = ["Compile", "Compiled", "gradients"]
+
+Compile = bool | Literal["auto"]
+
+
+def gradients(
+    network: nn.Module,
+    x: Tensor,
+    strain: Tensor | None,
+    sigma: Tensor,
+    told: Inputs,
+    pairs: Pairs | None = None,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """``(∂e/∂x, ∂e/∂ε), e``: the gradient by x alone without a ``strain``, and the energies.
+
+    Parameters
+    ----------
+    network : energy in kT
+    x : (B, N, 3) positions in Å
+    strain : ε (B, 3, 3), zeros; or None
+    sigma : (B,) noise level in Å
+    told : of the system; with a cell where there is a strain
+    pairs : neighbours, of networks that have them
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        strain = None if strain is None else strain.detach().requires_grad_()
+        energy = _energy(network, x, strain, sigma, told, pairs)
+        slopes = torch.autograd.grad(energy.sum(), [x] if strain is None else [x, strain])
+    return slopes, energy.detach()
+
+
+class Compiled:
+    """`gradients` of one ``network`` as one compiled function, made when it is first called.
+
+    Where it cannot be made, for want of a C++ compiler or of a place to write to, a warning says
+    so, once, and the network is computed as it is written.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network, self.failed = network, False
+
+        def total(x, strain, sigma, told, pairs):
+            energy = _energy(network, x, strain, sigma, told, pairs)
+            return energy.sum(), energy
+
+        def by_positions(x, strain, sigma, told, pairs):
+            slope, energy = torch.func.grad(total, has_aux=True)(x, strain, sigma, told, pairs)
+            return (slope,), energy
+
+        def by_both(x, strain, sigma, told, pairs):
+            gradient = torch.func.grad(total, argnums=(0, 1), has_aux=True)
+            return gradient(x, strain, sigma, told, pairs)
+
+        # torch counts what it compiles by code, and gives up at eight: each network has its own
+        for function in (by_positions, by_both):
+            function.__code__ = function.__code__.replace()
+        with _torch_alone():
+            self._by_positions = torch.compile(by_positions, dynamic=True)
+            self._by_both = torch.compile(by_both, dynamic=True)
+        self._called: set[bool] = set()
+
+    def __call__(
+        self,
+        x: Tensor,
+        strain: Tensor | None,
+        sigma: Tensor,
+        told: Inputs,
+        pairs: Pairs | None = None,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """As `gradients` of the network."""
+        if self.failed:
+            return gradients(self.network, x, strain, sigma, told, pairs)
+        count, x = len(x), x.contiguous()
+        if count == 1 and pairs is None:  # one structure would be compiled anew: two then
+            x, sigma = x.repeat(2, 1, 1), sigma.repeat(2)
+            strain = None if strain is None else strain.repeat(2, 1, 1)
+        strained = strain is not None
+        function = self._by_both if strained else self._by_positions
+        try:
+            quiet = nullcontext() if strained in self._called else _torch_alone()
+            with torch.no_grad(), quiet:  # another mode, or layout, would be compiled anew
+                slopes, energy = function(x, strain, sigma, told, pairs)
+            self._called.add(strained)
+        except (TorchDynamoException, OSError) as error:
+            self.failed = True
+            warnings.warn(
+                f"the network cannot be compiled ({type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0]}): it is computed as it is written, several "
+                "times slower; torch.compile needs a C++ compiler (CXX, or g++ in PATH) and a "
+                "folder to write to (TORCHINDUCTOR_CACHE_DIR)",
+                stacklevel=2,
+            )
+            return gradients(self.network, x[:count], strain, sigma[:count], told, pairs)
+        return tuple(slope[:count] for slope in slopes), energy[:count]
+
+
+@contextmanager
+def _torch_alone():
+    """What torch warns itself of while it compiles is no matter of its callers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _energy(network, x, strain, sigma, told: Inputs, pairs: Pairs | None) -> Tensor:
+    if strain is not None:
+        deform = torch.eye(3, dtype=x.dtype, device=x.device) + 0.5 * (
+            strain + strain.transpose(-1, -2)
+        )
+        x, told = x @ deform, told._replace(cell=told.cell @ deform)
+    neighbours = {} if pairs is None else {"pairs": pairs}
+    return network(x, sigma, **told._asdict(), **neighbours)

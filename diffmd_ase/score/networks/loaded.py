@@ -1,0 +1,48 @@
+"""A network from the tensors of a file, which may be any tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...system import System
+from ..card import Card
+from .build import NetworkConfig, build
+from .equivariant import EquivariantConfig
+from .inputs import Inputs
+
+__all__ = ["loaded"]
+
+_APART = 1.7  # Å between the atoms of the structure that is tried
+
+
+def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Module:
+    """The network of ``config`` with the tensors ``state``, which are tried on one structure.
+
+    Tables of atoms come from the file: they fit if an energy of the atoms of the ``card`` is a
+    finite number. Networks without tables are of the shapes of their configuration.
+
+    Raises
+    ------
+    ValueError : tensors that are missing, too many, of other shapes, or not finite
+    """
+    if strange := [n for n, t in state.items() if not torch.isfinite(t).all()]:
+        raise ValueError(f"{strange[0]} is not finite")
+    try:
+        network = build(config, state)
+        network.load_state_dict(state)
+        if isinstance(config, EquivariantConfig):
+            return network
+        cell = None if card.cell is None else np.array(card.cell)
+        system = System(np.array(card.numbers), np.array(card.masses), cell, np.array(card.pbc))
+        side = int(np.ceil(len(system) ** (1 / 3)))
+        place = np.stack(np.unravel_index(np.arange(len(system)), (side,) * 3), axis=-1)
+        x = torch.tensor(_APART * place + 0.1 * np.sin(7.0 * place[:, ::-1]))[None].float()
+        with torch.no_grad():
+            energy = Inputs.of(system).energy(network)(x, x.new_full((1,), card.sigma_min))
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if energy.shape != (1,) or not torch.isfinite(energy).all():
+        raise ValueError(f"an energy of {energy.tolist()} where one finite number was expected")
+    return network

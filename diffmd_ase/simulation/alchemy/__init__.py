@@ -1,0 +1,1 @@
+"""Free-energy differences as runs that leave files: end states, protocols, results."""

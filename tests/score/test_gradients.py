@@ -1,0 +1,130 @@
+"""Energy and gradient compiled: the same numbers for any number of structures, or why not."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from diffmd_ase.score.neighbours import find_pairs
+from diffmd_ase.score.networks.build import build
+from diffmd_ase.score.networks.embedded import EmbeddedConfig
+from diffmd_ase.score.networks.equivariant import EquivariantConfig
+from diffmd_ase.score.networks.gradients import Compiled, gradients
+from diffmd_ase.score.networks.inputs import Inputs
+from diffmd_ase.score.networks.molecule import MechanicsConfig, PairConfig
+from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.system import System
+
+CLOSE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def rattled(atoms, count=40):
+    rng = np.random.default_rng(0)
+    x = atoms.positions + 0.04 * rng.normal(size=(count, len(atoms), 3))
+    return Snapshots(System.from_atoms(atoms), x, 300)
+
+
+def network_of(config, snapshots, dtype):
+    torch.manual_seed(0)
+    network = build(config, snapshots, sigma=0.01)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape).to(parameter)
+    return network.to(dtype).eval().requires_grad_(False)
+
+
+def arguments(network, snapshots, count, dtype, *, strained):
+    x = torch.as_tensor(snapshots.positions[:count]).to(dtype)
+    told = Inputs.of(snapshots.system, dtype=dtype)
+    cutoff = getattr(network.config, "cutoff", None)
+    pairs = None
+    if cutoff is not None:
+        pairs = find_pairs(x, cutoff + 0.7, told.cell, told.pbc).closer(cutoff, x, told.cell)
+    strain = x.new_zeros(count, 3, 3) if strained else None
+    return x, strain, x.new_full((count,), 0.02), told, pairs
+
+
+def assert_same(network, compiled, given):
+    (got, energy), (expected, e) = compiled(*given), gradients(network, *given)
+    for a, b in zip((*got, energy), (*expected, e), strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= CLOSE[b.dtype] * b.abs().max()
+
+
+@pytest.mark.slow
+def test_the_same_numbers_and_nothing_compiled_anew():
+    snapshots = rattled(molecule("H2O2"))
+    network = network_of(MechanicsConfig(width=8), snapshots, torch.float32)
+    compiled = Compiled(network)
+    assert_same(network, compiled, arguments(network, snapshots, 6, torch.float32, strained=False))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for count in (1, 3, 17, 6):
+            given = arguments(network, snapshots, count, torch.float32, strained=False)
+            assert_same(network, compiled, given)
+    assert not compiled.failed
+
+
+CONFIGS = {
+    "mechanics": MechanicsConfig(width=8),
+    "pair": PairConfig(width=8),
+    "embedded": EmbeddedConfig(cutoff=4.0, functions=8),
+    "equivariant": EquivariantConfig(channels=4, elements=(29,), cutoff=4.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_network(kind):
+    """In float64, where rounding hides nothing; with a stress where there is a cell."""
+    periodic = kind in ("embedded", "equivariant")
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1) if periodic else molecule("H2O2")
+    snapshots = rattled(atoms)
+    network = network_of(CONFIGS[kind], snapshots, torch.float64)
+    compiled = Compiled(network)
+    for count in (5, 3):
+        given = arguments(network, snapshots, count, torch.float64, strained=periodic)
+        assert_same(network, compiled, given)
+    assert not compiled.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lack", ["compiler", "cache"])
+def test_where_it_cannot_be_compiled(lack, tmp_path):
+    """One line says what is missing, and the numbers are those of the network as it is."""
+    folder = tmp_path / "cache"
+    if lack == "cache":
+        folder.write_text("a file where the folder should be")
+    surroundings = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    if lack == "compiler":
+        surroundings["CXX"] = str(tmp_path / "no-such-compiler")
+    code = """
+        import warnings
+        import torch
+        from diffmd_ase.score.model import ScoreModel
+        from diffmd_ase.score.snapshots import Snapshots
+
+        model = ScoreModel.load("alanine-dipeptide")
+        x = torch.as_tensor(Snapshots.read("alanine-dipeptide").positions[:2])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            potential = model.potential(device="cpu", compile=True)
+            first, second = potential(x), potential(x)
+        assert torch.equal(first.forces, model.potential(device="cpu", compile=False)(x).forces)
+        words = [str(w.message) for w in said if "cannot be compiled" in str(w.message)]
+        assert len(words) == 1, said
+        assert "\\n" not in words[0]
+        print(words[0])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=surroundings,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("compiler", "TORCHINDUCTOR_CACHE_DIR"):
+        assert word in done.stdout
