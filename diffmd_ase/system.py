@@ -51,7 +51,8 @@ class System:
     carried: tuple[Atoms, ...] = field(default=(), repr=False)
 
     def __post_init__(self):
-        numbers = np.asarray(self.numbers, dtype=int)
+        with np.errstate(invalid="ignore"):  # NaN is refused below
+            numbers = np.asarray(self.numbers, dtype=int)
         masses = np.asarray(self.masses, dtype=float)
         pbc = np.broadcast_to(np.asarray(self.pbc, dtype=bool), (3,)).copy()
         cell = None if self.cell is None else np.asarray(self.cell, dtype=float)
@@ -155,11 +156,12 @@ class System:
 
 
 def _check_atoms(given, numbers: np.ndarray, masses: np.ndarray) -> None:
-    if not np.array_equal(given, numbers) or not ((numbers > 0) & (numbers < _ELEMENTS)).all():
-        strange = sorted(set(np.asarray(given).reshape(-1).tolist()) - set(range(1, _ELEMENTS)))
+    fine = (numbers >= 0) & (numbers < _ELEMENTS) & (np.asarray(given) == numbers)
+    if not fine.all():
+        strange = sorted(set(np.asarray(given)[~fine].tolist()))
         raise ValueError(
             f"atomic numbers {', '.join(map(str, strange[:5]))}: expected those of elements, 1 to "
-            f"{_ELEMENTS - 1} (0 is ASE's X, of atoms that are none: leave them out)"
+            f"{_ELEMENTS - 1}, or 0 of ASE's X"
         )
     if not (np.isfinite(masses) & (masses > 0)).all():
         wrong = int((~(np.isfinite(masses) & (masses > 0))).argmax())

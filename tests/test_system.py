@@ -253,3 +253,20 @@ def test_refusals():
 def test_state_defaults():
     state = State(torch.zeros(2, 3), None, torch.zeros(2, 3))
     assert state.step == 0 and state.walkers is None and state.record is None and state.fixed == {}
+
+
+@pytest.mark.parametrize("number", [-1, 119, 1.5, np.nan])
+def test_numbers_of_no_elements_are_refused(number):
+    with pytest.raises(ValueError, match="atomic numbers .*: expected those of elements"):
+        System(np.array([1, number]), np.ones(2))
+
+
+@pytest.mark.parametrize("mass", [0.0, -1.0, np.nan, np.inf])
+def test_masses_that_are_none_are_refused(mass):
+    with pytest.raises(ValueError, match="atom 1 has a mass of"):
+        System(np.array([1, 8]), np.array([1.0, mass]))
+    atoms = Atoms("HO", positions=np.eye(3)[:2])
+    if mass <= 0:
+        atoms.set_masses([1.0, mass])
+        with pytest.raises(ValueError, match="to hold an atom, fix it"):
+            System.from_atoms(atoms)

@@ -27,6 +27,9 @@ def path(
     start: Annotated[Path, typer.Argument(help="structure of one state; anything ASE reads")],
     end: Annotated[Path, typer.Argument(help="structure of the other")],
     images: Annotated[int, typer.Option(min=5, help="of the path, ends included")] = 31,
+    evaluations: Annotated[
+        int, typer.Option(min=1, help="of all images, in each of up to 8 minimisations")
+    ] = 2000,
     temperature: Annotated[
         float | None, typer.Option(help="K (default: that of the snapshots)")
     ] = None,
@@ -59,7 +62,7 @@ def path(
     )
     if shots:
         way.check_states(cv, start_range, end_range)
-    found = way.path(images)
+    found = way.path(images, most=evaluations)
     told: dict[str, Any] = found.to_dict()
     if shots:
         told["committor"] = way.committor(

@@ -190,18 +190,20 @@ class Linear(Draft):
         del self._d[:count], self._next[:count]
 
     def _fill(self, size: int) -> None:
-        """References for ``size`` steps: those that are missing are the last one there is."""
+        """References for ``size`` steps: those that are missing are the last one before them."""
         more = size - len(self._references.x)
-        if more > 0:
+        if more < 0:
+            self._references = self._references.each(lambda part: part[:size])
+            self._last = self._references.each(lambda part: part[-1:])
+        elif more > 0:
             tail = self._last.each(lambda part: part.expand(more, *part.shape[1:]))
             self._references = joined(self._references, tail)
-        self._references = self._references.each(lambda part: part[:size])
 
     def _models(self, window: Window) -> list[_Jacobian | None]:
-        """The Jacobian of each step: the last one before it, or the first there is."""
+        """The Jacobian of each step: the last one up to it, of no later one; or None."""
         known, models = sorted(self._jacobians), []
         for step in range(window.state.step, window.state.step + len(window)):
-            before = [k for k in known if k <= step] or known[:1]
+            before = [k for k in known if k <= step]
             models.append(self._jacobians[before[-1]] if before else None)
         return models
 

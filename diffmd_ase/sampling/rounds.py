@@ -161,10 +161,13 @@ class Rounds(ABC):
 
 
 class Newton(Rounds):
-    """Final is what a second scan moves by no more than ``tolerance``, in noises of a step."""
+    """Final is what a second scan moves by no more than ``tolerance``, in noises of a step.
 
-    def __init__(self, *args, tolerance: float):
-        super().__init__(*args)
+    ``window``, ``draft``, ``width`` and ``count`` are those of `Rounds`.
+    """
+
+    def __init__(self, window: Window, draft: Draft, width: int, count: Count, *, tolerance: float):
+        super().__init__(window, draft, width, count)
         self._tolerance = tolerance
 
     def _final(self, drafted, points, extra):

@@ -68,6 +68,11 @@ class Snapshots:
         if self.energies is not None and np.shape(self.energies) == (len(self), 1):
             object.__setattr__(self, "energies", np.reshape(self.energies, -1))
         checks.check_shapes(self.system, self.positions, self.energies, self.forces, self.source)
+        if not self.system.numbers.all():
+            raise ValueError(
+                f"{self.source}: atoms of the element X, number 0, are none: leave them out, or "
+                "give them their elements"
+            )
         kT_from_temperature(self.temperature_K)
         if not _COLDEST <= self.temperature_K <= _HOTTEST:
             raise ValueError(

@@ -78,10 +78,10 @@ class Way:
         a, b = (relaxed(potential, torch.from_numpy(f.positions), kT=kT) for f in frames)
         return cls(kernel, system, (a, b))
 
-    def path(self, images: int) -> TransitionPath:
-        """The path of least action with this many ``images``."""
+    def path(self, images: int, *, most: int = 2000) -> TransitionPath:
+        """The path of least action with so many ``images``, by ``most`` evaluations at a time."""
         guess = interpolated(self.system, *self.ends, images)
-        return transition_path(self.kernel.potential, guess, kT=float(self.kernel.kT))
+        return transition_path(self.kernel.potential, guess, kT=float(self.kernel.kT), most=most)
 
     def check_states(self, cv: str | None, start_range: str | None, end_range: str | None) -> None:
         """Raise ``ValueError`` unless the ends are in the states that they are said to be in.

@@ -41,7 +41,18 @@ def ends(folder, tmp_path):
 def test_path(diffmd, model, ends, tmp_path):
     states = ["--cv", "phi=torsion:0,1,2,3", "--start-range=-180:0", "--end-range=0:180"]
     code, out, err = diffmd(
-        "path", model, *ends, "--images", 9, *states, "--shots", 4, "--most", 50
+        "path",
+        model,
+        *ends,
+        "--images",
+        9,
+        "--evaluations",
+        30,
+        *states,
+        "--shots",
+        4,
+        "--most",
+        20,
     )
     assert code == 0, err
     assert "action" in out and "committor" in out

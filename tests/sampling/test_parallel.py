@@ -176,6 +176,24 @@ class TestSameChain:
         away = (path - torch.stack([s.x for s in sequence(kernel, x, 400)[0]])).abs()
         assert 1e-9 < float(away.max()) / sigma(kernel) < 0.01
 
+    def test_a_choice_on_the_edge_waits(self):
+        """Until its proposal is exact: that of the first step of a round."""
+        kernel, x = case("10 beads", accepted=True)
+        _, info = list(run(kernel, x, 21, noise=Noise(3)))[20]
+        assert bool(info.accepted)
+        edge = float(info.log_ratio) - 1e-10
+
+        class Edge(Metropolis):
+            def log_u(self, steps, like, **options):
+                log_u = super().log_u(steps, like, **options)
+                return torch.where(torch.as_tensor(steps) == 20, edge, log_u)
+
+        kernel = Edge(kernel.proposal)
+        _, taken = sequence(kernel, x, 32)
+        infos = [info for _, info in iterate_parallel(kernel, x, 32, noise=Noise(3))]
+        assert torch.equal(torch.stack([info.accepted for info in infos]), taken)
+        assert infos[20].drift_evaluations > 0  # which has those of the round
+
 
 class TestRounds:
     def test_linear_drift_takes_one_round_beyond_the_first(self):

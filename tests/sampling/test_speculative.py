@@ -136,6 +136,22 @@ class TestLaw:
         assert report.rounds == STEPS and report.evaluations == (1 + 3 + 2 + 1) * count
         assert worst(path, reference(kernel, start(count))) < 4
 
+    def test_noise_of_one_walker(self):
+        """It is normal and knows nothing of the forces, although a third of the steps is rejected.
+
+        Of a batch some walker is always rejected; alone, a window ends only where it is.
+        """
+        kernel, x, n = KERNELS["plain"], start(1), 2000
+        path, report = Speculative(kernel, Scaled(WELL, 0.2)).run(x, n, noise=Noise(6))
+        assert 1.5 < n / report.rounds < 6
+        before = torch.cat((x[None], path[:-1]))
+        forces = WELL(before).forces
+        zeta = (path - before - H / 0.7 * forces) / (2 * H).sqrt()
+        assert stats.kstest(zeta.flatten().numpy(), "norm").pvalue > 1e-4
+        for known in (forces, before, forces.roll(1, 0)):
+            known = (known - known.mean()) / known.std()
+            assert abs(float((zeta * known).mean())) * zeta.numel() ** 0.5 < 4
+
     @counts
     def test_a_draft_that_knows_its_own_noise_is_found(self, count):
         kernel, x = KERNELS["plain"], start(count)

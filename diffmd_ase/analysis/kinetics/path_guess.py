@@ -25,7 +25,7 @@ def relaxed(potential: Potential, x: Tensor, *, kT: float, most: int = 2000) -> 
         value = evaluate(potential.terms, torch.from_numpy(flat.reshape(x.shape)))
         return float(value.energy) / kT, -value.forces.double().numpy().ravel() / kT
 
-    options = {"maxfun": most, "maxiter": most, "ftol": 1e-10, "gtol": 1e-2}
+    options = {"maxfun": most, "maxiter": most, "ftol": 1e-8, "gtol": 1e-2}
     best = minimize(cost, x.double().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(best.x.reshape(x.shape))
 

@@ -231,15 +231,17 @@ def mixtures():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("case", ["wells", "mixtures"])
-def test_exact_cases_to_two_hundredths_of_kT(tmp_path, protocol, case):
+@pytest.mark.parametrize(
+    ("case", "protocol"),
+    [*(("wells", p) for p in PROTOCOLS), ("mixtures", "exchange"), ("mixtures", "switching")],
+)
+def test_exact_cases_to_two_hundredths_of_kT(tmp_path, case, protocol):
     ends, exact = WELLS, EXACT
     if case == "mixtures":
         one, two, exact = mixtures()
         ends = one, two
     # nine windows: with as few as the path asks for, the quadrature of TI is not exact
-    big = {"walkers": 60, "steps": 1500, "every": 10, "switch_steps": 60, "first_pass": 400}
+    big = {"walkers": 60, "steps": 1000, "every": 10, "switch_steps": 60, "first_pass": 400}
     big["windows"] = 9
     result = alchemy(settings(tmp_path, protocol=protocol, **big), kernels=coupled(*ends))
     numbers = result.numbers
