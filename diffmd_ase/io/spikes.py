@@ -12,7 +12,7 @@ _FACTOR = 20.0  # over what coordinates do from frame to frame, and over what th
 def spikes(positions: np.ndarray, cell: np.ndarray | None = None) -> np.ndarray:
     """Places (n, 4), as (frame, walker, atom, axis), of coordinates that jump away and back.
 
-        min(|x_t - x_{t-1}|, |x_t - x_{t+1}|) > 20 max(|x_{t+1} - x_{t-1}|, median_t |x_t - x_{t-1}|)
+        min(|x_t - x_{t-1}|, |x_t - x_{t+1}|) > 20 max(|x_{t+1} - x_{t-1}|, median |x_t - x_{t-1}|)
 
     A flipped bit does so to one coordinate of a frame. Independent frames never do, for their
     neighbours are no nearer to each other, and what moves really moves more than one coordinate.
