@@ -141,7 +141,7 @@ class TestLaw:
 
         Of a batch some walker is always rejected; alone, a window ends only where it is.
         """
-        kernel, x, n = KERNELS["plain"], start(1), 2000
+        kernel, x, n = KERNELS["plain"], start(1), 1200
         path, report = Speculative(kernel, Scaled(WELL, 0.2)).run(x, n, noise=Noise(6))
         assert 1.5 < n / report.rounds < 6
         before = torch.cat((x[None], path[:-1]))
