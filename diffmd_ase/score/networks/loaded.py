@@ -38,11 +38,15 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         system = System(np.array(card.numbers), np.array(card.masses), cell, np.array(card.pbc))
         side = int(np.ceil(len(system) ** (1 / 3)))
         place = np.stack(np.unravel_index(np.arange(len(system)), (side,) * 3), axis=-1)
-        x = torch.tensor(_APART * place + 0.1 * np.sin(7.0 * place[:, ::-1]))[None].float()
+        x = (
+            torch.tensor(_APART * place + 0.1 * np.sin(7.0 * place[:, ::-1]))
+            .float()
+            .repeat(2, 1, 1)
+        )
         with torch.no_grad():
-            energy = Inputs.of(system).energy(network)(x, x.new_full((1,), card.sigma_min))
+            energy = Inputs.of(system).energy(network)(x, x.new_full((2,), card.sigma_min))
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    if energy.shape != (1,) or not torch.isfinite(energy).all():
-        raise ValueError(f"an energy of {energy.tolist()} where one finite number was expected")
+    if energy.shape != (2,) or not torch.isfinite(energy).all():
+        raise ValueError(f"energies {energy.tolist()} where two finite numbers were expected")
     return network
