@@ -107,7 +107,7 @@ def originals(folder: Path, names: set[str]) -> dict[str, Path]:
                 Trajectory(place / "md.h5").write(place / name, 0)
         found |= {name: place / file for name, file in wanted.items()}
     if "training state" in found:
-        [found["training state"]] = found["training state"].glob("*.safetensors")
+        found["training state"] = min(found["training state"].glob("*.safetensors"))
     return found
 
 

@@ -179,7 +179,7 @@ def kinds(scale: float = 0.5) -> dict[str, Kind]:
         "OPES": Kind(script(opes, int(steps(1000))), ("KERNELS",)),
         "PLUMED METAD": Kind(biased("", *shared, "--steps", steps(500)), ("HILLS", "COLVAR")),
         "PLUMED METAD, well-tempered": Kind(
-            biased("BIASFACTOR=8", *shared, "--steps", steps(500)), ("HILLS", "COLVAR"), rtol=1e-12
+            biased("BIASFACTOR=8", *shared, "--steps", steps(500)), ("HILLS", "COLVAR"), rtol=1e-10
         ),
         "train": Kind(training(int(steps(100))), ("m.safetensors",), "training/job.json"),
     }
