@@ -114,7 +114,7 @@ def test_kill_9(name, tmp_path):
     assert again.returncode == whole.returncode == 0
     assert float(ours) == pytest.approx(float(theirs), abs=1e-12)
     ours, theirs = (tmp_path / folder / "plumed" for folder in ("killed", "whole"))
-    check_same_files(ours, theirs, rtol=ROUNDED.get(name, 0.0))
+    check_same_files(ours, theirs, rtol=1e-11 if name in ROUNDED else 0.0)  # 400 hills: 6e-13
 
 
 @pytest.mark.parametrize(
