@@ -83,7 +83,7 @@ def test_trainings_with_right_digests(sound, tmp_path):
         save_tensors(path, bad, "progress", facts)
         with pytest.raises(ValueError, match="fine.safetensors"):
             job.fit(expert, sets, tmp_path / "t", lambda *told: None)
-    bests = {n: t for n, t in tensors.items() if n != "best.prior.unit"}
+    bests = {n: t for n, t in tensors.items() if n != "best.prior.bonds"}
     save_tensors(path, bests, "progress", header)
     with pytest.raises(ValueError, match="fine.safetensors does not fit"):
         load_best(tmp_path / "t", expert)
