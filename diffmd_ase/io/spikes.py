@@ -14,8 +14,9 @@ def spikes(positions: np.ndarray, cell: np.ndarray | None = None) -> np.ndarray:
 
         min(|x_t - x_{t-1}|, |x_t - x_{t+1}|) > 20 max(|x_{t+1} - x_{t-1}|, median |x_t - x_{t-1}|)
 
-    A flipped bit does so to one frame; independent frames never do, for their neighbours are no
-    nearer to each other. What is below that, nobody sees.
+    A flipped bit does so to one coordinate of a frame. Independent frames never do, for their
+    neighbours are no nearer to each other, and what moves really moves more than one coordinate.
+    What is below that, nobody sees.
 
     Parameters
     ----------
@@ -34,9 +35,10 @@ def spikes(positions: np.ndarray, cell: np.ndarray | None = None) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         steps = apart(positions[1:], positions[:-1])
         around = apart(positions[2:], positions[:-2])
-        usual = np.nanmedian(steps) if np.isfinite(steps).any() else np.nan
+        usual = np.median(steps, axis=0)
         jump = np.minimum(steps[:-1], steps[1:])
         found = jump > _FACTOR * np.maximum(around, usual)
-    places = np.argwhere(found)
+    alone = found.sum((2, 3)) == 1  # what moves takes others along
+    places = np.argwhere(found & alone[:, :, None, None])
     places[:, 0] += 1
     return places

@@ -6,7 +6,6 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..score.extrapolation import coordinates_outside, extrapolation, force_erro
 from ..score.length_units import cell_doubt
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import Pairs, VerletList
-from ..score.networks.gradients import Compile, gradients
+from ..score.networks.gradients import Compile, deformed
 from ..score.networks.inputs import Inputs
 from ..score.structure import Structure
 from ..state import Evaluation
@@ -198,11 +197,6 @@ class ScorePotential(Potential):
         known = Structure.of(self.model.expert(self.sigma), self.system.numbers)
         return cell_doubt(self.model.card, self.system) if known is None else known.scale(x)
 
-    def _gradients(self):
-        if self.compiled:
-            return self.model.compiled_at(self.sigma, self.device, self.dtype)
-        return partial(gradients, self._network)
-
     def _pairs(self, x: Tensor, chunk: int) -> Pairs | None:
         """The neighbours, of networks that have them."""
         if self._cutoff is None:
@@ -216,13 +210,29 @@ class ScorePotential(Potential):
         pairs = self._pairs(x, chunk)
         strain = x.new_zeros(len(x), 3, 3) if stress else None
         sigma = x.new_full((len(x),), self._level)
-        slopes, energy = self._gradients()(x, strain, sigma, self._inputs, pairs)
+        made = None
+        if self.compiled:
+            function = self.model.compiled_at(self.sigma, self.device, self.dtype)
+            made = function(x, strain, sigma, self._inputs, pairs)
+        slopes, energy = self._as_written(x, strain, sigma, pairs) if made is None else made
         virial = None
         if stress:
             volume = torch.linalg.det(self._inputs.cell).abs()
             full = self.kT_train * slopes[1] / volume
             virial = torch.stack([full[:, a, b] for a, b in _VOIGT], dim=-1)
         return self.kT_train * energy, -self.kT_train * slopes[0], virial
+
+    def _as_written(self, x: Tensor, strain: Tensor | None, sigma: Tensor, pairs: Pairs | None):
+        """What `Compiled` gives, by automatic differentiation."""
+        told, neighbours = self._inputs, {} if pairs is None else {"pairs": pairs}
+        with torch.enable_grad():
+            inputs = [part.detach().requires_grad_() for part in (x, strain) if part is not None]
+            at = inputs[0]
+            if strain is not None:
+                at, told = deformed(*inputs, told)
+            energy = self._network(at, sigma, **told._asdict(), **neighbours)
+            slopes = torch.autograd.grad(energy.sum(), inputs)
+        return slopes, energy.detach()
 
 
 def scores(potential: Potential) -> Iterator[ScorePotential]:

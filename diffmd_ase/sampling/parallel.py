@@ -114,9 +114,9 @@ def iterate_parallel(
     window : steps evaluated together; halved where memory does not suffice
     method : "newton", or "picard", which needs no Jacobians and many rounds
     block : steps with one Jacobian; 1 takes fewest rounds, where Jacobians cost nothing
-    tolerance : in units of the noise of a step; None: 1e-9, or 1e-4 where forces have the
-        precision of float32. Of those two also the choices within 1e-4 times the number of
-        coordinates are made one by one
+    tolerance : in units of the noise of a step; None: 2e-10, with which chains agree to 1e-9, or
+        1e-4 where forces have the precision of float32. A choice that is nearer than the tolerance
+        times the number of coordinates waits until its proposal is exact
     count : counts what is done
 
     Raises

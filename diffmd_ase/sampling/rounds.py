@@ -19,7 +19,7 @@ from .window import OneProposal, Points, Window
 __all__ = ["Count", "Newton", "Rounds", "resolution"]
 
 _FAR = 30.0  # noises of a step: no drift is believed to be longer
-_FINE, _COARSE = 1e-9, 1e-4  # tolerances in noises of a step, for float64 and float32
+_FINE, _COARSE = 2e-10, 1e-4  # tolerances in noises of a step, for float64 and float32
 _ROUNDED = 1e-8  # errors of forces, in noises of a step, that only float32 makes
 
 

@@ -54,6 +54,7 @@ _TRIAL, _WORK = 1e11, 2e12
 _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
 _FIRST_WEIGHT, _MOST_WEIGHT = 100.0, 1e5  # of labels, before theirs is known; and at most
+_LEAST_RIDGE = 1e-6  # that keeps G invertible
 _FREE = 1e-3  # largest ridge of a torsion where modes are weighed
 _ROUNDS, _NEAR = 3, 3.0  # of its search; and a factor that changes little
 _NOISY = 2000  # frames, for the variance of score matching
@@ -261,8 +262,11 @@ def _covariance(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tens
     """V = (G + ρ)⁻¹(Σ + cρ)(G + ρ)⁻¹/M, with what ridges ρ hold back.
 
     A ridge is a prior: of the parameters variance c/(Mρ) with c = tr(Σ(G + ρ)⁻¹)/tr(G(G + ρ)⁻¹), in
-    which noise is c times G. What it keeps from a parameter is an error as well.
+    which noise is c times G. What it keeps from a parameter is an error as well. Ridges below one
+    count as none: at the least held-out loss they trade as much bias for the variance that they
+    save, and the fit is about as good as without.
     """
+    ridge = torch.where(ridge < 1, ridge.clamp_max(_LEAST_RIDGE), ridge)
     inverse = torch.linalg.inv(gram + torch.diag(ridge))
     size = (inverse * noise).sum() / (inverse * gram).sum()
     both = inverse @ (noise + size * torch.diag(ridge)) @ inverse / frames

@@ -251,7 +251,8 @@ def label_lines(
         if frames.energies is None:
             lines += of(true, own[chosen], angles=bench.torsions(x[chosen]))
     if log_weights is None:
-        notes.append((None, "no reweighting: not all snapshots have energies"))
+        lack = "have no energies" if frames.energies is None else "do not all have energies"
+        notes.append((None, f"no reweighting: the snapshots {lack}"))
     if forces is None:
         notes.append((None, "no forces: the snapshots have none, and no reference was named"))
         return log_weights, own, lines, notes

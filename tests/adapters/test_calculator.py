@@ -274,6 +274,7 @@ class TestModels:
             "model": "ScoreModel",
             "device": "cpu",
             "dtype": "float32",
+            "compile": "auto",
             "sigma": 0.02,
             "bias": "Harmonic",
         }

@@ -51,6 +51,6 @@ def test_a_crystal_has_an_absolute_free_energy(diffmd, copper):
     ],
 )
 def test_mistakes_are_one_line(diffmd, copper, words, said):
-    code, _, err = diffmd("alchemy", *words, *SHORT[:6], "--no-progress")
+    code, _, err = diffmd("alchemy", *SHORT[:6], *words, "--steps", 400, "--no-progress")
     assert code in (1, 2) and said in err, err
     assert "Traceback" not in err

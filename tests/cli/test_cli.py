@@ -369,7 +369,7 @@ def test_brackets_in_messages_are_no_markup(diffmd):
 def test_terminated_run_goes_on(diffmd, start):
     command = [sys.executable, "-m", "diffmd_ase", *map(str, start)]
     process = subprocess.Popen(
-        [*command, "--steps", str(10**8), "--prefix", "cut"],
+        [*command, "--steps", str(10**8), "--prefix", "cut", "--compile", "off"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,

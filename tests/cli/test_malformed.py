@@ -287,6 +287,6 @@ def test_weights_with_right_digests(refused, model, tmp_path):
             save_tensors(bad, some, "diffmd_card", card)
             refused("bad.safetensors: weights do not fit", "info", bad)
     wide = copy.deepcopy(card)
-    wide["experts"][0]["network"] |= {"width": 10**9, "depth": 2}
+    wide["experts"][-1]["network"]["width"] = 10**9
     save_tensors(bad, tensors, "diffmd_card", wide)
     refused("bad.safetensors: weights do not fit", "info", bad)

@@ -285,7 +285,7 @@ def test_truncated_and_foreign_files(tmp_path, rng):
 
 def test_objects_are_not_unpickled(tmp_path, rng):
     path = saved(tmp_path, positions=np.array([{"a": 1}], dtype=object), numbers=WATER.numbers)
-    with pytest.raises(ValueError, match=names("s.npz", "allow_pickle=False")):
+    with pytest.raises(ValueError, match=names("s.npz", "object")):
         Snapshots.read(path, temperature_K=300)
 
 

@@ -1,4 +1,4 @@
-"""The energy of a network and its gradient: computed as it is written, or compiled.
+"""The energy of a network and its gradient, compiled.
 
     e = E(x (1 + ε); cell (1 + ε)),    ∂e/∂x and, where a stress is asked for, ∂e/∂ε at ε = 0
 
@@ -20,50 +20,37 @@ from torch._dynamo.exc import TorchDynamoException
 from ..neighbours import Pairs
 from .inputs import Inputs
 
-__all__ = ["Compile", "Compiled", "gradients"]
+__all__ = ["Compile", "Compiled", "deformed"]
 
 Compile = bool | Literal["auto"]
 
 
-def gradients(
-    network: nn.Module,
-    x: Tensor,
-    strain: Tensor | None,
-    sigma: Tensor,
-    told: Inputs,
-    pairs: Pairs | None = None,
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """``(∂e/∂x, ∂e/∂ε), e``: the gradient by x alone without a ``strain``, and the energies.
+def deformed(x: Tensor, strain: Tensor, told: Inputs) -> tuple[Tensor, Inputs]:
+    """``x (1 + ε)`` and what a network is ``told``, with the cell ``cell (1 + ε)``, symmetric ε.
 
-    Parameters
-    ----------
-    network : energy in kT
-    x : (B, N, 3) positions in Å
-    strain : ε (B, 3, 3), zeros; or None
-    sigma : (B,) noise level in Å
-    told : of the system; with a cell where there is a strain
-    pairs : neighbours, of networks that have them
+    ``x`` (B, N, 3) in Å, ``strain`` ε (B, 3, 3).
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        strain = None if strain is None else strain.detach().requires_grad_()
-        energy = _energy(network, x, strain, sigma, told, pairs)
-        slopes = torch.autograd.grad(energy.sum(), [x] if strain is None else [x, strain])
-    return slopes, energy.detach()
+    deform = torch.eye(3, dtype=x.dtype, device=x.device) + 0.5 * (
+        strain + strain.transpose(-1, -2)
+    )
+    return x @ deform, told._replace(cell=told.cell @ deform)
 
 
 class Compiled:
-    """`gradients` of one ``network`` as one compiled function, made when it is first called.
+    """``(∂e/∂x, ∂e/∂ε), e`` of one ``network`` as one function, compiled when it is first called.
 
     Where it cannot be made, for want of a C++ compiler or of a place to write to, a warning says
-    so, once, and the network is computed as it is written.
+    so, once, and there is no value: the network is to be computed as it is written.
     """
 
     def __init__(self, network: nn.Module):
-        self.network, self.failed = network, False
+        self.failed = False
 
         def total(x, strain, sigma, told, pairs):
-            energy = _energy(network, x, strain, sigma, told, pairs)
+            if strain is not None:
+                x, told = deformed(x, strain, told)
+            neighbours = {} if pairs is None else {"pairs": pairs}
+            energy = network(x, sigma, **told._asdict(), **neighbours)
             return energy.sum(), energy
 
         def by_positions(x, strain, sigma, told, pairs):
@@ -89,10 +76,19 @@ class Compiled:
         sigma: Tensor,
         told: Inputs,
         pairs: Pairs | None = None,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """As `gradients` of the network."""
+    ) -> tuple[tuple[Tensor, ...], Tensor] | None:
+        """The gradient, by x alone without a ``strain``, and the energies in kT; None: it failed.
+
+        Parameters
+        ----------
+        x : (B, N, 3) positions in Å
+        strain : ε (B, 3, 3), zeros; or None
+        sigma : (B,) noise level in Å
+        told : of the system; with a cell where there is a strain
+        pairs : neighbours, of networks that have them
+        """
         if self.failed:
-            return gradients(self.network, x, strain, sigma, told, pairs)
+            return None
         count, x = len(x), x.contiguous()
         if count == 1 and pairs is None:  # one structure would be compiled anew: two then
             x, sigma = x.repeat(2, 1, 1), sigma.repeat(2)
@@ -113,7 +109,7 @@ class Compiled:
                 "folder to write to (TORCHINDUCTOR_CACHE_DIR)",
                 stacklevel=2,
             )
-            return gradients(self.network, x[:count], strain, sigma[:count], told, pairs)
+            return None
         return tuple(slope[:count] for slope in slopes), energy[:count]
 
 
@@ -123,13 +119,3 @@ def _torch_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
-
-
-def _energy(network, x, strain, sigma, told: Inputs, pairs: Pairs | None) -> Tensor:
-    if strain is not None:
-        deform = torch.eye(3, dtype=x.dtype, device=x.device) + 0.5 * (
-            strain + strain.transpose(-1, -2)
-        )
-        x, told = x @ deform, told._replace(cell=told.cell @ deform)
-    neighbours = {} if pairs is None else {"pairs": pairs}
-    return network(x, sigma, **told._asdict(), **neighbours)

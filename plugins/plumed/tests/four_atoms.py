@@ -31,7 +31,7 @@ EXACT = {
 
 
 # PLUMED multiplies heights by γ/(γ - 1) to write them, and back: another number, now and then
-ROUNDED = {name: 1e-13 for name in ("METAD", "METAD, grid", "PBMETAD")}
+ROUNDED = {name: 1e-11 for name in ("METAD", "METAD, grid", "PBMETAD")}
 
 
 def bias(lines, folder, **options):

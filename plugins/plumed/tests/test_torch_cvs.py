@@ -73,7 +73,9 @@ def test_equal_to_plumed_on_atoms(name, tmp_path):
 def test_continued_is_uninterrupted(name, walkers, cut, stride, tmp_path):
     lines = [BIASES[name], PRINT.replace("STRIDE=2", f"STRIDE={stride}")]
     make = partial(bias, lines, walkers=walkers)
-    check_continued(make, tmp_path, steps=40, cut=cut)
+    # PLUMED multiplies the heights of well-tempered hills back: see docs/reliability.md
+    rounded = 1e-12 if name.startswith("METAD") else 0.0
+    check_continued(make, tmp_path, steps=40, cut=cut, rtol=rounded)
 
 
 def test_evaluations_deposit_nothing(tmp_path):
