@@ -226,10 +226,11 @@ class ScorePotential(Potential):
         """What `Compiled` gives, by automatic differentiation."""
         told, neighbours = self._inputs, {} if pairs is None else {"pairs": pairs}
         with torch.enable_grad():
-            inputs = [part.detach().requires_grad_() for part in (x, strain) if part is not None]
-            at = inputs[0]
+            at = x = x.detach().requires_grad_()
+            inputs = [x]
             if strain is not None:
-                at, told = deformed(*inputs, told)
+                inputs.append(strain := strain.detach().requires_grad_())
+                at, told = deformed(x, strain, told)
             energy = self._network(at, sigma, **told._asdict(), **neighbours)
             slopes = torch.autograd.grad(energy.sum(), inputs)
         return slopes, energy.detach()
