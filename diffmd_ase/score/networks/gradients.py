@@ -10,12 +10,12 @@ it made in its cache on disk (TORCHINDUCTOR_CACHE_DIR). Sums are rounded in anot
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from ..neighbours import Pairs
 from .inputs import Inputs
@@ -64,10 +64,8 @@ class Compiled:
         # torch counts what it compiles by code, and gives up at eight: each network has its own
         for function in (by_positions, by_both):
             function.__code__ = function.__code__.replace()
-        with _torch_alone():
-            self._by_positions = torch.compile(by_positions, dynamic=True)
-            self._by_both = torch.compile(by_both, dynamic=True)
-        self._called: set[bool] = set()
+        self._written = {False: by_positions, True: by_both}
+        self._made: dict[bool, Callable] = {}  # by whether there is a strain
 
     def __call__(
         self,
@@ -93,24 +91,30 @@ class Compiled:
         if count == 1 and pairs is None:  # one structure would be compiled anew: two then
             x, sigma = x.repeat(2, 1, 1), sigma.repeat(2)
             strain = None if strain is None else strain.repeat(2, 1, 1)
-        strained = strain is not None
-        function = self._by_both if strained else self._by_positions
-        try:
-            quiet = nullcontext() if strained in self._called else _torch_alone()
-            with torch.no_grad(), quiet:  # another mode, or layout, would be compiled anew
-                slopes, energy = function(x, strain, sigma, told, pairs)
-            self._called.add(strained)
-        except (TorchDynamoException, OSError) as error:
-            self.failed = True
-            warnings.warn(
-                f"the network cannot be compiled ({type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0]}): it is computed as it is written, several "
-                "times slower; torch.compile needs a C++ compiler (CXX, or g++ in PATH) and a "
-                "folder to write to (TORCHINDUCTOR_CACHE_DIR)",
-                stacklevel=2,
-            )
-            return None
+        strained, given = strain is not None, (x, strain, sigma, told, pairs)
+        with torch.no_grad():  # another mode, or layout, would be compiled anew
+            if strained in self._made:
+                slopes, energy = self._made[strained](*given)
+            else:
+                try:
+                    with _torch_alone():
+                        function = torch.compile(self._written[strained], dynamic=True)
+                        slopes, energy = function(*given)
+                except Exception as error:  # torch raises what it likes
+                    self._fail(error)
+                    return None
+                self._made[strained] = function
         return tuple(slope[:count] for slope in slopes), energy[:count]
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = True
+        warnings.warn(
+            f"the network cannot be compiled ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}): it is computed as it is written, several "
+            "times slower; torch.compile needs a C++ compiler (CXX, or g++ in PATH) and a "
+            "folder to write to (TORCHINDUCTOR_CACHE_DIR)",
+            stacklevel=4,
+        )
 
 
 @contextmanager
