@@ -1,4 +1,4 @@
-"""The torture kit, small: nothing is lost, nothing is silent in our own formats."""
+"""The torture kit, small: nothing is lost, and what is silent is seen."""
 
 import json
 import subprocess
@@ -30,16 +30,6 @@ def test_kills(tmp_path):
     assert {row["what"] for row in rows} == set(chosen) and sum(row["kills"] for row in rows) >= 9
     again, same = kit(tmp_path, "--only", "kills", "--kills", "9", "--kinds", *chosen)
     assert again.returncode == 0 and same == rows  # nothing is done twice
-
-
-def test_damage_and_nan(tmp_path):
-    words = ["--flips", "80", "--cuts", "20", "--poisoned", "2"]
-    done, rows = kit(tmp_path, "--only", "damage", "NaN", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    ours = {"model", "checkpoint", "trajectory", "training state"}
-    assert ours <= {row["what"] for row in rows if row["part"] == "flips"}
-    assert any(row.get("verdict") == "refused" for row in rows)
-    assert any(row["part"] == "NaN" and row["lost"] for row in rows)
 
 
 def test_a_silent_flip_is_seen(tmp_path, monkeypatch):
