@@ -1,10 +1,12 @@
 """Fixtures of all tests: torch's default precision, one thread, GPU tests skipped without one.
 
 ``DIFFMD_TEST_DTYPE`` is torch's default dtype in every test: float64, the reference, or float32,
-which is what users have (``make test32``).
+which is what users have (``make test32``). ``DIFFMD_TEST_UNTIL`` is a moment (seconds of `time.time`)
+after which no test is begun: ``.ci/run`` has a limit, and says what it left out.
 """
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ torch.set_num_threads(1)
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _DTYPE = os.environ.get("DIFFMD_TEST_DTYPE", "float64")
+_UNTIL = float(os.environ.get("DIFFMD_TEST_UNTIL", "inf"))
 
 
 def pytest_configure():
@@ -28,6 +31,12 @@ def pytest_configure():
 
 def pytest_report_header():
     return f"torch's default dtype: {_DTYPE} (DIFFMD_TEST_DTYPE)"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    if time.time() > _UNTIL:
+        pytest.skip("no time was left for it (DIFFMD_TEST_UNTIL)")
 
 
 @pytest.fixture(autouse=True)

@@ -52,6 +52,7 @@ __all__ = [
     "read_file",
     "rest",
     "sums_of_positions",
+    "text",
 ]
 
 T = TypeVar("T")
@@ -146,8 +147,10 @@ def create_file(
     with h5py.File(path, "w", libver="v110", driver="core", backing_store=False) as file:
         header = file.create_group("h5md")
         header.attrs["version"] = np.array([1, 1])
-        header.create_group("author").attrs["name"] = info.extra.get("author", "unknown")
-        header.create_group("creator").attrs.update(name="diffmd_ase", version=info.package_version)
+        author, creator = header.create_group("author"), header.create_group("creator")
+        author.attrs["name"] = _fixed(info.extra.get("author", "unknown"))
+        creator.attrs["name"] = _fixed("diffmd_ase")
+        creator.attrs["version"] = _fixed(info.package_version)
         root = file.create_group(ROOT)
         root["species"] = np.tile(system.numbers, count)
         root["mass"] = np.tile(system.masses, count)
@@ -176,18 +179,32 @@ def create_file(
             file[EDGES].attrs["unit"] = "Angstrom"
             file[f"{ROOT}/box/edges/step"] = file[STEP]
         own = file.create_group("diffmd_ase")
-        own.attrs["metadata"] = info.to_json()
+        own.attrs["metadata"] = _fixed(info.to_json())
         own["walkers"] = walkers
-        own.attrs["columns"] = json.dumps(list(columns))
+        own.attrs["columns"] = _fixed(json.dumps(list(columns)))
         if system.cell is not None:
             own.attrs["cell"] = system.cell
         if system.carried:
-            own["carried"] = carried_text(system)
+            own["carried"] = _fixed(carried_text(system))
         _grow(file, CHECK_POSITIONS, (count,), np.uint64, max(1, 8192 // count))
         _grow(file, CHECK_REST, (), np.uint64, 1024)
-        file[CHECKS].attrs["header"] = header_digest(file)
+        file[CHECKS].attrs["header"] = _fixed(header_digest(file))
         file.flush()
         path.write_bytes(file.id.get_file_image())
+
+
+def _fixed(words: str) -> np.ndarray:
+    """Text for HDF5, stored where it belongs.
+
+    Of variable length it would be in a heap, and HDF5 (2.0) never returns from a damaged one.
+    """
+    encoded = words.encode() or b" "
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
+
+
+def text(stored: bytes | str) -> str:
+    """What `create_file` wrote as text; of variable length in files of earlier versions."""
+    return stored if isinstance(stored, str) else np.asarray(stored).tobytes().decode(errors="replace")
 
 
 def header_digest(file: h5py.File) -> str:
@@ -196,8 +213,8 @@ def header_digest(file: h5py.File) -> str:
     arrays = {name: file[f"{ROOT}/{name}"][:] for name in ("species", "mass", "id")}
     arrays |= {"walkers": file["diffmd_ase/walkers"][:], "cell": np.asarray(own.get("cell", ()))}
     boundary = file[f"{ROOT}/box"].attrs["boundary"].astype(str).tolist()
-    carried = file["diffmd_ase/carried"].asstr()[()] if "diffmd_ase/carried" in file else ""
-    return digest(arrays, [own["metadata"], own["columns"], *boundary, carried])
+    carried = text(file["diffmd_ase/carried"][()]) if "diffmd_ase/carried" in file else ""
+    return digest(arrays, [text(own["metadata"]), text(own["columns"]), *boundary, carried])
 
 
 def sums_of_positions(positions: np.ndarray) -> np.ndarray:

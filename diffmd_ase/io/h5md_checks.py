@@ -84,10 +84,10 @@ def check_layout(file: h5py.File, path: Path) -> list[str]:
 
 
 def _columns(file: h5py.File, path: Path) -> list[str]:
-    text = file["diffmd_ase"].attrs.get("columns", "[]")
+    text = h5md.text(file["diffmd_ase"].attrs.get("columns", "[]"))
     names = json_object(f'{{"names": {text}}}', path, "list of columns")["names"]
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(f"{path} is damaged: its columns {str(text)[:40]!r} are no list of names")
+        raise ValueError(f"{path} is damaged: its columns {text[:40]!r} are no list of names")
     return names
 
 

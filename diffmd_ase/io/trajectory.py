@@ -259,7 +259,7 @@ class Trajectory:
         steps = file[h5md.STEP]  # opened first, and once: its writer makes it longer last
         check_links(file, self.path)
         names = check_layout(file, self.path)
-        self.info = RunInfo.from_json(file["diffmd_ase"].attrs["metadata"], self.path)
+        self.info = RunInfo.from_json(h5md.text(file["diffmd_ase"].attrs["metadata"]), self.path)
         self.walkers = file["diffmd_ase/walkers"][:]
         count = len(self.walkers)
         box = file[f"{h5md.ROOT}/box"]
@@ -271,7 +271,7 @@ class Trajectory:
         )
         carried = file["diffmd_ase"].get("carried")
         try:
-            self.system = with_carried(system, None if carried is None else carried.asstr()[()])
+            self.system = with_carried(system, None if carried is None else h5md.text(carried[()]))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path} is damaged: {error}") from error
         # a kill can leave other columns longer than the steps, never shorter
@@ -283,7 +283,7 @@ class Trajectory:
         self.positions = Positions(self.path, (frames, count, n_atoms, 3), self._verify)
         self.has_checksums = h5md.CHECKS in file
         if self._verify and self.has_checksums:
-            if h5md.header_digest(file) != file[h5md.CHECKS].attrs["header"]:
+            if h5md.header_digest(file) != h5md.text(file[h5md.CHECKS].attrs["header"]):
                 raise ValueError(f"{self.path} is damaged: its header differs from its checksum")
             parts = h5md.rest(names, self.system.periodic)
             sums = row_sums(*(file[part][:frames] for part in parts))
