@@ -17,10 +17,12 @@ demo: $(VENV)/.installed ## train on alanine dipeptide, sample, run, report: dem
 	$(VENV)/bin/diffmd demo
 
 test: $(VENV)/.installed-test ## the whole default suite, plugins included (about 5 minutes)
-	$(PYTEST) -n $(JOBS)
+	$(PYTEST) -n $(JOBS) --dist loadfile
 
-test32: $(VENV)/.installed-test ## the same with torch's default dtype, float32, but what reads sources
-	DIFFMD_TEST_DTYPE=float32 $(PYTEST) -n $(JOBS) --ignore tests/test_architecture.py --ignore tests/test_docs.py
+# where numbers come from: files, pages, commands and trainings choose their precision themselves
+test32: $(VENV)/.installed-test ## numbers again with torch's default dtype, float32 (about 1 minute)
+	DIFFMD_TEST_DTYPE=float32 $(PYTEST) -n $(JOBS) --dist loadfile tests/sampling tests/potentials \
+	  tests/independent tests/adapters tests/analysis tests/simulation
 
 slow: $(VENV)/.installed-test ## training accuracy, long statistics, conformance (about 9 minutes)
 	$(PYTEST) -m slow -n $(JOBS) --dist loadfile

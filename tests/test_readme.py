@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 # The example as printed trains for minutes on 50 000 snapshots and runs 10 000 steps. The test
 # runs the same lines with these budgets in place of those; each must occur exactly once.
 SMALL = {
-    "train(snapshots, ": "train(snapshots.take(slice(0, 1000)), ",
+    "train(snapshots, ": "train(snapshots.take(slice(0, 300)), ",
     "max_minutes=5": "max_minutes=5, steps=20, evaluations=2",
     "dyn.run(10_000)": "dyn.run(200)",
 }

@@ -77,7 +77,7 @@ class TestExact:
 
     def images(self, target, **options):
         """Independent walkers, started at the exact law, so any error is the kernel's."""
-        images = walkers(350, n_atoms=4)
+        images = walkers(150, n_atoms=4)
         images[0].calc = Spring(0.6)  # 40 % too soft
         h = self.H_LAMBDA * KT
         dyn = BatchReverseDiffusion(
@@ -98,7 +98,7 @@ class TestExact:
 
     def test_model(self):
         """To the model's own energy: its stiffness, without the bias of the step."""
-        images = walkers(350, n_atoms=4, k=1.4)
+        images = walkers(150, n_atoms=4, k=1.4)
         images[0].calc = Spring(1.4)
         BatchReverseDiffusion(images, temperature_K=300, spring=1 / KT, rng=3, target="model").run(
             12
@@ -106,7 +106,7 @@ class TestExact:
         assert abs(z_of_variance(images, 1.4)) < 4
 
     def test_bias_is_part_of_it(self):
-        images = walkers(350, n_atoms=4, k=1.5)
+        images = walkers(150, n_atoms=4, k=1.5)
         images[0].calc = Spring(1.4)
         dyn = BatchReverseDiffusion(
             images, temperature_K=300, spring=1 / KT, rng=3, target=Spring(1.0), bias=Harmonic(0.5)

@@ -92,6 +92,7 @@ def test_training_rows_are_uniform():
     assert rows[3]["broad: validation loss"] == 8.0
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_is_named(tmp_path, capfd):
     """The child says what is wrong; the command and its code follow."""
     with pytest.raises(RuntimeError, match=names("diffmd train no.npz", "code 1", "above")):

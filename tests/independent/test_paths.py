@@ -135,6 +135,7 @@ def chain(case, kT=None):
     return PathIndependence(ReversePaths(crude, LEVELS, 0.7, variance=0.4), case.target, kT)
 
 
+@pytest.mark.slow
 def test_the_chain_is_exact_with_a_wrong_score():
     case = targets.mixture()
     kernel = chain(case)

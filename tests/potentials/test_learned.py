@@ -165,6 +165,7 @@ def test_gpu_agrees_with_cpu(case):
     assert torch.allclose(here.energy, there.energy, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_compiled_when_it_pays(made, monkeypatch):
     model, snapshots = made["mechanics"]
     x = torch.as_tensor(snapshots.positions[:3])

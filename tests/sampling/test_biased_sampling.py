@@ -103,6 +103,7 @@ def test_metadynamics_of_the_double_well(walkers, steps, tmp_path):
     assert away[exact <= 8.0].std() < 0.3
 
 
+@pytest.mark.slow
 def test_frozen_bias_is_an_ordinary_potential(tmp_path):
     """Learns nothing; sampling of U + V, weighted with exp(V/kT), is exact."""
     bias = Metadynamics(X, kT=KT, sigma=0.2, height=0.3 * KT, pace=20, grid=Grid([500], [-5], [5]))

@@ -157,6 +157,7 @@ def test_runs_hold_them(model, frames, tmp_path, monkeypatch, capsys, more):
     assert (moved[:4] == 0).all() and (moved[4:] > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_validation_holds_them(model, snapshots):
     small = Effort(walkers=32, moves=20, plain_steps=100, labels=100)
     card = validate(model, snapshots, effort=small, device="cpu")

@@ -302,6 +302,7 @@ def test_patience(peroxide, tmp_path):
         np.testing.assert_equal(one.history, two.history)  # NaN equals NaN
 
 
+@pytest.mark.slow
 def test_wall_clock(peroxide):
     long = config(steps=10_000_000, max_minutes=0.03, evaluations=1)
     model = train(peroxide, config=long, device="cpu")

@@ -161,6 +161,7 @@ def test_forces_at_a_temperature_and_size_not_seen(model, sets, config):
     assert error < 0.15 and lost > 2 * error
 
 
+@pytest.mark.slow
 def test_order_of_the_sets_only_changes_the_unit(model, sets, config):
     """kT_1 is the unit of the network; energies and forces are what they are."""
     turned = train(sets[::-1], config=config, device="cpu")
@@ -238,6 +239,7 @@ def test_features_of_alloys_have_the_right_derivatives():
         assert torch.allclose(by_features, gradient.flatten(1), atol=close)
 
 
+@pytest.mark.slow
 def test_elements_never_seen_together():
     known = train([alloy("Cu4"), alloy("Au4"), alloy("Cu3Ag")], config=TrainConfig(), device="cpu")
     known.potential(alloy("Cu2Ag2").system, **F64)
@@ -272,6 +274,7 @@ def test_the_card_lists_all_systems(model, sets, tmp_path):
         assert torch.equal(one.energy, two.energy)
 
 
+@pytest.mark.slow
 def test_networks_train_on_sizes_and_go_on(tmp_path):
     """Message passing on cells of 4 and 8 atoms; a second call finds the first one's result."""
     both = [crystal(300, frames=20)[0], crystal(900, frames=60, size=2)[0]]

@@ -44,6 +44,7 @@ run(pathlib.Path({folder!r}), 2000, restart={restart})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of files are those of Linux")
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_the_run_can_go_on(tmp_path):
     """At any size of the first file that does not fit; then with room, as if never stopped."""
     here = str(__import__("pathlib").Path(__file__).parent)
