@@ -1,7 +1,7 @@
 """Fixtures of all tests: torch's default precision, one thread, GPU tests skipped without one.
 
 ``DIFFMD_TEST_DTYPE`` is torch's default dtype in every test: float64, the reference, or float32,
-which is what users have (``make test32``). ``DIFFMD_TEST_UNTIL`` is a moment (seconds of `time.time`)
+which is what users have (``make test32``). ``DIFFMD_TEST_UNTIL`` is a moment (`time.time`)
 after which no test is begun: ``.ci/run`` has a limit, and says what it left out.
 """
 

@@ -36,7 +36,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--poisoned", type=int, default=20, help="walkers, for each kernel")
     parser.add_argument("--cheap-steps", type=int, default=1_000_000, help="of springs")
     parser.add_argument("--learned-steps", type=int, default=100_000, help="of a learned energy")
-    parser.add_argument("--pieces", type=int, default=4, help="of the runs for memory")
+    parser.add_argument("--pieces", type=int, default=1, help="of the runs for memory: restarts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1e9, help="then no new result is begun")
     parser.add_argument("--folder", type=Path, default=Path("reliability"))

@@ -34,6 +34,7 @@ from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.system import System
 
 KT = 0.0258
+LEARNED_H = 2e-5  # Å², of alanine dipeptide; springs take 5e-3
 SYSTEM = System(np.array([6, 6, 6, 6]), np.array([12.0] * 4))
 SITES = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1.0]], dtype=torch.float64)
 METADYNAMICS: dict[str, Any] = {
@@ -98,8 +99,8 @@ def variables():
     return join([Distance(SYSTEM, (0, 3), name="d"), Torsion(SYSTEM, (0, 1, 2, 3), name="t")])
 
 
-def euler(potential: Potential, kT=KT) -> EulerMaruyama:
-    return EulerMaruyama(potential, kT=kT, h=5e-3)
+def euler(potential: Potential, kT=KT, h=5e-3) -> EulerMaruyama:
+    return EulerMaruyama(potential, kT=kT, h=h)
 
 
 def metadynamics(restart: bool, **more) -> Kernel:

@@ -22,7 +22,7 @@ from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.system import System
 
-from .kinds import KT, METADYNAMICS, SITES, SYSTEM, euler, variables, well
+from .kinds import KT, LEARNED_H, METADYNAMICS, SITES, SYSTEM, euler, variables, well
 from .sandbox import Record, ended, fork, words
 
 _WARM = 0.3  # of the steps of a piece: what caches and the allocator take at first
@@ -70,7 +70,8 @@ def _case(name: str, restart: bool) -> tuple[Kernel, System, Tensor, int]:
     frames = read_frames("alanine-dipeptide", model)
     settings |= {"sigma": 0.35, "grid": Grid([60])}
     phi = Torsion(frames.system, (4, 6, 8, 14), name="phi")
-    kernel = euler(model.potential(frames.system) + Metadynamics(phi, **settings))
+    bias = Metadynamics(phi, **settings)
+    kernel = euler(model.potential(frames.system) + bias, h=LEARNED_H)
     return kernel, frames.system, torch.as_tensor(frames.positions[:1]), 100
 
 

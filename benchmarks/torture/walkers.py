@@ -26,7 +26,7 @@ from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.state import Evaluation
 
-from .kinds import KT, METADYNAMICS, SITES, SYSTEM, euler, variables, well
+from .kinds import KT, LEARNED_H, METADYNAMICS, SITES, SYSTEM, euler, variables, well
 from .sandbox import Record
 
 _STEPS, _WALKERS = 60, 6
@@ -146,7 +146,7 @@ def _case(name: str) -> tuple[Kernel, Tensor]:
     model = ScoreModel.load("alanine-dipeptide")
     frames = read_frames("alanine-dipeptide", model)
     x = torch.as_tensor(frames.positions[:4], dtype=torch.float64)
-    plain = euler(model.potential(frames.system))
+    plain = euler(model.potential(frames.system), h=LEARNED_H)
     return (Metropolis(plain) if name.endswith("Metropolis") else plain), x
 
 

@@ -32,6 +32,14 @@ def test_kills(tmp_path):
     assert again.returncode == 0 and same == rows  # nothing is done twice
 
 
+def test_damage_and_nan(tmp_path):
+    words = ["--only", "damage", "NaN", "--flips", "40", "--cuts", "20", "--poisoned", "2"]
+    done, rows = kit(tmp_path, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    number = {how: sum(row["part"] == how for row in rows) for how in ("flips", "cuts", "NaN")}
+    assert number["flips"] >= 80 and number["cuts"] >= 40 and number["NaN"] >= 2
+
+
 def test_a_silent_flip_is_seen(tmp_path, monkeypatch):
     """The control: what does not verify is found out."""
     monkeypatch.syspath_prepend(BENCHMARKS)
