@@ -52,7 +52,7 @@ MOVED = {
     "score.experts": "score.plan",
     "score.mechanics": "score.force_field",
     "score.network": "score.networks.build score.networks.molecule score.networks.embedded "
-    "score.networks.equivariant score.networks.inputs",
+    "score.networks.equivariant score.networks.equivariant_config score.networks.inputs",
     "score.networks.noise_level": "score.networks.inputs",
     "score.prior": "score.force_field_fit",
     "series": "io.read_trajectories",

@@ -21,8 +21,8 @@ from ..io.tensors import load_tensors, save_tensors, verify
 from ..system import System
 from .card import SCHEMA_VERSION, Card
 from .networks.build import below
-from .networks.embedded import EmbeddedConfig, EmbeddedNetwork
-from .networks.equivariant import EquivariantConfig, EquivariantNetwork
+from .networks.embedded import EmbeddedConfig
+from .networks.equivariant_config import EquivariantConfig
 from .networks.gradients import Compile, Compiled
 from .networks.loaded import loaded
 from .shipped import file_or_shipped
@@ -95,11 +95,8 @@ class ScoreModel:
 
     def cutoff(self, sigma: float) -> float | None:
         """Radius of neighbours (Å) at this noise level; None of networks of one molecule."""
-        network = self.expert(sigma)
-        if not isinstance(network, EmbeddedNetwork | EquivariantNetwork):
-            return None
-        config: EmbeddedConfig | EquivariantConfig = network.config
-        return config.cutoff
+        config = self.expert(sigma).config
+        return config.cutoff if isinstance(config, EmbeddedConfig | EquivariantConfig) else None
 
     def level(self, sigma: float) -> float:
         """The noise level nearest to ``sigma`` that its network was trained for (Å).

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .label_units import force_doubt
 from .networks.build import NetworkConfig
 from .networks.embedded import EmbeddedConfig
-from .networks.equivariant import EquivariantConfig
+from .networks.equivariant_config import EquivariantConfig
 from .networks.molecule import MechanicsConfig, PairConfig
 from .sets import as_sets
 from .settings import TrainConfig

@@ -23,7 +23,7 @@ from ..force_field_fit import fit_prior
 from ..sets import Sets, as_sets
 from ..snapshots import Snapshots
 from .embedded import EmbeddedConfig, EmbeddedNetwork
-from .equivariant import EquivariantConfig, EquivariantNetwork
+from .equivariant_config import EquivariantConfig
 from .molecule import (
     MechanicsConfig,
     MechanicsNetwork,
@@ -67,6 +67,8 @@ def build(
         if isinstance(source, dict):
             check_stored(config, sum(t.numel() * t.element_size() for t in source.values()))
         if isinstance(config, EquivariantConfig):
+            from .equivariant import EquivariantNetwork  # and e3nn, which takes seconds
+
             network: nn.Module = EquivariantNetwork(config)
         elif isinstance(source, dict):
             network = _empty(config, source)

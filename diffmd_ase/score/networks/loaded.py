@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...system import System
 from ..card import Card
 from .build import NetworkConfig, build
-from .equivariant import EquivariantConfig
+from .equivariant_config import EquivariantConfig
 from .inputs import Inputs
 
 __all__ = ["loaded"]

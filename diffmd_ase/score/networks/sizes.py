@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...io.limits import check_memory
 from .embedded import EmbeddedConfig
-from .equivariant import EquivariantConfig
+from .equivariant_config import EquivariantConfig
 from .molecule import MechanicsConfig, PairConfig
 
 __all__ = ["check_stored", "check_training", "least_bytes"]
