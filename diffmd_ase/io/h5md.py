@@ -204,7 +204,9 @@ def _fixed(words: str) -> np.ndarray:
 
 def text(stored: bytes | str) -> str:
     """What `create_file` wrote as text; of variable length in files of earlier versions."""
-    return stored if isinstance(stored, str) else np.asarray(stored).tobytes().decode(errors="replace")
+    return (
+        stored if isinstance(stored, str) else np.asarray(stored).tobytes().decode(errors="replace")
+    )
 
 
 def header_digest(file: h5py.File) -> str:
