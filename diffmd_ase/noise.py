@@ -109,6 +109,7 @@ class Noise:
             raise ValueError(f"{seed=} must lie in [0, 2**64)")
         self.seed = seed
         self._ahead: dict = {}
+        self._ids: tuple[Tensor, int, tuple[int, ...]] | None = None
         self._children: dict[int, Noise] = {}
 
     def __repr__(self) -> str:
@@ -186,7 +187,8 @@ class Noise:
 
     def _one(self, step: int, like: Tensor, walkers, stream: int, convert) -> Tensor:
         place = (stream, convert, like.dtype, like.device)
-        shape = (like.shape, None if walkers is None else _tuple(walkers))
+        walkers = None if walkers is None else self._known(walkers)
+        shape = (like.shape, walkers)
         known, first, rows = self._ahead.get(place, (None, 0, ()))
         if known != shape or not first <= step < first + len(rows):
             ids, size = _layout(like.shape, walkers, convert)
@@ -199,6 +201,14 @@ class Noise:
             self._ahead[place] = (shape, first, rows)
         # a copy: the caller may write into it, and the same address may be asked for again
         return rows[step - first].clone()
+
+    def _known(self, walkers) -> tuple[int, ...]:
+        """Ids as numbers; those of a device are asked for once, not at each step."""
+        if not torch.is_tensor(walkers):
+            return tuple(walkers)
+        if self._ids is None or self._ids[0] is not walkers or self._ids[1] != walkers._version:
+            self._ids = walkers, walkers._version, tuple(walkers.tolist())
+        return self._ids[2]
 
     def _block(self, steps, ids, stream: int, size: int, convert, like) -> Tensor:
         def column(values):
