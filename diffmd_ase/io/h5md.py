@@ -47,6 +47,7 @@ __all__ = [
     "column",
     "create_file",
     "growth",
+    "grows",
     "header_digest",
     "open_to_append",
     "read_file",
@@ -232,6 +233,16 @@ def rest(columns: Iterable[str], periodic: bool) -> list[str]:
     """
     edges = [EDGES] if periodic else []
     return [STEP, TIME, ENERGY, *map(column, columns), *edges]
+
+
+def grows(file: h5py.File, columns: Iterable[str], periodic: bool) -> bool:
+    """Whether frames can be added to an open ``file``; other programs may have written it anew.
+
+    ``columns`` and ``periodic`` as in `rest`.
+    """
+    parts = [POSITION, *rest(columns, periodic)]
+    parts += [CHECK_POSITIONS, CHECK_REST] if CHECKS in file else []
+    return all(file[name].maxshape[0] is None for name in parts)
 
 
 def _grow(file, name, shape, dtype, rows) -> None:

@@ -94,7 +94,7 @@ class TrajectoryWriter:
         writer = cls(path, old.system, old.walkers, old.info, block, tuple(old.columns))
         writer.frames = keep
         writer._last_step = int(old.steps[keep - 1]) if keep else -1
-        if keep < len(old) or not old.closed_cleanly:
+        if keep < len(old) or not old.closed_cleanly or not old.grows:
             with replacing(writer.path) as temporary:
                 create_file(temporary, old.system, old.walkers, old.info, writer.columns)
                 _copy(old, temporary, keep)
@@ -239,6 +239,7 @@ class Trajectory:
     system, info : atoms, and what the frames mean
     closed_cleanly : no block is being written, and none was cut off by a kill
     has_checksums : False of files of earlier versions
+    grows : frames can be added to the file as it is
 
     Raises
     ------
@@ -282,6 +283,7 @@ class Trajectory:
         self.columns = {name: file[h5md.column(name)][:frames] for name in names}
         self.positions = Positions(self.path, (frames, count, n_atoms, 3), self._verify)
         self.has_checksums = h5md.CHECKS in file
+        self.grows = h5md.grows(file, names, self.system.periodic)
         if self._verify and self.has_checksums:
             if h5md.header_digest(file) != h5md.text(file[h5md.CHECKS].attrs["header"]):
                 raise ValueError(f"{self.path} is damaged: its header differs from its checksum")

@@ -20,18 +20,57 @@ from .settings import Files
 __all__ = ["adapted", "read_checkpoint", "summary"]
 
 
+_Walker = Annotated[str, Field(pattern=r"^\d+$")]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Sums(BaseModel):
+    """A `Tally`, of each walker."""
+
+    model_config = ConfigDict(extra="forbid")
+    steps: list[_Finite]
+    accepted: list[_Finite]
+    divergent: list[_Finite]
+    judged: list[_Finite]
+    drift: _Finite = 0
+    target: _Finite = 0
+
+    @property
+    def lengths(self) -> set[int]:
+        return {*map(len, (self.steps, self.accepted, self.divergent, self.judged))}
+
+
+class _Outside(BaseModel):
+    """What `simulation.outside` has counted."""
+
+    model_config = ConfigDict(extra="forbid")
+    frames: Annotated[int, Field(ge=0)] = 0
+    counted: Annotated[int, Field(ge=0)] = 0
+    ended: dict[_Walker, int] = {}
+
+
+class _Adapted(BaseModel):
+    """What an adaptation has found (`sampling.adaptation.Adaptation`)."""
+
+    factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    first: int
+    steps: int
+
+
 class _Past(BaseModel):
     """What a run keeps in its checkpoint beside the state, as far as it is read here."""
 
     model_config = ConfigDict(extra="allow")
     every: Annotated[int, Field(ge=1)]
     warm_up: Annotated[int, Field(ge=0)] = 0
-    lost: dict[Annotated[str, Field(pattern=r"^\d+$")], int]
+    lost: dict[_Walker, int]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     evaluations: Annotated[int, Field(ge=0)]
-    adaptation: dict[str, Any] | None = None
-    tally: dict[str, Any] | None = None
-    outside: dict[str, Any] | None = None
+    adaptation: _Adapted | None = None
+    tally: _Sums | None = None
+    tally_of_frame: _Sums | None = None
+    outside: _Outside | None = None
+    together: dict[str, _Finite] = {}
 
 
 def adapted(kernel: Kernel, info: RunInfo, record: dict | None) -> tuple[Kernel, RunInfo]:
@@ -68,7 +107,7 @@ def read_checkpoint(
     saved = load_checkpoint(files.restart, device=device)
     past = validated(_Past, saved.parameters, files.restart, "header")
     before = Trajectory(files.trajectory).info
-    factor = (past.adaptation or {}).get("factor", 1.0)
+    factor = 1.0 if past.adaptation is None else past.adaptation.factor
     pairs = {
         "seed": (info.seed, saved.seed),
         "kT (eV)": (info.kT, before.kT),
@@ -80,7 +119,7 @@ def read_checkpoint(
     for name in ("target", "target-options", "proposal-steps"):
         pairs[name] = (info.extra.get(name), before.extra.get(name))
     if walkers is not None:
-        gone = [*past.lost, *(past.outside or {}).get("ended", {})]
+        gone = [*past.lost, *({} if past.outside is None else past.outside.ended)]
         ids = saved.state.walkers.tolist() + [int(w) for w in gone]
         pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
     for name in ("parallel", "draft", *(["window"] if info.extra.get("draft") else [])):
@@ -98,6 +137,13 @@ def read_checkpoint(
             f"step {saved.state.step} already"
         )
     writer = TrajectoryWriter.resume(files.trajectory, step=saved.state.step)
+    walker_count = len(writer.walkers)
+    for sums in (past.tally, past.tally_of_frame):
+        if sums is not None and sums.lengths != {walker_count}:
+            raise ValueError(
+                f"{files.restart} is damaged: sums of {sorted(sums.lengths)} walkers, but the "
+                f"trajectory has {walker_count}"
+            )
     return saved.state, writer, saved.parameters
 
 

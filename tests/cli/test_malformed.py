@@ -231,6 +231,10 @@ RNG = np.random.default_rng(3)
 HEADERS = [("step", "x"), ("step", -1), ("seed", None), ("records", {}), ("records", ["Nope"])]
 HEADERS += [("parameters", []), ("parameters.every", 0), ("parameters.every", None)]
 HEADERS += [("parameters.lost", [1]), ("parameters.lost", {"x": 1}), ("parameters.seconds", "s")]
+HEADERS += [("parameters.tally", "x"), ("parameters.tally_of_frame", {"steps": [1.0]})]
+HEADERS += [("parameters.tally.steps", [1.0] * 7), ("parameters.together", {"rounds": "x"})]
+HEADERS += [("parameters.adaptation", {"factor": 0.0, "first": 0, "steps": 1})]
+HEADERS += [("parameters.outside", {"collect": "mine"})]  # a file to write to
 
 
 def test_checkpoints_with_right_digests(diffmd, refused, start, tmp_path):

@@ -46,6 +46,33 @@ def finished(tmp_path):
     return simulate(tmp_path, 300)
 
 
+def test_one_that_another_program_wrote_anew_goes_on(finished):
+    """Its frames are there, but none can be added to it as it is."""
+    whole = content(finished)
+    with h5py.File(finished, "r+") as file:
+        values = file[h5md.ENERGY][:]
+        del file[h5md.ENERGY]
+        file[h5md.ENERGY] = values
+    assert not Trajectory(finished).grows
+    assert TrajectoryWriter.resume(finished, step=300).frames == 100
+    assert content(finished) == whole
+
+
+def test_text_is_where_it_belongs(finished):
+    """HDF5 never returns from a damaged heap of texts of any length: none that is read is there."""
+    with h5py.File(finished) as file:
+        own, checks = file["diffmd_ase"].attrs, file[h5md.CHECKS].attrs
+        kinds = [own.get_id(name).get_type() for name in ("metadata", "columns")]
+        kinds.append(checks.get_id("header").get_type())
+        assert not any(kind.is_variable_str() for kind in kinds)
+        # those of earlier versions are read
+    with h5py.File(finished, "r+") as file:
+        own = file["diffmd_ase"].attrs
+        own["metadata"] = own["metadata"].decode()
+        assert file["diffmd_ase"].attrs.get_id("metadata").get_type().is_variable_str()
+    assert Trajectory(finished).info == INFO
+
+
 def test_round_trip(finished):
     kernel = EulerMaruyama(Harmonic(), kT=0.025, h=1e-3)
     start = torch.ones(4, 3, 3, dtype=torch.float64)
