@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from abc import ABC, abstractmethod
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -112,6 +113,7 @@ class AsePotential(Potential):
         self._has_stress = "stress" in known and self._carriers[0].cell.rank == 3
         self._pickled = _pickle(calculator, self._carriers) if processes > 1 else b""
         self._pool: ProcessPoolExecutor | None = None
+        self._worked = False
         self.failures, self.failed, self.last_failure = failures, 0, ""
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
@@ -144,7 +146,25 @@ class AsePotential(Potential):
     def _parts(self, frames, rows, wanted) -> list:
         if self.processes == 1 or len(frames) < 2:
             return [_evaluate(self.calculator, self._carriers, frames, rows, 0, *wanted)]
-        return self._in_processes(frames, rows, wanted)
+        try:
+            parts = self._in_processes(frames, rows, wanted)
+        except BrokenProcessPool as error:
+            self._pool = None
+            name = type(self.calculator).__name__
+            if not self._worked:
+                raise RuntimeError(
+                    f"a process of {name} ended before it had evaluated anything; a script needs "
+                    'if __name__ == "__main__": around its work, or use processes=1'
+                ) from error
+            self._worked = False  # twice in a row is no accident
+            warnings.warn(
+                f"a process of {name} ended (killed, or out of memory): its batch is evaluated "
+                "again, in new ones",
+                stacklevel=3,
+            )
+            return self._parts(frames, rows, wanted)
+        self._worked = True
+        return parts
 
     def select(self, keep) -> None:
         if self.per_walker:
@@ -166,20 +186,13 @@ class AsePotential(Potential):
                 initargs=(self._pickled,),
             )
         blocks = np.array_split(np.arange(len(frames)), min(self.processes, len(frames)))
-        try:
-            jobs = [
-                self._pool.submit(
-                    _evaluate_in_worker, frames[block], rows[block], int(block[0]), *wanted
-                )
-                for block in blocks
-            ]
-            return [job.result() for job in jobs]
-        except BrokenProcessPool as error:
-            self._pool = None
-            raise RuntimeError(
-                f"a process of {type(self.calculator).__name__} ended; a script needs "
-                'if __name__ == "__main__": around its work, or use processes=1'
-            ) from error
+        jobs = [
+            self._pool.submit(
+                _evaluate_in_worker, frames[block], rows[block], int(block[0]), *wanted
+            )
+            for block in blocks
+        ]
+        return [job.result() for job in jobs]
 
 
 def _pickle(calculator, carriers: tuple[Atoms, ...]) -> bytes:

@@ -1,5 +1,7 @@
 """Any ASE calculator as a potential."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,12 @@ def test_processes_give_the_same():
             pool = potential(x, stress=True)
             for a, b in zip(loop, pool, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        _, mine = multiprocessing.active_children()[-2:]
+        mine.kill()
+        mine.join()
+        with pytest.warns(UserWarning, match=names("EMT", "evaluated again")):
+            again = potential(x, stress=True)
+        assert torch.equal(again.forces, pool.forces)
     finally:
         potential.close()
     # one structure, and closed before: no process is started
