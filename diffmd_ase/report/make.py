@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from ..io.trajectory import RunInfo, Trajectory
+from ..potentials.learned import ScorePotential
 from ..score.model import ScoreModel
 from ..simulation.frames import read_frames
 from .report import write_report
@@ -25,6 +27,9 @@ _MAX_STRUCTURES = 400_000  # of the trajectories, that the report looks at
 
 
 _MAX_ENERGIES = 5_000  # snapshots, and 200 frames of the walkers: enough for a histogram
+
+
+_ASKED = 100  # structures outside, of which the words are asked
 
 
 def make_report(
@@ -73,15 +78,23 @@ def make_report(
         parts = [potential(torch.as_tensor(p)).energy for p in np.array_split(x, 1 + len(x) // 512)]
         return torch.cat(parts).double().cpu().numpy()
 
+    def looked_at(x: np.ndarray) -> None:
+        found = _outside(potential, x)
+        if found is not None:
+            outside["iid" if x.ndim == 3 else "md"] = found
+
+    outside: dict[str, tuple[np.ndarray, str]] = {}
     few = reference.positions[:: max(1, len(reference) // _MAX_ENERGIES)]
     energies = {"data": energy(few)}
     options: dict[str, Any] = {}
     if samples is not None:
         options["iid"] = read_frames(samples, loaded).positions
         energies["iid"] = energy(options["iid"][: 4 * _MAX_ENERGIES])
+        looked_at(options["iid"][: 4 * _MAX_ENERGIES])
     if trajectories:
         positions, steps, energies["md"], info = _side_by_side(trajectories, skip)
         options["trajectory"] = positions
+        looked_at(positions[:: max(1, positions[..., 0, 0].size // (4 * _MAX_ENERGIES))])
         options["Dt"] = steps * info.h
         options["kinetics_valid"] = info.kinetics_valid
     return write_report(
@@ -90,6 +103,7 @@ def make_report(
         reference=reference.positions,
         temperature_K=card.temperature_K,
         energies=energies,
+        outside=outside,
         torsions=NAMED_TORSIONS.get(Path(source).stem),
         card=_readable(loaded),
         training=_training_rows(loaded),
@@ -97,6 +111,22 @@ def make_report(
         title=title or f"{card.formula}: score dynamics",
         **options,
     )
+
+
+def _outside(potential: ScorePotential, x: np.ndarray) -> tuple[np.ndarray, str] | None:
+    """Which of x (*batch, N, 3) are beyond the snapshots, and what most of them have, in words.
+
+    None of a model that does not know. What is not finite is not looked at.
+    """
+    flat = torch.as_tensor(np.nan_to_num(x.reshape(-1, *x.shape[-2:])))
+    values = [potential.extrapolation(part) for part in flat.split(512)]
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    beyond = (torch.cat(known) > 1).numpy() & np.isfinite(x).all((-1, -2)).ravel()
+    said = Counter(potential.outside(flat[n]) for n in np.flatnonzero(beyond)[:_ASKED])
+    words = next((w for w, _ in said.most_common() if w), "")
+    return beyond.reshape(x.shape[:-2]), words
 
 
 def _side_by_side(

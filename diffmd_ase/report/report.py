@@ -26,6 +26,9 @@ from .molecule import geometry_sections, torsion_sections
 
 __all__ = ["write_report"]
 
+_LABELS = {"data": "data", "iid": "i.i.d.", "md": "MD"}
+_OUTSIDE = 0.01  # of the structures of a set
+
 
 def write_report(
     path,
@@ -41,6 +44,7 @@ def write_report(
     card: dict[str, Any] | None = None,
     training: list[dict[str, float]] | None = None,
     summary: dict[str, Any] | None = None,
+    outside: Mapping[str, tuple[np.ndarray, str]] | None = None,
     kinetics_valid: bool = True,
     title: str = "Score dynamics",
 ) -> dict[str, Any]:
@@ -57,6 +61,8 @@ def write_report(
         the free-energy map. Default: one for each rotatable bond between heavy atoms
     card : of the model, shown as a table
     training : rows with ``step`` and figures such as ``loss`` and ``validation``
+    outside : of the sets as in ``energies``, which structures (S',) or (T, B) the model takes for
+        outside of its snapshots, and in words what most of them have
     kinetics_valid : False leaves out what needs a clock (see ``RunInfo.kinetics_valid``)
     summary : further numbers, kept as they are; ``evaluations_per_s`` is quoted on top
     title : of the page
@@ -94,6 +100,8 @@ def write_report(
         elif md is not None:
             _memory_section(page, angles, Dt, energies)
         geometry_sections(page, system, topology, sets)
+    for key, (beyond, words) in (outside or {}).items():
+        _judge_outside(page, key, np.asarray(beyond), words)
     if energies:
         _energy_section(page, energies, kT)
     if training:
@@ -193,13 +201,22 @@ def _periodic_sections(page: Page, system, sets, Dt, kinetics_valid) -> None:
         page.numbers["msd_A2"] = pair(end)
 
 
+def _judge_outside(page: Page, key: str, beyond: np.ndarray, words: str) -> None:
+    fraction = mean_estimate(beyond)
+    page.numbers.setdefault("outside", {})[_LABELS[key]] = pair(fraction)
+    page.judge(
+        fraction.value < _OUTSIDE,
+        f"{_LABELS[key]}: {fraction.value:.2%} of the structures are outside of the snapshots, "
+        f"where the model guesses{f' ({words})' if words else ''}; below {_OUTSIDE:.0%} is good.",
+    )
+
+
 def _energy_section(page: Page, energies, kT: float) -> None:
-    labels = {"data": "data", "iid": "i.i.d.", "md": "MD"}
-    unknown = set(energies) - set(labels)
+    unknown = set(energies) - set(_LABELS)
     if unknown:
-        raise ValueError(f"energies of {sorted(unknown)}: expected the names {list(labels)}")
+        raise ValueError(f"energies of {sorted(unknown)}: expected the names {list(_LABELS)}")
     sets, rows, zero = {}, [], None
-    for key, label in labels.items():
+    for key, label in _LABELS.items():
         values = energies.get(key)
         if values is None:
             continue

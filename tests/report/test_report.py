@@ -125,6 +125,16 @@ def test_what_is_wrong_is_named(report, rng):
     assert page.count("look here") >= 6
 
 
+def test_what_is_outside_is_named(report, rng):
+    trajectory, _ = snapshots(rng, (40, 4))
+    beyond = np.arange(160).reshape(40, 4) % 10 == 0
+    words = "torsion C1–C2 is cis, never seen"
+    numbers, _ = report(trajectory=trajectory, outside={"md": (beyond, words)})
+    assert numbers["outside"]["MD"][0] == pytest.approx(0.1)
+    told = [v for v in numbers["verdicts"] if words in v["text"]]
+    assert len(told) == 1 and not told[0]["good"] and "10.00%" in told[0]["text"]
+
+
 def test_all_walkers_lost(report, rng):
     numbers, _ = report(None, np.full((20, 3, 14, 3), np.nan))
     assert any("No trajectory is left" in v["text"] for v in numbers["verdicts"])
