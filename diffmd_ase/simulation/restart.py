@@ -106,7 +106,12 @@ def read_checkpoint(
     """
     saved = load_checkpoint(files.restart, device=device)
     past = validated(_Past, saved.parameters, files.restart, "header")
-    before = Trajectory(files.trajectory).info
+    trajectory = Trajectory(files.trajectory)
+    before, ids = trajectory.info, saved.state.walkers
+    if ids is None or not set(ids.tolist()) <= set(trajectory.walkers.tolist()):
+        raise ValueError(
+            f"{files.restart} is damaged: its walkers are not those of {files.trajectory}"
+        )
     factor = 1.0 if past.adaptation is None else past.adaptation.factor
     pairs = {
         "seed": (info.seed, saved.seed),
@@ -120,8 +125,8 @@ def read_checkpoint(
         pairs[name] = (info.extra.get(name), before.extra.get(name))
     if walkers is not None:
         gone = [*past.lost, *({} if past.outside is None else past.outside.ended)]
-        ids = saved.state.walkers.tolist() + [int(w) for w in gone]
-        pairs["walkers"] = (sorted(walkers.tolist()), sorted(set(ids)))
+        every_one = {*ids.tolist(), *map(int, gone)}
+        pairs["walkers"] = (sorted(walkers.tolist()), sorted(every_one))
     for name in ("parallel", "draft", *(["window"] if info.extra.get("draft") else [])):
         # earlier runs have none of them
         pairs[name] = (info.extra.get(name) or None, before.extra.get(name) or None)

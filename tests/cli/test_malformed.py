@@ -268,6 +268,8 @@ def test_checkpoints_with_right_digests(diffmd, refused, start, tmp_path):
     }.items():
         spoil(tensors | {name: value.contiguous()}, header)
     spoil({"forces": tensors["forces"]}, header)
+    spoil({name: t for name, t in tensors.items() if name != "walkers"}, header)
+    spoil(tensors | {"walkers": tensors["walkers"] + 7}, header)
 
 
 def test_weights_with_right_digests(refused, model, tmp_path):
