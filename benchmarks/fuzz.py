@@ -5,7 +5,8 @@
     python benchmarks/fuzz.py --only npz --call 17 --keep folder   # one of them, to look at
 
 Files are spoiled behind their checksums, in a way that the seed and the number of the call name.
-Each call has a process of its own, with a limit of 10 s and of 1 GB above what the program takes.
+Each call has a process of its own, with a limit of 10 s of CPU (on a slow machine, of two sound
+trainings) and of 1 GB above what the program takes.
 
 *Refused*: one line, in our words, and an exit code. *Accepted*: it ended well, which is right where
 what was spoiled does not matter; `--show accepted` lists them. *At work*: long work that shows its
@@ -70,10 +71,17 @@ def case(kind: str, number: int, seed: int, folder: Path, base: Materials) -> tu
     return (call.split() if isinstance(call, str) else call), told
 
 
-def judged(call: list[str], folder: Path) -> tuple[Attempt, str]:
-    """A call and its verdict."""
-    done = attempt(call, folder, SECONDS)
-    return done, "ran" if (folder / "executed").exists() else done.verdict(SECONDS)
+def judged(call: list[str], folder: Path, seconds: float) -> tuple[Attempt, str]:
+    """A call and its verdict, with a limit in seconds of CPU."""
+    done = attempt(call, folder, seconds)
+    return done, "ran" if (folder / "executed").exists() else done.verdict(seconds)
+
+
+def limit(base: Materials, folder: Path) -> float:
+    """Seconds of CPU for a call: those of a sound training twice, where a machine is slow."""
+    folder.mkdir()
+    call = f"train {base['data.npz']} -o o.safetensors --steps 2 --width 4 --processes 1"
+    return max(SECONDS, 2.0 * attempt(call.split(), folder, 100.0).seconds)
 
 
 def as_program(call: list[str], folder: Path) -> bool:
@@ -103,11 +111,12 @@ def main() -> int:
         base.mkdir()
         materials = make(base)
         warm_up()
+        seconds = limit(materials, Path(home) / "limit")
         try:
             for n in (n for n in numbers if n not in done):
                 kind, folder = chosen[n % len(chosen)], Path(home) / f"call-{n}"
                 call, told = case(kind, n, options.seed, folder, materials)
-                attempt, verdict = judged(call, folder)
+                attempt, verdict = judged(call, folder, seconds)
                 record = {"number": n, "kind": kind, "verdict": verdict}
                 record |= {"seconds": attempt.seconds, "growth": attempt.growth}
                 shown = verdict in FAULTS or verdict in options.show.split(",")
@@ -129,7 +138,7 @@ def main() -> int:
                         log.write(json.dumps(record) + "\n")
         except KeyboardInterrupt:
             print("interrupted: the same --log goes on")
-    return _table(records)
+    return _table(records, seconds)
 
 
 def _before(log: Path | None) -> list[dict]:
@@ -156,7 +165,7 @@ def _last(done: Attempt) -> str:
     return (done.error or lines[-1])[:300]
 
 
-def _table(records: list[dict]) -> int:
+def _table(records: list[dict], seconds: float) -> int:
     counts = Counter((r["kind"], r["verdict"]) for r in records)
     print("\n| kind | calls | " + " | ".join(VERDICTS) + " |")
     print("|---" * (len(VERDICTS) + 2) + "|")
@@ -171,6 +180,8 @@ def _table(records: list[dict]) -> int:
     growth = max((r["growth"] for r in records), default=0)
     programs = [r["program"] for r in records if "program" in r]
     print(f"\nlongest {longest:.1f} s of CPU, largest growth {growth / 1e6:.0f} MB")
+    if seconds > SECONDS:
+        print(f"limit: {seconds:.1f} s of CPU, twice what a sound training takes here")
     print(f"as programs of their own: {sum(programs)} of {len(programs)} end in words")
     return int(any(r["verdict"] in FAULTS for r in records) or not all(programs))
 
