@@ -92,7 +92,7 @@ def as_program(call: list[str], folder: Path) -> bool:
             cwd=folder,
             capture_output=True,
             stdin=subprocess.DEVNULL,
-            timeout=SECONDS + 20,  # it imports all
+            timeout=120,
         )
     except (subprocess.TimeoutExpired, ValueError):
         return False
