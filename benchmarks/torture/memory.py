@@ -71,7 +71,8 @@ def _case(name: str, restart: bool) -> tuple[Kernel, System, Tensor, int]:
     settings |= {"sigma": 0.35, "grid": Grid([60])}
     phi = Torsion(frames.system, (4, 6, 8, 14), name="phi")
     bias = Metadynamics(phi, **settings)
-    kernel = euler(model.potential(frames.system) + bias, h=LEARNED_H)
+    # compiled before the first step, as `diffmd run` does
+    kernel = euler(model.potential(frames.system, compile=True) + bias, h=LEARNED_H)
     return kernel, frames.system, torch.as_tensor(frames.positions[:1]), 100
 
 

@@ -30,6 +30,7 @@ from .hills import Grid, HillGrid, HillList, HillSum
 __all__ = ["Metadynamics", "reweighting_constant"]
 
 _BLOCK = 256  # walkers whose hills are put down together
+_TENSORS = 32  # that hills are remembered in, at most
 
 
 def reweighting_constant(V: Tensor, kT: float, biasfactor: float | None) -> Tensor:
@@ -248,7 +249,7 @@ class Metadynamics(DepositedBias):
     def _remember(self, centres: Tensor, heights: Tensor) -> None:
         self._sizes.append(heights.shape[1])
         self._deposits.append((centres.cpu(), heights.cpu()))
-        if len(self._deposits) > _BLOCK:  # as many tensors would take more than what they hold
+        if len(self._deposits) > _TENSORS:  # each takes far more than what it holds
             self._deposits = [self.hills]
 
     @property
