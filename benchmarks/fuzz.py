@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,22 @@ def case(kind: str, number: int, seed: int, folder: Path, base: Materials) -> tu
     return (call.split() if isinstance(call, str) else call), told
 
 
+def made(kind: str, number: int, seed: int, folder: Path, base: Materials) -> tuple[list[str], str]:
+    """`case`, in a child: spoiling a file takes memory, and HDF5 may not survive it.
+
+    No words of a call where it did not.
+    """
+    facts = folder.with_suffix(".json")
+    child = os.fork()
+    if not child:
+        try:
+            facts.write_text(json.dumps(case(kind, number, seed, folder, base)))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    return tuple(json.loads(facts.read_text())) if facts.exists() else ([], "")
+
+
 def judged(call: list[str], folder: Path, seconds: float) -> tuple[Attempt, str]:
     """A call and its verdict, with a limit in seconds of CPU."""
     done = attempt(call, folder, seconds)
@@ -115,7 +132,10 @@ def main() -> int:
         try:
             for n in (n for n in numbers if n not in done):
                 kind, folder = chosen[n % len(chosen)], Path(home) / f"call-{n}"
-                call, told = case(kind, n, options.seed, folder, materials)
+                call, told = made(kind, n, options.seed, folder, materials)
+                if not call:
+                    print(f"{n} {kind}: could not be made", flush=True)
+                    continue
                 attempt, verdict = judged(call, folder, seconds)
                 record = {"number": n, "kind": kind, "verdict": verdict}
                 record |= {"seconds": attempt.seconds, "growth": attempt.growth}
@@ -127,7 +147,7 @@ def main() -> int:
                     print(f"    {took}, {_last(attempt)}")
                 if n % _SAMPLE == 0 and verdict not in ("at work", "hang", "memory"):
                     again = folder.with_suffix(".again")
-                    call, _ = case(kind, n, options.seed, again, materials)
+                    call, _ = made(kind, n, options.seed, again, materials)
                     record["program"] = as_program(call, again)
                 if options.keep:
                     shutil.copytree(folder, options.keep, dirs_exist_ok=True, symlinks=True)

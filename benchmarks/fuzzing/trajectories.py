@@ -39,7 +39,9 @@ def h5(rng, place, base) -> tuple[str, str]:
 
 
 def _sum_up(file) -> None:
-    """Right checksums of what is there now."""
+    """Right checksums of what is there now, unless that is more than there can be."""
+    if any(file[name].size > 10**7 for name in _datasets(file) if file[name].chunks):
+        return
     names = json.loads(file["diffmd_ase"].attrs["columns"])
     parts = h5md.rest(names, periodic=False)
     file[h5md.CHECK_REST][:] = row_sums(*(file[part][:] for part in parts))

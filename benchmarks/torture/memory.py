@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import theilslopes
 from torch import Tensor
 
 from diffmd_ase.io.run_info import RunInfo
@@ -48,7 +49,8 @@ def memory(steps: dict[str, int], pieces: int, folder: Path, record: Record) -> 
                 raise RuntimeError(words(place))
             seen = np.loadtxt(place / "rss")
             late = seen[seen[:, 0] > seen[0, 0] + _WARM * (seen[-1, 0] - seen[0, 0])]
-            slope, _ = np.polyfit(late[:, 0] / 1000.0, late[:, 1], 1)
+            # of the median: the allocator takes memory in steps of megabytes, now and then
+            slope = theilslopes(late[:, 1], late[:, 0] / 1000.0).slope
             record.add(
                 "memory",
                 name,

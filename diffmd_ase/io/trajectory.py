@@ -5,6 +5,9 @@ The layout of the file is described in `io.h5md`.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,7 @@ class TrajectoryWriter:
         self._pending: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
         self._last_step = -1
         self.frames = 0
+        self._failure: OSError | None = None
 
     @classmethod
     def create(
@@ -145,18 +149,26 @@ class TrajectoryWriter:
         """Write the frames kept so far; they survive a kill from here on.
 
         Raises ``OSError`` on a full disk: the file is as before, and the frames are still kept.
+        Where the disk fails later than that, all that follows raises it again: HDF5 does not let
+        go of a file that it could not close.
         """
         if not self._pending:
             return
+        if self._failure is not None:
+            raise self._failure
         steps, positions, energies, values = (
             np.array(column) for column in zip(*self._pending, strict=True)
         )
         named = dict(zip(self.columns, values.swapaxes(0, 1), strict=True))
         more, _ = read_file(self.path, lambda file: growth(file, len(steps)))
         reserve(self.path, more)
-        with open_to_append(self.path) as file:
-            append_frames(file, steps, positions, energies, named, self.system, self.info)
-        sync(self.path)
+        try:
+            with open_to_append(self.path) as file:
+                append_frames(file, steps, positions, energies, named, self.system, self.info)
+            sync(self.path)
+        except (OSError, RuntimeError) as error:
+            self._failure = _failed(error, self.path, steps[0])
+            raise self._failure from error
         self._pending = []
 
     def close(self) -> None:
@@ -169,6 +181,18 @@ class TrajectoryWriter:
     def __exit__(self, *exception) -> None:
         # also after an error: what was computed is kept
         self.close()
+
+
+def _failed(error: Exception, path: Path, step: int) -> OSError:
+    """An ``error`` of HDF5 in plain words, where it was writing the frame of ``step``."""
+    said = re.search(r"errno = (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(said[1]) if said else errno.EIO)
+    return OSError(
+        number,
+        f"{os.strerror(number)}: frames from step {step} on were not written, "
+        "those before are safe",
+        str(path),
+    )
 
 
 class Positions:

@@ -1,5 +1,6 @@
 """Trajectories and checkpoints: exact restart, also after kill -9; readable; clear errors."""
 
+import errno
 import json
 import os
 import signal
@@ -56,6 +57,32 @@ def test_one_that_another_program_wrote_anew_goes_on(finished):
     assert not Trajectory(finished).grows
     assert TrajectoryWriter.resume(finished, step=300).frames == 100
     assert content(finished) == whole
+
+
+@pytest.mark.parametrize(
+    "error, number",
+    [
+        (OSError("Can't write data (file write failed: errno = 28, total)"), errno.ENOSPC),
+        (RuntimeError("Can't destroy cache (slist already enabled?)"), errno.EIO),
+    ],
+)
+def test_a_disk_that_fails_in_the_middle_is_told_once(finished, monkeypatch, error, number):
+    """HDF5 does not let go of such a file, and has other words each time it is asked again."""
+
+    def fails(*args):
+        raise error
+
+    writer = TrajectoryWriter.resume(finished, step=300)
+    monkeypatch.setattr("diffmd_ase.io.trajectory.append_frames", fails)
+    state = State(torch.ones(4, 3, 3), torch.zeros(4), torch.zeros(4, 3, 3), step=303)
+    with pytest.raises(OSError, match=names("frames from step 303", "are safe", "run.h5")) as told:
+        with writer:
+            writer.append(state)
+            writer.flush()
+    assert told.value.errno == number
+    with pytest.raises(OSError, match="303"):
+        writer.flush()
+    assert len(Trajectory(finished)) == 100
 
 
 def test_text_is_where_it_belongs(finished):
