@@ -20,7 +20,7 @@ from diffmd_ase.progress import Bars
 _PATIENCE = 3.0
 GROWTH = 1e9  # bytes by which a call may grow
 _ROOM = 6 << 30  # bytes of addresses above those there are: the machine is not ours alone
-_PROGRESS = re.compile(r"^[\w .:-]+ +\d+%", re.MULTILINE)  # a line of a bar
+_PROGRESS = re.compile(r"^([\w .:-]+ +\d+%|compiling )", re.MULTILINE)  # a line of a bar
 _LIBRARY = ("https://", "pydantic", "validation error")
 
 

@@ -10,7 +10,7 @@ import typer
 from ..simulation.settings import Files, RunSettings
 from .config import Config, resolved, save_resolved
 from .options import AsJson, Progress, check_output, one_thread, options_of
-from .output import bar, show
+from .output import bar, say, show
 
 __all__ = ["run"]
 
@@ -49,10 +49,14 @@ def run(
     x = planned.start()
     if not restart:
         save_resolved(context, prefix)
+    compiled = planned.compiled(x)
+    if compiled:
+        say("compiling the network, once, which takes up to a minute (--compile off: without)")
     with bar("run", settings.steps, progress) as update:
         summary = planned.run(
             x,
             extra=resolved(context),
+            compiled=compiled,
             progress=lambda done, alive: update(
                 done,
                 f"step {done}  D·t {done * planned.h:.3g} Å²  walkers {alive}{planned.gain}",

@@ -151,6 +151,7 @@ class PlannedRun:
         x: Tensor | None,
         *,
         extra: dict[str, Any],
+        compiled: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
         """Run from `start`, see `simulate`; the summary.
@@ -158,9 +159,10 @@ class PlannedRun:
         Parameters
         ----------
         extra : options to be kept in the trajectory, JSON values
+        compiled : what `compiled` has said; None: it is asked
         """
         settings = self.settings
-        compiled = self._compiled(x)
+        compiled = self.compiled(x) if compiled is None else compiled
         info = RunInfo(
             seed=settings.seed,
             kT=float(self.prepared.kernel.kT),
@@ -188,8 +190,11 @@ class PlannedRun:
         )
         return summary | self.held_atoms | {"compiled": compiled}
 
-    def _compiled(self, x: Tensor | None) -> bool:
-        """Whether networks are compiled: as asked, as before the restart, or where it pays."""
+    def compiled(self, x: Tensor | None) -> bool:
+        """Whether networks will be compiled: as asked, as before the restart, or where it pays.
+
+        ``x`` are the positions of `start`, by which "auto" takes the time.
+        """
         kernel, asked = self.prepared.kernel, self.settings.compile
         learned = scores_of(kernel)
         if x is None:  # one chain is computed in one way
