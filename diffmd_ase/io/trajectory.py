@@ -185,8 +185,12 @@ class TrajectoryWriter:
 
 def _failed(error: Exception, path: Path, step: int) -> OSError:
     """An ``error`` of HDF5 in plain words, where it was writing the frame of ``step``."""
-    said = re.search(r"errno = (\d+)", str(error))
-    number = getattr(error, "errno", None) or (int(said[1]) if said else errno.EIO)
+    number = errno.EIO
+    part: BaseException | None = error
+    while part is not None:  # that of closing the file hides what went wrong before
+        said = re.search(r"errno = (\d+)", str(part))
+        number = getattr(part, "errno", None) or (int(said[1]) if said else number)
+        part = part.__context__
     return OSError(
         number,
         f"{os.strerror(number)}: frames from step {step} on were not written, "

@@ -60,17 +60,16 @@ def test_one_that_another_program_wrote_anew_goes_on(finished):
 
 
 @pytest.mark.parametrize(
-    "error, number",
-    [
-        (OSError("Can't write data (file write failed: errno = 28, total)"), errno.ENOSPC),
-        (RuntimeError("Can't destroy cache (slist already enabled?)"), errno.EIO),
-    ],
+    "error", [RuntimeError("Can't destroy cache (slist already enabled?)"), OSError("Can't close")]
 )
-def test_a_disk_that_fails_in_the_middle_is_told_once(finished, monkeypatch, error, number):
+def test_a_disk_that_fails_in_the_middle_is_told_once(finished, monkeypatch, error):
     """HDF5 does not let go of such a file, and has other words each time it is asked again."""
 
     def fails(*args):
-        raise error
+        try:
+            raise OSError("Can't write data (file write failed: errno = 28, total)")
+        finally:
+            raise error  # of closing the file
 
     writer = TrajectoryWriter.resume(finished, step=300)
     monkeypatch.setattr("diffmd_ase.io.trajectory.append_frames", fails)
@@ -79,7 +78,7 @@ def test_a_disk_that_fails_in_the_middle_is_told_once(finished, monkeypatch, err
         with writer:
             writer.append(state)
             writer.flush()
-    assert told.value.errno == number
+    assert told.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match="303"):
         writer.flush()
     assert len(Trajectory(finished)) == 100
