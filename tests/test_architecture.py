@@ -311,7 +311,7 @@ def test_every_module_says_what_it_is(name):
 
 
 # the options of a command are documented by their help
-COMMANDS = ("certify", "converge", "fes", "path", "plumed", "train", "validate")
+COMMANDS = ("analyze", "certify", "converge", "fes", "path", "plumed", "train", "validate")
 
 
 def test_every_public_name_is_documented():

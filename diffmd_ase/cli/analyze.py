@@ -8,18 +8,49 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .config import Config
-from .options import AsJson
+from .config import Config, save_resolved
+from .options import AsJson, check_output
 from .output import say, show, show_table, show_verdicts
 
 if TYPE_CHECKING:
     from ..analysis.diagnostics import Diagnosis
+    from ..analysis.kinetics.summary import Kinetics
     from ..io.read_trajectories import Series
 
 __all__ = ["analyze"]
 
+_Kinetics = Annotated[
+    bool,
+    typer.Option(
+        "--kinetics",
+        help="correlation times, states, passages and a Markov model, with errors; of .h5 with a "
+        "clock, block by block",
+    ),
+]
+_States = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        help="name=variable:low:high, such as beta=phi:-180:-40,psi:100:200 (degrees, Å); repeat; "
+        "default: modes of the torsions",
+    ),
+]
+_Clusters = Annotated[int | None, typer.Option(help="states by k-means instead, so many")]
+_Lag = Annotated[
+    float | None, typer.Option(help="of the Markov model, in the unit of the clock; default: found")
+]
+_Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="of --kinetics: JSON; .csv and .png go beside it"),
+]
+_Force = Annotated[
+    bool,
+    typer.Option("--force", help="kinetics of runs that accepted fewer than 95 % of the steps"),
+]
+
 
 def analyze(
+    context: typer.Context,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -36,16 +67,29 @@ def analyze(
     skip: Annotated[
         float, typer.Option(min=0, max=0.99, help="fraction of the frames left out at first")
     ] = 0.0,
+    kinetics: _Kinetics = False,
+    state: _States = None,
+    clusters: _Clusters = None,
+    lag: _Lag = None,
+    output: _Output = None,
+    force: _Force = False,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Convergence of trajectories: R-hat, effective samples, errors, and a verdict in words.
 
-    Lengths are in Å, angles in degrees, energies in eV.
+    Lengths are in Å, angles in degrees, energies in eV. With --kinetics, how fast they change
+    instead.
     """
     from ..analysis.diagnostics import verdict
     from ..io.read_trajectories import read_series
 
+    if kinetics:
+        wanted = (state or [], clusters, lag)
+        _kinetics(context, files, observe or [], skip, force, wanted, output, as_json)
+        return
+    if state or clusters or lag or output or force:
+        raise typer.BadParameter("--state, --clusters, --lag, --output, --force go with --kinetics")
     series = read_series(files, skip=skip)
     rows = _diagnoses(series, observe or [])
     good, words = verdict(rows)
@@ -65,6 +109,76 @@ def analyze(
     show_table(f"{frames} frames of {walkers} walkers", names, [_cells(r, nested) for r in rows])
     show_verdicts([{"good": r.good, "text": f"{r.name}: {r.words}"} for r in rows if not r.good])
     show_verdicts([{"good": good, "text": words}])
+
+
+def _kinetics(context, files, observe, skip, force, wanted, output, as_json) -> None:
+    if output is not None:
+        check_output(output, endings=(".json",), reads=files)
+    found = _found(files, observe, skip, force, *wanted)
+    written = [] if output is None else found.write(output)
+    if output is not None:
+        save_resolved(context, output)
+    if as_json:
+        show(found.to_dict() | {"files": [str(f) for f in written]}, True)
+        return
+    _show_kinetics(found)
+    if written:
+        say(f"wrote {', '.join(map(str, written))}")
+
+
+def _found(files, observe, skip, force, named, count, lag) -> Kinetics:
+    from ..analysis.kinetics.states import Box, boxes, clusters, torsion_states
+    from ..analysis.kinetics.summary import kinetics
+    from ..analysis.kinetics.variables import read_variables
+
+    variables = read_variables(files, observe, skip=skip, force=force).in_parts()
+    if named and count:
+        raise ValueError("--state and --clusters: give one of them")
+    if named:
+        return kinetics(variables, boxes(variables, [Box.parse(text) for text in named]), lag=lag)
+    if count:
+        return kinetics(variables, clusters(variables, count), lag=lag)
+    try:
+        states = torsion_states(variables)
+    except ValueError as error:  # one state: correlations are left
+        return kinetics(variables, None, notes=[f"no states: {error}"])
+    return kinetics(variables, states, lag=lag)
+
+
+def _show_kinetics(found: Kinetics) -> None:
+    unit = found.unit
+    size = f"{found.frames} frames of {found.walkers} walkers, one every {found.spacing:.4g} {unit}"
+    rows = [
+        [name, _pair(c.time), f"{c.time.n_effective:.0f}"] for name, c in found.correlations.items()
+    ]
+    show_table(
+        size, ["", f"integrated time ({unit})", "independent values"], rows or [["none"] * 3]
+    )
+    model = found.model
+    if found.states:
+        told = [None] * len(found.states) if model is None else model.populations
+        pairs = zip(found.states, found.populations, told, strict=True)
+        rows = [[name, _pair(p), _pair(m)] for name, p, m in pairs]
+        show_table("states", ["", "population", "of the Markov model"], rows)
+    if found.passages:
+        rows = [[f"{p.start} → {p.end}", _pair(p.counted), _pair(p.markov)] for p in found.passages]
+        show_table(f"mean first passage times ({unit})", ["", "counted", "Markov model"], rows)
+    if model is not None:
+        shown = range(min(3, len(model.timescales)))
+        rows = [[f"{m.lag:.4g}", *(_pair(m.timescales[n]) for n in shown)] for m in found.models]
+        names = ["lag", *(f"timescale {n + 1}" for n in shown)]
+        show_table(f"implied timescales ({unit}); the lag used: {model.lag:.4g}", names, rows)
+        rows = [
+            [f"{row.lag:.4g}", f"{row.difference:.4f} ± {row.error:.4f}", f"{row.z:.1f}"]
+            for row in found.consistency
+        ]
+        show_table("Chapman–Kolmogorov", ["at", "largest difference", "largest z"], rows)
+    for note in found.notes:
+        say(note)
+
+
+def _pair(estimate) -> str:
+    return "too rare" if estimate is None else str(estimate)
 
 
 def _diagnoses(series: Series, observe: list[str]) -> list[Diagnosis]:

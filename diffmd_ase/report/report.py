@@ -22,6 +22,7 @@ from ..system import System
 from ..units import kT_from_temperature
 from . import plots
 from .html import Page, flat, image, pair, render, table
+from .kinetics import kinetics_section
 from .molecule import geometry_sections, torsion_sections
 
 __all__ = ["write_report"]
@@ -99,6 +100,8 @@ def write_report(
             page.judge(None, "MD: biased or adjusted dynamics has no clock: no time correlations.")
         elif md is not None:
             _memory_section(page, angles, Dt, energies)
+            if angles:
+                kinetics_section(page, {n: v["MD"] for n, v in angles.items()}, Dt)
         geometry_sections(page, system, topology, sets)
     for key, (beyond, words) in (outside or {}).items():
         _judge_outside(page, key, np.asarray(beyond), words)

@@ -168,3 +168,33 @@ def test_constant_pressure(diffmd, tmp_path, rng):
     assert code == 0 and json.loads(out)["rows"][0]["mean"] == pytest.approx(true, abs=1e-9)
     code, _, err = diffmd("analyze", "npt.traj", "--observe", "d=distance:0,1")
     assert code == 0 and "the cell changes" in err
+
+
+def test_kinetics_of_files(diffmd, tmp_path):
+    """States that jump at random each frame: no memory; JSON, CSV and a picture are left."""
+    pytest.importorskip("deeptime", reason="Markov models need deeptime")
+    path = h5(tmp_path / "a.h5", frames_of(300, 6))
+    words = ["--observe", "t=torsion:0,1,2,3", "--state", "a=t:0:180", "--state", "b=t:180:360"]
+    out = tmp_path / "k.json"
+    code, text, errors = diffmd("analyze", path, "--kinetics", *words, "-o", out)
+    assert code == 0 and "a → b" in text and "implied timescales" in text, errors
+    facts = json.loads(out.read_text())
+    population = facts["states"][0]["population"]
+    assert abs(population["value"] - 0.5) < 4 * population["error"]
+    time = facts["correlation"]["t"]
+    assert abs(time["value"] - 0.5e-3) < 4 * time["error"] < 2e-3
+    assert (
+        out.with_suffix(".png").exists() and "passage,a -> b" in out.with_suffix(".csv").read_text()
+    )
+    told = json.loads(diffmd("analyze", path, "--kinetics", "--observe", words[1], "--json")[1])
+    assert told["states"] == [] and "no torsion has two modes" in " ".join(told["notes"])
+    for extra, words in [
+        (["--lag", "0.01"], "go with --kinetics"),
+        (["--kinetics", "--observe", "gyration", "--clusters", "900"], "expected 2 to a tenth"),
+        (
+            ["--kinetics", "--observe", "gyration", "--clusters", "2", "--state", "a=b:0:1"],
+            "one of",
+        ),
+    ]:
+        code, _, errors = diffmd("analyze", path, *extra)
+        assert code and words in errors

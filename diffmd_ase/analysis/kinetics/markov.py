@@ -18,7 +18,7 @@ import numpy as np
 from ..statistics import Estimate
 from .passages import ChainTooShort
 
-__all__ = ["MarkovModel", "chapman_kolmogorov", "markov_model"]
+__all__ = ["Consistency", "MarkovModel", "chapman_kolmogorov", "markov_model"]
 
 _FEWEST = 10  # transitions into and out of each state
 
@@ -40,11 +40,34 @@ class MarkovModel:
 
         Raises ``ValueError`` for sets that overlap or are empty.
         """
-        if not start or not end or set(start) & set(end):
-            raise ValueError(f"sets {start} and {end}: expected states in each, and none in both")
+        a, b = _sets(start, end)
+        return _estimate(lambda model: model.mfpt(a, b) * self.spacing, self.samples)
+
+    def committor(self, start: Sequence[int], end: Sequence[int]) -> list[Estimate]:
+        """(S,) probability of each state to come to ``end`` before ``start``. Raises as `mfpt`."""
+        a, b = _sets(start, end)
+        return _each(lambda model: model.committor_forward(a, b), self.samples)
+
+    def flux(self, start: Sequence[int], end: Sequence[int]) -> Estimate:
+        """Reactive paths from ``start`` to ``end`` in a unit of time (of the spacing).
+
+        Of transition path theory (Metzner et al., Multiscale Model. Simul. 7, 1192 (2009)), at the
+        lag of the model: paths there and back within a lag are not seen. Raises as `mfpt`.
+        """
+        a, b = _sets(start, end)
         return _estimate(
-            lambda model: model.mfpt(list(start), list(end)) * self.spacing, self.samples
+            lambda model: model.reactive_flux(a, b).total_flux / self.lag, self.samples
         )
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Whether a Markov model predicts a multiple of its lag; made by `chapman_kolmogorov`."""
+
+    lag: float  # in the unit of the spacing
+    difference: float  # the largest, of a probability
+    error: float  # of that one, by a bootstrap over walkers
+    z: float  # the largest |difference| of a probability over its error
 
 
 def markov_model(
@@ -108,8 +131,14 @@ def markov_model(
 
 
 def chapman_kolmogorov(
-    states: np.ndarray, lag: int, spacing: float, *, multiples: Sequence[int] = (2, 3, 4)
-) -> list[tuple[float, float]]:
+    states: np.ndarray,
+    lag: int,
+    spacing: float,
+    *,
+    multiples: Sequence[int] = (2, 3, 4),
+    bootstrap: int = 20,
+    seed: int = 0,
+) -> list[Consistency]:
     """How far ``P(lag)^k`` is from P(k lag), for each k of the ``multiples``.
 
     Parameters
@@ -117,19 +146,47 @@ def chapman_kolmogorov(
     states : (T, W), numbered from 0
     lag : frames
     spacing : between frames
+    bootstrap : draws of walkers, for the errors
+    seed : of these draws
 
-    Returns
-    -------
-    Lag ``k lag`` in the unit of the spacing, and the largest difference of a probability. Raises as
-    `markov_model`.
+    Raises as `markov_model`.
     """
     first = markov_model(states, lag, spacing, posterior=2, bootstrap=0)
-    markov, told = _deeptime(), []
+    s, markov, told = np.asarray(states), _deeptime(), []
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(bootstrap if s.shape[1] > 1 else 0):
+        drawn.append(s[:, rng.integers(s.shape[1], size=s.shape[1])])
     for k in multiples:
-        there = _fitted(markov, np.asarray(states), lag * k).transition_matrix
-        apart = np.abs(np.linalg.matrix_power(first.transitions, k) - there).max()
-        told.append((k * lag * spacing, float(apart)))
+        apart = _apart(markov, s, lag, k, len(first.transitions))
+        again = [_apart(markov, other, lag, k, len(first.transitions)) for other in drawn]
+        spread = np.std([a for a in again if a is not None] or [apart * np.nan], axis=0, ddof=1)
+        largest = np.unravel_index(np.abs(apart).argmax(), apart.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.abs(apart) / spread
+        worst = float(np.nanmax(z)) if np.isfinite(z).any() else float("nan")
+        told.append(
+            Consistency(
+                k * lag * spacing, float(np.abs(apart[largest])), float(spread[largest]), worst
+            )
+        )
     return told
+
+
+def _apart(markov, states: np.ndarray, lag: int, k: int, count: int) -> np.ndarray | None:
+    """``P(lag)^k - P(k lag)``, or None where a state is missing."""
+    try:
+        one, there = (_fitted(markov, states, n) for n in (lag, lag * k))
+    except ValueError:  # not connected
+        return None
+    if one.n_states != count or there.n_states != count:
+        return None
+    return np.linalg.matrix_power(one.transition_matrix, k) - there.transition_matrix
+
+
+def _sets(start: Sequence[int], end: Sequence[int]) -> tuple[list[int], list[int]]:
+    if not start or not end or set(start) & set(end):
+        raise ValueError(f"sets {start} and {end}: expected states in each, and none in both")
+    return list(start), list(end)
 
 
 def _estimate(value: Callable[[Any], float], samples: list[Any]) -> Estimate:

@@ -1,6 +1,8 @@
-"""Pictures of certificates, of convergence and of paths."""
+"""Pictures of certificates, of convergence, of paths and of kinetics."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,7 +11,13 @@ from .path_error import ErrorsByStep
 from .refinement import Convergence
 from .transition_paths import TransitionPath
 
-__all__ = ["convergence_figure", "error_figure", "path_figure"]
+if TYPE_CHECKING:
+    from .summary import Kinetics
+
+__all__ = ["convergence_figure", "error_figure", "kinetics_figure", "path_figure"]
+
+_POINTS = 200  # of a curve
+_NAMED = 8  # states whose names fit under a bar
 
 
 def error_figure(errors: ErrorsByStep) -> Figure:
@@ -51,4 +59,46 @@ def path_figure(path: TransitionPath, committor: list[dict] | None) -> Figure:
         values, errors = ([row[n] for row in committor] for n in ("value", "error"))
         other.errorbar(path.length, values, errors, color="#d55e00", marker="o", ms=3, capsize=2)
         other.set(ylabel="committor", ylim=(-0.05, 1.05))
+    return figure
+
+
+def kinetics_figure(found: Kinetics) -> Figure:
+    """Autocorrelations and, of states, implied timescales and populations, with one-sigma errors.
+
+    ``found`` is made by `analysis.kinetics.summary.kinetics`. Timescales in the shaded corner are
+    shorter than the lag, and mean nothing.
+    """
+    panels = 3 if found.models else 1
+    figure = Figure(figsize=(4.2 * panels + 0.8, 3.6), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    unit = found.unit if found.unit != "Å²" else "Å² of D·t"
+    for name, c in found.correlations.items():
+        few = np.unique(np.geomspace(1, max(1, len(c.lags) - 1), _POINTS).astype(int))
+        few = few[few < len(c.lags)]
+        (line,) = axes[0].plot(c.lags[few], c.values[few], label=name)
+        low, high = c.values[few] - c.errors[few], c.values[few] + c.errors[few]
+        axes[0].fill_between(c.lags[few], low, high, alpha=0.2, color=line.get_color())
+    axes[0].axhline(0.0, color="#999999", linewidth=0.8)
+    axes[0].set(xscale="log", xlabel=f"time ({unit})", ylabel="autocorrelation")
+    if found.correlations:
+        axes[0].legend(frameon=False, fontsize=8)
+    if not found.models:
+        return figure
+    lags = np.array([m.lag for m in found.models])
+    for n in range(min(3, len(found.models[0].timescales))):
+        values, errors = np.array([m.timescales[n][:2] for m in found.models]).T
+        axes[1].errorbar(lags, values, errors, marker="o", ms=3, capsize=2, label=str(n + 1))
+    axes[1].fill_between(lags, lags * 0 + lags.min() * 0.1, lags, color="#dddddd", zorder=0)
+    if found.model is not None:
+        axes[1].axvline(found.model.lag, color="#999999", linewidth=0.8)
+    axes[1].set(xscale="log", yscale="log", xlabel=f"lag ({unit})")
+    axes[1].set_ylabel(f"implied timescales ({unit})")
+    axes[1].legend(frameon=False, fontsize=8)
+    values, errors = np.array([p[:2] for p in found.populations]).T
+    axes[2].bar(range(len(values)), values, yerr=errors, color="#0072b2", alpha=0.7, capsize=2)
+    axes[2].set(ylabel="population")
+    if len(values) <= _NAMED:
+        axes[2].set_xticks(range(len(values)), found.states, rotation=30, ha="right", fontsize=7)
+    else:
+        axes[2].set_xlabel("state")
     return figure

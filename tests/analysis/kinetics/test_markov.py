@@ -83,8 +83,9 @@ def test_chapman_kolmogorov(model):
     good = chapman_kolmogorov(states, 2, 0.5)
     wrong = np.random.default_rng(0).random(states.shape) < 0.1
     blurred = chapman_kolmogorov(np.where(wrong, 2 - states, states), 2, 0.5)
-    assert [lag for lag, _ in good] == [2.0, 3.0, 4.0]
-    assert max(d for _, d in good) < 0.03 < max(d for _, d in blurred)
+    assert [row.lag for row in good] == [2.0, 3.0, 4.0]
+    assert max(row.z for row in good) < 4 < max(row.z for row in blurred)
+    assert max(row.difference for row in good) < 0.03 < max(row.difference for row in blurred)
 
 
 def test_states_that_do_not_do():
