@@ -26,7 +26,8 @@ class AlchemySettings(BaseModel):
 
     start: str = Field(
         description="A: a model (file or shipped name), an installed potential (openmm), a "
-        "calculator of ASE (emt), or `einstein`, atoms bound to the sites of STRUCTURE"
+        "calculator of ASE (emt), or an ideal crystal at the sites of STRUCTURE: `einstein` (equal "
+        "springs), `harmonic` (the Hessian of B)"
     )
     end: str = Field(description="B: likewise")
     structure: str = Field(description="where walkers start: anything ASE reads; its last frame")
