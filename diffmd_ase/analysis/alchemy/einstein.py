@@ -35,7 +35,7 @@ __all__ = [
     "lattice_shifts",
 ]
 
-_NEAR = 0.4  # of the smallest distance: thermal displacements are below that
+_NEAR = 0.2  # of the smallest distance, root mean square: crystals melt at 0.15
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,9 @@ def lattice_shifts(x, system: System) -> int:
     for shift in x[rare] - x[rare[0]]:
         nearest = tree.query(((x + shift) @ inverse) % 1.0 % 1.0)[1]
         left = minimum_image(x + shift - x[nearest], system)
-        left = np.linalg.norm(left - left.mean(0), axis=-1)
+        left = float((left - left.mean(0)).std() * 3**0.5)
         alike = (system.numbers[nearest] == system.numbers).all()
-        found += bool(
-            alike and len(np.unique(nearest)) == len(x) and left.max() < _NEAR * smallest
-        )
+        found += bool(alike and len(np.unique(nearest)) == len(x) and left < _NEAR * smallest)
     return max(found, 1)
 
 

@@ -94,7 +94,9 @@ def alchemy(
     numbers |= _effort(settings, made, plan, best) | _crystal(settings, made, best)
     verdicts = [*_failures(made), *verdicts]
     if settings.start in (EINSTEIN, HARMONIC) and "F_eV_per_atom" not in numbers:
-        text = "no absolute free energy: it needs a crystal, periodic everywhere, without fixed atoms"
+        text = (
+            "no absolute free energy: it needs a crystal, periodic everywhere, without fixed atoms"
+        )
         verdicts.append({"good": None, "text": text})
     written = _write(files, numbers, verdicts, figure, rows)
     return AlchemyResult(best, numbers, verdicts, [*written, *more])
