@@ -23,16 +23,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from ase.units import kJ, mol
 from torch import Tensor
 
 from ..state import Evaluation
 from ..system import System
-from .base import Potential, Wrapped
+from .base import Potential, Wrapped, common_system, evaluate
+from .biases.cv import CV
 from .biases.recorded import Frozen
 from .ladder import Blend, weighted
 
 __all__ = [
     "Alchemical",
+    "Gap",
     "Transmuted",
     "check_lambda",
     "coupled",
@@ -157,6 +160,50 @@ class Alchemical(Wrapped):
                 "that have one"
             )
         return self.target
+
+
+class Gap(CV):
+    """``u = U_B - U_A - c`` in eV as a collective variable; biases on it reach both end states.
+
+    Under PLUMED it is λ: walkers of A with OPES_EXPANDED over ``ECV_LINEAR ARG=gap LAMBDA_MAX=1``
+    sample all ``(1-λ) U_A + λ U_B`` at once (M. Invernizzi, P. M. Piaggi & M. Parrinello, Phys.
+    Rev. X 10, 041034 (2020)). PLUMED has it in kJ/mol. A call evaluates both end states.
+
+    Parameters
+    ----------
+    start, end : A and B, of the same atoms (`Transmuted` where elements change), with energies
+    constant : c in eV, about the mean of U_B - U_A: energies of two programs differ by any number
+    name : of the variable
+
+    Raises
+    ------
+    ValueError : an end state without energy, or that learns; different atoms, or none
+    """
+
+    domains = (None,)
+    plumed_units = (mol / kJ,)
+
+    def __init__(
+        self, start: Potential, end: Potential, *, constant: float = 0.0, name: str = "gap"
+    ):
+        for potential in (start, end):
+            if not potential.conservative or potential.has_memory:
+                raise ValueError(
+                    f"{_blamed([potential])}: the gap is a difference of energies that do not "
+                    "change; give end states with an energy and without memory"
+                )
+        self.start, self.end, self.constant, self.names = start, end, float(constant), (name,)
+        system = common_system((start, end), "the end states are")
+        if system is None:
+            raise ValueError("end states of no atoms: make them with system=System.from_atoms(…)")
+        self.system = system
+
+    def vjp(self, x):
+        x = self.checked(x)
+        a, b = (evaluate(p.terms, x) for p in (self.start, self.end))
+        pull = a.forces.double() - b.forces.double()
+        value = b.energy.double() - a.energy.double() - self.constant
+        return value[..., None], lambda g: g[..., None] * pull
 
 
 class Transmuted(Wrapped):

@@ -21,6 +21,7 @@ __all__ = [
     "DoubleWell",
     "GaussianMixture",
     "Harmonic",
+    "HarmonicCrystal",
     "LennardJones",
     "MuellerBrown",
     "PeriodicWell",
@@ -54,6 +55,37 @@ class Harmonic(Potential):
         away = x - self.centre.to(x)
         forces = -self.k.to(x) * away
         return Evaluation(-0.5 * (forces * away).sum((-2, -1)), forces)
+
+
+class HarmonicCrystal(Potential):
+    """``U = ½ (x − c)ᵀ K (x − c)`` of all atoms together, ``F = −K (x − c)``.
+
+    Parameters
+    ----------
+    hessian : K (3N, 3N) in eV/Å², its symmetric part counts (see `potentials.curvature.hessian`)
+    centre : c (N, 3) in Å
+
+    Raises
+    ------
+    ValueError : shapes that do not fit, numbers that are not finite
+    """
+
+    def __init__(self, hessian, *, centre, system: System | None = None):
+        K = torch.as_tensor(hessian, dtype=torch.float64)
+        self.centre = torch.as_tensor(centre, dtype=torch.float64)
+        if self.centre.shape[-1:] != (3,) or K.shape != (self.centre.numel(),) * 2:
+            raise ValueError(
+                f"hessian {tuple(K.shape)} and centre {tuple(self.centre.shape)}: expected "
+                "(3N, 3N) and (N, 3)"
+            )
+        if not (torch.isfinite(K).all() and torch.isfinite(self.centre).all()):
+            raise ValueError("hessian and centre must be finite (eV/Å², Å)")
+        self.hessian, self.system = 0.5 * (K + K.T), system
+
+    def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
+        away = (x - self.centre.to(x)).flatten(-2)
+        forces = -away @ self.hessian.to(x)
+        return Evaluation(-0.5 * (forces * away).sum(-1), forces.unflatten(-1, (-1, 3)))
 
 
 class DoubleWell(Potential):

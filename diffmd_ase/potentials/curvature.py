@@ -15,7 +15,7 @@ from ..noise import Noise
 from ..score.curvature import both_sides, derivative, divergence, power_iteration
 from .base import Potential, evaluate
 
-__all__ = ["forces_and_divergence", "measured_stiffness", "non_conservativeness"]
+__all__ = ["forces_and_divergence", "hessian", "measured_stiffness", "non_conservativeness"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,32 @@ def forces_and_divergence(
         squares.append(forces(part).square().sum((1, 2)))
         divergences.append(-divergence(*both_sides(forces, part, v, step), v, step))
     return torch.cat(squares), torch.cat(divergences)
+
+
+def hessian(potential: Potential, x: Tensor, *, step: float = 0.01, batch: int = 96) -> Tensor:
+    """``K = -∂F/∂x`` (3N, 3N) in eV/Å² at ``x`` (N, 3) in Å, its symmetric part.
+
+    ``K_ij = -[F_i(x + ε e_j) - F_i(x - ε e_j)]/(2ε)``, 6N evaluations.
+
+    Parameters
+    ----------
+    step : ε in Å
+    batch : structures evaluated at a time; it changes no number
+
+    Raises
+    ------
+    ValueError : forces there are not finite
+    """
+    forces, x = _forces(potential), x.double()
+    steps = step * torch.eye(x.numel(), dtype=x.dtype, device=x.device)
+    columns = []
+    for part in steps.reshape(-1, *x.shape).split(max(1, batch // 2)):
+        above, below = forces(torch.cat((x + part, x - part))).double().chunk(2)
+        columns.append((below - above).flatten(1) / (2.0 * step))
+    K = torch.cat(columns)
+    if not torch.isfinite(K).all():
+        raise ValueError("no Hessian: forces of structures displaced from x are not finite there")
+    return 0.5 * (K + K.T)
 
 
 def non_conservativeness(

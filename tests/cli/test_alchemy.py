@@ -33,8 +33,9 @@ def test_a_substitution_and_its_restart(diffmd, tmp_path, copper):
     assert code == 0 and json.loads(out)["dF_kT"] == told["dF_kT"], err
 
 
-def test_a_crystal_has_an_absolute_free_energy(diffmd, copper):
-    code, out, err = diffmd("alchemy", "einstein", "emt", copper, *SHORT, "--no-progress")
+@pytest.mark.parametrize("ideal", ["einstein", "harmonic"])
+def test_a_crystal_has_an_absolute_free_energy(diffmd, copper, ideal):
+    code, out, err = diffmd("alchemy", ideal, "emt", copper, *SHORT, "--no-progress")
     assert code == 0 and "F_eV_per_atom" in out and "effective samples" in out, err
 
 

@@ -15,11 +15,13 @@ from diffmd_ase.potentials.analytic import (
     DoubleWell,
     GaussianMixture,
     Harmonic,
+    HarmonicCrystal,
     LennardJones,
     MuellerBrown,
     PeriodicWell,
 )
 from diffmd_ase.potentials.base import Potential, Sum
+from diffmd_ase.potentials.curvature import hessian
 from diffmd_ase.state import Evaluation
 from diffmd_ase.system import System
 
@@ -39,6 +41,7 @@ def cluster():
 FIELDS = {
     "harmonic": Harmonic(1.7),
     "harmonic per atom": Harmonic([0.5, 1.0, 2.0, 0.0], centre=[0.1, -0.4, 0.2]),
+    "harmonic crystal": HarmonicCrystal(np.arange(144.0).reshape(12, 12), centre=np.eye(4, 3)),
     "double well": DoubleWell(barrier=0.7, a=0.8, k=1.3),
     "mueller-brown": MuellerBrown(scale=0.01, k=2.0),
     "periodic well": PeriodicWell(barrier=0.6, period=1.1),
@@ -75,6 +78,17 @@ def test_leading_axes_and_dtype(name, generator):
     torch.testing.assert_close(whole.forces[1, 2], one.forces, rtol=1e-12, atol=1e-12)
     single = FIELDS[name](x[0].float())
     assert single.energy.dtype == single.forces.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_hessian_by_differences(generator):
+    crystal, x = FIELDS["harmonic crystal"], torch.randn(4, 3, generator=generator)
+    torch.testing.assert_close(hessian(crystal, x, batch=7), crystal.hessian)
+    well = FIELDS["lennard-jones"]
+    exact = torch.autograd.functional.jacobian(lambda y: -well(y).forces, x).reshape(12, 12)
+    torch.testing.assert_close(hessian(well, x, step=1e-4), exact, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match=names("hessian (12, 12)", "(3N, 3N)")):
+        HarmonicCrystal(crystal.hessian, centre=np.zeros((3, 3)))
 
 
 @pytest.mark.usefixtures("float64")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...analysis.alchemy.einstein import crystal_free_energy
+from ...analysis.alchemy.einstein import crystal_free_energy, lattice_shifts
 from ...analysis.alchemy.estimates import CoupledEstimate, estimate
 from ...analysis.alchemy.plots import alchemy_figure, works_figure
 from ...analysis.alchemy.works import from_works
@@ -21,10 +21,11 @@ from ...io.json_text import to_json
 from ...io.lock import locked
 from ...libraries import quiet_alchemlyb
 from ...noise import Noise
+from ...potentials.analytic import Harmonic, HarmonicCrystal
 from ...potentials.ase_calculator import AsePotential
 from ...potentials.base import unwrapped
 from ..settings import json_object
-from .end_states import EINSTEIN, CoupledKernels, couple
+from .end_states import EINSTEIN, HARMONIC, CoupledKernels, couple
 from .plan import Plan, first_pass, with_weights
 from .protocols import annealed, sampled, switched
 from .settings import AlchemyFiles, AlchemySettings
@@ -90,8 +91,13 @@ def alchemy(
         figure, rows = alchemy_figure(result), _window_rows(result)
         more = samples.after(settings.skip).write(files.prefix)
     numbers = {"dF_kT": best.value, "dF_error_kT": best.error} | numbers
-    numbers |= _effort(settings, plan, best) | _crystal(settings, made, best)
+    numbers |= _effort(settings, made, plan, best) | _crystal(settings, made, best)
     verdicts = [*_failures(made), *verdicts]
+    if settings.start in (EINSTEIN, HARMONIC) and "F_eV_per_atom" not in numbers:
+        text = (
+            "no absolute free energy: it needs a crystal, periodic everywhere, without fixed atoms"
+        )
+        verdicts.append({"good": None, "text": text})
     written = _write(files, numbers, verdicts, figure, rows)
     return AlchemyResult(best, numbers, verdicts, [*written, *more])
 
@@ -143,13 +149,15 @@ def _check_same(files: AlchemyFiles, now: dict[str, Any], before: dict[str, Any]
             )
 
 
-def _effort(settings: AlchemySettings, plan: Plan, best: Estimate) -> dict[str, Any]:
+def _effort(
+    settings: AlchemySettings, kernels: CoupledKernels, plan: Plan, best: Estimate
+) -> dict[str, Any]:
     """Evaluations of each end state, and how many an error of 0.1 kT takes."""
     ends = settings.protocol in ("switching", "smc")
     walkers = settings.walkers * (2 if ends else len(plan.lambdas))
     frames = settings.steps // settings.every
     draws = frames if settings.protocol in ("exchange", "expanded") else 0
-    count = plan.evaluations + walkers * (settings.steps + frames + draws)
+    count = kernels.spent + plan.evaluations + walkers * (settings.steps + frames + draws)
     if ends:
         count += int(best.n_effective) * (settings.switch_steps + 1)
     return {
@@ -161,21 +169,34 @@ def _effort(settings: AlchemySettings, plan: Plan, best: Estimate) -> dict[str, 
 
 
 def _crystal(settings: AlchemySettings, kernels: CoupledKernels, best: Estimate) -> dict[str, Any]:
-    """The absolute free energy, where A is an Einstein crystal."""
-    system = kernels.system
-    if settings.start != EINSTEIN or not system.periodic:
+    """The absolute free energy, where A is an ideal crystal, and its centre alone is held."""
+    system, ideal = kernels.system, kernels.coupling.inner.potentials[0]
+    named = settings.start in (EINSTEIN, HARMONIC)
+    if not (named and system.pbc.all() and kernels.centre_held):
         return {}
-    k = float(kernels.coupling.inner.potentials[0].k)
-    in_eV = Estimate(best.value * kernels.kT, best.error * kernels.kT, best.n_effective)
-    volume = float(abs(np.linalg.det(system.cell)))
+    told: dict[str, Any] = {}
+    if isinstance(ideal, HarmonicCrystal):
+        stiffness = np.linalg.eigvalsh(ideal.hessian.numpy())
+    elif isinstance(ideal, Harmonic):
+        stiffness = float(ideal.k)
+        told = {"einstein_k_eV_A2": stiffness}
+    else:
+        return {}
+    kT, shifts = kernels.kT, lattice_shifts(kernels.x.numpy(), system)
     whole = crystal_free_energy(
-        in_eV, stiffness=k, kT=kernels.kT, masses=system.masses, volume=volume
+        Estimate(best.value * kT, best.error * kT, best.n_effective),
+        stiffness=stiffness,
+        kT=kT,
+        masses=system.masses,
+        volume=float(abs(np.linalg.det(system.cell))),
+        shifts=shifts,
     )
-    return {
-        "einstein_k_eV_A2": k,
+    return told | {
+        "lattice_shifts": shifts,
+        "centre_of_mass_eV_per_atom": whole.centre / whole.atoms,
         "F_eV_per_atom": whole.total / whole.atoms,
         "F_configurational_eV_per_atom": whole.configurational / whole.atoms,
-        "F_error_eV_per_atom": in_eV.error / whole.atoms,
+        "F_error_eV_per_atom": whole.coupling.error / whole.atoms,
     }
 
 

@@ -14,9 +14,9 @@ from ase import Atoms
 from torch import Tensor
 
 from ...potentials.alchemical import Alchemical, Transmuted
-from ...potentials.analytic import Harmonic
+from ...potentials.analytic import Harmonic, HarmonicCrystal
 from ...potentials.base import Potential
-from ...potentials.curvature import measured_stiffness
+from ...potentials.curvature import hessian, measured_stiffness
 from ...potentials.named import Source, find_potential
 from ...sampling.euler import EulerMaruyama
 from ...sampling.metropolis import Metropolis
@@ -25,9 +25,10 @@ from ...units import kT_from_temperature
 from ..constraints import what_moves
 from ..prepare import prepare
 
-__all__ = ["EINSTEIN", "CoupledKernels", "couple"]
+__all__ = ["EINSTEIN", "HARMONIC", "CoupledKernels", "couple"]
 
-EINSTEIN = "einstein"
+EINSTEIN, HARMONIC = "einstein", "harmonic"
+IDEAL = {EINSTEIN, HARMONIC}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class CoupledKernels:
     temperature_K: float
     ends: tuple[EulerMaruyama, EulerMaruyama]  # steps that suit A and B; masks, directions
     plain: bool = False  # no Metropolis choice
+    spent: int = 0  # evaluations that the Hessian of a harmonic crystal took
+
+    @property
+    def centre_held(self) -> bool:
+        """The mean position of all atoms stays where it is."""
+        return self.ends[0].mean_free and self.ends[0].directions is None
 
     @property
     def kT(self) -> float:
@@ -83,13 +90,14 @@ def couple(
 ) -> CoupledKernels:
     """The coupling of what ``start`` and ``end`` mean for these ``atoms``.
 
-    Isolated molecules, and crystals of an Einstein crystal, have their centre held; constraints of
-    the atoms hold.
+    Isolated molecules, and what is coupled to an ideal crystal, have their centre held; constraints
+    of the atoms hold.
 
     Parameters
     ----------
     start, end : as of `potentials.named.find_potential`; or "einstein", whose option k is in eV/Å²
-        (default: half the stiffness of the other end)
+        (default: half the stiffness of the other end); or "harmonic", by the Hessian of the other
+        end at these positions (6N evaluations), whose energy there is zero
     atoms : `Atoms` or a file, whose last frame counts
     end_atoms : those of the end, where elements change
     soft : E of the soft core in eV
@@ -106,11 +114,14 @@ def couple(
     kT = kT_from_temperature(temperature_K)
     pair: list[Potential | None] = [None, None]
     sources, options = (start, end), (dict(start_options or {}), dict(end_options or {}))
-    held = EINSTEIN in sources
-    if sources == (EINSTEIN, EINSTEIN) and not all(options):
+    ideal = [isinstance(source, str) and source in IDEAL for source in sources]
+    held = any(ideal)
+    if all(ideal) and HARMONIC in sources:
+        raise ValueError(f"{start!r} to {end!r}: the harmonic crystal is that of the other end")
+    if all(ideal) and not all(options):
         raise ValueError('two Einstein crystals: give k of both, as options {"k": eV/Å²}')
     for place, source in enumerate(sources):
-        if source == EINSTEIN:
+        if ideal[place]:
             continue
         own = system if place == 0 or last is None else System.from_atoms(last)
         role = ("start", "end")[place]
@@ -118,7 +129,8 @@ def couple(
         pair[place] = found if own is system else Transmuted(found, system)
     for place, other in ((0, 1), (1, 0)):
         if pair[place] is None:
-            pair[place] = _einstein(system, x, options[place], pair[other], kT)
+            make = _einstein if sources[place] == EINSTEIN else _harmonic
+            pair[place] = make(system, x, options[place], pair[other], kT)
     directions, centre = what_moves(atoms)
     alike = np.allclose(directions, directions[:1])
     free = bool(alike and not atoms.constraints and (held or not system.periodic))
@@ -136,7 +148,8 @@ def couple(
         kernel = prepared.kernel
         ends.append(kernel.proposal if isinstance(kernel, Metropolis) else kernel)
     coupling = Alchemical(pair[0], pair[1], 0.0, soft=soft)
-    return CoupledKernels(coupling, system, x, temperature_K, (ends[0], ends[1]), plain)
+    spent = 2 * x.numel() if HARMONIC in sources else 0
+    return CoupledKernels(coupling, system, x, temperature_K, (ends[0], ends[1]), plain, spent)
 
 
 def _einstein(system: System, x: Tensor, options: dict, other: Potential | None, kT: float):
@@ -146,6 +159,21 @@ def _einstein(system: System, x: Tensor, options: dict, other: Potential | None,
     if k is None:
         k = 0.5 * kT * measured_stiffness(other, x, kT)[0]
     return Harmonic(float(k), centre=x, system=system)
+
+
+def _harmonic(system: System, x: Tensor, options: dict, other: Potential, kT: float):
+    if options:
+        raise ValueError(f"{HARMONIC!r} has no options, got {sorted(options)}")
+    K = hessian(other, x)
+    kappa = torch.linalg.eigvalsh(K)
+    if not kappa[3] > 1e-6 * kappa[-1]:
+        raise ValueError(
+            f"{HARMONIC!r}: the fourth smallest eigenvalue of the Hessian is {float(kappa[3]):.3g} "
+            f"eV/Å² of {float(kappa[-1]):.3g}, and all but the three of translations must be "
+            "positive: relax the crystal at the other end first; a molecule, which rotates, has no "
+            "such reference"
+        )
+    return HarmonicCrystal(K, centre=x, system=system)
 
 
 def _atoms(source: Atoms | str | Path) -> Atoms:

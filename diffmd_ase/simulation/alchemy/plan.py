@@ -16,6 +16,7 @@ from ...sampling.kernels import Kernel
 from ...sampling.lambda_ladder import equalised_lambda, path_length
 from ...sampling.metropolis import Metropolis
 from ...sampling.run import run
+from ...sampling.step_size import DEFAULT_H_LAMBDA
 from ...state import State
 from .end_states import CoupledKernels
 
@@ -72,7 +73,7 @@ def first_pass(kernels: CoupledKernels, n_windows: int, n_steps: int, *, noise: 
     """
     grid = torch.linspace(0.0, 1.0, max(_WINDOWS, n_windows), dtype=torch.float64)
     kernel: Kernel = kernels.kernel(grid)
-    state = kernel.init(kernels.x.expand(len(grid), -1, -1).clone())
+    state = kernel.init(_warm(kernels, grid, noise))
     half, factor = n_steps // 2, 1.0
     if isinstance(kernel, Metropolis):
         kernel, state, found = adapt(kernel, state, half, noise=noise)
@@ -133,6 +134,19 @@ def expanded(kernels: CoupledKernels, plan: Plan, every: int) -> ExpandedEnsembl
         h=plan.factor * kernels.steps(lambdas),
         every=every,
     )
+
+
+def _warm(kernels: CoupledKernels, grid: torch.Tensor, noise: Noise) -> torch.Tensor:
+    """(G, N, 3): the structure, moved as far as the stiffest mode moves at the temperature.
+
+    ``x + sqrt(kT/λ) ξ = x + sqrt(h/0.2) ξ``. At a minimum every Metropolis step of a size that
+    suits the law goes up by ½ (hλ)² for each mode, so that a crystal would stay there for ever.
+    """
+    x = kernels.x.expand(len(grid), -1, -1).clone()
+    proposal = kernels.kernel(grid)
+    proposal = proposal.proposal if isinstance(proposal, Metropolis) else proposal
+    kick = proposal.kick_of(noise.normal(0, x, stream="probe"))
+    return x + kick / (2.0 * DEFAULT_H_LAMBDA) ** 0.5
 
 
 def _after(kernel: Kernel, state: State, n_steps: int, noise: Noise) -> State:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 from ...analysis.alchemy.samples import CoupledSamples
 from ...analysis.statistics import Estimate
 from ...independent.smc import smc
 from ...independent.switching import switch
+from ...independent.weights import Weighted
 from ...io.atomic import replacing
 from ...io.run_info import RunInfo
 from ...io.trajectory import Trajectory
@@ -23,7 +25,7 @@ from .end_states import CoupledKernels
 from .plan import Plan, expanded
 from .settings import AlchemyFiles, AlchemySettings
 
-__all__ = ["Switches", "annealed", "sampled", "switched"]
+__all__ = ["Switches", "annealed", "of_populations", "sampled", "switched"]
 
 _BLOCKS = 16  # sets of switches at most
 _PARTICLES = 64  # of one population at most
@@ -151,8 +153,18 @@ def annealed(
     report("annealing", 0.0)
     weighted = smc(path, x, noise=Noise(settings.seed).child(2), populations=settings.walkers)
     report("annealing", 1.0)
+    return of_populations(weighted, settings.walkers)
+
+
+def of_populations(weighted: Weighted, populations: int) -> Estimate:
+    """ΔF in kT of ``weighted`` samples in independent ``populations``, their `groups`.
+
+    Few of them know their own spread badly: the error is that of the mean times
+    ``t_0.975(M-1)/1.96``, so that 1.96 errors are an interval of 95 %.
+    """
     value, error = weighted.log_z
-    return Estimate(-value, error, float(weighted.ess * len(x)))
+    factor = stats.t.ppf(0.975, populations - 1) / stats.norm.ppf(0.975)
+    return Estimate(-value, error * float(factor), float(weighted.ess * len(weighted.x)))
 
 
 def _independent(settings, kernels, plan, files, report) -> np.ndarray:

@@ -26,7 +26,8 @@ class AlchemySettings(BaseModel):
 
     start: str = Field(
         description="A: a model (file or shipped name), an installed potential (openmm), a "
-        "calculator of ASE (emt), or `einstein`, atoms bound to the sites of STRUCTURE"
+        "calculator of ASE (emt), or an ideal crystal at the sites of STRUCTURE: `einstein` (equal "
+        "springs), `harmonic` (the Hessian of B)"
     )
     end: str = Field(description="B: likewise")
     structure: str = Field(description="where walkers start: anything ASE reads; its last frame")
@@ -66,6 +67,11 @@ class AlchemySettings(BaseModel):
         json_object("--end-options", self.end_options)
         if self.windows == 1:
             raise ValueError("--windows 1: at least the two ends, or 0 to have them placed")
+        if self.protocol == "smc" and self.walkers < 2:
+            raise ValueError(
+                "--walkers 1 with --protocol smc: each walker is a population, and their spread is "
+                "the error; take 4 or more"
+            )
         if self.plain and self.protocol in ("switching", "smc"):
             raise ValueError(
                 f"--plain with --protocol {self.protocol}: works are exact for Metropolis steps "

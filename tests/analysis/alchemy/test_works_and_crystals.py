@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from ase import units
+from ase.build import bulk
 from ase.thermochemistry import HarmonicThermo
 from messages import names
 
@@ -10,10 +11,12 @@ from diffmd_ase.analysis.alchemy.einstein import (
     crystal_free_energy,
     einstein_log_z,
     harmonic_log_z,
+    lattice_shifts,
 )
 from diffmd_ase.analysis.alchemy.plots import works_figure
 from diffmd_ase.analysis.alchemy.works import from_works
 from diffmd_ase.analysis.statistics import Estimate
+from diffmd_ase.system import System
 
 
 def gaussian(n, spread, seed=0, free=2.0):
@@ -80,3 +83,38 @@ def test_the_parts_of_a_crystal():
     assert got.total / N == pytest.approx(helmholtz, abs=0.02)
     with pytest.raises(ValueError, match="volume=0"):
         crystal_free_energy(Estimate(0, 0, 1), stiffness=k, kT=kT, masses=[mass] * N, volume=0)
+
+
+def test_a_harmonic_crystal_of_equal_springs_is_an_einstein_crystal():
+    given = {"kT": 0.1, "masses": [63.5] * 5, "volume": 60.0, "shifts": 1}
+    none = Estimate(0.0, 0.0, 1.0)
+    one = crystal_free_energy(none, stiffness=2.0, **given)
+    same = crystal_free_energy(none, stiffness=[0.0] * 3 + [2.0] * 12, **given)
+    assert same.total == pytest.approx(one.total)
+    fewer = crystal_free_energy(none, stiffness=2.0, **(given | {"shifts": 5}))
+    assert fewer.total - one.total == pytest.approx(0.1 * np.log(5))
+    with pytest.raises(ValueError, match=names("shifts=6", "1 to 5")):
+        crystal_free_energy(none, stiffness=2.0, **(given | {"shifts": 6}))
+
+
+@pytest.mark.parametrize(
+    ("atoms", "shifts"),
+    [
+        (bulk("Cu", cubic=True).repeat(2), 32),
+        (bulk("Cu").repeat(3), 27),
+        (bulk("NaCl", "rocksalt", a=5.64, cubic=True), 4),
+        (bulk("Si", cubic=True), 4),
+        (bulk("Mg").repeat((2, 2, 1)), 4),
+    ],
+)
+def test_shifts_that_are_permutations(atoms, shifts):
+    rng = np.random.default_rng(0)
+    for amplitude in (0.0, 0.1):
+        x = atoms.positions + amplitude * rng.standard_normal(atoms.positions.shape)
+        assert lattice_shifts(x, System.from_atoms(atoms)) == shifts
+    other = atoms.copy()
+    other.symbols[0] = "Au"
+    assert lattice_shifts(other.positions, System.from_atoms(other)) == 1
+    other.pbc = [True, True, False]
+    with pytest.raises(ValueError, match=names("periodic everywhere")):
+        lattice_shifts(other.positions, System.from_atoms(other))

@@ -13,11 +13,15 @@ from ase.units import kB
 from messages import names
 from pydantic import ValidationError
 
+from diffmd_ase.analysis.alchemy.einstein import harmonic_log_z
 from diffmd_ase.io.trajectory import Trajectory
-from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic
+from diffmd_ase.noise import Noise
+from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic, HarmonicCrystal
 from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.sampling.run import run
 from diffmd_ase.simulation.alchemy.course import alchemy
 from diffmd_ase.simulation.alchemy.end_states import couple
+from diffmd_ase.simulation.alchemy.plan import first_pass
 from diffmd_ase.simulation.alchemy.settings import AlchemySettings
 from diffmd_ase.system import System
 
@@ -168,6 +172,39 @@ def test_an_einstein_crystal_with_other_springs(tmp_path):
     assert abs(result.numbers["F_configurational_eV_per_atom"] - exact) < 4 * error
 
 
+def test_a_crystal_of_unequal_springs(tmp_path):
+    """Exact again; its eigenvalues are a factor of 5 apart, as those of copper are."""
+    atoms = bulk("Cu", cubic=True)
+    d = np.linalg.norm(atoms.get_all_distances(mic=True, vector=True) + 1e-9, axis=-1)
+    bonds = np.where((d > 1) & (d < 3), 1.0, 0.0)
+    bonds[0] *= 4
+    bonds[:, 0] *= 4
+    K = np.kron(np.diag(bonds.sum(1)) - bonds, np.eye(3))
+    end = HarmonicCrystal(K, centre=atoms.positions, system=System.from_atoms(atoms))
+    made = coupled("einstein", end, atoms)
+    result = alchemy(settings(tmp_path, protocol="exchange", start="einstein"), kernels=made)
+    log_z = harmonic_log_z(np.linalg.eigvalsh(K), KT, 4) + np.log(atoms.get_volume() / 4)
+    error, F = (result.numbers[f"F_{n}_eV_per_atom"] for n in ("error", "configurational"))
+    assert abs(F + KT * log_z / 4) < 4 * error < 0.05
+    assert result.numbers["lattice_shifts"] == 4
+
+
+def test_no_window_stays_at_the_sites():
+    """There every Metropolis step of the size that suits the law goes up by many kT."""
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    made = coupled("einstein", "einstein", atoms, start_options={"k": 2.0}, end_options={"k": 3.0})
+    plan = first_pass(made, 3, 40, noise=Noise(0))
+    k = torch.tensor([2.0, 2.5, 3.0]).double()
+    u = 0.5 * k * (torch.as_tensor(plan.x) - made.x).square().sum((1, 2)) / KT
+    freedom = 0.5 * 3 * (len(atoms) - 1)
+    assert (abs(u - freedom) < 4 * freedom**0.5).all(), u
+    # the negative control: from the sites
+    kernel = made.kernel(torch.zeros(1), factor=2.0)
+    state = kernel.init(made.x[None])
+    [(last, _)] = run(kernel, state, 40, noise=Noise(0), every=40)
+    assert torch.equal(last.x, state.x)
+
+
 def test_a_restart_with_other_settings_is_refused(tmp_path):
     options = {"protocol": "windows", "windows": 2, "walkers": 1, "steps": 100, "first_pass": 20}
     alchemy(settings(tmp_path, **options), kernels=coupled())
@@ -191,6 +228,7 @@ def test_end_states_that_differ_by_nothing_are_said(tmp_path):
     [
         ({"windows": 1}, "--windows 1"),
         ({"protocol": "smc", "plain": True}, "--plain"),
+        ({"protocol": "smc", "walkers": 1}, "population"),
         ({"steps": 50, "every": 10}, "20 frames"),
         ({"start_options": "[1]"}, "--start-options"),
         ({"protocol": "magic"}, "windows"),
@@ -213,6 +251,13 @@ def test_end_states_that_do_not_fit_are_refused():
         couple("einstein", "emt", atoms, temperature_K=300, start_options={"stiff": 1})
     with pytest.raises(ValueError, match=names("two Einstein crystals")):
         couple("einstein", "einstein", atoms, temperature_K=300)
+    with pytest.raises(ValueError, match=names("that of the other end")):
+        couple("einstein", "harmonic", atoms, temperature_K=300)
+    with pytest.raises(ValueError, match=names("no options", "k")):
+        couple("harmonic", "emt", atoms, temperature_K=300, start_options={"k": 1})
+    atoms.positions[0] += 1.3
+    with pytest.raises(ValueError, match=names("relax the crystal")):
+        couple("harmonic", "emt", atoms, temperature_K=300)
 
 
 def mixtures():
