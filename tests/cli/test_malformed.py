@@ -279,11 +279,13 @@ def test_weights_with_right_digests(refused, model, tmp_path):
     spoils = {
         "missing": lambda t: None,
         "short": lambda t: t[..., :-1],
+        "axis": lambda t: t[None],
         "nan": lambda t: torch.full_like(t, torch.nan) if t.is_floating_point() else t,
         "far": lambda t: t if t.is_floating_point() else t + 1000,
     }
     bad = tmp_path / "bad.safetensors"
-    for name in ("fine.prior.bonds", "fine.prior.bond_mean", "broad.internal.pairs"):
+    tables = ("bonds", "bond_mean", "parameter", "spread")
+    for name in (*(f"fine.prior.{table}" for table in tables), "broad.internal.pairs"):
         for spoil in spoils.values():
             if (value := spoil(tensors[name])) is tensors[name]:
                 continue

@@ -8,12 +8,19 @@ from torch import Tensor, nn
 
 from ...system import System
 from ..card import Card
+from ..extrapolation import coordinates_outside, extrapolation, force_errors
 from .build import NetworkConfig, build
 from .equivariant_config import EquivariantConfig
 from .inputs import Inputs
 
 __all__ = ["loaded"]
 
+# axes of the tables that come from a file; of all others one
+_AXES = dict.fromkeys(("n_atoms", "edge", "label_weight", "chiral", "inner", "nearest"), 0)
+_AXES |= dict.fromkeys(("bonds", "angles", "torsions", "impropers", "free", "centres", "pairs"), 2)
+_AXES |= dict.fromkeys(("products", "spread", "whiten", "torsion_gap", "pair"), 2)
+_AXES["embedding"] = 3
+_TABLES = ("prior", "internal", "energy")  # parts of networks that are made of them
 _APART = 1.7  # Å between the atoms of the structure that is tried
 
 
@@ -29,6 +36,12 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
     """
     if strange := [n for n, t in state.items() if not torch.isfinite(t).all()]:
         raise ValueError(f"{strange[0]} is not finite")
+    for name, tensor in state.items():
+        part, _, table = name.rpartition(".")
+        if part in _TABLES and tensor.ndim != _AXES.get(table, 1):
+            raise ValueError(f"{name} has {tensor.ndim} axes, expected {_AXES.get(table, 1)}")
+        if table in ("spread", "whiten") and len(set(tensor.shape)) != 1:
+            raise ValueError(f"{name} is not square: {tuple(tensor.shape)}")
     try:
         network = build(config, state)
         network.load_state_dict(state)
@@ -45,8 +58,13 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         )
         with torch.no_grad():
             energy = Inputs.of(system).energy(network)(x, x.new_full((2,), card.sigma_min))
+        far, errors = extrapolation(network, x), force_errors(network, x)
+        coordinates_outside(network, x[0], system.numbers)
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if energy.shape != (2,) or not torch.isfinite(energy).all():
         raise ValueError(f"energies {energy.tolist()} where two finite numbers were expected")
+    for what, value, shape in (("extrapolation", far, (2,)), ("force errors", errors, x.shape)):
+        if value is not None and (value.shape != shape or value.isnan().any()):
+            raise ValueError(f"{what} of shape {tuple(value.shape)}, or no numbers")
     return network
