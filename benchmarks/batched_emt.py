@@ -4,7 +4,7 @@
 
 Parameters, cutoffs and formulas are those of ``ase.calculators.emt`` (K. W. Jacobsen, P. Stoltze &
 J. K. Nørskov, Surf. Sci. 366, 394 (1996)). The pairs are those of the sites, as far as atoms that
-leave them by less than `ROOM` can come; a structure that leaves them further is refused. Run as a
+leave them by less than `ROOM` can come; what is further away has NaN and is rejected. Run as a
 script it prints the largest difference from ASE, and the ratio of times.
 """
 
@@ -34,8 +34,8 @@ ROOM = 0.9  # Å
 class BatchedEMT(Potential):
     """EMT of ``atoms`` near their sites, which are the positions that they have now.
 
-    Called with positions (*batch, N, 3) in Å; raises ``ValueError`` where an atom is further than
-    `ROOM` from its site, counted from the mean displacement.
+    Called with positions (*batch, N, 3) in Å; NaN where an atom is further than `ROOM` from its
+    site, counted from the mean displacement.
     """
 
     def __init__(self, atoms: Atoms):
@@ -56,9 +56,8 @@ class BatchedEMT(Potential):
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch, x = x.shape[:-2], x.reshape(-1, *x.shape[-2:]).double()
         away = x - self.sites
-        away = (away - away.mean(-2, keepdim=True)).square().sum(-1).max()
-        if not away < ROOM**2:
-            raise ValueError(f"an atom is {float(away) ** 0.5:.2f} Å from its site, of {ROOM} Å")
+        away = (away - away.mean(-2, keepdim=True)).square().sum(-1).amax(-1)
+        outside = torch.where(away < ROOM**2, 0.0, torch.nan)  # added to what it is given
         p, i, j, chi = self.par, self.i, self.j, self.chi
         d = x[:, j] + self.offset - x[:, i]
         r = d.square().sum(-1).sqrt()
@@ -80,7 +79,8 @@ class BatchedEMT(Potential):
         along += two_i * (slope - p.kappa[j] / beta) + two_j * (slope - p.kappa[i] / beta)
         f = (along / r)[..., None] * d
         forces = torch.zeros_like(x).index_add_(1, i, f).index_add_(1, j, -f)
-        energy = energy + (two_i + two_j).sum(-1)
+        energy = energy + (two_i + two_j).sum(-1) + outside
+        forces = forces + outside[:, None, None]
         return Evaluation(energy.reshape(batch), forces.reshape(*batch, *x.shape[-2:]))
 
 

@@ -51,7 +51,8 @@ def absolute(ideal, kelvin, steps):
 # Springs would hold the whole crystal, which is free to move: the centre is held in all windows,
 # and let go by `-kT ln(V/n)`, where n of its shifts put copper on copper (`lattice_shifts`, all
 # 32). Both routes have it, so that they agree for 32 atoms; a larger crystal differs by its long
-# waves (`benchmarks/crystal_free_energy.py` prints how much).
+# waves. `benchmarks/crystal_free_energy.py` prints how much, and runs eight times longer: there the
+# routes are 0.03 ± 0.10 meV per atom apart at 300 K, and 0.12 ± 0.37 at 900 K.
 
 # %%
 for kelvin, many, few in ((300.0, 200, 200), (900.0, 450, 300)):
@@ -67,4 +68,4 @@ for kelvin, many, few in ((300.0, 200, 200), (900.0, 450, 300)):
     centre = 1000 * ladd["centre_of_mass_eV_per_atom"]
     print(f"with momenta {ladd['F_eV_per_atom']:.4f}; of it the centre of mass {centre:.2f} meV")
     print(f"difference {difference:.2f} ± {error:.2f} meV per atom")
-    assert abs(difference) < 2.0 and ladd["lattice_shifts"] == len(crystal)
+    assert abs(difference) < 4 * error and error < 2.0 and ladd["lattice_shifts"] == len(crystal)

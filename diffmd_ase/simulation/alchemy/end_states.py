@@ -13,6 +13,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from ...geometry import minimum_image
 from ...potentials.alchemical import Alchemical, Transmuted
 from ...potentials.analytic import Harmonic, HarmonicCrystal
 from ...potentials.base import Potential
@@ -29,6 +30,7 @@ __all__ = ["EINSTEIN", "HARMONIC", "CoupledKernels", "couple"]
 
 EINSTEIN, HARMONIC = "einstein", "harmonic"
 IDEAL = {EINSTEIN, HARMONIC}
+_SAME_PLACE = 0.5  # Å
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def couple(
     """
     atoms, last = _atoms(atoms), None if end_atoms is None else _atoms(end_atoms)
     system = System.from_atoms(atoms)
+    if last is not None:
+        _check_order(atoms, last, system)
     x = torch.tensor(atoms.positions, dtype=torch.float64)
     kT = kT_from_temperature(temperature_K)
     pair: list[Potential | None] = [None, None]
@@ -174,6 +178,23 @@ def _harmonic(system: System, x: Tensor, options: dict, other: Potential, kT: fl
             "such reference"
         )
     return HarmonicCrystal(K, centre=x, system=system)
+
+
+def _check_order(first: Atoms, last: Atoms, system: System) -> None:
+    """Raise ``ValueError`` where atoms of ``last`` are at the places of others of ``first``."""
+    if len(first) != len(last):
+        return  # another error, which says so
+    apart = minimum_image(last.positions[:, None] - first.positions, system)
+    apart = np.linalg.norm(apart, axis=-1)
+    place = apart.argmin(1)
+    moved = np.flatnonzero(place != np.arange(len(place)))
+    one_each = len(np.unique(place)) == len(place)
+    if len(moved) and one_each and apart.min(1).max() < _SAME_PLACE:
+        i = int(moved[0])
+        raise ValueError(
+            f"the end structure has its atoms in another order: atom {i} is where atom {place[i]} "
+            "of the start is; atoms keep their numbers from A to B, sort them alike"
+        )
 
 
 def _atoms(source: Atoms | str | Path) -> Atoms:

@@ -245,6 +245,8 @@ def test_end_states_that_do_not_fit_are_refused():
     more = atoms.repeat((2, 1, 1))
     with pytest.raises(ValueError, match=names("end states differ", "8 atoms")):
         couple("emt", "emt", atoms, temperature_K=300, end_atoms=more)
+    with pytest.raises(ValueError, match=names("another order", "atom 1", "atom 3")):
+        couple("emt", "emt", atoms, temperature_K=300, end_atoms=atoms[[0, 3, 2, 1]])
     with pytest.raises(ValueError, match=names("end 'nobody'")):
         couple("emt", "nobody", atoms, temperature_K=300)
     with pytest.raises(ValueError, match=names("k (eV/Å²)", "stiff")):
