@@ -72,6 +72,7 @@ def test_birth_death_chain_of_deeptime(data):
     assert abs(direct.value - exact.msm.mfpt([0], [4])) < 4 * direct.error
 
 
+@pytest.mark.slow
 def test_double_well_of_deeptime(data):
     """The slowest timescale of 100 states, seen in six."""
     system = data.double_well_discrete()
