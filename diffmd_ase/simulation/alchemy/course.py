@@ -176,7 +176,7 @@ def _crystal(settings: AlchemySettings, kernels: CoupledKernels, best: Estimate)
         return {}
     told: dict[str, Any] = {}
     if isinstance(ideal, HarmonicCrystal):
-        stiffness = np.linalg.eigvalsh(ideal.hessian.numpy())
+        stiffness: Any = np.linalg.eigvalsh(ideal.hessian.numpy())
     elif isinstance(ideal, Harmonic):
         stiffness = float(ideal.k)
         told = {"einstein_k_eV_A2": stiffness}

@@ -165,8 +165,8 @@ def _einstein(system: System, x: Tensor, options: dict, other: Potential | None,
     return Harmonic(float(k), centre=x, system=system)
 
 
-def _harmonic(system: System, x: Tensor, options: dict, other: Potential, kT: float):
-    if options:
+def _harmonic(system: System, x: Tensor, options: dict, other: Potential | None, kT: float):
+    if options or other is None:
         raise ValueError(f"{HARMONIC!r} has no options, got {sorted(options)}")
     K = hessian(other, x)
     kappa = torch.linalg.eigvalsh(K)

@@ -26,6 +26,7 @@ INPUT = [
 ]
 
 
+@pytest.mark.slow
 def test_opes_expanded_finds_the_free_energy(tmp_path):
     gap = Gap(*WELLS)
     opes = PlumedCVPotential(gap, INPUT, kT=KT, timestep=1.0, directory=tmp_path)

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffmd_ase.analysis.alchemy.estimates import estimate
-from diffmd_ase.analysis.alchemy.samples import CoupledSamples
 from diffmd_ase.analysis.alchemy.works import from_works
 from diffmd_ase.independent.smc import smc
 from diffmd_ase.independent.switching import switch
@@ -14,24 +12,14 @@ from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.alchemical import Alchemical
 from diffmd_ase.potentials.analytic import Harmonic
 from diffmd_ase.sampling.euler import EulerMaruyama
-from diffmd_ase.sampling.expanded import ExpandedEnsemble
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.sampling.run import run
 from diffmd_ase.simulation.alchemy.protocols import of_populations
-
-pytest.importorskip("alchemlyb")
 
 KT, REPEATS = 0.1, 200
 K = 1.0, 3.0
 AWAY = torch.tensor([0.5, 0.0, 0.0])
 WELLS = Harmonic(K[0]), Harmonic(K[1], centre=AWAY)
 EXACT = 1.5 * np.log(K[1] / K[0])
-
-
-def free(lam):
-    """F(λ)/kT in closed form."""
-    k = (1 - lam) * K[0] + lam * K[1]
-    return 1.5 * torch.log(k / K[0]) + 0.125 * lam * (1 - lam) * K[0] * K[1] / k / KT
 
 
 def kernel(lam):
@@ -78,23 +66,3 @@ def test_annealing():
         for a, w in zip(places, shares, strict=True)
     ]
     assert 180 <= covered(found) <= 198
-
-
-@pytest.mark.slow
-def test_expanded_ensemble():
-    lambdas, walkers, frames = torch.linspace(0, 1, 4).double(), 8, 60
-    ensemble = ExpandedEnsemble(kernel(0.0), lambdas, free(lambdas), every=3)
-    B = REPEATS * walkers
-    state = ensemble.init(drawn(lambdas.repeat(B // 4), B))
-    coupling, rows = Alchemical(*WELLS, 0.0), []
-    for later, _ in run(ensemble, state, 3 * frames, noise=Noise(3), every=3):
-        lam = lambdas[later.record.number]
-        rows.append(torch.stack((*coupling.ends(later.x), lam)).numpy())
-    start, end, lam = np.stack(rows, 1).reshape(3, len(rows), REPEATS, walkers)
-    found = {"MBAR": [], "BAR": []}
-    for r in range(REPEATS):
-        samples = CoupledSamples(start[:, r], end[:, r], lam[:, r], KT, states=lambdas.numpy())
-        value = estimate(samples).value
-        for name, those in found.items():
-            those.append(value[name])
-    assert all(180 <= covered(those) <= 198 for those in found.values()), found
