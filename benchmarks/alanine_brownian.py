@@ -137,7 +137,9 @@ def loaded(folder: Path, side: str, pieces: int) -> np.ndarray:
     return np.concatenate([np.load(path)["values"] for path in paths]).astype(float)
 
 
-def integrated(values: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray, Estimate]:
+def integrated(
+    values: np.ndarray, frames: int, spacing: float
+) -> tuple[np.ndarray, np.ndarray, Estimate]:
     """C(t) up to that many frames, its error, and its integral with the error of a jackknife.
 
     Up to a lag that both sides have in common, since up to the first zero takes walkers of many
@@ -146,7 +148,6 @@ def integrated(values: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray,
     groups = np.array_split(np.arange(values.shape[1]), GROUPS)
     whole = correlation(values)[:frames]
     left = np.array([correlation(np.delete(values, g, axis=1))[:frames] for g in groups])
-    spacing = EVERY * H
 
     def area(c: np.ndarray) -> np.ndarray:
         return spacing * (c.sum(-1) - 0.5 * (c[..., 0] + c[..., -1]))
@@ -165,9 +166,10 @@ def ratio(one: Estimate, other: Estimate) -> Estimate:
 def compare(options: argparse.Namespace) -> None:
     """Integrated times and implied timescales of both sides, and their ratios."""
     pieces = min(len(list(options.folder.glob(f"{side}-*.npz"))) for side in SIDES)
-    values = {side: loaded(options.folder, side, pieces) for side in SIDES}
+    values = {side: loaded(options.folder, side, pieces)[:: options.thin] for side in SIDES}
     frames, walkers, _ = values["model"].shape
-    spacing, last = EVERY * H, round(options.up_to / (EVERY * H))
+    spacing = EVERY * H * options.thin
+    last = round(options.up_to / spacing)
     result: dict = {"Dt_each": frames * spacing, "walkers": walkers, "up_to": options.up_to,
                     "crossings": {}, "times": {}, "timescales": []}  # fmt: skip
     for side, v in values.items():
@@ -177,7 +179,7 @@ def compare(options: argparse.Namespace) -> None:
     for n, name in enumerate(NAMES):
         for side, v in values.items():
             series = angular_vectors(v[..., n]) if n < 2 else v[..., n]
-            curves[name, side] = integrated(series, last)
+            curves[name, side] = integrated(series, last, spacing)
         one, other = curves[name, "model"][2], curves[name, "amber14"][2]
         result["times"][name] = {"model": one, "amber14": other, "ratio": ratio(one, other)}
     # the same states for both: clusters of all frames of φ and ψ
@@ -247,6 +249,7 @@ def main() -> None:
     parser.add_argument("--up-to", type=float, default=2.0, help="Å², of integrated times")
     parser.add_argument("--clusters", type=int, default=8, help="of φ and ψ")
     parser.add_argument("--lags", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.8])
+    parser.add_argument("--thin", type=int, default=1, help="of the frames every so many")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

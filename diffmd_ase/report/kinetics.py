@@ -80,10 +80,10 @@ def _tables(found: Kinetics) -> list[str]:
         tables.append(table(head, passes))
     if found.models:
         count = min(3, len(found.models[0].timescales))
-        head = (f"lag ({unit})", *(f"timescale {n + 1}" for n in range(count)))
+        lags = (f"lag ({unit})", *(f"timescale {n + 1}" for n in range(count)))
         tables.append(
             table(
-                head,
+                lags,
                 [
                     (f"{m.lag:.3g}", *(str(m.timescales[n]) for n in range(count)))
                     for m in found.models
