@@ -69,7 +69,9 @@ class TargetKernel(Kernel, ABC):
             )
         finite(state)
         again = evaluate(self.potential.terms, state.x).energy
-        change = float(reduced((again - state.energy).abs(), self.kT).max())
+        # a calculator may fail now and then: that is a rejection, and no other energy
+        apart = (again - state.energy).abs().nan_to_num(nan=0.0)
+        change = float(reduced(apart, self.kT).max())
         if not change < _SAME:
             raise ValueError(
                 f"the energy of the target changed by {change:.3g} kT when it was evaluated again "

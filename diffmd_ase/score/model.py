@@ -95,7 +95,7 @@ class ScoreModel:
 
     def cutoff(self, sigma: float) -> float | None:
         """Radius of neighbours (Å) at this noise level; None of networks of one molecule."""
-        config = self.expert(sigma).config
+        config = getattr(self.expert(sigma), "config", None)  # those of others may have none
         return config.cutoff if isinstance(config, EmbeddedConfig | EquivariantConfig) else None
 
     def level(self, sigma: float) -> float:
