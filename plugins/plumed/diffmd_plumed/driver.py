@@ -336,10 +336,11 @@ class Driver:
     def _cmd(self, key: str, value=None) -> None:
         if self._plumed is None:
             raise RuntimeError(_FINALIZED)
+        name = library.command(key)
         if value is None:
-            self._plumed.cmd(key)
+            self._plumed.cmd(name)
         else:
-            self._plumed.cmd(key, value)
+            self._plumed.cmd(name, value)
 
     def _start(self, lines, kT, timestep, restart, log) -> None:
         units = self.units

@@ -116,6 +116,15 @@ class Instances:
         FileExistsError : files of another run would be overwritten
         ValueError : an action keeps a state of one walker; another number than before
         """
+        if self.drivers and (self.begun or not self.shared or len(self.ids) >= walkers):
+            self._require(walkers)
+            return
+        with library.working_directory(
+            str(self.directory)
+        ):  # of several threads one opens the files
+            self._require(walkers)
+
+    def _require(self, walkers: int) -> None:
         if self.shared:
             if walkers > 1 and self.plan.per_walker:
                 name, reason = next(iter(self.plan.per_walker.items()))

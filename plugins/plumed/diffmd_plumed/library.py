@@ -6,9 +6,10 @@ import ctypes
 import os
 import sys
 from contextlib import contextmanager
+from functools import cache
 from threading import RLock
 
-__all__ = ["flush_files", "new_instance", "working_directory"]
+__all__ = ["command", "flush_files", "new_instance", "working_directory"]
 
 INSTALL = (
     "no PLUMED here: `pip install --no-deps hillclimber` brings the module `plumed` with a "
@@ -45,6 +46,26 @@ def flush_files() -> None:
     print once more; its files are C streams, and C flushes them without asking it.
     """
     ctypes.CDLL(None).fflush(None)
+
+
+class _Command(str):
+    """The name of a command, whose bytes stay where they are.
+
+    PLUMED's binding forgets those of the name when it encodes a text that goes with it, and
+    then reads them: "cannot interpret cmd", once in many thousand times.
+    """
+
+    def __init__(self, name: str):
+        self._kept = name.encode()
+
+    def encode(self, *_, **__) -> bytes:
+        return self._kept
+
+
+@cache
+def command(name: str) -> str:
+    """The ``name`` of a command as the binding of PLUMED may have it, see `_Command`."""
+    return _Command(name)
 
 
 class working_directory:

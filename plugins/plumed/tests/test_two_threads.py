@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from diffmd_plumed import PlumedPotential
+from diffmd_plumed import PlumedPotential, library
 
 from diffmd_ase.system import System
 
@@ -54,3 +54,19 @@ def test_each_thread_has_its_own_energy(tmp_path, often, shared):
     for potential in potentials[: 1 if shared else 4]:
         potential.finalize()
     assert not errors, errors[0]
+
+
+def test_names_of_commands_stay_where_they_are(tmp_path, monkeypatch):
+    """The binding drops the bytes of a name while it uses them, unless somebody else has them."""
+    told = []
+
+    def encode(name, *_, **__):
+        told.append(str(name))
+        return name._kept
+
+    monkeypatch.setattr(type(library.command("init")), "encode", encode)
+    potential = PlumedPotential(ARGON, INPUT, kT=0.02, timestep=1.0, directory=tmp_path)
+    potential(torch.tensor([[0.0, 0, 0], [2.5, 0, 0]], dtype=torch.float64))
+    potential.finalize()
+    assert "setPlumedDat" in told and "init" in told
+    assert library.command("init") == "init" and library.command("init") is library.command("init")
