@@ -123,7 +123,7 @@ class AlchemicalCalculator(PotentialCalculator):
                 calculator.reset()
             self._parameters[place] = _parameters(calculator)
         ends = [_evaluated(calc, self.atoms) for calc in (self.calc_a, self.calc_b)]
-        lam, x = torch.tensor(self.lam).double(), torch.tensor(self.atoms.positions)
+        lam, x = torch.tensor(self.lam, dtype=torch.float64), torch.tensor(self.atoms.positions)
         value = coupled(ends, lam, self.soft, x)
         energy, forces = float(value.energy), value.forces.numpy()
         slope = float(coupled_slope(ends[0].energy, ends[1].energy, lam, self.soft))

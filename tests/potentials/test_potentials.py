@@ -74,8 +74,9 @@ def test_leading_axes_and_dtype(name, generator):
     whole = FIELDS[name](x)
     assert whole.energy.shape == (2, 5) and whole.forces.shape == x.shape
     one = FIELDS[name](x[1, 2])
-    torch.testing.assert_close(whole.energy[1, 2], one.energy, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(whole.forces[1, 2], one.forces, rtol=1e-12, atol=1e-12)
+    close = 1e-12 if x.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(whole.energy[1, 2], one.energy, rtol=close, atol=close)
+    torch.testing.assert_close(whole.forces[1, 2], one.forces, rtol=close, atol=close)
     single = FIELDS[name](x[0].float())
     assert single.energy.dtype == single.forces.dtype == torch.float32
 
