@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
+import warnings
 from types import ModuleType
 
-__all__ = ["quiet_alchemlyb", "quiet_pymbar"]
+__all__ = ["quiet_alchemlyb", "quiet_deeptime", "quiet_pymbar"]
 
 
 def quiet_pymbar() -> ModuleType:
@@ -48,3 +50,18 @@ def quiet_alchemlyb() -> ModuleType:
             "pip install 'alchemlyb>=2.5'"
         ) from error
     return alchemlyb
+
+
+def quiet_deeptime(module: str, what: str) -> ModuleType:
+    """``deeptime.module``, without its warnings.
+
+    Raises ``ImportError``, which says that ``what`` needs it and how it is installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(f"deeptime.{module}")
+    except ImportError as error:
+        raise ImportError(
+            f"{what} need deeptime: pip install 'diffmd-ase[kinetics]', or pip install deeptime"
+        ) from error

@@ -8,13 +8,13 @@ opinion; the larger is given.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...libraries import quiet_deeptime
 from ..statistics import Estimate
 from .passages import ChainTooShort
 
@@ -110,7 +110,7 @@ def markov_model(
             f"a state with {fewest} transitions in or out at this lag: expected at least {_FEWEST} "
             "of each; run longer, or join states"
         )
-    markov = _deeptime()
+    markov = quiet_deeptime("markov", "Markov models")
     best = _fitted(markov, s, lag)
     bayes = markov.msm.BayesianMSM(n_samples=posterior).fit_fetch(_counted(markov, s, lag, True))
     rng, drawn = np.random.default_rng(seed), []
@@ -152,7 +152,7 @@ def chapman_kolmogorov(
     Raises as `markov_model`.
     """
     first = markov_model(states, lag, spacing, posterior=2, bootstrap=0)
-    s, markov, told = np.asarray(states), _deeptime(), []
+    s, markov, told = np.asarray(states), quiet_deeptime("markov", "Markov models"), []
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(bootstrap if s.shape[1] > 1 else 0):
         drawn.append(s[:, rng.integers(s.shape[1], size=s.shape[1])])
@@ -210,16 +210,3 @@ def _counted(markov, states: np.ndarray, lag: int, effective: bool):
 
 def _fitted(markov, states: np.ndarray, lag: int):
     return markov.msm.MaximumLikelihoodMSM().fit_fetch(_counted(markov, states, lag, False))
-
-
-def _deeptime():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            from deeptime import markov
-    except ImportError as error:
-        raise ImportError(
-            "Markov models need deeptime: pip install 'diffmd-ase[kinetics]', or pip install "
-            "deeptime"
-        ) from error
-    return markov

@@ -8,12 +8,12 @@ says how much of the slow motion features hold; here on walkers that were not fi
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...libraries import quiet_deeptime
 from ..statistics import Estimate
 
 __all__ = ["SlowModes", "slow_modes", "vamp_score"]
@@ -58,7 +58,7 @@ def slow_modes(
     ImportError : no deeptime
     """
     x = _checked(features, lag)
-    decomposition = _deeptime()
+    decomposition = quiet_deeptime("decomposition", "TICA and VAMP")
 
     def fitted(values: np.ndarray):
         return decomposition.TICA(dim=count).fit_from_timeseries(_pairs(values, lag)).fetch_model()
@@ -99,7 +99,11 @@ def vamp_score(
     x = _checked(features, lag)
     if x.shape[1] < 2:
         raise ValueError("one walker: a score needs walkers that were not fitted, two at least")
-    decomposition, rng, found = _deeptime(), np.random.default_rng(seed), []
+    decomposition, rng, found = (
+        quiet_deeptime("decomposition", "TICA and VAMP"),
+        np.random.default_rng(seed),
+        [],
+    )
     for _ in range(splits):
         order = rng.permutation(x.shape[1])
         half = len(order) // 2
@@ -124,16 +128,3 @@ def _pairs(x: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
     flat = (v.reshape(-1, x.shape[-1]) for v in (x[:-lag], x[lag:]))
     first, last = flat
     return np.ascontiguousarray(first), np.ascontiguousarray(last)
-
-
-def _deeptime():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            from deeptime import decomposition
-    except ImportError as error:
-        raise ImportError(
-            "TICA and VAMP need deeptime: pip install 'diffmd-ase[kinetics]', or pip install "
-            "deeptime"
-        ) from error
-    return decomposition

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
+from ...libraries import quiet_deeptime
 from ..modes import torsion_modes
 from .variables import Variables
 
@@ -160,16 +160,9 @@ def clusters(variables: Variables, count: int, *, seed: int = 0) -> States:
     flat = features.reshape(-1, features.shape[-1])
     if not 2 <= count <= len(flat) // 10:
         raise ValueError(f"{count} clusters of {len(flat)} frames: expected 2 to a tenth of them")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            from deeptime.clustering import KMeans
-    except ImportError as error:
-        raise ImportError(
-            "clusters need deeptime: pip install 'diffmd-ase[kinetics]', or pip install deeptime"
-        ) from error
+    cluster = quiet_deeptime("clustering", "clusters")
     few = np.ascontiguousarray(flat[:: max(1, len(flat) // _FITTED)])
-    found = KMeans(count, fixed_seed=seed + 1, n_jobs=1).fit_fetch(few)
+    found = cluster.KMeans(count, fixed_seed=seed + 1, n_jobs=1).fit_fetch(few)
     numbers = found.transform(np.ascontiguousarray(flat), n_jobs=1)
     order = np.argsort(-np.bincount(numbers, minlength=count), kind="stable")
     rank = np.argsort(order)[numbers].reshape(features.shape[:2])
