@@ -53,7 +53,7 @@ def quiet_alchemlyb() -> ModuleType:
 
 
 def quiet_deeptime(module: str, what: str) -> ModuleType:
-    """``deeptime.module``, without its warnings.
+    """The ``module`` of deeptime, without its warnings.
 
     Raises ``ImportError``, which says that ``what`` needs it and how it is installed.
     """
