@@ -94,7 +94,7 @@ class ScorePotential(Potential):
         self.kT_train = model.card.kT
         self.device, self.dtype = resolve_device(device), dtype or torch.float32
         self._level = model.level(self.sigma)
-        self._network = model.network_at(self.sigma, self.device, self.dtype)
+        self._network = model.network_at(self.sigma, self.device, self.dtype, self.system.numbers)
         self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
         self.looked_at = self._warned = False
@@ -212,7 +212,7 @@ class ScorePotential(Potential):
         sigma = x.new_full((len(x),), self._level)
         made = None
         if self.compiled:
-            function = self.model.compiled_at(self.sigma, self.device, self.dtype)
+            function = self.model.compiled_at(self._network)
             made = function(x, strain, sigma, self._inputs, pairs)
         slopes, energy = self._as_written(x, strain, sigma, pairs) if made is None else made
         virial = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..progress import Report
 from .networks.build import below, build
+from .networks.liquid import LiquidNetwork
 from .networks.molecule import MechanicsNetwork
 from .objective import Objective
 from .plan import Expert, TrainConfig
@@ -129,9 +130,13 @@ def frames_of(
 
 def _weighed(expert: Expert, network: nn.Module) -> Expert:
     """With the weight of labels that the fit of its force field chose."""
-    if expert.force_weight != "auto" or not isinstance(network, MechanicsNetwork):
+    if expert.force_weight != "auto":
         return expert
-    return expert.model_copy(update={"force_weight": float(network.prior.label_weight)})
+    if isinstance(network, MechanicsNetwork):
+        return expert.model_copy(update={"force_weight": float(network.prior.label_weight)})
+    if isinstance(network, LiquidNetwork):
+        return expert.model_copy(update={"force_weight": float(network.energy.label_weight)})
+    return expert
 
 
 def _split(sets: Sets, fraction: float, seed: int) -> tuple[Sets, Sets]:

@@ -38,7 +38,8 @@ from .force_field import (
     parameter_numbers,
     term_tables,
 )
-from .linear_form import Form, Frames, gradient_noise, label_gradients, moments
+from .linear_fit import folds_in_units, label_weight
+from .linear_form import Form, Frames, gradient_noise, moments
 from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
@@ -48,16 +49,14 @@ __all__ = ["fit_prior"]
 
 log = logging.getLogger(__name__)
 
-_FOLDS = 5
 # numbers multiplied for the moments, at most: of what decides the form, and of the fit itself
 _TRIAL, _WORK = 1e11, 2e12
 _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
-_FIRST_WEIGHT, _MOST_WEIGHT = 100.0, 1e5  # of labels, before theirs is known; and at most
+_FIRST_WEIGHT = 100.0  # of labels, before theirs is known
 _LEAST_RIDGE = 1e-6  # that keeps G invertible
 _FREE = 1e-3  # largest ridge of a torsion where modes are weighed
 _ROUNDS, _NEAR = 3, 3.0  # of its search; and a factor that changes little
-_NOISY = 2000  # frames, for the variance of score matching
 
 
 def fit_prior(
@@ -94,7 +93,7 @@ def fit_prior(
         every = every.some(_affordable(_WORK, form, every))
     if force_weight == "auto" and bool(every.labelled.any()):
         for _ in range(_ROUNDS):
-            before, weight = weight, _label_weight(form, every, sigma, generator)
+            before, weight = weight, label_weight(form, every, sigma, generator)
             every = every._replace(weight=weight)
             if 1 / _NEAR < weight / before < _NEAR:
                 break
@@ -122,41 +121,6 @@ def fit_prior(
     return tables | seen_tables(form, unit, covariance, whole.positions, topology)
 
 
-def _label_weight(form: Form, frames: Frames, sigma: float, generator) -> float:
-    """w = ⟨gᵀG⁻¹g⟩ of score matching over that of labels, of frames that were left out.
-
-    With g the gradients of the two losses of one frame and n, m frames of each, the mean of
-    ``θ_SM`` and ``θ_labels`` weighted by n and w m has the force error of least variance there.
-    Where labels lie in the span of the form their residual is zero and w has no bound.
-    """
-    alone = frames._replace(weight=0.0, labels=None)
-    unit, grams, drives = _folds(form, frames, sigma, generator)
-    ridges, _ = choose_ridges(grams, drives, form.group)
-    ridge = ridges[form.group]
-    told, noisy = [], []
-    for k, gram, drive in _left_out(grams, drives):
-        theta = solve(gram, drive, ridge)
-        metric = torch.linalg.inv(gram + torch.diag(ridge))
-        fold = frames.take(slice(k, None, _FOLDS))
-        if fold.labelled.any():
-            pulls = label_gradients(form, unit, theta, fold.take(fold.labelled))
-            told.append(torch.einsum("fm,fg,gm->m", pulls, metric, pulls))
-        some = alone.take(slice(k, None, _FOLDS)).take(slice(0, _NOISY // _FOLDS))
-        noise = gradient_noise(form, unit, theta, some, sigma, generator)
-        noisy.append((metric * noise).sum())
-    weight = float(torch.stack(noisy).mean() / torch.cat(told).mean().clamp_min(1e-30))
-    weight = min(max(weight, 1 / _MOST_WEIGHT), _MOST_WEIGHT)
-    log.info("weight of labels %.3g", weight)
-    return weight
-
-
-def _left_out(grams: Tensor, drives: Tensor):
-    """Number of each fold, and the mean G and b of the others."""
-    for k in range(len(grams)):
-        rest = [n for n in range(len(grams)) if n != k]
-        yield k, grams[rest].mean(0), drives[rest].mean(0)
-
-
 def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, generator) -> Form:
     """With couplings where they pay: where they lower the loss of some frames left out.
 
@@ -180,7 +144,7 @@ def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, g
     if frames.base is not None:
         return coupled
     some = frames.some(_affordable(_TRIAL, coupled, frames))
-    _, grams, drives = _folds(coupled, some, sigma, generator)
+    _, grams, drives = folds_in_units(coupled, some, sigma, generator)
     ridges, with_couplings = choose_ridges(grams, drives, group)
     _, without = choose_ridges(grams[:, :count, :count], drives[:, :count], plain.group)
     gain = without - with_couplings
@@ -236,26 +200,13 @@ def _moments_and_ridges(form: Form, frames: Frames, sigma, generator) -> tuple[T
     """Units, G, b and ridges (F,), one for all, or one for each group by `choose_ridges`."""
     if not form.prior.coupled:
         return _one_ridge(form, frames, sigma, generator)
-    unit, grams, drives = _folds(form, frames, sigma, generator)
+    unit, grams, drives = folds_in_units(form, frames, sigma, generator)
     ridges, _ = choose_ridges(grams, drives, form.group)
     return unit, grams.mean(0), drives.mean(0), ridges[form.group]
 
 
 def _affordable(work: float, form: Form, frames: Frames) -> int:
     return max(_FEWEST, int(work / (form.size**2 * frames.positions[0].numel())))
-
-
-def _folds(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Units of the parameters (F,), and in them G and b of each fold, (K, F, F) and (K, F).
-
-    In units in which G has the diagonal one, ridges do not see Å or radians.
-    """
-    count = len(frames.positions)
-    parts = [frames.take(slice(n, None, _FOLDS)) for n in range(min(_FOLDS, count))]
-    each = [moments(form, part, sigma, generator) for part in parts]
-    grams, drives = (torch.stack(kind) for kind in zip(*each, strict=True))
-    unit = grams.mean(0).diagonal().clamp_min(1e-20).rsqrt()
-    return unit, unit[:, None] * grams * unit, unit * drives
 
 
 def _covariance(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:

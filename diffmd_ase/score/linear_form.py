@@ -17,7 +17,7 @@ of noised data is the mean of what x says of it (`losses.force_loss`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +25,26 @@ from torch import Tensor
 from .force_field import COORDINATES, MechanicsPrior
 from .snapshots import Snapshots
 
-__all__ = ["Form", "Frames", "gradient_noise", "jacobian", "label_gradients", "moments"]
+__all__ = ["Form", "Frames", "Linear", "gradient_noise", "jacobian", "label_gradients", "moments"]
 
 _MADE = ("arms", "matrix")  # of the tables
-_AT_ONCE = 64  # frames
+_AT_ONCE, _NUMBERS = 64, 2e7  # frames, and numbers of their slopes, at most
 _ENOUGH = 10_000  # frames, for a covariance
+
+
+class Linear(Protocol):
+    """What moments are made of: an energy of so many parameters, and its slopes."""
+
+    @property
+    def group(self) -> Tensor:
+        """(size,) the group of each parameter."""
+
+    @property
+    def size(self) -> int:
+        """How many parameters there are."""
+
+    def jacobian(self, planes: Tensor) -> Tensor:
+        """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N)."""
 
 
 class Form(NamedTuple):
@@ -138,7 +153,7 @@ class _Probe(NamedTuple):
     weight: Tensor | float  # 1 + w, (B, 1) where it differs
 
 
-def moments(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:
+def moments(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:
     """G and b of ``frames``, in float64; ``sigma`` in Å, noise from the ``generator``."""
     gram = torch.zeros(form.size, form.size, dtype=torch.float64)
     drive = torch.zeros(form.size, dtype=torch.float64)
@@ -157,7 +172,7 @@ def moments(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor
     return gram / len(frames.positions), drive / len(frames.positions)
 
 
-def gradient_noise(form: Form, unit, theta, frames: Frames, sigma: float, generator) -> Tensor:
+def gradient_noise(form: Linear, unit, theta, frames: Frames, sigma: float, generator) -> Tensor:
     """Σ (size, size): covariance over frames of the gradient of their loss.
 
     Parameters
@@ -187,13 +202,13 @@ def gradient_noise(form: Form, unit, theta, frames: Frames, sigma: float, genera
     return total / count - torch.outer(mean, mean)
 
 
-def label_gradients(form: Form, unit, theta, frames: Frames) -> Tensor:
+def label_gradients(form: Linear, unit, theta, frames: Frames) -> Tensor:
     """``2 J(l - s_b + Jᵀθ)`` (size, M) of labelled frames: what their labels pull, where w = 1.
 
     ``unit`` and ``theta`` are as for `gradient_noise`.
     """
     found, weights = [], (unit * theta).float()
-    for planes, labels, base in frames.parts(_AT_ONCE):
+    for planes, labels, base in frames.parts(_at_once(form, frames)):
         if labels is None:
             raise ValueError("frames without labels, expected labelled ones")
         j = form.jacobian(planes)
@@ -204,10 +219,10 @@ def label_gradients(form: Form, unit, theta, frames: Frames) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def _probed(form: Form, frames: Frames, sigma: float, generator) -> Iterator[_Probe]:
+def _probed(form: Linear, frames: Frames, sigma: float, generator) -> Iterator[_Probe]:
     """All frames, some at a time."""
     w = frames.weight
-    for planes, labels, base in frames.parts(_AT_ONCE):
+    for planes, labels, base in frames.parts(_at_once(form, frames)):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
         sides = [form.jacobian(planes + sign * sigma * epsilon) for sign in (1, -1)]
         pull: Tensor | None = None
@@ -219,6 +234,10 @@ def _probed(form: Form, frames: Frames, sigma: float, generator) -> Iterator[_Pr
         if base is not None:
             pull = (0.0 if pull is None else pull) - weight * base
         yield _Probe(sides, epsilon.flatten(1), pull, weight)
+
+
+def _at_once(form: Linear, frames: Frames) -> int:
+    return max(1, min(_AT_ONCE, int(_NUMBERS / (form.size * frames.positions[0].numel()))))
 
 
 def jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:

@@ -24,6 +24,7 @@ from .networks.build import below
 from .networks.embedded import EmbeddedConfig
 from .networks.equivariant_config import EquivariantConfig
 from .networks.gradients import Compile, Compiled
+from .networks.liquid import LiquidConfig, LiquidNetwork, arranged
 from .networks.loaded import loaded
 from .shipped import file_or_shipped
 
@@ -96,7 +97,11 @@ class ScoreModel:
     def cutoff(self, sigma: float) -> float | None:
         """Radius of neighbours (Å) at this noise level; None of networks of one molecule."""
         config = getattr(self.expert(sigma), "config", None)  # those of others may have none
-        return config.cutoff if isinstance(config, EmbeddedConfig | EquivariantConfig) else None
+        return (
+            config.cutoff
+            if isinstance(config, EmbeddedConfig | LiquidConfig | EquivariantConfig)
+            else None
+        )
 
     def level(self, sigma: float) -> float:
         """The noise level nearest to ``sigma`` that its network was trained for (Å).
@@ -117,17 +122,28 @@ class ScoreModel:
         best = gaps.index(min(gaps))
         return self.networks[best], levels[best]
 
-    def network_at(self, sigma: float, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The network for ``sigma`` on a device in a precision; copied there once."""
+    def network_at(
+        self,
+        sigma: float,
+        device: torch.device,
+        dtype: torch.dtype,
+        numbers: np.ndarray | None = None,
+    ) -> nn.Module:
+        """The network for ``sigma`` on a device in a precision; copied there once.
+
+        Of molecules, for atoms ``numbers`` (N,); default, those it was trained on. Raises
+        ``ValueError`` for atoms that are none of them.
+        """
         network = self.expert(sigma)
-        place = (id(network), device, dtype)
+        told = isinstance(network, LiquidNetwork) and numbers is not None
+        place = (id(network), device, dtype, numbers.tobytes() if told else b"")
         if place not in self._placed:
-            self._placed[place] = copy.deepcopy(network).to(device, dtype)
+            here = arranged(network, numbers) if told else network
+            self._placed[place] = copy.deepcopy(here).to(device, dtype)
         return self._placed[place]
 
-    def compiled_at(self, sigma: float, device: torch.device, dtype: torch.dtype) -> Compiled:
-        """Energy and gradient of `network_at` as one compiled function; made there once."""
-        network = self.network_at(sigma, device, dtype)
+    def compiled_at(self, network: nn.Module) -> Compiled:
+        """Energy and gradient of a ``network`` of `network_at`, compiled; made once."""
         if id(network) not in self._compiled:
             self._compiled[id(network)] = Compiled(network)
         return self._compiled[id(network)]

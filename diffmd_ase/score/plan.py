@@ -2,10 +2,10 @@
 
 An expert is an energy network for a range of noise levels. A molecule gets two: `fine`, at
 the smallest noise, whose energy drives molecular dynamics, and `broad`, over all noise
-levels, for i.i.d. reverse diffusion. Metals and noble gases have a `fine` one in closed form, and
-small clusters of them a `broad` one. Anything else, and several sets of snapshots, get one
-equivariant network; of several temperatures it learns the smallest noise only, since
-there alone the density of noised snapshots is that of one energy.
+levels, for i.i.d. reverse diffusion. Metals and noble gases, and molecular liquids, have a `fine`
+one in closed form, and small clusters of metals a `broad` one. Anything else, and several sets of
+snapshots, get one equivariant network; of several temperatures it learns the smallest noise only,
+since there alone the density of noised snapshots is that of one energy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from .label_units import force_doubt
 from .networks.build import NetworkConfig
 from .networks.embedded import EmbeddedConfig
 from .networks.equivariant_config import EquivariantConfig
+from .networks.liquid import LiquidConfig
 from .networks.molecule import MechanicsConfig, PairConfig
 from .sets import as_sets
 from .settings import TrainConfig
 from .snapshots import Snapshots
-from .spacing import extent, mean_neighbours, nearest_neighbours, pair_widths, vibration
+from .spacing import bond_width, extent, mean_neighbours, nearest_neighbours, pair_widths, vibration
 
 __all__ = ["Expert", "TrainConfig", "plan"]
 
@@ -81,11 +82,19 @@ def plan(
     if kind == "auto":
         large = system.periodic or len(system) > _SMALL or len(sets) > 1
         kind = "equivariant" if large else "pair"
+        if large and len(sets) == 1 and _of_molecules(sets[0]):
+            kind = "liquid"
         if not _COVALENT & elements:
             kind = "embedded"
     if kind == "pair" and (system.periodic or len(sets) > 1):
         raise ValueError(
             "network='pair' is for one isolated molecule at one temperature; use 'equivariant'"
+        )
+    if kind == "liquid" and (len(sets) > 1 or sets[0].molecules is None):
+        why = f"{len(sets)} sets" if len(sets) > 1 else "bonds that go on without end"
+        raise ValueError(
+            f"network='liquid' is for one set of snapshots of molecules, not {why}; use "
+            "'equivariant'"
         )
     weight = config.force_weight
     said = f"force_weight={weight if weight == 'auto' else format(weight, 'g')}"
@@ -101,7 +110,7 @@ def plan(
     first, *others = _experts(sets, config, kind, elements)
     if baseline:
         first = _correcting(first)
-    if weight == "auto" and not isinstance(first.network, MechanicsConfig):
+    if weight == "auto" and not isinstance(first.network, MechanicsConfig | LiquidConfig):
         weight = _AUTO_WEIGHT
     # larger noise hides what a frame says of forces: labels made those networks worse
     return [first.model_copy(update={"force_weight": weight}), *others]
@@ -131,6 +140,9 @@ def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[E
         fine = Expert(name="fine", sigma=(low, low), network=metal)
         cluster = len(sets) == 1 and len(system) <= _SMALL and not system.periodic
         return [fine, _broad(low, high)] if cluster else [fine]
+    if kind == "liquid":
+        liquid = LiquidConfig() if config.cutoff is None else LiquidConfig(cutoff=config.cutoff)
+        return [Expert(name="fine", sigma=(low, low), network=liquid)]
     if kind == "equivariant":
         cutoff = config.cutoff or 4.5
         chiral = not system.periodic and any(part.topology.chiral for part in sets)
@@ -158,6 +170,14 @@ def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[E
     return [fine, _broad(low, high)]
 
 
+def _of_molecules(snapshots: Snapshots) -> bool:
+    """Several molecules of a size that has a force field, none of their atoms held."""
+    kinds = snapshots.molecules
+    if kinds is None or not snapshots.moving.all():
+        return False
+    return max(len(k.numbers) for k in kinds) <= _SMALL and sum(len(k.atoms) for k in kinds) > 1
+
+
 def _broad(low: float, high: float) -> Expert:
     """For i.i.d. samples of one molecule or cluster."""
     least = min(_BROAD * low, 0.5 * high)
@@ -179,18 +199,26 @@ def _noise_range(snapshots: Snapshots, config: TrainConfig, fine: bool) -> tuple
         # atoms of a melt wander: what bends the energy is how far they vibrate, 0.15 Å at most
         low = 0.05 * min(amplitude, 0.15) if fine else 0.2 * min(amplitude, 0.5)
         high = 1.0
+        stiffest = bond_width(snapshots) if _COVALENT & {*snapshots.system.numbers} else None
+        if stiffest is not None:
+            _check_rigid(snapshots, *stiffest, config)
+            low = min(low, (0.05 if fine else 0.2) * stiffest[1])
     else:
         pairs, std = pair_widths(snapshots)
         low, high = 0.05 * float(std.min()), max(4.0, 2.5 * extent(snapshots))
-        # of a handful of frames the width says nothing
-        if len(snapshots) >= 10 and std.min() < _RIGID and config.sigma_min is None:
-            i, j = pairs[std.argmin()]
-            raise ValueError(
-                f"the distance of atoms {i} and {j} hardly varies (std {std.min():.1e} Å): it "
-                "was constrained, and a rigid bond has no finite force; sample without "
-                "constraints, or give sigma_min, at which the model then smooths it"
-            )
+        _check_rigid(snapshots, pairs[std.argmin()], float(std.min()), config)
     low, high = config.sigma_min or low, config.sigma_max or high
     if not 0 < low < high:
         raise ValueError(f"noise levels from {low:g} to {high:g} Å: need 0 < sigma_min < sigma_max")
     return round(low, 5), round(high, 3)
+
+
+def _check_rigid(snapshots: Snapshots, pair, width: float, config: TrainConfig) -> None:
+    # of a handful of frames the width says nothing
+    if len(snapshots) >= 10 and width < _RIGID and config.sigma_min is None:
+        i, j = pair
+        raise ValueError(
+            f"the distance of atoms {i} and {j} hardly varies (std {width:.1e} Å): it "
+            "was constrained, and a rigid bond has no finite force; sample without "
+            "constraints, or give sigma_min, at which the model then smooths it"
+        )

@@ -15,10 +15,10 @@ class TrainConfig(BaseModel):
     """What a user may choose; None means: decide from the snapshots."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    network: Literal["auto", "pair", "embedded", "equivariant"] = Field(
+    network: Literal["auto", "pair", "embedded", "liquid", "equivariant"] = Field(
         "auto",
-        description="pair: one molecule; embedded: metals; equivariant: anything "
-        "(auto: by elements, pbc and size)",
+        description="pair: one molecule; embedded: metals; liquid: molecules, periodic or many; "
+        "equivariant: anything (auto: by elements, bonds, pbc and size)",
     )
     sigma_min: float | None = Field(
         None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"
@@ -45,7 +45,9 @@ class TrainConfig(BaseModel):
     evaluations: int = Field(20, ge=1, description="validations during training")
     patience: int = Field(5, ge=1, description="validations without improvement before stopping")
     cutoff: float | None = Field(
-        None, gt=0, description="radius of neighbours, Å (default: 4.5; embedded: four shells)"
+        None,
+        gt=0,
+        description="radius of neighbours, Å (default: 4.5; embedded: four shells; liquid: 6)",
     )
     channels: int = Field(16, ge=1, description="channels of the equivariant network")
     processes: int | None = Field(None, ge=1, description="experts trained at a time")

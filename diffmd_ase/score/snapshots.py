@@ -20,6 +20,7 @@ from ..units import kT_from_temperature
 from . import snapshot_checks as checks
 from .baseline import BaselineValues
 from .label_units import doubts
+from .molecules import Kind, find_molecules
 from .shipped import file_or_shipped
 from .snapshot_files import read_fields
 from .topology import Topology
@@ -107,6 +108,11 @@ class Snapshots:
     def topology(self) -> Topology:
         """Bonds, rotatable bonds, centres and symmetries, seen in the frames."""
         return Topology.from_positions(self.system.numbers, self.positions)
+
+    @cached_property
+    def molecules(self) -> list[Kind] | None:
+        """The kinds of molecules that bonds make; None where bonds go on without end."""
+        return find_molecules(self.system, self.positions)
 
     @cached_property
     def moving(self) -> np.ndarray:

@@ -8,12 +8,14 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ..geometry import distances
+from .molecules import whole
 from .neighbours import edges
 from .networks.inputs import Inputs
 from .snapshot_checks import IMAGES, blocks, mean_and_std, unwrapped
 from .snapshots import Snapshots
 
 __all__ = [
+    "bond_width",
     "extent",
     "mean_neighbours",
     "nearest_by_element",
@@ -78,6 +80,24 @@ def pair_widths(snapshots: Snapshots) -> tuple[np.ndarray, np.ndarray]:
     ends = np.stack([np.repeat(np.arange(len(near)), near.shape[1]), near.ravel()], axis=1)
     pairs = np.unique(np.sort(ends[ends[:, 0] != ends[:, 1]], axis=1), axis=0)
     return pairs, mean_and_std(x, lambda part: distances(part, pairs), 9 * len(pairs))[1]
+
+
+def bond_width(snapshots: Snapshots) -> tuple[tuple[int, int], float] | None:
+    """The bond that varies least, as two atoms, and the std of its length in Å.
+
+    Of at most 2000 ``snapshots``, all molecules of one kind together; None without molecules or
+    without bonds.
+    """
+    found = None
+    for kind in snapshots.molecules or []:
+        if not len(kind.bonds):
+            continue
+        lengths = distances(whole(snapshots.system, _thinned(snapshots), kind), kind.bonds)
+        std = lengths.std(0)
+        if found is None or std.min() < found[1]:
+            i, j = kind.bonds[std.argmin()]
+            found = (int(kind.atoms[0, i]), int(kind.atoms[0, j])), float(std.min())
+    return found
 
 
 def extent(snapshots: Snapshots) -> float:

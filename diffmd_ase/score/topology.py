@@ -12,12 +12,15 @@ from itertools import combinations, islice
 
 import networkx as nx
 import numpy as np
+import torch
 from ase.data import covalent_radii
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from ..geometry import distances, signed_volumes
+from ..system import System
+from .neighbours import find_pairs
 from .snapshot_checks import blocks
 
 __all__ = ["Topology", "bond_graph", "orbits"]
@@ -86,27 +89,40 @@ class Topology:
         return pairs
 
 
-def bond_graph(numbers: np.ndarray, positions: np.ndarray) -> nx.Graph:
+def bond_graph(
+    numbers: np.ndarray, positions: np.ndarray, system: System | None = None
+) -> nx.Graph:
     """Atoms ``Z`` and the bonds of snapshots: mean distances below 1.25 times the covalent radii.
 
     Parameters
     ----------
     numbers : (N,)
     positions : (M, N, 3) in Å, of which 500 at most are looked at
+    system : whose images count, if it is periodic
     """
     graph = nx.Graph()
     graph.add_nodes_from((n, {"Z": int(z)}) for n, z in enumerate(numbers))
     radius = covalent_radii[numbers]
     some = positions[:: max(1, len(positions) // 500)]
     reach = 2 * _BOND_TOLERANCE * radius.max(initial=0.0) + _SWING
-    pairs = cKDTree(some[0]).query_pairs(reach, output_type="ndarray")
-    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    pairs = _close(some[0], reach, system)
     total = np.zeros(len(pairs))
     for part in blocks(len(some), 9 * len(pairs)):
-        total += distances(some[part], pairs).sum(0)
+        total += distances(some[part], pairs, system=system).sum(0)
     bonded = total / len(some) < _BOND_TOLERANCE * radius[pairs].sum(-1)
     graph.add_edges_from(pairs[bonded].tolist())
     return graph
+
+
+def _close(x: np.ndarray, reach: float, system: System | None) -> np.ndarray:
+    """Pairs (P, 2) of atoms i < j that are closer than ``reach`` in x (N, 3), in order."""
+    if system is None or not system.periodic:
+        pairs = cKDTree(x).query_pairs(reach, output_type="ndarray")
+        return pairs[np.lexsort(pairs.T[::-1])]
+    cell = torch.as_tensor(system.cell)
+    near = find_pairs(torch.as_tensor(x)[None], reach, cell, tuple(system.pbc.tolist()))
+    pairs = torch.stack([near.source, near.target], dim=1).numpy()
+    return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
 def _rotors(graph: nx.Graph, n_atoms: int):

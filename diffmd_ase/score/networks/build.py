@@ -3,6 +3,7 @@
 `MechanicsNetwork`  one molecule at its smallest noise: a fitted force field plus a perceptron
 `PairNetwork`       one molecule at all noise levels: data-derived springs plus a perceptron
 `EmbeddedNetwork`   metals at their smallest noise, any size and cell: a fitted potential
+`LiquidNetwork`     molecular liquids and solutions at their smallest noise: fitted force fields
 `EquivariantNetwork` any composition and any cell; E(3)-equivariant messages (e3nn)
 
 All are energies in units of kT, called as ``network(x, sigma, numbers=…, cell=…, pbc=…) -> (B,)``;
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 from ..embedded_fit import fit_embedded
 from ..force_field_fit import fit_prior
+from ..liquid_fit import fit_liquid
 from ..sets import Sets, as_sets
 from ..snapshots import Snapshots
-from .embedded import EmbeddedConfig, EmbeddedNetwork
+from .embedded import END, EmbeddedConfig, EmbeddedNetwork
 from .equivariant_config import EquivariantConfig
+from .liquid import LiquidConfig, LiquidNetwork
 from .molecule import (
     MechanicsConfig,
     MechanicsNetwork,
@@ -35,7 +38,7 @@ from .sizes import check_stored
 
 __all__ = ["NetworkConfig", "below", "build", "parameter_count"]
 
-_WithTables = MechanicsConfig | PairConfig | EmbeddedConfig
+_WithTables = MechanicsConfig | PairConfig | EmbeddedConfig | LiquidConfig
 _AnyConfig = _WithTables | EquivariantConfig
 NetworkConfig = Annotated[_AnyConfig, Field(discriminator="kind")]
 
@@ -93,6 +96,11 @@ def parameter_count(network: nn.Module) -> int:
         return count + len(values.unique())
     if isinstance(network, EmbeddedNetwork):
         return count + network.energy.pair.numel() + network.energy.embedding.numel()
+    if isinstance(network, LiquidNetwork):
+        fitted = [prior.unit * prior.theta for prior in network.priors]
+        fitted += [prior.strengths for prior in network.priors if prior.coupled]
+        count += sum(len(values.unique()) for values in fitted)
+        count += network.energy.pair[:, :-END].numel()
     return count
 
 
@@ -105,6 +113,10 @@ def _empty(config: _WithTables, state: dict[str, Tensor]) -> nn.Module:
     """With the tables of ``state``; its weights are still to be loaded."""
     if isinstance(config, EmbeddedConfig):
         return EmbeddedNetwork(config, below(state, "energy."))
+    if isinstance(config, LiquidConfig):
+        kinds = {name.split(".")[1] for name in state if name.startswith("species.")}
+        molecules = [below(state, f"species.{n}.") for n in range(len(kinds))]
+        return LiquidNetwork(config, molecules, below(state, "energy."))
     internal = below(state, "internal.")
     if isinstance(config, PairConfig):
         return PairNetwork(config, internal)
@@ -122,6 +134,8 @@ def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight, seed: i
         )
         return EmbeddedNetwork(config, tables)
     (molecule,) = sets
+    if isinstance(config, LiquidConfig):
+        return fit_liquid(molecule, config, sigma=sigma, force_weight=force_weight, seed=seed)
     internal = internal_statistics(molecule)
     if isinstance(config, PairConfig):
         return PairNetwork(config, internal)

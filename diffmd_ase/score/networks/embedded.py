@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from ..neighbours import Pairs, edges, envelope, find_pairs
 
-__all__ = ["DECAYS", "END", "POWERS", "EmbeddedConfig", "EmbeddedEnergy", "EmbeddedNetwork"]
+__all__ = [
+    "DECAYS",
+    "END",
+    "POWERS",
+    "EmbeddedConfig",
+    "EmbeddedEnergy",
+    "EmbeddedNetwork",
+    "splines",
+    "wall",
+]
 
 
 class EmbeddedConfig(BaseModel):
@@ -58,6 +67,31 @@ POWERS = (0.5, 2.0)  # with the linear term, which V holds, the curvature of bot
 _DELTA = 0.05  # of the mean density: the root is smooth where an atom is alone
 _WALL = 0.05  # Å: and a wall of this width is added
 END = 3  # splines that reach over the cutoff: without them V ends smoothly
+
+
+def splines(r: Tensor, begin: Tensor, cutoff: float, size: int) -> tuple[Tensor, Tensor]:
+    """The four cubic B-splines that are not zero at r (E,): the first one's number, their values.
+
+    Of ``size`` equal intervals from ``begin`` (E,) to the ``cutoff``, in Å; nearer than ``begin``
+    they go on as straight lines. Returns (E,) and (E, 4).
+    """
+    t = (r - begin) * (size / (cutoff - begin))
+    first = t.detach().floor().clamp(0, size - 1).long()
+    u = t - first
+    line, u = u.clamp(max=0.0), u.clamp(min=0.0)
+    v = 1 - u
+    values = [
+        v**3 / 6 - 0.5 * line,
+        2 / 3 - u**2 + u**3 / 2,
+        2 / 3 - v**2 + v**3 / 2 + 0.5 * line,
+        u**3 / 6,
+    ]
+    return first, torch.stack(values, dim=-1)
+
+
+def wall(r: Tensor, begin: Tensor) -> Tensor:
+    """Of pairs at r (E,) nearer than ``begin`` (E,), in kT (E,)."""
+    return 0.5 * (torch.relu(begin - r) / _WALL).square()
 
 
 class EmbeddedEnergy(nn.Module):
@@ -116,8 +150,7 @@ class EmbeddedEnergy(nn.Module):
         kind = self.kinds[element[target], element[source]]
         first, weights = self.spline(r, kind)
         index = first[:, None] + torch.arange(4, device=r.device)
-        wall = 0.5 * (torch.relu(self.begin(kind) - r) / _WALL).square()
-        return (self.pair[kind].gather(1, index) * weights).sum(-1) + wall
+        return (self.pair[kind].gather(1, index) * weights).sum(-1) + wall(r, self.begin(kind))
 
     def begin(self, kind: Tensor) -> Tensor:
         """Where the data of these kinds of pairs (E,) begin, Å."""
@@ -126,19 +159,7 @@ class EmbeddedEnergy(nn.Module):
     def spline(self, r: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
         """The four cubic B-splines that are not zero at r (E,): the first one's number (E,),
         their values (E, 4)."""
-        size, begin = self.pair.shape[1] - END, self.begin(kind)
-        t = (r - begin) * (size / (self.cutoff - begin))
-        first = t.detach().floor().clamp(0, size - 1).long()
-        u = t - first
-        line, u = u.clamp(max=0.0), u.clamp(min=0.0)
-        v = 1 - u
-        values = [
-            v**3 / 6 - 0.5 * line,
-            2 / 3 - u**2 + u**3 / 2,
-            2 / 3 - v**2 + v**3 / 2 + 0.5 * line,
-            u**3 / 6,
-        ]
-        return first, torch.stack(values, dim=-1)
+        return splines(r, self.begin(kind), self.cutoff, self.pair.shape[1] - END)
 
     def radial(self, r: Tensor, kind: Tensor) -> Tensor:
         """What a neighbour at r (E,) adds to the densities of each decay (E, 3)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...system import System
 from ..losses import Energy
+from .liquid import arranged
 
 __all__ = ["Inputs", "NoiseEmbedding"]
 
@@ -29,7 +30,8 @@ class Inputs(NamedTuple):
 
     def energy(self, network: nn.Module) -> Energy:
         """``network`` as a function of x (B, N, 3) and σ (B,) only, in kT (B,)."""
-        return lambda x, sigma: network(x, sigma, **self._asdict())
+        of_these = arranged(network, self.numbers.cpu().numpy())
+        return lambda x, sigma: of_these(x, sigma, **self._asdict())
 
 
 class NoiseEmbedding(nn.Module):

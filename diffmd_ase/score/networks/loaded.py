@@ -16,11 +16,11 @@ from .inputs import Inputs
 __all__ = ["loaded"]
 
 # axes of the tables that come from a file; of all others one
-_AXES = dict.fromkeys(("n_atoms", "edge", "label_weight", "chiral", "inner", "nearest"), 0)
+_AXES = dict.fromkeys(("n_atoms", "edge", "label_weight", "chiral", "nearest"), 0)
 _AXES |= dict.fromkeys(("bonds", "angles", "torsions", "impropers", "free", "centres", "pairs"), 2)
-_AXES |= dict.fromkeys(("products", "spread", "whiten", "torsion_gap", "pair"), 2)
+_AXES |= dict.fromkeys(("products", "spread", "whiten", "torsion_gap", "pair", "atoms"), 2)
 _AXES["embedding"] = 3
-_TABLES = ("prior", "internal", "energy")  # parts of networks that are made of them
+_TABLES = ("prior", "internal", "energy", "species")  # parts of networks that are made of them
 _APART = 1.7  # Å between the atoms of the structure that is tried
 
 
@@ -38,7 +38,10 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         raise ValueError(f"{strange[0]} is not finite")
     for name, tensor in state.items():
         part, _, table = name.rpartition(".")
-        if part in _TABLES and tensor.ndim != _AXES.get(table, 1):
+        table = table.rstrip("0123456789").rstrip("_")  # of one kind of molecules
+        if table == "inner" and not tensor.ndim:  # of metals of one element
+            continue
+        if part.partition(".")[0] in _TABLES and tensor.ndim != _AXES.get(table, 1):
             raise ValueError(f"{name} has {tensor.ndim} axes, expected {_AXES.get(table, 1)}")
         if table in ("spread", "whiten") and len(set(tensor.shape)) != 1:
             raise ValueError(f"{name} is not square: {tuple(tensor.shape)}")

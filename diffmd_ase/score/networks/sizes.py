@@ -5,11 +5,13 @@ from __future__ import annotations
 from ...io.limits import check_memory
 from .embedded import EmbeddedConfig
 from .equivariant_config import EquivariantConfig
+from .liquid import LiquidConfig
 from .molecule import MechanicsConfig, PairConfig
 
 __all__ = ["check_stored", "check_training", "least_bytes"]
 
-_AnyConfig = MechanicsConfig | PairConfig | EmbeddedConfig | EquivariantConfig
+_Fitted = EmbeddedConfig | LiquidConfig  # in closed form, of splines
+_AnyConfig = MechanicsConfig | PairConfig | _Fitted | EquivariantConfig
 _COPIES = 7  # weights, their average and the best, gradients, two moments, one in the making
 _KEPT = 10  # what is kept of each number for its gradients, of first and second order
 _BYTES = 4
@@ -19,7 +21,7 @@ def least_bytes(config: _AnyConfig) -> int:
     """Bytes of the weights between hidden layers alone, in float32."""
     if isinstance(config, EquivariantConfig):
         return _BYTES * config.layers * config.channels * max(config.channels, config.radial)
-    if isinstance(config, EmbeddedConfig):
+    if isinstance(config, _Fitted):
         return _BYTES * config.functions
     return _BYTES * config.width * (1 + config.width * (config.depth - 1)) if config.depth else 0
 
@@ -48,7 +50,7 @@ def check_training(config: _AnyConfig, batch_size: int, n_atoms: int) -> None:
     each = 3 * n_atoms + n_atoms * (n_atoms - 1) // 2
     if isinstance(config, EquivariantConfig):
         each = n_atoms * int(config.neighbours) * config.channels * config.layers
-    elif not isinstance(config, EmbeddedConfig):
+    elif not isinstance(config, _Fitted):
         each += config.width * config.depth
     check_memory(
         float(_BYTES * _KEPT * each) * batch_size,

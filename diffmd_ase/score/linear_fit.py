@@ -1,0 +1,78 @@
+"""What fits of energies that are linear in their parameters share: folds, the weight of labels."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from .linear_form import Frames, Linear, gradient_noise, label_gradients, moments
+from .shrinkage import choose_ridges, solve
+
+__all__ = ["folds", "folds_in_units", "label_weight"]
+
+log = logging.getLogger(__name__)
+
+_FOLDS = 5
+_MOST_WEIGHT = 1e5  # of labels
+_NOISY = 2000  # frames, for the variance of score matching
+
+
+def folds(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:
+    """G and b of each fifth of the frames, (K, F, F) and (K, F); arguments as of `moments`."""
+    count = len(frames.positions)
+    parts = [frames.take(slice(n, None, _FOLDS)) for n in range(min(_FOLDS, count))]
+    each = [moments(form, part, sigma, generator) for part in parts]
+    grams, drives = (torch.stack(kind) for kind in zip(*each, strict=True))
+    return grams, drives
+
+
+def folds_in_units(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, ...]:
+    """Units of the parameters (F,), and in them G and b of `folds`, whose arguments they are.
+
+    In units in which G has the diagonal one, ridges do not see Å or radians.
+    """
+    grams, drives = folds(form, frames, sigma, generator)
+    unit = grams.mean(0).diagonal().clamp_min(1e-20).rsqrt()
+    return unit, unit[:, None] * grams * unit, unit * drives
+
+
+def label_weight(form: Linear, frames: Frames, sigma: float, generator) -> float:
+    """w = ⟨gᵀG⁻¹g⟩ of score matching over that of labels, of frames that were left out.
+
+    With g the gradients of the two losses of one frame and n, m frames of each, the mean of
+    ``θ_SM`` and ``θ_labels`` weighted by n and w m has the force error of least variance there.
+    Where labels lie in the span of the form their residual is zero and w has no bound.
+
+    Parameters
+    ----------
+    form, frames, generator : as of `moments`, some of the frames labelled
+    sigma : noise in Å
+    """
+    alone = frames._replace(weight=0.0, labels=None)
+    unit, grams, drives = folds_in_units(form, frames, sigma, generator)
+    ridges, _ = choose_ridges(grams, drives, form.group)
+    ridge = ridges[form.group]
+    told, noisy = [], []
+    for k, gram, drive in _left_out(grams, drives):
+        theta = solve(gram, drive, ridge)
+        metric = torch.linalg.inv(gram + torch.diag(ridge))
+        fold = frames.take(slice(k, None, _FOLDS))
+        if fold.labelled.any():
+            pulls = label_gradients(form, unit, theta, fold.take(fold.labelled))
+            told.append(torch.einsum("fm,fg,gm->m", pulls, metric, pulls))
+        some = alone.take(slice(k, None, _FOLDS)).take(slice(0, _NOISY // _FOLDS))
+        noise = gradient_noise(form, unit, theta, some, sigma, generator)
+        noisy.append((metric * noise).sum())
+    weight = float(torch.stack(noisy).mean() / torch.cat(told).mean().clamp_min(1e-30))
+    weight = min(max(weight, 1 / _MOST_WEIGHT), _MOST_WEIGHT)
+    log.info("weight of labels %.3g", weight)
+    return weight
+
+
+def _left_out(grams: Tensor, drives: Tensor):
+    """Number of each fold, and the mean G and b of the others."""
+    for k in range(len(grams)):
+        rest = [n for n in range(len(grams)) if n != k]
+        yield k, grams[rest].mean(0), drives[rest].mean(0)

@@ -1,0 +1,236 @@
+"""The energy of molecular liquids (`networks.liquid`), fitted in closed form by score matching.
+
+The energy is linear in its parameters, those of the force fields of the molecules and the values
+of the pair energies, so that G and b of `linear_form` find them:
+
+    (W^T G W + diag ρ) u = W^T b        θ = W u
+
+W leaves the parameters of molecules as they are and turns those of each pair energy V into its
+third differences: a ridge on them keeps V smooth, and zero where no data speak (Eilers & Marx,
+Stat. Sci. 11, 89 (1996)). Each group of terms has a ridge of its own, by `shrinkage`: those of
+`couplings`, and the pair energies. All copies of a molecule share their parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .couplings import GROUPS
+from .force_field import MechanicsPrior, coupling_tables, parameter_numbers, term_tables
+from .linear_fit import folds, label_weight
+from .linear_form import Frames, jacobian
+from .molecules import Kind, whole
+from .neighbours import edges
+from .networks.embedded import END
+from .networks.inputs import Inputs
+from .networks.liquid import LiquidConfig, LiquidNetwork
+from .shrinkage import choose_ridges, solve
+from .snapshots import Snapshots
+from .topology import Topology
+
+__all__ = ["fit_liquid"]
+
+log = logging.getLogger(__name__)
+
+_INSIDE = 0.95  # of the shortest distance of the data, where V goes on as a straight line
+_MOLECULES = 20_000  # of each kind, whose coordinates say what is near and far
+_EDGES = 200  # frames, of which shortest distances are taken
+_FIRST_WEIGHT = 100.0  # of labels, before theirs is known
+_PAIRS = 1 + len(GROUPS)  # number of the group of pair energies
+
+
+class _Form(NamedTuple):
+    """What `moments` asks of an energy that is linear in its parameters, those of θ."""
+
+    network: LiquidNetwork
+    orbits: list[Tensor]  # of the features of each kind of molecules
+    group: Tensor  # (size,)
+    told: Inputs
+
+    @property
+    def size(self) -> int:
+        return len(self.group)
+
+    def jacobian(self, planes: Tensor) -> Tensor:
+        """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N)."""
+        x, (_, cell, pbc) = planes.transpose(-1, -2).contiguous(), self.told
+        rows = []
+        for n, prior in enumerate(self.network.priors):
+            atoms = self.network.table("atoms", n)
+            made = self.network.whole(n, x, cell, pbc)
+            size = int(self.orbits[n].max()) + 1 if len(self.orbits[n]) else 0
+            own = jacobian(prior, self.network.planes(made), self.orbits[n], size)
+            # (size, B·M, 3n) -> (size, B, 3, M, n): each molecule where its atoms are
+            own = own.reshape(size, len(x), len(atoms), 3, -1).transpose(2, 3)
+            of_all = planes.new_zeros(size, *planes.shape)
+            of_all[..., atoms.flatten()] = own.flatten(3)
+            rows.append(of_all.flatten(2))
+        rows.append(self.network.pair_slopes(x, cell, pbc))
+        return torch.cat(rows)
+
+
+def fit_liquid(
+    snapshots: Snapshots,
+    config: LiquidConfig,
+    *,
+    sigma: float,
+    frames: int = 20_000,
+    seed: int = 0,
+    force_weight: float | Literal["auto"] = 0.0,
+) -> LiquidNetwork:
+    """The `LiquidNetwork` of some snapshots.
+
+    Parameters
+    ----------
+    snapshots : of molecules, periodic or not
+    config : cutoff and number of splines
+    sigma : noise in Å
+    frames : at most
+    seed : of the noise
+    force_weight : w of forces that snapshots carry, all or some; "auto": as their residuals say
+
+    Raises ``ValueError`` where bonds go on without end.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kinds = snapshots.molecules
+    if kinds is None:
+        raise ValueError(
+            f"{snapshots.source}: bonds go on without end, there are no molecules; use "
+            "network='equivariant'"
+        )
+    weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
+    order = torch.randperm(len(snapshots), generator=generator)[:frames]
+    every = Frames.of(snapshots, weight).take(order)
+    form = _empty(snapshots, kinds, config)
+    if force_weight == "auto" and bool(every.labelled.any()):
+        every = every._replace(weight=label_weight(form, every, sigma, generator))
+    basis = _smooth(form)
+    grams, drives = folds(form, every, sigma, generator)
+    grams, drives = basis.T @ grams @ basis, drives @ basis
+    unit = _units(form, grams.mean(0).diagonal())
+    grams, drives = unit[:, None] * grams * unit, unit * drives
+    ridges, _ = choose_ridges(grams, drives, form.group)
+    said = zip((*GROUPS, "pairs"), ridges[1:].tolist(), strict=True)
+    log.info("ridges %s", ", ".join(f"{name} {ridge:.0e}" for name, ridge in said))
+    theta = basis @ (unit * solve(grams.mean(0), drives.mean(0), ridges[form.group]))
+    network = _with(form, theta)
+    if force_weight == "auto":
+        network.energy.register_buffer("label_weight", torch.tensor(float(every.weight)))
+    return network
+
+
+def _empty(snapshots: Snapshots, kinds: list[Kind], config: LiquidConfig) -> _Form:
+    """The form, with all that the snapshots say of it but its parameters."""
+    priors, orbits, groups, tables, types = [], [], [], {}, 0
+    for n, kind in enumerate(kinds):
+        every = max(1, len(snapshots) * len(kind.atoms) // _MOLECULES)
+        x = whole(snapshots.system, snapshots.positions[::every], kind)
+        topology = Topology.from_positions(kind.numbers, x)
+        prior, tie, group = _molecule(topology, torch.as_tensor(x, dtype=torch.float32))
+        priors.append(prior)
+        orbits.append(tie)
+        groups.append(group)
+        own = _types(kind.numbers, topology)
+        tables[f"numbers_{n}"] = torch.as_tensor(kind.numbers)
+        tables[f"types_{n}"] = torch.as_tensor(types + own)
+        tables[f"atoms_{n}"] = torch.as_tensor(kind.atoms)
+        types += int(own.max()) + 1
+    count = types * (types + 1) // 2
+    tables["inner"] = torch.full((count,), 0.5 * config.cutoff)
+    tables["pair"] = torch.zeros(count, config.functions + END)
+    told = Inputs.of(snapshots.system)
+    network = LiquidNetwork(config, priors, tables).float()
+    network.energy.inner = _INSIDE * _shortest(network, snapshots, told)
+    groups.append(torch.full((count * config.functions,), _PAIRS))
+    return _Form(network, orbits, torch.cat(groups), told)
+
+
+def _molecule(topology: Topology, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Tables of one kind of molecules, the parameters of its features, the groups of those."""
+    tables = term_tables(topology, x)
+    plain = parameter_numbers(MechanicsPrior(tables), topology)
+    count = int(plain.max()) + 1 if len(plain) else 0
+    if not len(tables["angles"]):
+        return tables, plain, torch.zeros(count, dtype=torch.long)
+    tables, group_of, tie = coupling_tables(tables, topology, x)
+    group = torch.zeros(count + int(tie.max()) + 1, dtype=torch.long)
+    group[count + tie] = 1 + group_of
+    return tables, torch.cat([plain, count + tie]), group
+
+
+def _types(numbers: np.ndarray, topology: Topology) -> np.ndarray:
+    """(n,) the type of each atom of a molecule: one for those that its symmetry exchanges."""
+    least = topology.permutations.min(axis=0)
+    for _ in range(len(numbers)):  # of all that may be reached
+        least = np.minimum(least, least[least])
+    # hands of centres keep some like atoms apart, which pairs do not see
+    return np.unique(least, return_inverse=True)[1]
+
+
+def _shortest(network: LiquidNetwork, snapshots: Snapshots, told: Inputs) -> Tensor:
+    """(K,) the shortest distance in Å of each kind of pairs, as far as there is one."""
+    found = network.energy.inner.clone()
+    x = torch.as_tensor(snapshots.positions, dtype=torch.float32)
+    for part in x[:: max(1, len(x) // _EDGES)].split(16):
+        source, target, vectors = edges(part, network.config.cutoff, told.cell, told.pbc)
+        made = torch.zeros_like(part)
+        for n in range(len(network.species)):
+            atoms = network.table("atoms", n).flatten()
+            made[:, atoms] = network.whole(n, part, told.cell, told.pbc).flatten(1, 2)
+        here = network.between(made, source, target, vectors)
+        count = len(network.types)
+        kind = network.kinds[
+            network.types[target[here] % count], network.types[source[here] % count]
+        ]
+        r = vectors[here].norm(dim=-1)
+        found = found.scatter_reduce(0, kind, r, "amin", include_self=True)
+    return found
+
+
+def _smooth(form: _Form) -> Tensor:
+    """W (size, size) of this module's equation, in float64."""
+    size, functions = form.size, form.network.config.functions
+    basis = torch.eye(size, dtype=torch.float64)
+    thrice = torch.eye(functions + END, dtype=torch.float64)
+    for _ in range(3):
+        thrice = thrice.diff(dim=0)
+    one = torch.linalg.inv(thrice[:functions, :functions])  # the last values are zero
+    first = int((form.group == _PAIRS).nonzero().min())
+    for begin in range(first, size, functions):
+        basis[begin : begin + functions, begin : begin + functions] = one
+    return basis
+
+
+def _units(form: _Form, diagonal: Tensor) -> Tensor:
+    """(size,) units in which G is of order one: of each parameter, of each V as a whole."""
+    unit = diagonal.clamp_min(1e-20).rsqrt()
+    pairs, functions = form.group == _PAIRS, form.network.config.functions
+    of_kinds = diagonal[pairs].reshape(-1, functions).mean(1)
+    # what was hardly seen has no unit of its own
+    of_kinds = of_kinds.clamp_min(1e-3 * float(of_kinds.max())).rsqrt()
+    unit[pairs] = of_kinds.repeat_interleave(functions)
+    return unit
+
+
+def _with(form: _Form, theta: Tensor) -> LiquidNetwork:
+    """The network with the parameters θ (size,)."""
+    network, first = form.network, 0
+    for n, tie in enumerate(form.orbits):
+        size = int(tie.max()) + 1 if len(tie) else 0
+        own, first = theta[first : first + size].float(), first + size
+        prior = network.priors[n]
+        count = len(prior.theta)
+        tables = {k: v for k, v in prior.state_dict().items()}
+        tables["theta"] = own[tie[:count]]
+        if prior.coupled:
+            tables["strengths"] = own[tie[count:]]
+        network.species[n] = MechanicsPrior(tables)
+    network.energy.pair = torch.nn.functional.pad(
+        theta[first:].float().reshape(len(network.energy.pair), -1), (0, END)
+    )
+    return network
