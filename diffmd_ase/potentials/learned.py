@@ -183,7 +183,7 @@ class ScorePotential(Potential):
     def recognise(self, x: Tensor) -> None:
         """Warn, once for each call, of positions x (*batch, N, 3) that are of another molecule."""
         self.looked_at = True
-        known = Structure.of(self.model.expert(self.sigma), self.system.numbers)
+        known = Structure.of(self.model.expert(self.sigma), self.system)
         structures = x.detach().cpu().double().reshape(-1, self._count, 3).numpy()
         words = known.doubt(structures) if known is not None and len(structures) else None
         if words is not None:
@@ -194,7 +194,7 @@ class ScorePotential(Potential):
 
         By the bonds of the molecule that the model knows, or by the volume of an atom.
         """
-        known = Structure.of(self.model.expert(self.sigma), self.system.numbers)
+        known = Structure.of(self.model.expert(self.sigma), self.system)
         return cell_doubt(self.model.card, self.system) if known is None else known.scale(x)
 
     def _pairs(self, x: Tensor, chunk: int) -> Pairs | None:

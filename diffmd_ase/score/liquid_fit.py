@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _INSIDE = 0.95  # of the shortest distance of the data, where V goes on as a straight line
 _MOLECULES = 20_000  # of each kind, whose coordinates say what is near and far
+_UNSEEN = 1e-12  # of G of a parameter of which no data speak
 _EDGES = 200  # frames, of which shortest distances are taken
 _FIRST_WEIGHT = 100.0  # of labels, before theirs is known
 _PAIRS = 1 + len(GROUPS)  # number of the group of pair energies
@@ -63,7 +64,9 @@ class _Form(NamedTuple):
         for n, prior in enumerate(self.network.priors):
             atoms = self.network.table("atoms", n)
             made = self.network.whole(n, x, cell, pbc)
-            size = int(self.orbits[n].max()) + 1 if len(self.orbits[n]) else 0
+            if not len(self.orbits[n]):
+                continue
+            size = int(self.orbits[n].max()) + 1
             own = jacobian(prior, self.network.planes(made), self.orbits[n], size)
             # (size, B·M, 3n) -> (size, B, 3, M, n): each molecule where its atoms are
             own = own.reshape(size, len(x), len(atoms), 3, -1).transpose(2, 3)
@@ -114,10 +117,14 @@ def fit_liquid(
     grams, drives = basis.T @ grams @ basis, drives @ basis
     unit = _units(form, grams.mean(0).diagonal())
     grams, drives = unit[:, None] * grams * unit, unit * drives
-    ridges, _ = choose_ridges(grams, drives, form.group)
-    said = zip((*GROUPS, "pairs"), ridges[1:].tolist(), strict=True)
+    seen = torch.nonzero(grams.mean(0).diagonal() > _UNSEEN)[:, 0]  # of pairs within reach
+    grams, drives, group = grams[:, seen][:, :, seen], drives[:, seen], form.group[seen]
+    ridges, _ = choose_ridges(grams, drives, group)
+    said = zip((*GROUPS, "pairs"), ridges[1:].tolist(), strict=False)
     log.info("ridges %s", ", ".join(f"{name} {ridge:.0e}" for name, ridge in said))
-    theta = basis @ (unit * solve(grams.mean(0), drives.mean(0), ridges[form.group]))
+    u = torch.zeros(form.size, dtype=torch.float64)
+    u[seen] = solve(grams.mean(0), drives.mean(0), ridges[group])
+    theta = basis @ (unit * u)
     network = _with(form, theta)
     if force_weight == "auto":
         network.energy.register_buffer("label_weight", torch.tensor(float(every.weight)))
@@ -153,7 +160,7 @@ def _empty(snapshots: Snapshots, kinds: list[Kind], config: LiquidConfig) -> _Fo
 def _molecule(topology: Topology, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Tables of one kind of molecules, the parameters of its features, the groups of those."""
     tables = term_tables(topology, x)
-    plain = parameter_numbers(MechanicsPrior(tables), topology)
+    plain = parameter_numbers(MechanicsPrior(tables), topology).long()  # of ions there are none
     count = int(plain.max()) + 1 if len(plain) else 0
     if not len(tables["angles"]):
         return tables, plain, torch.zeros(count, dtype=torch.long)

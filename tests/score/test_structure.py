@@ -15,7 +15,7 @@ from diffmd_ase.score.structure import Structure
 
 KNOWN, SNAPSHOTS = "alanine-dipeptide", Snapshots.read("alanine-dipeptide")
 MODEL = ScoreModel.load(KNOWN)
-STRUCTURE = Structure.of(MODEL.expert(MODEL.card.sigma_min), SNAPSHOTS.system.numbers)
+STRUCTURE = Structure.of(MODEL.expert(MODEL.card.sigma_min), SNAPSHOTS.system)
 
 
 def exchanged(*pairs):
@@ -128,7 +128,7 @@ def test_a_target_in_another_order():
 
 def test_networks_without_bonds_have_no_structure():
     copper = ScoreModel.load("copper-vacancy")
-    assert Structure.of(copper.networks[0], np.array(copper.card.numbers)) is None
+    assert Structure.of(copper.networks[0], copper.system) is None
 
 
 def test_single_draws_are_no_cause_for_doubt():

@@ -239,6 +239,15 @@ def test_features_of_alloys_have_the_right_derivatives():
         assert torch.allclose(by_features, gradient.flatten(1), atol=close)
 
 
+def test_models_of_alloys_are_read_again(tmp_path):
+    """Each pair of elements begins at a distance of its own."""
+    model = train([alloy("Cu3Au"), alloy("CuAu3")], config=TrainConfig(), device="cpu")
+    again = ScoreModel.load(model.save(tmp_path / "alloy.safetensors"))
+    x = torch.as_tensor(alloy("Cu3Au").positions)
+    energies = [m.potential(alloy("Cu3Au").system, **F64)(x).energy for m in (model, again)]
+    torch.testing.assert_close(*energies, rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_elements_never_seen_together():
     known = train([alloy("Cu4"), alloy("Au4"), alloy("Cu3Ag")], config=TrainConfig(), device="cpu")
