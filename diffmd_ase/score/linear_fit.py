@@ -20,7 +20,13 @@ _NOISY = 2000  # frames, for the variance of score matching
 
 
 def folds(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:
-    """G and b of each fifth of the frames, (K, F, F) and (K, F); arguments as of `moments`."""
+    """G and b of each fifth of the frames, (K, F, F) and (K, F).
+
+    Parameters
+    ----------
+    form, frames, generator : as of `moments`
+    sigma : noise in Å
+    """
     count = len(frames.positions)
     parts = [frames.take(slice(n, None, _FOLDS)) for n in range(min(_FOLDS, count))]
     each = [moments(form, part, sigma, generator) for part in parts]
@@ -29,9 +35,13 @@ def folds(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor
 
 
 def folds_in_units(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, ...]:
-    """Units of the parameters (F,), and in them G and b of `folds`, whose arguments they are.
+    """Units of the parameters (F,), and in them G and b of `folds`.
 
     In units in which G has the diagonal one, ridges do not see Å or radians.
+
+    Parameters
+    ----------
+    form, frames, sigma, generator : as of `folds`
     """
     grams, drives = folds(form, frames, sigma, generator)
     unit = grams.mean(0).diagonal().clamp_min(1e-20).rsqrt()

@@ -72,9 +72,9 @@ def find_molecules(system: System, positions: np.ndarray) -> list[Kind] | None:
 
 
 def whole(system: System, positions: np.ndarray, kind: Kind) -> np.ndarray:
-    """Positions (M·F, n, 3) of the M molecules of a ``kind`` in F frames (F, N, 3), in one piece.
+    """The M molecules of a ``kind`` in F frames, each in one piece (F·M, n, 3), in Å.
 
-    ``system`` is that of the frames. The first atom of each is at the origin.
+    ``positions`` (F, N, 3) are of a ``system``. The first atom of each molecule is at the origin.
     """
     x = positions[:, kind.atoms]  # (F, M, n, 3)
     made = np.zeros_like(x)

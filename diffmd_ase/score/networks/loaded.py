@@ -20,7 +20,7 @@ _AXES = dict.fromkeys(("n_atoms", "edge", "label_weight", "chiral", "nearest"), 
 _AXES |= dict.fromkeys(("bonds", "angles", "torsions", "impropers", "free", "centres", "pairs"), 2)
 _AXES |= dict.fromkeys(("products", "spread", "whiten", "torsion_gap", "pair", "atoms"), 2)
 _AXES["embedding"] = 3
-_TABLES = ("prior", "internal", "energy", "species")  # parts of networks that are made of them
+_TABLES = ("prior", "internal", "energy")  # parts of networks that are made of them
 _APART = 1.7  # Å between the atoms of the structure that is tried
 
 
@@ -41,7 +41,8 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         table = table.rstrip("0123456789").rstrip("_")  # of one kind of molecules
         if table == "inner" and not tensor.ndim:  # of metals of one element
             continue
-        if part.partition(".")[0] in _TABLES and tensor.ndim != _AXES.get(table, 1):
+        of_tables = part in _TABLES or part.startswith("species.")
+        if of_tables and tensor.ndim != _AXES.get(table, 1):
             raise ValueError(f"{name} has {tensor.ndim} axes, expected {_AXES.get(table, 1)}")
         if table in ("spread", "whiten") and len(set(tensor.shape)) != 1:
             raise ValueError(f"{name} is not square: {tuple(tensor.shape)}")
