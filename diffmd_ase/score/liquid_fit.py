@@ -5,10 +5,13 @@ of the pair energies, so that G and b of `linear_form` find them:
 
     (W^T G W + diag ρ) u = W^T b        θ = W u
 
-W leaves the parameters of molecules as they are and turns those of each pair energy V into its
-third differences: a ridge on them keeps V smooth, and zero where no data speak (Eilers & Marx,
-Stat. Sci. 11, 89 (1996)). Each group of terms has a ridge of its own, by `shrinkage`: those of
-`couplings`, and the pair energies. All copies of a molecule share their parameters.
+W leaves the parameters of molecules as they are. Each pair energy V is
+
+    V(r) = a₁/r + a₆/r⁶ + a₁₂/r¹² + ΔV(r)        all cut off smoothly
+
+with the third differences of ΔV as parameters: a ridge on them keeps it smooth, and zero where no
+data speak (Eilers & Marx, Stat. Sci. 11, 89 (1996)). Each group of terms has a ridge of its own, by
+`shrinkage`: those of `couplings`, and ΔV. All copies of a molecule share their parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from .linear_fit import folds, label_weight
 from .linear_form import Frames, jacobian
 from .molecules import Kind, whole
 from .neighbours import edges
-from .networks.embedded import END
+from .networks.embedded import END, splines
 from .networks.inputs import Inputs
 from .networks.liquid import LiquidConfig, LiquidNetwork
 from .shrinkage import choose_ridges, solve
@@ -42,7 +45,8 @@ _MOLECULES = 20_000  # of each kind, whose coordinates say what is near and far
 _UNSEEN = 1e-12  # of G of a parameter of which no data speak
 _EDGES = 200  # frames, of which shortest distances are taken
 _FIRST_WEIGHT = 100.0  # of labels, before theirs is known
-_PAIRS = 1 + len(GROUPS)  # number of the group of pair energies
+_PAIRS = 1 + len(GROUPS)  # number of the group of ΔV
+_LAWS = 3  # 1/r, 1/r⁶, 1/r¹²
 
 
 class _Form(NamedTuple):
@@ -112,19 +116,19 @@ def fit_liquid(
     form = _empty(snapshots, kinds, config)
     if force_weight == "auto" and bool(every.labelled.any()):
         every = every._replace(weight=label_weight(form, every, sigma, generator))
-    basis = _smooth(form)
+    basis = _Basis.of(form)
     grams, drives = folds(form, every, sigma, generator)
-    grams, drives = basis.T @ grams @ basis, drives @ basis
-    unit = _units(form, grams.mean(0).diagonal())
+    grams, drives = basis.matrix.T @ grams @ basis.matrix, drives @ basis.matrix
+    unit = basis.units(grams.mean(0).diagonal())
     grams, drives = unit[:, None] * grams * unit, unit * drives
     seen = torch.nonzero(grams.mean(0).diagonal() > _UNSEEN)[:, 0]  # of pairs within reach
-    grams, drives, group = grams[:, seen][:, :, seen], drives[:, seen], form.group[seen]
+    grams, drives, group = grams[:, seen][:, :, seen], drives[:, seen], basis.group[seen]
     ridges, _ = choose_ridges(grams, drives, group)
     said = zip((*GROUPS, "pairs"), ridges[1:].tolist(), strict=False)
     log.info("ridges %s", ", ".join(f"{name} {ridge:.0e}" for name, ridge in said))
-    u = torch.zeros(form.size, dtype=torch.float64)
+    u = torch.zeros_like(unit)
     u[seen] = solve(grams.mean(0), drives.mean(0), ridges[group])
-    theta = basis @ (unit * u)
+    theta = basis.matrix @ (unit * u)
     network = _with(form, theta)
     if force_weight == "auto":
         network.energy.register_buffer("label_weight", torch.tensor(float(every.weight)))
@@ -199,29 +203,51 @@ def _shortest(network: LiquidNetwork, snapshots: Snapshots, told: Inputs) -> Ten
     return found
 
 
-def _smooth(form: _Form) -> Tensor:
-    """W (size, size) of this module's equation, in float64."""
-    size, functions = form.size, form.network.config.functions
-    basis = torch.eye(size, dtype=torch.float64)
-    thrice = torch.eye(functions + END, dtype=torch.float64)
-    for _ in range(3):
-        thrice = thrice.diff(dim=0)
-    one = torch.linalg.inv(thrice[:functions, :functions])  # the last values are zero
-    first = int((form.group == _PAIRS).nonzero().min())
-    for begin in range(first, size, functions):
-        basis[begin : begin + functions, begin : begin + functions] = one
-    return basis
+class _Basis(NamedTuple):
+    """W (size, columns) of this module's equation, in float64, and the group of each column."""
+
+    matrix: Tensor
+    group: Tensor
+    smooth: Tensor  # (K, F) the columns of third differences
+
+    @classmethod
+    def of(cls, form: _Form) -> _Basis:
+        network, functions = form.network, form.network.config.functions
+        thrice = torch.eye(functions + END, dtype=torch.float64)
+        for _ in range(3):
+            thrice = thrice.diff(dim=0)
+        rough = torch.linalg.inv(thrice[:functions, :functions])  # the last values are zero
+        physical = [_physical(network, kind) for kind in range(len(network.energy.pair))]
+        blocks = [torch.cat([laws, rough], dim=1) for laws in physical]
+        molecules = form.group[form.group != _PAIRS]
+        matrix = torch.block_diag(torch.eye(len(molecules), dtype=torch.float64), *blocks)
+        each = torch.tensor([0] * _LAWS + [_PAIRS] * functions)
+        group = torch.cat([molecules, each.repeat(len(blocks))])
+        smooth = torch.nonzero(group == _PAIRS)[:, 0].reshape(len(blocks), functions)
+        return cls(matrix, group, smooth)
+
+    def units(self, diagonal: Tensor) -> Tensor:
+        """Units in which G is of order one: of each column, of all third differences of each V."""
+        unit = diagonal.clamp_min(1e-20).rsqrt()
+        of_kinds = diagonal[self.smooth].mean(1)
+        # what was hardly seen has no unit of its own
+        of_kinds = of_kinds.clamp_min(1e-3 * float(of_kinds.max())).rsqrt()
+        unit[self.smooth] = of_kinds[:, None].expand_as(self.smooth)
+        return unit
 
 
-def _units(form: _Form, diagonal: Tensor) -> Tensor:
-    """(size,) units in which G is of order one: of each parameter, of each V as a whole."""
-    unit = diagonal.clamp_min(1e-20).rsqrt()
-    pairs, functions = form.group == _PAIRS, form.network.config.functions
-    of_kinds = diagonal[pairs].reshape(-1, functions).mean(1)
-    # what was hardly seen has no unit of its own
-    of_kinds = of_kinds.clamp_min(1e-3 * float(of_kinds.max())).rsqrt()
-    unit[pairs] = of_kinds.repeat_interleave(functions)
-    return unit
+def _physical(network: LiquidNetwork, kind: int) -> Tensor:
+    """Values (F, 3) of the V nearest to each law that pairs of atoms obey, cut off smoothly."""
+    cutoff, functions = network.config.cutoff, network.config.functions
+    begin = float(network.energy.inner[kind])
+    r = torch.linspace(begin, cutoff, 20 * functions, dtype=torch.float64)
+    t = begin / r
+    end = begin / cutoff
+    laws = [t**n - end**n + n * end**n * (r / cutoff - 1) for n in (1, 6, 12)]
+    first, weights = splines(r, torch.full_like(r, begin), cutoff, functions)
+    matrix = r.new_zeros(len(r), functions + END)
+    matrix.scatter_(1, first[:, None] + torch.arange(4), weights)
+    return torch.linalg.lstsq(matrix[:, :functions], torch.stack(laws, dim=1)).solution
 
 
 def _with(form: _Form, theta: Tensor) -> LiquidNetwork:

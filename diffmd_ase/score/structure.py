@@ -88,7 +88,9 @@ class Structure:
 
     def scale(self, x: np.ndarray) -> str:
         """In which other unit than Å the structures ``x`` (B, N, 3) seem to be; "" for none."""
-        return length_doubt(float(np.median(distances(x, self.bonds, system=self.system) / self.lengths)))
+        return length_doubt(
+            float(np.median(distances(x, self.bonds, system=self.system) / self.lengths))
+        )
 
     def _whole(self) -> Structure:
         """The same with integer tables of atoms."""
