@@ -26,6 +26,7 @@ from .base import Potential
 __all__ = ["AsePotential", "PotentialCalculator", "one_at_a_time"]
 
 
+_PATIENCE = 50  # batches
 _LOCKS: WeakKeyDictionary = WeakKeyDictionary()
 
 
@@ -71,7 +72,8 @@ class AsePotential(Potential):
         script, need the usual ``if __name__ == "__main__":``; `close` ends them.
     failures : "raise", or "reject": a structure for which the calculator fails (an SCF
         that does not converge) gets NaN for energy and forces, which a Metropolis step
-        rejects, and is counted
+        rejects, and is counted. After 50 batches in which every structure failed it raises: such
+        a calculator is broken, and walkers would stay where they are
 
     Attributes
     ----------
@@ -84,7 +86,8 @@ class AsePotential(Potential):
         below 1, or failures another word
     TypeError : processes > 1 with a calculator, or something that the atoms carry, that does not
         pickle
-    RuntimeError : the calculator failed; the message names it and the structure
+    RuntimeError : the calculator failed, or failed for everything; the message names it and the
+        structure
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class AsePotential(Potential):
         self._pool: ProcessPoolExecutor | None = None
         self._worked = False
         self.failures, self.failed, self.last_failure = failures, 0, ""
+        self._in_vain = 0  # batches in a row of which nothing came
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         if x.shape[-2:] != (len(self.system), 3):
@@ -133,15 +137,26 @@ class AsePotential(Potential):
         wanted = (self.conservative, stress and self._has_stress, self.failures == "reject")
         with one_at_a_time(self.calculator):
             *arrays, said = zip(*self._parts(frames, rows, wanted), strict=True)
-            for messages in filter(None, said):
-                self.failed += len(messages)
-                self.last_failure = messages[-1]
+            self._count([message for messages in said for message in messages], len(frames))
         energies, forces, stresses = (x.new_tensor(np.concatenate(a)) for a in arrays)
         return Evaluation(
             energies.reshape(batch) if wanted[0] else None,
             forces.reshape(x.shape),
             stresses.reshape(*batch, 6) if wanted[1] else None,
         )
+
+    def _count(self, messages: list[str], structures: int) -> None:
+        if not messages:
+            self._in_vain = 0
+            return
+        self._in_vain = self._in_vain + 1 if len(messages) == structures else 0
+        self.failed, self.last_failure = self.failed + len(messages), messages[-1]
+        if self._in_vain >= _PATIENCE:
+            raise RuntimeError(
+                f"{type(self.calculator).__name__} failed for every structure of {_PATIENCE} "
+                f"batches in a row, the last with: {self.last_failure}; mend it, and go on from "
+                "what the run has on disk (restart)"
+            )
 
     def _parts(self, frames, rows, wanted) -> list:
         if self.processes == 1 or len(frames) < 2:

@@ -77,11 +77,11 @@ def find_potential(
             "System -> Potential, which follows them"
         )
     if needs_energy and not potential.conservative:
-        blamed = [type(unwrapped(t)).__name__ for t in potential.terms if not t.conservative]
+        blamed = [_kind(unwrapped(t)) for t in potential.terms if not t.conservative]
         stays = ", and keep this score as the drift" if role == "target" else ""
         raise ValueError(
-            f"{', '.join(blamed)} has no energy (its forces are not a gradient), and energies are "
-            f"what a {role} is for: give an ASE calculator or a Potential that has one{stays}"
+            f"{', '.join(blamed)} has no energy (its forces are not a gradient), and the {role} "
+            f"needs one: give an ASE calculator or a Potential that has one{stays}"
         )
     return potential
 
@@ -175,6 +175,11 @@ def _tblite(name: str, role: str, settings: dict) -> BaseCalculator:
         return TBLite(**{"method": _TBLITE[name.lower()], "verbosity": 0, **settings})
     except Exception as error:  # a calculator raises what it likes
         raise ValueError(f"{role} {name!r} with options {settings}: {error}") from error
+
+
+def _kind(potential: Potential) -> str:
+    own = potential.calculator if isinstance(potential, AsePotential) else potential
+    return type(own).__name__
 
 
 def _difference(bound: System, system: System) -> str:

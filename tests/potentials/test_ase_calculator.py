@@ -206,3 +206,19 @@ def test_a_failure_does_not_spoil_the_next_structure():
     bad[0, 0] = 11.0
     for x, expected in ((torch.ones(3, 3), 4.5), (bad, np.nan), (torch.ones(3, 3), 4.5)):
         assert float(potential(x).energy) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_calculator_that_is_broken_is_said():
+    """Rejections for ever would be a run of walkers that stay where they are."""
+    potential = AsePotential(Brittle(), System.from_atoms(molecule("H2O")), failures="reject")
+    x = torch.zeros(2, 3, 3)
+    x[:, 0, 0] = 11.0
+    part = x.clone()
+    part[0] = 0.0
+    for bad in [x] * 49 + [part] + [x] * 49:  # one that comes out, and patience begins anew
+        potential(bad)
+    with pytest.raises(
+        RuntimeError, match=names("Brittle", "50 batches in a row", "SCF did not", "restart")
+    ):
+        potential(x)
+    assert potential.failed == 2 * 99 + 1

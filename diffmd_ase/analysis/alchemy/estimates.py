@@ -87,6 +87,9 @@ class CoupledEstimate:
 def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
     """Estimates of ``samples`` without the first fraction ``skip`` of the frames.
 
+    Values are of all frames. Errors, overlap and convergence are of decorrelated ones, as many as
+    all are worth: the values of these few alone would scatter more than their number says.
+
     Raises
     ------
     ImportError : alchemlyb is not installed
@@ -97,20 +100,18 @@ def estimate(samples: CoupledSamples, *, skip: float = 0.0) -> CoupledEstimate:
     offset = samples.offset / samples.kT
     samples = samples.centred()
     u_nk, dhdl = samples.u_nk(), samples.dhdl()
-    # where windows overlap a few iterations do, and where they do not, none are enough
-    mbar = alchemlyb.estimators.MBAR(maximum_iterations=_ITERATIONS).fit(alchemlyb.concat(u_nk))
-    profile, errors = mbar.delta_f_.to_numpy()[0], mbar.d_delta_f_.to_numpy()[0]
+    every_u, every_slope = samples.u_nk(decorrelated=False), samples.dhdl(decorrelated=False)
+    mbar, whole_mbar = (_mbar(alchemlyb, frames) for frames in (u_nk, every_u))
+    profile, errors = whole_mbar.delta_f_.to_numpy()[0], mbar.d_delta_f_.to_numpy()[0]
     count = float(sum(map(len, u_nk)))
-    slope, slope_error = (
-        np.array([statistic(frame["fep"].to_numpy()) for frame in dhdl])
-        for statistic in (np.mean, _error)
-    )
+    slope = np.array([frame["fep"].mean() for frame in every_slope])
+    slope_error = np.array([_error(frame["fep"].to_numpy()) for frame in dhdl])
     value = {
         "MBAR": Estimate(float(profile[-1]), float(errors[-1]), count),
-        "BAR": _bar(u_nk, count),
+        "BAR": _bar(every_u, u_nk, count),
         "TI": _ti(samples.states, slope, slope_error, count),
     }
-    trapezoid = alchemlyb.estimators.TI().fit(alchemlyb.concat(dhdl)).delta_f_.to_numpy()[0, -1]
+    trapezoid = alchemlyb.estimators.TI().fit(alchemlyb.concat(every_slope)).delta_f_.iloc[0, -1]
     doubt = abs(float(trapezoid) - value["TI"].value)
     whole = offset * (samples.states[-1] - samples.states[0])
     value = {name: one._replace(value=one.value + whole) for name, one in value.items()}
@@ -152,6 +153,11 @@ def _said(good: bool | None, text: str) -> dict[str, Any]:
     return {"good": None if good is None else bool(good), "text": text}
 
 
+def _mbar(alchemlyb, u_nk: list):
+    # where windows overlap a few iterations do, and where they do not, none are enough
+    return alchemlyb.estimators.MBAR(maximum_iterations=_ITERATIONS).fit(alchemlyb.concat(u_nk))
+
+
 def _error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
 
@@ -166,9 +172,12 @@ def _ti(states, slope, error, count: float) -> Estimate:
     return Estimate(float(weights @ slope), float(np.sqrt(weights**2 @ error**2)), count)
 
 
-def _bar(u_nk: list, count: float) -> Estimate:
+def _bar(u_nk: list, decorrelated: list, count: float) -> Estimate:
     """``Σ_k`` of ``pymbar.bar`` between neighbours; jackknife where they share samples."""
-    frames = [np.clip(frame.to_numpy(), -_LARGEST, _LARGEST) for frame in u_nk]
+    frames, few = (
+        [np.clip(frame.to_numpy(), -_LARGEST, _LARGEST) for frame in each]
+        for each in (u_nk, decorrelated)
+    )
     bar = quiet_pymbar().bar
 
     def whole(frames) -> tuple[float, float]:
@@ -179,7 +188,7 @@ def _bar(u_nk: list, count: float) -> Estimate:
             value, square = value + told["Delta_f"], square + told["dDelta_f"] ** 2
         return float(value), float(np.sqrt(square))
 
-    value, error = whole(frames)
+    value, error = whole(frames)[0], whole(few)[1]
     if len(frames) > 2 and min(map(len, frames)) >= 2 * _BLOCKS:
         blocks = [np.arange(len(frame)) * _BLOCKS // len(frame) for frame in frames]
         left = [

@@ -206,7 +206,7 @@ def _failures(kernels: CoupledKernels) -> list[dict[str, Any]]:
         {
             "good": False,
             "text": f"{type(end.calculator).__name__} failed for {end.failed} structures, which "
-            f"were rejected: {end.last_failure}",
+            f"were rejected (since this start): {end.last_failure}",
         }
         for end in ends
         if isinstance(end, AsePotential) and end.failed

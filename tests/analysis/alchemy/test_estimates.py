@@ -179,6 +179,32 @@ def test_cycles_close_or_do_not():
     assert not closure([Estimate(1.0, 0.03, 9.0), Estimate(-0.8, 0.0, 9.0)])[2]["good"]
 
 
+def well_to_well(start, end, seed):
+    """Exact samples between two wells, each ``(k, centre)``, 3 windows of 1000."""
+    rng, lam = np.random.default_rng(seed), np.tile([0.0, 0.5, 1.0], (500, 2))
+    both = [(np.array(k), np.array(c)) for k, c in (start, end)]
+    share = (1 - lam) * both[0][0], lam * both[1][0]
+    k = (share[0] + share[1])[..., None]
+    mean = (share[0][..., None] * both[0][1] + share[1][..., None] * both[1][1]) / k
+    x = mean + rng.standard_normal((*lam.shape, 3)) * np.sqrt(KT / k)
+    energies = [0.5 * k * ((x - c) ** 2).sum(-1) for k, c in both]
+    return CoupledSamples(*energies, lam, KT)
+
+
+def test_a_cycle_of_three_wells_closes():
+    ends = (1.0, [0.0, 0.0, 0.0]), (2.0, [0.2, 0.0, 0.0]), (3.0, [0.0, 0.2, 0.0])
+    other = 2.5, [0.0, 0.0, 0.0]  # where a leg ends that is none of the cycle
+    pairs = [(ends[0], ends[1]), (ends[1], ends[2]), (ends[2], ends[0]), (ends[2], other)]
+    legs = []
+    for seed, (start, end) in enumerate(pairs):
+        one = estimate(well_to_well(start, end, seed)).best
+        assert abs(one.value - 1.5 * np.log(end[0] / start[0])) < 4 * one.error
+        legs.append(one)
+    total, z, verdict = closure(legs[:3])
+    assert abs(z) < 4 and total.error <= 0.05 and verdict["good"], verdict
+    assert not closure([legs[0], legs[1], legs[3]])[2]["good"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

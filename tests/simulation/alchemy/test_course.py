@@ -14,6 +14,7 @@ from messages import names
 from pydantic import ValidationError
 
 from diffmd_ase.analysis.alchemy.einstein import harmonic_log_z
+from diffmd_ase.analysis.alchemy.estimates import closure
 from diffmd_ase.io.trajectory import Trajectory
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import GaussianMixture, Harmonic, HarmonicCrystal
@@ -216,6 +217,25 @@ def test_a_restart_with_other_settings_is_refused(tmp_path):
         settings(tmp_path, **(options | {"steps": 200})), restart=True, kernels=coupled()
     )
     assert len(Trajectory(tmp_path / "run.h5").steps) == 41 and longer.best.error > 0
+
+
+@pytest.mark.slow
+def test_a_cycle_of_three_wells_closes(tmp_path):
+    """Each leg is exact, and their sum zero to 0.05 kT; not so where one leg has another end."""
+    stiff, places = (1.0, 2.0, 3.0), ([0, 0, 0], [0.2, 0, 0], [0, 0.2, 0])
+    ends = [Harmonic(k, centre=c, system=SYSTEM) for k, c in zip(stiff, places, strict=True)]
+    ends.append(Harmonic(1.2, system=SYSTEM))  # no end of the cycle
+    legs = []
+    for a, b in ((0, 1), (1, 2), (2, 0), (2, 3)):
+        options = {"protocol": "exchange", "walkers": 100, "steps": 200, "windows": 3}
+        options |= {"prefix": str(tmp_path / f"{a}{b}"), "seed": 7 + a}
+        made = alchemy(settings(tmp_path, **options), kernels=coupled(ends[a], ends[b]))
+        exact = 1.5 * np.log([1.0, 2.0, 3.0, 1.2][b] / stiff[a])
+        assert abs(made.best.value - exact) < 4 * made.best.error
+        legs.append(made.best)
+    total, z, verdict = closure(legs[:3])
+    assert verdict["good"] and abs(z) < 4 and total.error <= 0.05, verdict
+    assert not closure([*legs[:2], legs[3]])[2]["good"]
 
 
 def test_end_states_that_differ_by_nothing_are_said(tmp_path):
