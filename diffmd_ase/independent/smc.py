@@ -124,7 +124,8 @@ def smc_levels(
     if isinstance(x, Particles):
         particles = x
     else:
-        if x.ndim != 3 or populations < 1 or len(x) % populations or len(x) == populations:
+        few = threshold > 0 and len(x) == populations  # alone there is nobody to be resampled
+        if x.ndim != 3 or populations < 1 or not len(x) or len(x) % populations or few:
             raise ValueError(
                 f"positions {tuple(x.shape)} in {populations} populations: expected "
                 f"({populations}·P, N, 3) with P > 1 particles in each"
@@ -157,7 +158,7 @@ def _next(
     log_w = torch.where(torch.isfinite(log_w), log_w, -torch.inf)
     M = len(particles.ess)
     ess = effective_fraction(log_w.reshape(M, -1))
-    if not (ess > 0).all():
+    if threshold > 0 and not (ess > 0).all():  # without resampling others go on
         lost = (ess == 0).nonzero().flatten().tolist()
         raise ValueError(
             f"level {particles.level + 1}: no particle of populations {lost} has a finite weight; "

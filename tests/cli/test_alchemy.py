@@ -14,6 +14,7 @@ SHORT = ["--steps", "60", "--first-pass", "20", "--walkers", "1", "--every", "3"
 def copper(tmp_path):
     atoms = bulk("Cu", cubic=True)
     atoms.write(tmp_path / "cu.xyz")
+    atoms.repeat((2, 1, 1)).write(tmp_path / "two.xyz")
     atoms.symbols[0] = "Au"
     atoms.write(tmp_path / "cuau.xyz")
     return "cu.xyz"
@@ -49,6 +50,8 @@ def test_a_crystal_has_an_absolute_free_energy(diffmd, copper, ideal):
         (["emt", "emt", "cu.xyz", "--start-options", "{"], "--start-options"),
         (["emt", "emt", "cu.xyz", "--temperature", "0"], "--temperature"),
         (["emt", "emt", "cu.xyz"], "differ by a constant"),
+        (["emt", "alanine-dipeptide", "cu.xyz"], "same atoms"),
+        (["emt", "emt", "cu.xyz", "--end-structure", "two.xyz"], "4 atoms"),
     ],
 )
 def test_mistakes_are_one_line(diffmd, copper, words, said):

@@ -10,6 +10,7 @@ import torch
 from messages import names
 
 from diffmd_ase.independent.smc import _resample, smc, smc_levels
+from diffmd_ase.independent.switching import switch
 from diffmd_ase.independent.weights import Weighted
 from diffmd_ase.libraries import quiet_pymbar
 from diffmd_ase.noise import Noise
@@ -194,6 +195,15 @@ def test_particles_without_an_energy_have_no_weight():
         log_z, error = found.log_z
         assert_zscore(log_z, math.log(0.5), error)
         assert float(found.x[:, 0, 0][torch.isfinite(found.log_weights)].min()) > 0
+
+
+def test_one_particle_is_switched_alone():
+    """No population, so that nobody is resampled; without an energy its work is infinite."""
+    path = [mala(START, 0.2), mala(Half(), 0.2)]
+    works = [float(switch(path, draws(1, seed=s).abs() * s, noise=Noise(1))[0]) for s in (1, -1)]
+    assert works == [0.0, math.inf]
+    both = torch.cat([draws(1).abs(), -draws(1).abs()])
+    assert switch(path, both, noise=Noise(1))[0].tolist() == works
 
 
 def test_bad_input():

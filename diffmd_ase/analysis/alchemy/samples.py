@@ -83,11 +83,17 @@ class CoupledSamples:
     def inefficiency(self) -> np.ndarray:
         """(K,) statistical inefficiency of ∂U/∂λ in each state, in frames.
 
-        Where chains change their state it is one for all, that of the whole chains.
+        Where chains change their state it is one for all, that of ∂U/∂λ less its mean in the state
+        of each sample: how often states are visited is no error of ΔF.
         """
-        slopes, whole = np.nan_to_num(self.slopes, nan=0.0), self._of_state
+        slopes, whole = self.slopes, self._of_state
         if whole is None:
+            for state in self.states:
+                here = (self.lam == state) & np.isfinite(slopes)
+                slopes[here] -= slopes[here].mean() if here.any() else 0.0
+            slopes = np.nan_to_num(slopes, nan=0.0)
             return np.full(len(self.states), statistical_inefficiency(slopes))
+        slopes = np.nan_to_num(slopes, nan=0.0)
         return np.array([statistical_inefficiency(slopes[:, rows]) for rows in whole])
 
     @property

@@ -16,6 +16,7 @@ from ...analysis.alchemy.estimates import CoupledEstimate, estimate
 from ...analysis.alchemy.plots import alchemy_figure, works_figure
 from ...analysis.alchemy.works import from_works
 from ...analysis.statistics import Estimate
+from ...independent.from_noise import Annealed
 from ...io.atomic import replacing
 from ...io.json_text import to_json
 from ...io.lock import locked
@@ -27,7 +28,7 @@ from ...potentials.base import unwrapped
 from ..settings import json_object
 from .end_states import EINSTEIN, HARMONIC, CoupledKernels, couple
 from .plan import Plan, first_pass, with_weights
-from .protocols import annealed, sampled, switched
+from .protocols import PARTICLES, annealed, from_diffusion, sampled, switched
 from .settings import AlchemyFiles, AlchemySettings
 
 __all__ = ["AlchemyResult", "alchemy"]
@@ -78,12 +79,16 @@ def alchemy(
         best, numbers, verdicts = found.best, found.numbers(), found.verdicts
         figure, rows = works_figure(works.forward, works.backward, best), _works_rows(works)
         more: list[Path] = []
-    elif settings.protocol == "smc":
-        best = annealed(settings, made, plan, files, report)
+    elif settings.protocol in ("smc", "diffusion"):
+        if settings.protocol == "smc":
+            best, verdicts = annealed(settings, made, plan, files, report), []
+        else:
+            best, noise = from_diffusion(settings, made, plan, report)
+            verdicts = [_evenness(noise, settings.walkers)]
         numbers, figure, more = {"SMC_kT": best.value, "SMC_error_kT": best.error}, None, []
         rows = [["estimate (kT)", "error (kT)"], [best.value, best.error]]
         few = best.n_effective
-        verdicts = [{"good": bool(few >= 20), "text": f"weights are worth {few:.0f} samples"}]
+        verdicts.append({"good": bool(few >= 20), "text": f"weights are worth {few:.0f} samples"})
     else:
         samples, _ = sampled(settings, made, plan, files, report)
         result = estimate(samples, skip=settings.skip)
@@ -158,7 +163,9 @@ def _effort(
     frames = settings.steps // settings.every
     draws = frames if settings.protocol in ("exchange", "expanded") else 0
     count = kernels.spent + plan.evaluations + walkers * (settings.steps + frames + draws)
-    if ends:
+    if settings.protocol == "diffusion":
+        count = plan.evaluations + settings.walkers * PARTICLES * settings.switch_steps
+    elif ends:
         count += int(best.n_effective) * (settings.switch_steps + 1)
     return {
         "evaluations_of_each_end": count,
@@ -220,6 +227,15 @@ def _window_rows(result: CoupledEstimate) -> list[list]:
     columns: list[Any] = [result.states, result.profile, result.profile_error, result.slope]
     columns += [result.slope_error, result.n_effective, overlap]
     return [head, *map(list, zip(*columns, strict=True))]
+
+
+def _evenness(found: Annealed, populations: int) -> dict[str, Any]:
+    """Whether populations that came from noise agree on how likely what they found is."""
+    text = f"populations from noise are worth {found.populations:.1f} of {populations}"
+    good = found.populations >= max(2.0, 0.25 * populations)
+    if not good:
+        text += ": what they found differs in weight; take more --steps (levels) or --walkers"
+    return {"good": bool(good), "text": text}
 
 
 def _works_rows(works) -> list[list]:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from ...analysis.alchemy.samples import CoupledSamples
 from ...analysis.statistics import Estimate
+from ...independent.from_noise import Annealed, anneal_from_noise, noise_levels
 from ...independent.smc import smc
 from ...independent.switching import switch
 from ...independent.weights import Weighted
@@ -18,6 +19,8 @@ from ...io.atomic import replacing
 from ...io.run_info import RunInfo
 from ...io.trajectory import Trajectory
 from ...noise import Noise
+from ...potentials.base import unwrapped
+from ...potentials.learned import ScorePotential
 from ...sampling.exchange import ReplicaExchange
 from ...sampling.kernels import Kernel
 from ..simulate import simulate
@@ -25,10 +28,18 @@ from .end_states import CoupledKernels
 from .plan import Plan, expanded
 from .settings import AlchemyFiles, AlchemySettings
 
-__all__ = ["Switches", "annealed", "of_populations", "sampled", "switched"]
+__all__ = [
+    "PARTICLES",
+    "Switches",
+    "annealed",
+    "from_diffusion",
+    "of_populations",
+    "sampled",
+    "switched",
+]
 
 _BLOCKS = 16  # sets of switches at most
-_PARTICLES = 64  # of one population at most
+PARTICLES = 64  # of one population at most
 
 Report = Callable[[str, float], None]
 
@@ -144,7 +155,7 @@ def annealed(
 ) -> Estimate:
     """ΔF in kT by annealed SMC from frames at λ = 0; each walker is a population of its own."""
     starts = _independent(settings, kernels, plan, files, report)[0]
-    count = min(_PARTICLES, len(starts))
+    count = min(PARTICLES, len(starts))
     chosen = np.linspace(0, len(starts) - 1, count).round().astype(int)
     x = torch.as_tensor(starts[chosen].swapaxes(0, 1).reshape(-1, *starts.shape[-2:]))
     path = [
@@ -163,8 +174,45 @@ def of_populations(weighted: Weighted, populations: int) -> Estimate:
     ``t_0.975(M-1)/1.96``, so that 1.96 errors are an interval of 95 %.
     """
     value, error = weighted.log_z
-    factor = stats.t.ppf(0.975, populations - 1) / stats.norm.ppf(0.975)
-    return Estimate(-value, error * float(factor), float(weighted.ess * len(weighted.x)))
+    return Estimate(-value, error * _few(populations), float(weighted.ess * len(weighted.x)))
+
+
+def from_diffusion(
+    settings: AlchemySettings, kernels: CoupledKernels, plan: Plan, report: Report
+) -> tuple[Estimate, Annealed]:
+    """ΔF in kT from independent draws of noise: down the levels of the model A, and on to B.
+
+    Each of ``settings.walkers`` populations has 64 particles, ``settings.steps`` is the number of
+    noise levels. Also what the annealing found.
+
+    Raises ``ValueError`` where A is no model of an isolated molecule.
+    """
+    start = unwrapped(kernels.coupling.inner.potentials[0])
+    if not isinstance(start, ScorePotential) or kernels.system.periodic:
+        raise ValueError(
+            "--protocol diffusion begins with noise and goes down the levels of a learned model: A "
+            f"must be one, of an isolated molecule, not {type(start).__name__}; take smc"
+        )
+    levels = noise_levels(start.model, settings.steps, kT=kernels.kT, device=settings.device)
+    path = plan.schedule(settings.switch_steps + 1)[1:]
+    M, covariance = settings.walkers, np.diag(start.model.card.covariance)
+    found = anneal_from_noise(
+        levels,
+        kernels.x.expand(M * PARTICLES, -1, -1),
+        variance=float(covariance.mean()) + start.model.card.sigma_max**2,
+        noise=Noise(settings.seed).child(2),
+        beyond=[kernels.kernel(lam, factor=plan.factor) for lam in path],
+        mean_free=True,
+        populations=M,
+        progress=lambda done: report("annealing", done),
+    )
+    value, error = found.difference
+    count = float(found.samples.ess * M * PARTICLES)
+    return Estimate(value, error * _few(found.populations), count), found
+
+
+def _few(populations: float) -> float:
+    return float(stats.t.ppf(0.975, max(populations - 1.0, 1.0)) / stats.norm.ppf(0.975))
 
 
 def _independent(settings, kernels, plan, files, report) -> np.ndarray:

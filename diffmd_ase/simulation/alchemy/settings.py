@@ -11,7 +11,7 @@ from ..settings import Files, json_object
 
 __all__ = ["AlchemyFiles", "AlchemySettings"]
 
-Protocol = Literal["windows", "exchange", "expanded", "switching", "smc"]
+Protocol = Literal["windows", "exchange", "expanded", "switching", "smc", "diffusion"]
 
 
 class AlchemySettings(BaseModel):
@@ -38,13 +38,16 @@ class AlchemySettings(BaseModel):
     protocol: Protocol = Field(
         "exchange",
         description="windows (fixed λ), exchange (of λ between windows), expanded (walkers change "
-        "λ), switching (both directions, Crooks), smc (annealed)",
+        "λ), switching (both directions, Crooks), smc (annealed), diffusion (from noise down the "
+        "levels of the model A, and annealed to B)",
     )
     windows: int = Field(
         0, ge=0, description="values of λ; 0: as many as a first pass finds that there must be"
     )
     walkers: int = Field(4, ge=1, description="of each window (switching, smc: of each end)")
-    steps: int = Field(5000, ge=1, description="of every walker, after the first pass")
+    steps: int = Field(
+        5000, ge=1, description="of every walker, after the first pass; diffusion: noise levels"
+    )
     every: int = Field(10, ge=1, description="steps between frames, exchanges and draws of λ")
     first_pass: int = Field(500, ge=20, description="steps that place windows and find the step h")
     switch_steps: int = Field(500, ge=2, description="of one switch, or of one annealing")
@@ -67,12 +70,12 @@ class AlchemySettings(BaseModel):
         json_object("--end-options", self.end_options)
         if self.windows == 1:
             raise ValueError("--windows 1: at least the two ends, or 0 to have them placed")
-        if self.protocol == "smc" and self.walkers < 2:
+        if self.protocol in ("smc", "diffusion") and self.walkers < 2:
             raise ValueError(
-                "--walkers 1 with --protocol smc: each walker is a population, and their spread is "
-                "the error; take 4 or more"
+                f"--walkers 1 with --protocol {self.protocol}: each walker is a population, and "
+                "their spread is the error; take 4 or more"
             )
-        if self.plain and self.protocol in ("switching", "smc"):
+        if self.plain and self.protocol in ("switching", "smc", "diffusion"):
             raise ValueError(
                 f"--plain with --protocol {self.protocol}: works are exact for Metropolis steps "
                 "only; leave --plain out, or take windows"

@@ -89,7 +89,7 @@ class Stopped(Exception):
 def test_a_run_that_was_stopped_goes_on(tmp_path, protocol, stage):
     options = {
         "protocol": protocol,
-        "walkers": 2,
+        "walkers": 2 if protocol == "exchange" else 1,
         "steps": 100,
         "first_pass": 40,
         "switch_steps": 6,
@@ -249,6 +249,8 @@ def test_end_states_that_differ_by_nothing_are_said(tmp_path):
         ({"windows": 1}, "--windows 1"),
         ({"protocol": "smc", "plain": True}, "--plain"),
         ({"protocol": "smc", "walkers": 1}, "population"),
+        ({"protocol": "diffusion", "walkers": 1}, "population"),
+        ({"protocol": "diffusion", "plain": True}, "--plain"),
         ({"steps": 50, "every": 10}, "20 frames"),
         ({"start_options": "[1]"}, "--start-options"),
         ({"protocol": "magic"}, "windows"),
@@ -280,6 +282,24 @@ def test_end_states_that_do_not_fit_are_refused():
     atoms.positions[0] += 1.3
     with pytest.raises(ValueError, match=names("relax the crystal")):
         couple("harmonic", "emt", atoms, temperature_K=300)
+
+
+def test_noise_leads_to_models_only(tmp_path):
+    with pytest.raises(ValueError, match=names("--protocol diffusion", "Harmonic", "smc")):
+        alchemy(settings(tmp_path, protocol="diffusion"), kernels=coupled())
+
+
+@pytest.mark.slow
+def test_from_noise_to_a_force_field(tmp_path):
+    """ΔF of tutorial 5, which has it from dynamics and snapshots, without either."""
+    openmm = pytest.importorskip("diffmd_openmm")
+    atoms, amber = openmm.alanine_dipeptide()
+    options = {"walkers": 6, "steps": 500, "switch_steps": 10, "temperature": 300.0}
+    made = couple("alanine-dipeptide", openmm.OpenMMPotential(System.from_atoms(atoms), amber),
+                  atoms, temperature_K=300.0)  # fmt: skip
+    result = alchemy(settings(tmp_path, protocol="diffusion", **options), kernels=made)
+    z = (result.best.value - 254.655) / np.hypot(result.best.error, 0.016)
+    assert abs(z) < 4 and result.best.error < 0.3, result
 
 
 def mixtures():
