@@ -1,7 +1,8 @@
 """Snapshots of liquid water by OpenMM: flexible TIP3P with particle mesh Ewald, 300 K; resumable.
 
 A periodic cube at 0.997 g/cm³, with ``--solute methanol`` one of its molecules more (OPLS-AA, with
-OpenMM's mixing rule and 1-4 factors). Bonds and angles are springs, so that forces on them are
+OpenMM's mixing rule, amber's 1-4 factors and CHARMM's core of a polar hydrogen, which flexible
+bonds need). Bonds and angles are springs, so that forces on them are
 finite. The integrator samples springs without an error of the time step (Zhang et al., J. Phys.
 Chem. A 123, 6056 (2019)), of which 0.4 fs are used. Frames of one walker are 1.6 ps apart. The
 walkers of OUTPUT-held-out.npz gave no frame to OUTPUT.npz.
@@ -63,7 +64,7 @@ METHANOL = """<ForceField>
   <Atom type="moh-C" charge="0.145" sigma="0.350" epsilon="0.276144"/>
   <Atom type="moh-O" charge="-0.683" sigma="0.312" epsilon="0.711280"/>
   <Atom type="moh-H" charge="0.040" sigma="0.250" epsilon="0.125520"/>
-  <Atom type="moh-HO" charge="0.418" sigma="0.1" epsilon="0.0"/>
+  <Atom type="moh-HO" charge="0.418" sigma="0.04" epsilon="0.192464"/>
  </NonbondedForce>
 </ForceField>"""
 
@@ -138,6 +139,9 @@ def walk(number: int, options, count: int) -> int:
         run.minimizeEnergy(maxIterations=500)
     run.context.setVelocitiesToTemperature(TEMPERATURE_K, 1 + 1000 * options.seed + number)
     if not frames[0]:
+        integrator.setStepSize(0.2 * TIMESTEP)  # molecules may have been put too near
+        run.step(BURN_IN // 5)
+        integrator.setStepSize(TIMESTEP)
         run.step(BURN_IN)
     while len(frames[0]) < count:
         run.step(STEPS)
@@ -164,6 +168,9 @@ def merge(options, walkers: range, name: str) -> None:
     )
     first = "COH3H" if options.solute else ""
     atoms = Atoms(first + "OH2" * options.waters, x[0], cell=[edge_of(options)] * 3, pbc=True)
+    # an order of its own: neighbours in the file are no neighbours in time
+    order = np.random.default_rng(options.seed).permutation(len(x))
+    x, energies, forces = x[order].astype(np.float32), energies[order], forces[order]
     forces = forces.astype(np.float32)
     save_snapshots(name, atoms, x, energies, forces, temperature_K=TEMPERATURE_K)
     print(f"{name}: {len(x)} frames", flush=True)

@@ -141,7 +141,7 @@ class ScorePotential(Potential):
 
         None of a model that does not know (see `score.extrapolation`).
         """
-        value = extrapolation(self._network, self._flat(x))
+        value = extrapolation(self._network, self._flat(x), self._inputs)
         return None if value is None else value.to(x).reshape(x.shape[:-2])
 
     def force_errors(self, x: Tensor) -> Tensor | None:
@@ -155,7 +155,7 @@ class ScorePotential(Potential):
     def outside(self, x: Tensor) -> str | None:
         """What one structure x (N, 3) has that no snapshot had, in words; None if nothing."""
         (flat,) = self._flat(x)
-        words = coordinates_outside(self._network, flat, self.system.numbers)
+        words = coordinates_outside(self._network, flat, self.system.numbers, self._inputs)
         if words is None and (self.extrapolation(x) or 0.0) > 1:
             words = "its coordinates are in combinations that no snapshot had"
         return words

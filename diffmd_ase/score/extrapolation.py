@@ -10,6 +10,9 @@ Both are scaled to 1 at the edge of the snapshots: ``√(h/h_edge)`` with the la
 them; bonds and angles one standard deviation beyond their extremes; torsions 20° from any that was
 seen. The extrapolation of a structure is the largest.
 
+In a liquid the coordinates of each molecule tell, and pairs of atoms of two molecules that are
+nearer than any was: ``q(x) = r₀/r``, with r₀ five hundredths below the shortest distance.
+
 With the covariance V of the parameters the errors of forces are ``(JᵀVJ)^½``: the statistical part,
 of a form in which the true energy lies.
 """
@@ -25,11 +28,19 @@ from torch import Tensor, nn
 
 from .force_field import COORDINATES, MechanicsPrior, coordinate_orbits
 from .linear_form import Form, jacobian
+from .networks.inputs import Inputs
+from .networks.liquid import LiquidNetwork
 from .networks.molecule import MechanicsNetwork
 from .snapshot_checks import blocks
 from .topology import Topology
 
-__all__ = ["coordinates_outside", "extrapolation", "force_errors", "seen_tables"]
+__all__ = [
+    "coordinates_outside",
+    "extrapolation",
+    "force_errors",
+    "range_tables",
+    "seen_tables",
+]
 
 _BINS, _NEAR = 36, 2  # of a torsion; how many bins from one that was seen is the edge
 _RIDGE = 1e-4  # of features in units of their standard deviations
@@ -71,10 +82,18 @@ def seen_tables(
     whiten = torch.linalg.solve_triangular(lower, torch.diag(1 / scale), upper=False)
     leverage = ((features - centre) @ whiten.T).square().sum(-1)
     tables |= {"centre": centre.float(), "whiten": whiten.float(), "edge": leverage.max().float()}
-    return tables | _ranges(form.prior, positions, topology)
+    return tables | range_tables(form.prior, positions, topology)
 
 
-def _ranges(prior: MechanicsPrior, positions: Tensor, topology: Topology) -> dict[str, Tensor]:
+def range_tables(prior: MechanicsPrior, positions: Tensor, topology: Topology) -> dict[str, Tensor]:
+    """``low_…`` and ``high_…`` of bonds and angles, and ``torsion_gap``, as of `seen_tables`.
+
+    Parameters
+    ----------
+    prior : of the molecule
+    positions : (M, N, 3) in Å
+    topology : symmetries that make coordinates share their range
+    """
     values = _Values(prior)
     q = [values(positions[p].transpose(-1, -2)) for p in blocks(len(positions), 4096)]
     tables = {}
@@ -133,11 +152,14 @@ class _Values:
         return found
 
 
-def extrapolation(network: nn.Module, x: Tensor) -> Tensor | None:
+def extrapolation(network: nn.Module, x: Tensor, told: Inputs | None = None) -> Tensor | None:
     """How far structures ``x`` (B, N, 3) are from the snapshots of a ``network`` (B,).
 
-    1 at their edge; None of a network that does not know.
+    1 at their edge; None of a network that does not know. ``told``: of the system, for liquids.
     """
+    if isinstance(network, LiquidNetwork) and told is not None:
+        with torch.no_grad():
+            return torch.stack([w.amax(-1) for w, *_ in _of_liquid(network, x, told)]).amax(0)
     prior = _knowing(network)
     if prior is None:
         return None
@@ -153,12 +175,17 @@ def extrapolation(network: nn.Module, x: Tensor) -> Tensor | None:
         return torch.stack(parts).amax(0)
 
 
-def coordinates_outside(network: nn.Module, x: Tensor, numbers: np.ndarray) -> str | None:
+def coordinates_outside(
+    network: nn.Module, x: Tensor, numbers: np.ndarray, told: Inputs | None = None
+) -> str | None:
     """What one structure ``x`` (N, 3) of atoms ``numbers`` (N,) has that no snapshot had, in words.
 
     By what the ``network`` keeps of its snapshots.
-    The coordinate that is farthest beyond its edge; None if all are inside.
+    The coordinate that is farthest beyond its edge; None if all are inside. ``told``: of the
+    system, for liquids.
     """
+    if isinstance(network, LiquidNetwork) and told is not None:
+        return _outside_of_liquid(network, x, numbers, told)
     prior = _knowing(network)
     if prior is None:
         return None
@@ -175,6 +202,45 @@ def coordinates_outside(network: nn.Module, x: Tensor, numbers: np.ndarray) -> s
     if kind == "torsions":
         # all torsions about a bond turn together: that of the main chain is what one speaks of
         atoms, value = _main_chain(prior, planes, kinds[kind], k)
+    named = "-".join(f"{chemical_symbols[numbers[a]]}{a}" for a in _shown(kind, atoms))
+    return f"{_NAMES[kind]} {named} {_said(prior, kind, k, value)}"
+
+
+def _of_liquid(network: LiquidNetwork, x: Tensor, told: Inputs):
+    """Measures (B, K), 1 at the edge, of each kind of molecules and coordinates, and of pairs.
+
+    With the number of the kind of molecules and the name of the coordinate, which pairs have not.
+    """
+    for n, prior in enumerate(network.priors):
+        if prior.ranged and len(prior.bonds) and len(network.table("atoms", n)):
+            planes = network.planes(network.whole(n, x, told.cell, told.pbc))
+            for kind, worst in _excess(prior, planes).items():
+                if worst.shape[-1]:
+                    yield worst.reshape(len(x), -1), n, kind
+    r, kinds, target, _ = network.pairs(x, told.cell, told.pbc)
+    near = network.energy.inner[kinds] / r
+    worst = x.new_zeros(len(x)).scatter_reduce(0, target // x.shape[1], near, "amax")
+    yield worst[:, None], None, None
+
+
+def _outside_of_liquid(network: LiquidNetwork, x: Tensor, numbers, told: Inputs) -> str | None:
+    found = max(_of_liquid(network, x[None], told), key=lambda part: float(part[0].max()))
+    worst, n, kind = found
+    if float(worst.max()) <= 1:
+        return None
+    if kind is None:
+        r, kinds, target, source = network.pairs(x[None], told.cell, told.pbc)
+        k = int((network.energy.inner[kinds] / r).argmax())
+        i, j = int(target[k]), int(source[k])
+        return (
+            f"{chemical_symbols[numbers[i]]}{i} and {chemical_symbols[numbers[j]]}{j} of two "
+            f"molecules are {float(r[k]):.2f} Å apart, nearer than any in the snapshots"
+        )
+    prior = network.priors[n]
+    one, k = divmod(int(worst.argmax()), len(getattr(prior, kind)))
+    made = network.whole(n, x[None], told.cell, told.pbc)[:, one : one + 1]
+    value = float(_Values(prior)(network.planes(made))[kind][0, k])
+    atoms = network.table("atoms", n)[one, getattr(prior, kind)[k]].tolist()
     named = "-".join(f"{chemical_symbols[numbers[a]]}{a}" for a in _shown(kind, atoms))
     return f"{_NAMES[kind]} {named} {_said(prior, kind, k, value)}"
 

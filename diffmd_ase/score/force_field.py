@@ -84,7 +84,7 @@ class MechanicsPrior(nn.Module):
         for name, value in statistics.items():
             self.register_buffer(name, value)
         self.coupled = "products" in statistics
-        self.remembers = "whiten" in statistics
+        self.remembers, self.ranged = "whiten" in statistics, "torsion_gap" in statistics
         if self.coupled:
             size = sum(PARTS[kind] * len(getattr(self, kind)) for kind in PARTS)
             matrix = self.theta.new_zeros(size, size)

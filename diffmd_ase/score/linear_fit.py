@@ -10,11 +10,11 @@ from torch import Tensor
 from .linear_form import Frames, Linear, gradient_noise, label_gradients, moments
 from .shrinkage import choose_ridges, solve
 
-__all__ = ["folds", "folds_in_units", "label_weight"]
+__all__ = ["FOLDS", "folds", "folds_in_units", "label_weight"]
 
 log = logging.getLogger(__name__)
 
-_FOLDS = 5
+FOLDS = 5
 _MOST_WEIGHT = 1e5  # of labels
 _NOISY = 2000  # frames, for the variance of score matching
 
@@ -28,7 +28,7 @@ def folds(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor
     sigma : noise in Å
     """
     count = len(frames.positions)
-    parts = [frames.take(slice(n, None, _FOLDS)) for n in range(min(_FOLDS, count))]
+    parts = [frames.take(slice(n, None, FOLDS)) for n in range(min(FOLDS, count))]
     each = [moments(form, part, sigma, generator) for part in parts]
     grams, drives = (torch.stack(kind) for kind in zip(*each, strict=True))
     return grams, drives
@@ -68,11 +68,11 @@ def label_weight(form: Linear, frames: Frames, sigma: float, generator) -> float
     for k, gram, drive in _left_out(grams, drives):
         theta = solve(gram, drive, ridge)
         metric = torch.linalg.inv(gram + torch.diag(ridge))
-        fold = frames.take(slice(k, None, _FOLDS))
+        fold = frames.take(slice(k, None, FOLDS))
         if fold.labelled.any():
             pulls = label_gradients(form, unit, theta, fold.take(fold.labelled))
             told.append(torch.einsum("fm,fg,gm->m", pulls, metric, pulls))
-        some = alone.take(slice(k, None, _FOLDS)).take(slice(0, _NOISY // _FOLDS))
+        some = alone.take(slice(k, None, FOLDS)).take(slice(0, _NOISY // FOLDS))
         noise = gradient_noise(form, unit, theta, some, sigma, generator)
         noisy.append((metric * noise).sum())
     weight = float(torch.stack(noisy).mean() / torch.cat(told).mean().clamp_min(1e-30))

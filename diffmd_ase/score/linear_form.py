@@ -10,8 +10,11 @@ baseline that gives s_b = F_base/kT of each, the loss of one frame is
     G = ⟨(1 + w)(J₊J₊ᵀ + J₋J₋ᵀ)⟩
     b = ⟨(J₊ - J₋)ε/σ - w(J₊ + J₋)l + (1 + w)(J₊ + J₋)s_b⟩
 
-with w = 0 where there are no labels. Labels and baseline are those of x, not of x ± σε: the score
-of noised data is the mean of what x says of it (`losses.force_loss`).
+with w = 0 where there are no labels. A form may weigh directions: with a symmetric A the frames
+are at x ± σAε, and AJ, Al and As_b take the place of J, l and s_b. Any A has the same minimum, but
+not the same variance: of soft directions more is learned where they are moved further. Labels and
+baseline are those of x, not of x ± σAε: the score of noised data is the mean of what x says of it
+(`losses.force_loss`).
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ class Linear(Protocol):
 
     def jacobian(self, planes: Tensor) -> Tensor:
         """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N)."""
+
+    def weigh(self, planes: Tensor) -> Tensor:
+        """A times vectors (…, 3, N)."""
 
 
 class Form(NamedTuple):
@@ -85,6 +91,10 @@ class Form(NamedTuple):
     def jacobian(self, planes: Tensor) -> Tensor:
         """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N), see `jacobian`."""
         return jacobian(self.prior, planes, self.orbits, self.size)
+
+    def weigh(self, planes: Tensor) -> Tensor:
+        """A = 1: vectors (…, 3, N) as they are."""
+        return planes
 
 
 class Frames(NamedTuple):
@@ -211,7 +221,8 @@ def label_gradients(form: Linear, unit, theta, frames: Frames) -> Tensor:
     for planes, labels, base in frames.parts(_at_once(form, frames)):
         if labels is None:
             raise ValueError("frames without labels, expected labelled ones")
-        j = form.jacobian(planes)
+        j = _weighed(form, form.jacobian(planes))
+        labels, base = (None if p is None else _weighed(form, p) for p in (labels, base))
         wrong = labels + torch.einsum("fbd,f->bd", j, weights)
         if base is not None:
             wrong = wrong - base
@@ -224,7 +235,9 @@ def _probed(form: Linear, frames: Frames, sigma: float, generator) -> Iterator[_
     w = frames.weight
     for planes, labels, base in frames.parts(_at_once(form, frames)):
         epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
-        sides = [form.jacobian(planes + sign * sigma * epsilon) for sign in (1, -1)]
+        moved = sigma * form.weigh(epsilon)
+        sides = [_weighed(form, form.jacobian(planes + sign * moved)) for sign in (1, -1)]
+        labels, base = (None if p is None else _weighed(form, p) for p in (labels, base))
         pull: Tensor | None = None
         weight: Tensor | float = 1.0
         if labels is not None:
@@ -234,6 +247,11 @@ def _probed(form: Linear, frames: Frames, sigma: float, generator) -> Iterator[_
         if base is not None:
             pull = (0.0 if pull is None else pull) - weight * base
         yield _Probe(sides, epsilon.flatten(1), pull, weight)
+
+
+def _weighed(form: Linear, rows: Tensor) -> Tensor:
+    """A times rows (…, 3N)."""
+    return form.weigh(rows.unflatten(-1, (3, -1))).flatten(-2)
 
 
 def _at_once(form: Linear, frames: Frames) -> int:

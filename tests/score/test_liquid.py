@@ -8,6 +8,7 @@ from ase.build import bulk, molecule
 from messages import names
 
 from diffmd_ase import ScoreModel, Snapshots, System, TrainConfig, train
+from diffmd_ase.score.extrapolation import coordinates_outside, extrapolation
 from diffmd_ase.score.liquid_fit import _empty, _with, fit_liquid
 from diffmd_ase.score.molecules import arrange, find_molecules
 from diffmd_ase.score.networks.inputs import Inputs
@@ -157,6 +158,35 @@ def test_an_atom_does_not_act_on_its_own_molecule_but_on_its_image(rng):
         assert bool((energy.abs() > 1e-3).all()) == meets
 
 
+def test_snapshots_alone_give_the_force_between_molecules(rng):
+    """Exact draws of pairs that a spring holds, each atom a molecule: no labels are needed."""
+    count, rest, width = 6000, 2.6, 0.15
+    r = rng.normal(rest, width, 20 * count)
+    r = r[rng.uniform(size=len(r)) < (r / (rest + 6 * width)) ** 2][:count]  # r² of the volume
+    u = rng.normal(size=(count, 3))
+    arm = 0.5 * r[:, None] * u / np.linalg.norm(u, axis=1, keepdims=True)
+    atoms = Atoms("He2", cell=[20.0] * 3, pbc=True)
+    snapshots = Snapshots(
+        System.from_atoms(atoms), 10.0 + np.stack([arm, -arm], axis=1), temperature_K=KELVIN
+    )
+    network = fit_liquid(snapshots, LiquidConfig(cutoff=4.0, functions=16), sigma=0.001)
+    _, gradient = scores(network, snapshots, snapshots.positions)
+    pull = (gradient[:, 0].numpy() * 2 * arm / r[:, None]).sum(1)
+    exact = (r - rest) / width**2
+    assert np.linalg.norm(pull - exact) / np.linalg.norm(exact) < 0.12
+
+
+def test_molecules_are_moved_further_than_their_atoms(rng):
+    snapshots = frames(rng)
+    form, _ = random_form(rng, snapshots)
+    one, other = (torch.as_tensor(rng.normal(size=(3, len(snapshots.system)))) for _ in range(2))
+    torch.testing.assert_close((form.weigh(one) * other).sum(), (one * form.weigh(other)).sum())
+    within = one - one[:, :3].mean(1, keepdim=True)
+    torch.testing.assert_close(form.weigh(within)[:, :3], within[:, :3])
+    whole = torch.ones_like(one)
+    torch.testing.assert_close(form.weigh(whole), 5 * whole)
+
+
 def test_forces_of_the_form_are_found_again(rng):
     """Labels in the span of the form: what is fitted is what made them."""
     snapshots = frames(rng, count=60, others=("CH3OH",))
@@ -202,6 +232,24 @@ def test_atoms_of_other_molecules_are_noticed(rng):
     assert known.doubt(snapshots.positions) is None
     mixed = snapshots.positions[:, [0, 4, 2, 3, 1, *range(5, len(snapshots.system))]]
     assert "O0-H1" in known.doubt(mixed)
+
+
+def test_what_no_snapshot_had_is_named(rng):
+    snapshots = frames(rng, count=40)
+    network = fit_liquid(snapshots, CONFIG, sigma=0.003)
+    told, numbers = Inputs.of(snapshots.system), snapshots.system.numbers
+    x = torch.as_tensor(snapshots.positions, dtype=torch.float32)
+    assert (extrapolation(network, x, told) <= 1).all()
+    assert coordinates_outside(network, x[0], numbers, told) is None
+    long = x[0].clone()
+    long[4] += 0.8 * (long[4] - long[3])
+    assert "bond O3-H4 is 1." in coordinates_outside(network, long, numbers, told)
+    near = x[0].clone()  # another molecule on top of it, in an image of the cell
+    near[6:9] += near[0] - near[6] + torch.tensor([0.5, 0.0, 0.0]) + told.cell[1]
+    words = coordinates_outside(network, near, numbers, told)
+    assert "two molecules" in words and "nearer than any" in words
+    far = extrapolation(network, torch.stack([long, near]), told)
+    assert (far > 1).all()
 
 
 def test_what_is_planned(rng):

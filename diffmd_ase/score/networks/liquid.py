@@ -226,12 +226,17 @@ class LiquidNetwork(nn.Module):
         return splines(r, self.energy.inner[kind], self.config.cutoff, size)
 
     @torch.no_grad()
-    def pair_slopes(self, x: Tensor, cell: Tensor | None, pbc) -> Tensor:
-        """∂f/∂x (K·F, B, 3N) of the splines f of all kinds of pairs at x (B, N, 3); as planes.
+    def pairs(self, x: Tensor, cell: Tensor | None, pbc) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Distances (E,) in Å between molecules at x (B, N, 3), their kinds, targets and sources.
 
-        ``cell`` and ``pbc`` are as of `neighbours.edges`.
+        ``cell``, ``pbc`` and numbers of atoms are as of `neighbours.edges`.
         """
-        n_batch, n_atoms = x.shape[:2]
+        source, target, vectors, kind = self._edges(x, cell, pbc)
+        return vectors.norm(dim=-1), kind, target, source
+
+    def _edges(self, x: Tensor, cell: Tensor | None, pbc) -> tuple[Tensor, ...]:
+        """Sources, targets, vectors and kinds of the edges between molecules."""
+        n_atoms = x.shape[1]
         source, target, vectors = edges(x, self.config.cutoff, cell, pbc)
         whole = torch.zeros_like(x)
         for n in range(len(self.species)):
@@ -239,8 +244,18 @@ class LiquidNetwork(nn.Module):
             whole = whole.index_copy(1, self.table("atoms", n).flatten(), made)
         here = self.between(whole, source, target, vectors)
         source, target, vectors = source[here], target[here], vectors[here]
-        length = vectors.norm(dim=-1)
         kind = self.kinds[self.types[target % n_atoms], self.types[source % n_atoms]]
+        return source, target, vectors, kind
+
+    @torch.no_grad()
+    def pair_slopes(self, x: Tensor, cell: Tensor | None, pbc) -> Tensor:
+        """∂f/∂x (K·F, B, 3N) of the splines f of all kinds of pairs at x (B, N, 3); as planes.
+
+        ``cell`` and ``pbc`` are as of `neighbours.edges`.
+        """
+        n_batch, n_atoms = x.shape[:2]
+        _, target, vectors, kind = self._edges(x, cell, pbc)
+        length = vectors.norm(dim=-1)
         r = length.requires_grad_()
         with torch.enable_grad():
             first, values = self.spline(r, kind)

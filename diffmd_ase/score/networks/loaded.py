@@ -62,8 +62,9 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         )
         with torch.no_grad():
             energy = Inputs.of(system).energy(network)(x, x.new_full((2,), card.sigma_min))
-        far, errors = extrapolation(network, x), force_errors(network, x)
-        coordinates_outside(network, x[0], system.numbers)
+        told = Inputs.of(system)
+        far, errors = extrapolation(network, x, told), force_errors(network, x)
+        coordinates_outside(network, x[0], system.numbers, told)
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if energy.shape != (2,) or not torch.isfinite(energy).all():
