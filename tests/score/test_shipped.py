@@ -169,3 +169,18 @@ def test_frames_may_be_a_folder(tmp_path):
     frames = [copper(rattle=0.1, seed=n) for n in range(5)]
     ase.io.write(path, frames, format="bundletrajectory")
     assert path.is_dir() and len(Snapshots.read(path, temperature_K=300.0)) == 5
+
+
+def test_water_runs_in_any_number(tmp_path):
+    """Forces of TIP3P, which were not learned from, on its snapshots; 64 molecules as 32."""
+    data, water = Snapshots.read("water"), ScoreModel.load("water")
+    x = torch.as_tensor(data.positions[:40])
+    told = water.potential(device="cpu")(x)
+    wrong = told.forces.numpy() - data.forces[:40]
+    assert np.linalg.norm(wrong) / np.linalg.norm(data.forces[:40]) < 0.04
+    assert float((told.energy - torch.as_tensor(data.energies[:40])).std()) < 2.5 * data.kT
+    atoms = data.system.to_atoms(data.positions[0]).repeat((2, 1, 1))
+    larger = water.potential(System.from_atoms(atoms), **F64)
+    one = water.potential(**F64)(x[:1]).energy
+    np.testing.assert_allclose(larger(torch.as_tensor(atoms.positions)).energy, 2 * one, rtol=1e-6)
+    assert larger.extrapolation(torch.as_tensor(atoms.positions)) < 1
