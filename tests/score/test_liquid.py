@@ -189,7 +189,7 @@ def test_molecules_are_moved_further_than_their_atoms(rng):
 
 def test_forces_of_the_form_are_found_again(rng):
     """Labels in the span of the form: what is fitted is what made them."""
-    snapshots = frames(rng, count=60, others=("CH3OH",))
+    snapshots = frames(rng, count=60, others=("Na",))
     form, theta = random_form(rng, snapshots)
     network = _with(form, theta)
     _, gradient = scores(network, snapshots, snapshots.positions)
@@ -202,6 +202,8 @@ def test_forces_of_the_form_are_found_again(rng):
     fitted = fit_liquid(labelled, CONFIG, sigma=0.003, force_weight=1e4)
     _, found = scores(fitted, snapshots, snapshots.positions)
     assert float((found - gradient).norm() / gradient.norm()) < 0.02
+    chosen = fit_liquid(labelled, CONFIG, sigma=0.003, force_weight="auto")
+    assert float(chosen.energy.label_weight) > 100  # labels in the span are worth all
     other = fit_liquid(labelled, CONFIG, sigma=0.003)  # these frames are not of its law
     assert float((scores(other, snapshots, snapshots.positions)[1] - gradient).norm()) > 10 * float(
         (found - gradient).norm()
