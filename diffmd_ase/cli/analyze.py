@@ -39,6 +39,14 @@ _Clusters = Annotated[int | None, typer.Option(help="states by k-means instead, 
 _Lag = Annotated[
     float | None, typer.Option(help="of the Markov model, in the unit of the clock; default: found")
 ]
+_Msd = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--msd",
+        help="an element, or all: mean squared displacements about the mean of all atoms, "
+        "diffusion, cages; repeat. Without --observe and states, nothing else",
+    ),
+]
 _Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="of --kinetics: JSON; .csv and .png go beside it"),
@@ -71,6 +79,7 @@ def analyze(
     state: _States = None,
     clusters: _Clusters = None,
     lag: _Lag = None,
+    msd: _Msd = None,
     output: _Output = None,
     force: _Force = False,
     as_json: AsJson = False,
@@ -86,10 +95,14 @@ def analyze(
 
     if kinetics:
         wanted = (state or [], clusters, lag)
-        _kinetics(context, files, observe or [], skip, force, wanted, output, as_json)
+        if msd and (observe or any(wanted)):
+            raise typer.BadParameter("--msd: without --observe, --state, --clusters, --lag")
+        _kinetics(context, files, observe or [], skip, force, wanted, msd, output, as_json)
         return
-    if state or clusters or lag or output or force:
-        raise typer.BadParameter("--state, --clusters, --lag, --output, --force go with --kinetics")
+    if state or clusters or lag or msd or output or force:
+        raise typer.BadParameter(
+            "--state, --clusters, --lag, --msd, --output, --force go with --kinetics"
+        )
     series = read_series(files, skip=skip)
     rows = _diagnoses(series, observe or [])
     good, words = verdict(rows)
@@ -111,9 +124,12 @@ def analyze(
     show_verdicts([{"good": good, "text": words}])
 
 
-def _kinetics(context, files, observe, skip, force, wanted, output, as_json) -> None:
+def _kinetics(context, files, observe, skip, force, wanted, msd, output, as_json) -> None:
     if output is not None:
         check_output(output, endings=(".json",), reads=files)
+    if msd:
+        _moved(context, files, msd, skip, force, output, as_json)
+        return
     found = _found(files, observe, skip, force, *wanted)
     written = [] if output is None else found.write(output)
     if output is not None:
@@ -122,6 +138,40 @@ def _kinetics(context, files, observe, skip, force, wanted, output, as_json) -> 
         show(found.to_dict() | {"files": [str(f) for f in written]}, True)
         return
     _show_kinetics(found)
+    if written:
+        say(f"wrote {', '.join(map(str, written))}")
+
+
+def _moved(context, files, msd, skip, force, output, as_json) -> None:
+    from ..analysis.kinetics.motion import read_motion, write_motion
+
+    found = [read_motion(files, symbol, skip=skip, force=force) for symbol in msd]
+    written = [] if output is None else write_motion(found, output)
+    if output is not None:
+        save_resolved(context, output)
+    if as_json:
+        rows = [one.to_dict() for one in found]
+        show({"motion": rows, "files": [str(f) for f in written]}, True)
+        return
+    for one in found:
+        lags, msd_of = one.displacements.lags, one.displacements
+        shown = sorted({0, len(lags) // 3, 2 * len(lags) // 3, len(lags) - 1})
+        rows = [
+            [
+                f"MSD at {lags[n]:.3g} {one.unit}",
+                f"{msd_of.values[n]:.4g} ± {msd_of.errors[n]:.2g} Å²",
+            ]
+            for n in shown
+        ]
+        per = "of the free D" if one.unit == "Å²" else f"Å²/{one.unit}"
+        if one.diffusion is not None:
+            rows.append(["diffusion coefficient", f"{one.diffusion.coefficient} {per}"])
+        if one.plateau is not None:
+            rows.append(["plateau of cages", f"{one.plateau} Å²"])
+            rows.append(["relaxation in them", f"{one.relaxation} {one.unit}"])
+        show_table(one.name, ["", ""], rows)
+        for note in one.notes:
+            say(note)
     if written:
         say(f"wrote {', '.join(map(str, written))}")
 

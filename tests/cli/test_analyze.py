@@ -198,3 +198,24 @@ def test_kinetics_of_files(diffmd, tmp_path):
     ]:
         code, _, errors = diffmd("analyze", path, *extra)
         assert code and words in errors
+
+
+def test_displacements_of_files(diffmd, tmp_path, rng):
+    """Atoms in harmonic cages: no other numbers than those asked for, and words for the rest."""
+    x = frames_of(1, 1)[:, :1] + 0.1 * rng.normal(size=(400, 5, 4, 3))
+    path, out = h5(tmp_path / "a.h5", x), tmp_path / "m.json"
+    code, text, errors = diffmd("analyze", path, "--kinetics", "--msd", "O", "--msd", "all",
+                                "-o", out)  # fmt: skip
+    assert code == 0 and "plateau of cages" in text, errors
+    one, both = json.loads(out.read_text())["motion"]
+    # about the mean of four atoms: a noise of variance 3/4
+    assert abs(one["plateau"]["value"] - 6 * 0.01 * 0.75) < 4 * one["plateau"]["error"] < 0.01
+    assert one["name"] == "O" and both["name"] == "all" and out.with_suffix(".csv").exists()
+    assert json.loads(diffmd("analyze", path, "--kinetics", "--msd", "H", "--json")[1])["motion"]
+    for extra, words in [
+        (["--msd", "O"], "go with --kinetics"),
+        (["--kinetics", "--msd", "Xx"], "there are H, O"),
+        (["--kinetics", "--msd", "O", "--lag", "1"], "without --observe"),
+    ]:
+        code, _, errors = diffmd("analyze", path, *extra)
+        assert code and words in errors

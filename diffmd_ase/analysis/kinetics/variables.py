@@ -15,7 +15,7 @@ from ...system import System
 from ..observables import Coordinate, angular_vectors
 from .clock import Clock, clock_of
 
-__all__ = ["Variable", "Variables", "gyration", "read_variables"]
+__all__ = ["Variable", "Variables", "common_clock", "gyration", "opened", "read_variables"]
 
 _PARTS = 20  # of one walker
 _LOOK = 1000  # frames that say which atoms are bonded
@@ -109,8 +109,8 @@ def read_variables(
     """
     if not paths:
         raise ValueError("no files: give at least one trajectory of `diffmd run`")
-    readers = [_opened(Path(path)) for path in paths]
-    one, clock = readers[0], _common_clock(readers, force)
+    readers = [opened(Path(path)) for path in paths]
+    one, clock = readers[0], common_clock(readers, force)
     notes = [
         f"{r.path.name}: being written, or cut off by a kill; its {len(r)} whole frames are used"
         for r in readers
@@ -134,7 +134,8 @@ def read_variables(
     return Variables(names, values[:, kept], angular, clock.spacing, clock.unit, tuple(notes))
 
 
-def _opened(path: Path) -> Trajectory:
+def opened(path: Path) -> Trajectory:
+    """The trajectory at ``path``, H5MD. Raises ``ValueError`` for another ending."""
     if path.suffix != ".h5":
         raise ValueError(
             f"{path} says nothing of its time step: time correlations need .h5 of `diffmd run`"
@@ -142,7 +143,11 @@ def _opened(path: Path) -> Trajectory:
     return Trajectory(path)
 
 
-def _common_clock(readers: Sequence[Trajectory], force: bool) -> Clock:
+def common_clock(readers: Sequence[Trajectory], force: bool) -> Clock:
+    """The clock that all of the ``readers`` have, ``force`` as of `clock_of`.
+
+    Raises ``ValueError`` for clocks or systems that differ.
+    """
     one, clock = readers[0], clock_of(readers[0], force=force)
     for reader in readers[1:]:
         other = clock_of(reader, force=force)
