@@ -13,6 +13,7 @@ from ..analysis.statistics import Estimate
 from ..io.json_text import to_json
 from ..system import System
 from . import plots
+from .interactive import chart, script
 
 __all__ = ["Page", "flat", "image", "pair", "render", "table"]
 
@@ -43,8 +44,9 @@ def flat(value) -> str:
 
 
 def image(figure) -> str:
-    """A figure inside the page."""
-    return f'<img alt="" src="{plots.embed(figure)}">'
+    """A figure inside the page: its picture and, where it has lines, its numbers for the script."""
+    numbers, picture = chart(figure), f'<img alt="" src="{plots.embed(figure)}">'
+    return picture if numbers is None else f'<div class="chart">{picture}{numbers}</div>'
 
 
 def table(head, rows) -> str:
@@ -64,7 +66,14 @@ table{border-collapse:collapse;font-size:.9rem}td,th{text-align:left;padding:.2r
 .2rem 0;border-bottom:1px solid #eee;vertical-align:top}td{overflow-wrap:anywhere}
 .wide{overflow-x:auto;max-height:24rem;overflow-y:auto}
 ul.verdict{list-style:none;padding:0}ul.verdict li{padding:.35rem .6rem;margin:.3rem 0;
-border-left:.35rem solid #888;background:#f6f6f6}ul.verdict li.good{border-color:#1b7f3b}
+border-left:.35rem solid #888;background:#f6f6f6}canvas{touch-action:none;display:block}
+.charts{display:flex;flex-wrap:wrap;gap:1rem}.panel{flex:1 1 19rem;min-width:0}.panel .name{
+font-size:.85rem;font-weight:600}.told{font-size:.75rem;color:#555;min-height:1.2em}
+img[hidden]{display:none}
+.legend button{font:inherit;font-size:.75rem;border:1px solid;border-left-width:.8rem;
+background:#fff;margin:.1rem .3rem .1rem 0}.legend .off{opacity:.35}
+.bar{display:flex;gap:.6rem;align-items:center}.bar input{flex:1}
+ul.verdict li.good{border-color:#1b7f3b}
 ul.verdict li.bad{border-color:#c0392b}
 """
 
@@ -90,7 +99,8 @@ def render(page: Page, title: str, system: System, temperature_K: float) -> str:
         f"<title>{name}</title><style>{_STYLE}</style></head><body><h1>{name}</h1>"
         f"<p>{html.escape(system.formula)}, {len(system)} atoms, {temperature_K:g} K. Errors are "
         "one standard error and account for correlation in time.</p>"
-        f'<h2>Summary</h2><ul class="verdict">{lines}</ul>{"".join(page.body)}</body></html>\n'
+        f'<h2>Summary</h2><ul class="verdict">{lines}</ul>{"".join(page.body)}'
+        f"<script>{script()}</script></body></html>\n"
     )
 
 

@@ -22,6 +22,7 @@ from ..system import System
 from ..units import kT_from_temperature
 from . import plots
 from .html import Page, flat, image, pair, render, table
+from .interactive import viewer
 from .kinetics import kinetics_section
 from .molecule import geometry_sections, torsion_sections
 
@@ -91,10 +92,11 @@ def write_report(
         page.numbers["n_iid"] = len(iid)
     given = {"data": reference, "i.i.d.": iid, "MD": md}
     sets = {label: x for label, x in given.items() if x is not None}
-    if system.periodic:
+    topology = None if system.periodic else Topology.from_positions(system.numbers, reference)
+    _view_section(page, system, topology, sets, Dt)
+    if topology is None:
         _periodic_sections(page, system, sets, Dt, kinetics_valid)
     else:
-        topology = Topology.from_positions(system.numbers, reference)
         angles = torsion_sections(page, system, topology, sets, torsions)
         if md is not None and not kinetics_valid:
             page.judge(None, "MD: biased or adjusted dynamics has no clock: no time correlations.")
@@ -119,6 +121,15 @@ def write_report(
     with replacing(path) as part:
         part.write_text(render(page, title, system, temperature_K), encoding="utf-8")
     return numbers
+
+
+def _view_section(page: Page, system, topology: Topology | None, sets, Dt) -> None:
+    """The molecule or crystal in motion: of dynamics, or of the samples or snapshots."""
+    label = next(name for name in ("MD", "i.i.d.", "data") if name in sets)
+    x = sets[label] if label == "MD" else sets[label][:, None]
+    bonds = np.zeros((0, 2), int) if topology is None else topology.bonds
+    view = viewer(system, x, bonds=bonds, times=Dt if label == "MD" else None)
+    page.section(f"In motion: {label}", f'<div class="viewer">{view}</div>')
 
 
 def _kept_walkers(page: Page, trajectory: np.ndarray, Dt: np.ndarray) -> np.ndarray | None:

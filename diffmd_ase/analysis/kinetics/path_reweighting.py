@@ -58,16 +58,18 @@ class WeightedPaths:
 
     values: np.ndarray  # (T + 1, W, …) what was observed
     increments: np.ndarray  # (T, W) log weights between two of them
+    divergences: np.ndarray  # (T, W) ``¼ Σ ΔᵀMΔ`` between two of them, nats
     start: np.ndarray | None  # (T + 1, W) -(U - E)/kT, or None without energies
     spacing: float  # D·t between two, Å²
     stride_rate: Estimate  # KL of the reference with a held Δ from the true one, nats per Å²
 
     def kl(self, lag: int) -> Estimate:
-        """Mean -log weight of paths of ``lag`` values, nats: KL of the paths, exact on average.
+        """Mean ``¼ Σ ΔᵀMΔ`` of paths of ``lag`` values, nats: their KL, exact on average.
 
+        The mean of -log weight is the same with the noise of κ added, which may make it negative.
         Raises ``ValueError`` for a lag outside 1…T.
         """
-        return mean_estimate(-self._paths(lag))
+        return mean_estimate(self._sums(self.divergences, lag))
 
     def longest_lag(self, limit: float = _LIMIT) -> float:
         """D·t in Å² at which the KL of paths is ``limit`` nats; beyond, weights do not hold."""
@@ -93,7 +95,7 @@ class WeightedPaths:
         count = int(states.max()) + 1
         if count < 2:
             raise ValueError("one state only: no transition was seen, nor could be")
-        logs = self._paths(lag)
+        logs = self._sums(self.increments, lag)
         if equilibrium and self.start is not None:
             logs = logs + self.start[: len(logs)]
         first, last = states[: len(logs)], states[lag:]
@@ -121,12 +123,11 @@ class WeightedPaths:
             holds,
         )
 
-    def _paths(self, lag: int) -> np.ndarray:
-        """(T + 1 - lag, W) log weights of all paths of ``lag`` values."""
-        if not 1 <= lag <= len(self.increments):
-            raise ValueError(f"{lag=} of {len(self.increments)} values: expected 1 or more of them")
-        zero = np.zeros_like(self.increments[:1])
-        sums = np.concatenate((zero, np.cumsum(self.increments, axis=0)))
+    def _sums(self, of: np.ndarray, lag: int) -> np.ndarray:
+        """(T + 1 - lag, W) sums of numbers (T, W) over all paths of ``lag`` values."""
+        if not 1 <= lag <= len(of):
+            raise ValueError(f"{lag=} of {len(of)} values: expected 1 or more of them")
+        sums = np.concatenate((np.zeros_like(of[:1]), np.cumsum(of, axis=0)))
         return sums[lag:] - sums[:-lag]
 
 
@@ -179,7 +180,8 @@ def weigh_paths(
 
     values: list[np.ndarray] = []
     start: list[np.ndarray] = []
-    increments, held, total = [], [], torch.zeros_like(state.x[:, 0, 0])
+    increments, apart_by, held = [], [], []
+    total, spent = torch.zeros_like(state.x[:, 0, 0]), torch.zeros_like(state.x[:, 0, 0])
     seen()
     for n in range(0, n_steps, stride):
         apart, kicks = true.forces - state.forces, torch.zeros_like(state.x)
@@ -187,30 +189,27 @@ def weigh_paths(
             before = kernel.mean(state.x, state.forces)
             state, _ = advance(kernel, state, noise)
             kicks = kicks + state.x - before
-        total = total + _log_weight(kernel, kicks, apart, stride)
+        cost = stride * kernel.divergence(apart, torch.zeros_like(apart))
+        total = total + 0.5 * (kicks * apart.double()).sum((-2, -1)) / kT - cost
+        spent = spent + cost
         true = evaluate(reference.terms, state.x)
         # |Δ(x_k) - Δ(x_n)|² grows linearly within a stride: on average (stride - 1)/2 steps of it
         moved = kernel.divergence(true.forces - state.forces, apart)
         held.append(_numpy(moved * (stride - 1) / (2 * stride)))
         if (n + stride) % every == 0:
             increments.append(_numpy(total))
-            total = torch.zeros_like(total)
+            apart_by.append(_numpy(spent))
+            total, spent = torch.zeros_like(total), torch.zeros_like(spent)
             seen()
     error = mean_estimate(np.array(held) / clock(kernel))
     return WeightedPaths(
         np.array(values),
         np.array(increments),
+        np.array(apart_by),
         np.array(start) if energies else None,
         every * clock(kernel),
         error,
     )
-
-
-def _log_weight(kernel: EulerMaruyama, kicks: Tensor, apart: Tensor, steps: int) -> Tensor:
-    """``½ Σκ·Δ - ¼ steps ΔᵀMΔ`` of forces ``apart`` kT Δ, (B,)."""
-    kT = float(torch.as_tensor(kernel.kT))
-    along = 0.5 * (kicks * apart.double()).sum((-2, -1)) / kT
-    return along - steps * kernel.divergence(apart, torch.zeros_like(apart))
 
 
 def _counts(first: np.ndarray, last: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:

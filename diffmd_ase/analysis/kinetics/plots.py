@@ -75,12 +75,15 @@ def kinetics_figure(found: Kinetics) -> Figure:
     for name, c in found.correlations.items():
         few = np.unique(np.geomspace(1, max(1, len(c.lags) - 1), _POINTS).astype(int))
         few = few[few < len(c.lags)]
+        if not len(few):  # forgotten from one frame to the next: nothing on an axis of logarithms
+            continue
         (line,) = axes[0].plot(c.lags[few], c.values[few], label=name)
         low, high = c.values[few] - c.errors[few], c.values[few] + c.errors[few]
         axes[0].fill_between(c.lags[few], low, high, alpha=0.2, color=line.get_color())
     axes[0].axhline(0.0, color="#999999", linewidth=0.8)
-    axes[0].set(xscale="log", xlabel=f"time ({unit})", ylabel="autocorrelation")
-    if found.correlations:
+    axes[0].set(xlabel=f"time ({unit})", ylabel="autocorrelation")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].set_xscale("log")
         axes[0].legend(frameon=False, fontsize=8)
     if not found.models:
         return figure

@@ -79,6 +79,14 @@ def test_beyond_which_lag_weights_do_not_hold(found):
     assert not found.transitions(states, int(1.5 * longest / found.spacing)).holds
 
 
+def test_kl_is_that_of_the_weights_without_their_noise(found):
+    """E[-log w] = KL, here from a few steps of a few walkers, where -log w may be below zero."""
+    logs = -found.increments.mean(0)
+    z = (logs.mean() - found.kl(1).value) / (logs.std() / len(logs) ** 0.5)
+    assert abs(z) < 4 and (found.divergences > 0).all()
+    assert found.kl(1).error < logs.std() / len(logs) ** 0.5
+
+
 def test_weights_have_mean_one(found):
     for lag in (1, 8):
         sums = np.add.reduceat(found.increments[: lag * 20], np.arange(0, lag * 20, lag), axis=0)

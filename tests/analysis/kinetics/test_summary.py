@@ -137,6 +137,17 @@ def test_what_cannot_be_said_is_a_note(rng):
         one.in_parts()
 
 
+def test_noise_without_memory_has_a_picture(rng, tmp_path):
+    """C is below zero at the first lag: nothing is left for an axis of logarithms."""
+    values = rng.normal(size=(200, 8, 1))
+    values[1::2] *= -1
+    values[1::2] -= 0.5 * values[::2]
+    found = kinetics(Variables(("t",), values, (False,), 0.5, "Å²"), None)
+    assert len(found.correlations["t"].lags) == 1
+    found.write(tmp_path / "k.json")
+    assert (tmp_path / "k.png").stat().st_size > 1000
+
+
 def test_vamp_score_and_fluxes(rng):
     """The score of a chain is 1 + Σλ² at most; the flux of two states its rate."""
     pytest.importorskip("deeptime", reason="VAMP needs deeptime")
