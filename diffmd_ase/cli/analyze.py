@@ -150,8 +150,8 @@ def _moved(context, files, msd, skip, force, output, as_json) -> None:
     if output is not None:
         save_resolved(context, output)
     if as_json:
-        rows = [one.to_dict() for one in found]
-        show({"motion": rows, "files": [str(f) for f in written]}, True)
+        told = [one.to_dict() for one in found]
+        show({"motion": told, "files": [str(f) for f in written]}, True)
         return
     for one in found:
         lags, msd_of = one.displacements.lags, one.displacements
