@@ -34,16 +34,16 @@ ROOM = 0.9  # Å
 class BatchedEMT(Potential):
     """EMT of ``atoms`` near their sites, which are the positions that they have now.
 
-    Called with positions (*batch, N, 3) in Å; NaN where an atom is further than `ROOM` from its
+    Called with positions (*batch, N, 3) in Å; NaN where an atom is further than ``room`` from its
     site, counted from the mean displacement.
     """
 
-    def __init__(self, atoms: Atoms):
+    def __init__(self, atoms: Atoms, *, room: float = ROOM):
         emt = EMT()
         emt.initialize(atoms)
         self.system = System.from_atoms(atoms)
-        self.sites = torch.tensor(atoms.positions)
-        i, j, S = neighbor_list("ijS", atoms, emt.rc_list + 2 * ROOM)
+        self.room, self.sites = room, torch.tensor(atoms.positions)
+        i, j, S = neighbor_list("ijS", atoms, emt.rc_list + 2 * room)
         once = (i < j) | ((i == j) & (np.sign(S @ [9, 3, 1]) > 0))
         self.i, self.j = torch.tensor(i[once]), torch.tensor(j[once])
         self.offset = torch.tensor(S[once] @ atoms.cell.array)
@@ -57,7 +57,7 @@ class BatchedEMT(Potential):
         batch, x = x.shape[:-2], x.reshape(-1, *x.shape[-2:]).double()
         away = x - self.sites
         away = (away - away.mean(-2, keepdim=True)).square().sum(-1).amax(-1)
-        outside = torch.where(away < ROOM**2, 0.0, torch.nan)  # added to what it is given
+        outside = torch.where(away < self.room**2, 0.0, torch.nan)  # added to what it is given
         p, i, j, chi = self.par, self.i, self.j, self.chi
         d = x[:, j] + self.offset - x[:, i]
         r = d.square().sum(-1).sqrt()

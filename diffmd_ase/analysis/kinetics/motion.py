@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...system import System
 from ..statistics import Estimate, jackknife_error
 from .correlations import autocorrelation
 from .diffusion import Diffusion, Displacements, diffusion, mean_squared_displacement
-from .variables import common_clock, opened
+from .variables import common_clock, cut_off, opened
 
 __all__ = ["Motion", "motion", "read_motion", "write_motion"]
 
@@ -130,10 +130,13 @@ def read_motion(
     parts = [measured(reader, places, skip=skip) for reader in readers]
     count = min(map(len, parts))
     x = np.concatenate([part[:count] for part in parts], axis=1)
-    kept = np.isfinite(x).all((0, 2, 3))
+    kept, notes = np.isfinite(x).all((0, 2, 3)), cut_off(readers)
     if not kept.any():
         raise ValueError(f"{paths[0]}: all walkers were lost, there is nothing to analyse")
-    return motion(x[:, kept], clock.spacing, name=symbol, unit=clock.unit)
+    if not kept.all():
+        notes.append(f"{int((~kept).sum())} lost walkers are left out")
+    found = motion(x[:, kept], clock.spacing, name=symbol, unit=clock.unit)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def write_motion(found: Sequence[Motion], path: Path) -> list[Path]:

@@ -15,7 +15,15 @@ from ...system import System
 from ..observables import Coordinate, angular_vectors
 from .clock import Clock, clock_of
 
-__all__ = ["Variable", "Variables", "common_clock", "gyration", "opened", "read_variables"]
+__all__ = [
+    "Variable",
+    "Variables",
+    "common_clock",
+    "cut_off",
+    "gyration",
+    "opened",
+    "read_variables",
+]
 
 _PARTS = 20  # of one walker
 _LOOK = 1000  # frames that say which atoms are bonded
@@ -111,11 +119,7 @@ def read_variables(
         raise ValueError("no files: give at least one trajectory of `diffmd run`")
     readers = [opened(Path(path)) for path in paths]
     one, clock = readers[0], common_clock(readers, force)
-    notes = [
-        f"{r.path.name}: being written, or cut off by a kill; its {len(r)} whole frames are used"
-        for r in readers
-        if not r.closed_cleanly
-    ]
+    notes = cut_off(readers)
     variables = _variables(wanted or ["torsions"], one)
 
     def measure(x: np.ndarray) -> np.ndarray:
@@ -141,6 +145,15 @@ def opened(path: Path) -> Trajectory:
             f"{path} says nothing of its time step: time correlations need .h5 of `diffmd run`"
         )
     return Trajectory(path)
+
+
+def cut_off(readers: Sequence[Trajectory]) -> list[str]:
+    """In words, which of the ``readers`` were not closed: their whole frames are used."""
+    return [
+        f"{r.path.name}: being written, or cut off by a kill; its {len(r)} whole frames are used"
+        for r in readers
+        if not r.closed_cleanly
+    ]
 
 
 def common_clock(readers: Sequence[Trajectory], force: bool) -> Clock:
