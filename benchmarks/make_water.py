@@ -117,6 +117,25 @@ def liquid(options):
     return model.topology, system, model.positions
 
 
+def begin(run, integrator, positions, seed: int) -> None:
+    """A walker at equilibrium; anew where a bare hydrogen falls onto an oxygen, which is rare."""
+    import openmm as mm
+
+    for attempt in range(5):
+        run.context.reinitialize()
+        run.context.setPositions(positions)
+        run.minimizeEnergy(maxIterations=500)
+        run.context.setVelocitiesToTemperature(TEMPERATURE_K, seed + 100_000 * attempt)
+        try:
+            integrator.setStepSize(0.2 * TIMESTEP)  # molecules may have been put too near
+            run.step(BURN_IN // 5)
+            integrator.setStepSize(TIMESTEP)
+            return run.step(BURN_IN)
+        except mm.OpenMMException as error:
+            print(f"seed {seed}, attempt {attempt + 1}: {str(error)[:40]}", flush=True)
+    raise SystemExit("no start holds: use fewer molecules or a smaller step")
+
+
 def walk(number: int, options, count: int) -> int:
     """Frames of one walker until there are ``count``, after those of its file; its number."""
     import openmm as mm
@@ -132,17 +151,12 @@ def walk(number: int, options, count: int) -> int:
     integrator.setRandomNumberSeed(1 + 1000 * options.seed + 100 * number + len(frames[0]) % 97)
     platform = mm.Platform.getPlatformByName("CPU")
     run = app.Simulation(topology, system, integrator, platform, {"Threads": "1"})
+    seed = 1 + 1000 * options.seed + number
     if frames[0]:
         run.context.setPositions(0.1 * frames[0][-1])
+        run.context.setVelocitiesToTemperature(TEMPERATURE_K, seed)
     else:
-        run.context.setPositions(positions)
-        run.minimizeEnergy(maxIterations=500)
-    run.context.setVelocitiesToTemperature(TEMPERATURE_K, 1 + 1000 * options.seed + number)
-    if not frames[0]:
-        integrator.setStepSize(0.2 * TIMESTEP)  # molecules may have been put too near
-        run.step(BURN_IN // 5)
-        integrator.setStepSize(TIMESTEP)
-        run.step(BURN_IN)
+        begin(run, integrator, positions, seed)
     while len(frames[0]) < count:
         run.step(STEPS)
         state = run.context.getState(positions=True, energy=True, forces=True)
