@@ -110,6 +110,12 @@ def analyze(
         facts = {"files": [str(f) for f in files], "left_out": series.left_out}
         show(facts | {"good": good, "verdict": words, "rows": [asdict(r) for r in rows]}, True)
         return
+    _show_rows(series, rows)
+    show_verdicts([{"good": r.good, "text": f"{r.name}: {r.words}"} for r in rows if not r.good])
+    show_verdicts([{"good": good, "text": words}])
+
+
+def _show_rows(series, rows) -> None:
     if series.left_out:
         say(f"{series.left_out} lost walkers are left out")
     if series.cells is not None:
@@ -120,8 +126,6 @@ def analyze(
     if nested:
         names.insert(5, "nested")
     show_table(f"{frames} frames of {walkers} walkers", names, [_cells(r, nested) for r in rows])
-    show_verdicts([{"good": r.good, "text": f"{r.name}: {r.words}"} for r in rows if not r.good])
-    show_verdicts([{"good": good, "text": words}])
 
 
 def _kinetics(context, files, observe, skip, force, wanted, msd, output, as_json) -> None:

@@ -211,7 +211,9 @@ class RMSD(CV):
         M = (w * y).mT @ own
         rotated = y @ _best_rotation(M).mT
         away = own - rotated
-        s = (w * away.square()).sum((-2, -1)).sqrt()
+        s, size = ((w * a.square()).sum((-2, -1)).sqrt() for a in (away, own))
+        # rounding of a structure that is the reference has no direction
+        s = torch.where(s <= 64 * torch.finfo(s.dtype).eps * size, 0.0, s)
 
         def back(g):
             forces = torch.zeros_like(x)
