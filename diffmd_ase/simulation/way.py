@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from ..analysis.kinetics.path_guess import interpolated, relaxed
+from ..analysis.kinetics.path_guess import interpolated, nearest, relaxed
 from ..analysis.kinetics.transition_paths import TransitionPath, shoot, transition_path
 from ..analysis.observables import Coordinate
 from ..io.ase_frames import iterate
@@ -49,7 +49,8 @@ class Way:
         Parameters
         ----------
         model : file or name
-        start, end : anything that ASE reads
+        start, end : anything that ASE reads; like atoms of the end that a symmetry exchanges, as of
+            a methyl group, are ordered as is nearest to the start
         step_size : h in Å², default 0.2/λ
 
         Raises ``ValueError`` for structures of different systems, and as `prepare`.
@@ -76,7 +77,7 @@ class Way:
             raise TypeError(f"{type(kernel).__name__} where plain steps were expected")
         kT = float(kernel.kT)
         a, b = (relaxed(potential, torch.from_numpy(f.positions), kT=kT) for f in frames)
-        return cls(kernel, system, (a, b))
+        return cls(kernel, system, (a, nearest(system, a, b)))
 
     def path(self, images: int, *, most: int = 2000) -> TransitionPath:
         """The path of least action with so many ``images``, by ``most`` evaluations at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import numpy as np
@@ -10,9 +11,13 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ...potentials.base import Potential, evaluate
+from ...potentials.biases.cvs import RMSD
+from ...score.topology import Topology
 from ...system import System
 
-__all__ = ["interpolated", "relaxed"]
+__all__ = ["interpolated", "nearest", "relaxed"]
+
+log = logging.getLogger(__name__)
 
 
 def relaxed(potential: Potential, x: Tensor, *, kT: float, most: int = 2000) -> Tensor:
@@ -28,6 +33,24 @@ def relaxed(potential: Potential, x: Tensor, *, kT: float, most: int = 2000) -> 
     options = {"maxfun": most, "maxiter": most, "ftol": 1e-8, "gtol": 1e-2}
     best = minimize(cost, x.double().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(best.x.reshape(x.shape))
+
+
+def nearest(system: System, a: Tensor, b: Tensor) -> Tensor:
+    """``b`` (N, 3) with like atoms exchanged so that it is nearest to ``a`` (N, 3), both in Å.
+
+    By the symmetries of the molecule of a ``system``, as of a methyl group, and by RMSD after the
+    best rotation: a path that also turned such groups would be no likeliest one. Periodic systems
+    stay as they are.
+    """
+    if system.periodic:
+        return b
+    topology = Topology.from_positions(system.numbers, torch.stack([a, b]).cpu().numpy())
+    orders = torch.as_tensor(topology.permutations)
+    chosen = orders[int(RMSD(system, a)(b[orders])[..., 0].argmin())]
+    if not torch.equal(chosen, orders[0]):
+        count = int((chosen != orders[0]).sum())
+        log.info("%d like atoms of the end are exchanged, to be nearer to the start", count)
+    return b[chosen]
 
 
 def interpolated(system: System, a: Tensor, b: Tensor, count: int) -> Tensor:

@@ -6,10 +6,13 @@ import torch
 from messages import names
 from plane_grid import PlaneGrid
 
+from diffmd_ase import Snapshots
+from diffmd_ase.analysis.kinetics.path_guess import nearest
 from diffmd_ase.analysis.kinetics.transition_paths import shoot, spread_evenly, transition_path
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import DoubleWell, Harmonic, MuellerBrown
 from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.biases.cvs import RMSD
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.state import Evaluation
 
@@ -111,3 +114,15 @@ def test_bad_input():
         transition_path(SURFACE, line(A, B, 4), kT=1.0)
     with pytest.raises(ValueError, match=names("kT=0.0")):
         transition_path(SURFACE, line(A, B, 9), kT=0.0)
+
+
+def test_like_atoms_of_the_end_are_those_nearest_to_the_start():
+    """A path between two basins is not to turn methyl groups as well."""
+    data = Snapshots.read("alanine-dipeptide")
+    a, b = (torch.as_tensor(data.positions[n]) for n in (0, 500))
+    orders = torch.as_tensor(data.topology.permutations)
+    found = [nearest(data.system, a, b[order]) for order in orders[::5]]
+    assert all(torch.equal(one, found[0]) for one in found)
+    away = RMSD(data.system, a)(b[orders])[:, 0]
+    assert float(RMSD(data.system, a)(found[0])) == pytest.approx(float(away.min()))
+    assert away.max() > away.min() + 0.1
