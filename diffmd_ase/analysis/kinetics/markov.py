@@ -8,6 +8,7 @@ opinion; the larger is given.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,7 @@ def markov_model(
             drawn.append(again)
     samples = [best, list(bayes.samples), drawn]
     populations = _each(lambda m: m.stationary_distribution, samples)
-    times = _each(lambda m: m.timescales() * spacing, samples)
+    times = _each(lambda m: _timescales(m) * spacing, samples)
     return MarkovModel(
         lag * spacing, best.transition_matrix, populations, times, samples, spacing, lag
     )
@@ -200,6 +201,14 @@ def _each(values: Callable[[Any], np.ndarray], samples: list[Any]) -> list[Estim
         return _estimate(lambda model: values(model)[i], samples)
 
     return [one(i) for i in range(len(values(samples[0])))]
+
+
+def _timescales(model) -> np.ndarray:
+    """In lags; of drawn models some eigenvalues are complex, which deeptime would warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return model.timescales()
 
 
 def _counted(markov, states: np.ndarray, lag: int, effective: bool):
