@@ -55,8 +55,8 @@ def sample(
 
     Raises
     ------
-    ValueError : a model of a periodic system; more draws or levels than memory holds; levels,
-        churn or corrector steps out of range
+    ValueError : a model of a periodic system, or of one noise level; more draws or levels than
+        memory holds; levels, churn or corrector steps out of range
     DivergedError : names the level (or the step) and the draws
     """
     card = model.card
@@ -70,6 +70,11 @@ def sample(
         )
     # the levels of the expert that knows the largest noise, then the smallest
     low, high = max((e.sigma for e in card.experts), key=lambda sigma: sigma[1])
+    if low == high:
+        raise ValueError(
+            f"this model of {card.formula} knows one noise level, {low:g} Å, at which dynamics "
+            "runs: independent samples take all of them; start dynamics from its snapshots"
+        )
     sigmas = geometric_sigmas(high, low, levels)
     out = []
     for begin in range(first, first + n, batch_size):

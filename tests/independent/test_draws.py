@@ -148,6 +148,15 @@ def test_progress_ends_at_one(trained, batch_size):
     assert seen == sorted(seen) and seen[0] > 0 and seen[-1] == pytest.approx(1.0)
 
 
+def test_models_of_one_noise_level_are_refused():
+    """As of a droplet, which has the closed form of its molecules only."""
+    model = ScoreModel.load("alanine-dipeptide")
+    fine = model.card.experts[0]
+    card = model.card.model_copy(update={"experts": [fine]})
+    with pytest.raises(ValueError, match="knows one noise level, .* start dynamics"):
+        sample(ScoreModel(card, model.networks[:1]), 1, noise=Noise(0), device="cpu")
+
+
 def test_periodic_models_are_refused():
     copper = rattled(bulk("Cu", cubic=True))
     model = train(copper, config=TrainConfig(**SMALL), device="cpu")
