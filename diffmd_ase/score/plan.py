@@ -10,6 +10,7 @@ since there alone the density of noised snapshots is that of one energy.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -25,7 +26,15 @@ from .networks.molecule import MechanicsConfig, PairConfig
 from .sets import as_sets
 from .settings import TrainConfig
 from .snapshots import Snapshots
-from .spacing import bond_width, extent, mean_neighbours, nearest_neighbours, pair_widths, vibration
+from .spacing import (
+    bond_width,
+    broken_bond,
+    extent,
+    mean_neighbours,
+    nearest_neighbours,
+    pair_widths,
+    vibration,
+)
 
 __all__ = ["Expert", "TrainConfig", "plan"]
 
@@ -84,6 +93,16 @@ def plan(
         kind = "equivariant" if large else "pair"
         if large and len(sets) == 1 and _of_molecules(sets[0]):
             kind = "liquid"
+        broken = ""
+        if kind != "equivariant" and _COVALENT & elements and not baseline:
+            broken = next(filter(None, map(broken_bond, sets)), "")
+        if broken:
+            kind = "equivariant"
+            warnings.warn(
+                f"{broken}: a closed form holds one set of bonds, so that an equivariant network "
+                "is trained; leave these frames out to have the closed form of the others",
+                stacklevel=3,
+            )
         if not _COVALENT & elements:
             kind = "embedded"
     if kind == "pair" and (system.periodic or len(sets) > 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from .snapshots import Snapshots
 
 __all__ = [
     "bond_width",
+    "broken_bond",
     "extent",
     "mean_neighbours",
     "nearest_by_element",
@@ -28,6 +30,7 @@ _FAR = 6.0  # Å: beyond it nobody is a neighbour
 _SOME = 20  # snapshots, of which they are counted
 _ATOMS = 4000  # of them together, unless one has more
 _MANY = 2000  # snapshots, of which widths are taken
+_BROKEN = 1.5  # times the mean length of a bond
 _NEAREST = 12  # atoms: the bonds of an atom, and more
 
 
@@ -98,6 +101,39 @@ def bond_width(snapshots: Snapshots) -> tuple[tuple[int, int], float] | None:
             i, j = kind.bonds[std.argmin()]
             found = (int(kind.atoms[0, i]), int(kind.atoms[0, j])), float(std.min())
     return found
+
+
+def broken_bond(snapshots: Snapshots) -> str:
+    """The bond that breaks in most of the ``snapshots``, in words; "" if none does.
+
+    One that is half as long again as on average.
+    """
+    system = snapshots.system
+    if system.periodic:
+        bonds = [kind.atoms[:, kind.bonds].reshape(-1, 2) for kind in snapshots.molecules or []]
+        pairs = np.concatenate(bonds) if bonds else np.zeros((0, 2), int)
+    else:
+        pairs = snapshots.topology.bonds
+    if not len(pairs):
+        return ""
+    x = snapshots.positions
+    mean = np.zeros(len(pairs))
+    for part in blocks(len(x), IMAGES * len(pairs)):
+        mean += distances(x[part], pairs, system=system).sum(0) / len(x)
+    count, longest = np.zeros(len(pairs), int), np.zeros(len(pairs))
+    for part in blocks(len(x), IMAGES * len(pairs)):
+        r = distances(x[part], pairs, system=system)
+        count += (r > _BROKEN * mean).sum(0)
+        longest = np.maximum(longest, r.max(0))
+    if not count.any():
+        return ""
+    k = int(count.argmax())
+    i, j = pairs[k]
+    named = "-".join(f"{chemical_symbols[system.numbers[n]]}{n}" for n in (i, j))
+    return (
+        f"{snapshots.source}: bond {named} breaks in {count[k]} of {len(x)} snapshots (up to "
+        f"{longest[k]:.2f} Å, on average {mean[k]:.2f})"
+    )
 
 
 def extent(snapshots: Snapshots) -> float:

@@ -170,6 +170,19 @@ def test_every_second_noise_level_decides_a_shape(peroxide):
     assert inside[1::2].float().mean() == pytest.approx(share, abs=0.06)
 
 
+def test_bonds_that_break_are_for_no_closed_form(peroxide):
+    """A hydrogen that leaves its oxygen in one frame of ten; named, and left to a network."""
+    x = peroxide.positions.copy()
+    oxygen, hydrogen = next(b for b in peroxide.topology.bonds.tolist() if b[1] >= 2)
+    x[::10, hydrogen] += 0.9 * (x[::10, hydrogen] - x[::10, oxygen])
+    broken = replace(peroxide, positions=x)
+    with pytest.warns(UserWarning, match="bond .* breaks in .* of .* snapshots.*equivariant"):
+        (expert,) = plan(broken, config(network="auto"))
+    assert expert.network.kind == "equivariant"
+    assert plan(broken, config(network="pair"))[0].network.kind == "mechanics"
+    assert plan(peroxide, config(network="auto"))[0].network.kind == "mechanics"
+
+
 def test_constrained_bonds_are_refused(peroxide):
     """A rigid bond has no finite score; with a noise level of the user's choice it has."""
     x = peroxide.positions.copy()
