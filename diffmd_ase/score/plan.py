@@ -97,10 +97,9 @@ def plan(
         if kind != "equivariant" and _COVALENT & elements and not baseline:
             broken = next(filter(None, map(broken_bond, sets)), "")
         if broken:
-            kind = "equivariant"
             warnings.warn(
-                f"{broken}: a closed form holds one set of bonds, so that an equivariant network "
-                "is trained; leave these frames out to have the closed form of the others",
+                f"{broken}: a closed form holds one set of bonds, and these frames spoil that of "
+                "the others; leave them out, or give network='equivariant', which takes far longer",
                 stacklevel=3,
             )
         if not _COVALENT & elements:
