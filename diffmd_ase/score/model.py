@@ -24,7 +24,7 @@ from .networks.build import below
 from .networks.embedded import EmbeddedConfig
 from .networks.equivariant_config import EquivariantConfig
 from .networks.gradients import Compile, Compiled
-from .networks.liquid import LiquidConfig, LiquidNetwork, arranged
+from .networks.liquid import LiquidConfig, LiquidNetwork
 from .networks.loaded import loaded
 from .shipped import file_or_shipped
 
@@ -135,10 +135,11 @@ class ScoreModel:
         ``ValueError`` for atoms that are none of them.
         """
         network = self.expert(sigma)
-        told = isinstance(network, LiquidNetwork) and numbers is not None
-        place = (id(network), device, dtype, numbers.tobytes() if told else b"")
+        here, told = network, b""
+        if isinstance(network, LiquidNetwork) and numbers is not None:
+            here, told = network.arranged(numbers), numbers.tobytes()
+        place = (id(network), device, dtype, told)
         if place not in self._placed:
-            here = arranged(network, numbers) if told else network
             self._placed[place] = copy.deepcopy(here).to(device, dtype)
         return self._placed[place]
 

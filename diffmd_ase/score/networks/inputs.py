@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...system import System
 from ..losses import Energy
-from .liquid import arranged
+from .liquid import LiquidNetwork
 
 __all__ = ["Inputs", "NoiseEmbedding"]
 
@@ -30,8 +30,9 @@ class Inputs(NamedTuple):
 
     def energy(self, network: nn.Module) -> Energy:
         """``network`` as a function of x (B, N, 3) and σ (B,) only, in kT (B,)."""
-        of_these = arranged(network, self.numbers.cpu().numpy())
-        return lambda x, sigma: of_these(x, sigma, **self._asdict())
+        if isinstance(network, LiquidNetwork):  # others need no numbers from the device
+            network = network.arranged(self.numbers.cpu().numpy())
+        return lambda x, sigma: network(x, sigma, **self._asdict())
 
 
 class NoiseEmbedding(nn.Module):

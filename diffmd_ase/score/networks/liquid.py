@@ -26,7 +26,7 @@ from ..molecules import arrange, tree
 from ..neighbours import Pairs, edges
 from .embedded import END, splines, wall
 
-__all__ = ["LiquidConfig", "LiquidNetwork", "arranged"]
+__all__ = ["LiquidConfig", "LiquidNetwork"]
 
 _SAME = 0.1  # Å: a vector within a molecule is this near to the one that bonds give
 
@@ -270,8 +270,3 @@ class LiquidNetwork(nn.Module):
             out.index_add_(0, feature * (n_batch * n_atoms) + target, slope[:, None] * unit)
         out = out.reshape(n_kinds, n_splines, n_batch, n_atoms, 3)[:, :-END]
         return out.flatten(0, 1).transpose(-1, -2).flatten(2)
-
-
-def arranged(network: nn.Module, numbers: np.ndarray) -> nn.Module:
-    """The ``network`` for a system of atoms ``numbers`` (N,), of which some must be told."""
-    return network.arranged(numbers) if isinstance(network, LiquidNetwork) else network
