@@ -111,6 +111,7 @@ class Noise:
         self._ahead: dict = {}
         self._ids: tuple[Tensor, int, tuple[int, ...]] | None = None
         self._children: dict[int, Noise] = {}
+        self._shares: dict[int, Noise] = {}
 
     def __repr__(self) -> str:
         return f"Noise({self.seed})"
@@ -140,6 +141,15 @@ class Noise:
             )
             self._children[place] = self._of_child(int(words[0]) | int(words[1]) << 32)
         return self._children[place]
+
+    def share(self, place: int) -> Noise:
+        """The same numbers, drawn ahead for one of several batches that take turns.
+
+        ``place`` is the number of that batch.
+        """
+        if place not in self._shares:
+            self._shares[place] = self._of_child(self.seed)
+        return self._shares[place]
 
     def _of_child(self, seed: int) -> Noise:
         return Noise(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
@@ -68,6 +68,12 @@ class State:
             ids = torch.arange(self.x.shape[0], device=self.x.device)
             new = replace(new, walkers=ids[rows])
         return new
+
+    @classmethod
+    def joined(cls, parts: Sequence[State]) -> State:
+        """Batches of one step, walker behind walker; itself, where there is one."""
+        first, *others = parts
+        return _mapped(lambda *values: torch.cat(values), first, *others) if others else first
 
     def where(self, mask: Tensor, other: State) -> State:
         """This state for the walkers in ``mask`` (*batch), ``other`` for the rest; step of this."""

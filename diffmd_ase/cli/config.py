@@ -15,7 +15,7 @@ from ..io.limits import check_plain_file
 __all__ = ["Config", "resolved", "save_resolved"]
 
 # how to run, not what: never part of a saved configuration
-_TRANSIENT = ("config", "dry-run", "json", "progress", "restart")
+_TRANSIENT = ("config", "dry-run", "json", "progress", "rank-timeout", "restart")
 
 
 def _key(parameter) -> str:

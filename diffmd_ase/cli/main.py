@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -48,6 +49,17 @@ for command in (
     demo,
 ):
     app.command()(command)
+
+
+@app.callback()
+def _alone(context: typer.Context) -> None:
+    """Dynamics from equilibrium snapshots: train a score, sample, run, report."""
+    started = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if started and context.invoked_subcommand not in (None, "run"):
+        raise ValueError(
+            f"`{context.invoked_subcommand}` does not share its work between processes, each would "
+            "do all of it: start it without torchrun (`run` does share)"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

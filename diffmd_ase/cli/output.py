@@ -87,6 +87,8 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 def _complain(kind: str, message: str) -> None:
     colour = {"error": "bold red", "warning": "yellow"}[kind]
     line = " ".join(message.split())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not line.startswith("rank "):
+        line = f"rank {os.environ.get('RANK')}: {line}"
     _errors.print(Text.assemble((f"{kind}: ", colour), line), soft_wrap=True)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from ..simulation.settings import Files, RunSettings
 from .config import Config, resolved, save_resolved
 from .options import AsJson, Progress, check_output, one_thread, options_of
 from .output import bar, say, show
+
+if TYPE_CHECKING:
+    from ..simulation.ranks import Ranks
 
 __all__ = ["run"]
 
@@ -35,33 +39,43 @@ def run(
     Walkers and steps have noise of their own: batches, shares and restarts change no number.
     With --target each step is accepted or rejected, which removes the error of the step and,
     with a reference, that of the model. With --parallel one trajectory is made many steps at a
-    time: the same one, or with --draft another of the same law.
+    time: the same one, or with --draft another of the same law. Started by torchrun, its processes
+    share the walkers: the same trajectory for any number of them.
     """
     from ..simulation.planned import PlannedRun
+    from ..simulation.ranks import Ranks
 
     one_thread()
     prefix, trajectory = Path(settings.prefix), Files(settings.prefix).trajectory
     check_output(trajectory, own=".h5", reads=[settings.model, settings.start])
-    planned = PlannedRun.of(settings, restart=restart, dry=dry_run)
-    if dry_run:
-        show(planned.facts(), as_json)
-        return
-    x = planned.start()
-    if not restart:
-        save_resolved(context, prefix)
-    compiled = planned.compiled(x)
-    if compiled:
-        say("compiling the network, once, which takes up to a minute (--compile off: without)")
-    with bar("run", settings.steps, progress) as update:
-        summary = planned.run(
-            x,
-            extra=resolved(context),
-            compiled=compiled,
-            progress=lambda done, alive: update(
-                done,
-                f"step {done}  D·t {done * planned.h:.3g} Å²  walkers {alive}{planned.gain}",
-            ),
-        )
-    if restart:  # now known to fit; there may be more steps
-        save_resolved(context, prefix)
-    show({**summary, "trajectory": str(trajectory)}, as_json)
+    started = Ranks.started(timeout=settings.rank_timeout)
+    with started or Ranks() as ranks:
+        planned = PlannedRun.of(settings, restart=restart, dry=dry_run, ranks=started)
+        if dry_run:
+            _of_first(ranks, lambda: show(planned.facts(), as_json))
+            return
+        x = planned.start()
+        if not restart:
+            _of_first(ranks, lambda: save_resolved(context, prefix))
+        compiled = planned.compiled(x)
+        if compiled and ranks.leads:
+            say("compiling the network, once, which takes up to a minute (--compile off: without)")
+        with bar("run", settings.steps, progress and ranks.leads) as update:
+            summary = planned.run(
+                x,
+                extra=resolved(context),
+                compiled=compiled,
+                progress=lambda done, alive: update(
+                    done,
+                    f"step {done}  D·t {done * planned.h:.3g} Å²  walkers {alive}{planned.gain}",
+                ),
+            )
+        if restart:  # now known to fit; there may be more steps
+            _of_first(ranks, lambda: save_resolved(context, prefix))
+        _of_first(ranks, lambda: show({**summary, "trajectory": str(trajectory)}, as_json))
+
+
+def _of_first(ranks: Ranks, work: Callable[[], None]) -> None:
+    """Files and words that all ranks have in common are those of rank 0."""
+    if ranks.leads:
+        work()

@@ -22,7 +22,7 @@ from .atomic import replacing
 from .schema import validated
 from .tensors import load_tensors, save_tensors, verify
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "state_of", "tensors_of"]
 
 SCHEMA_VERSION = 2
 _KEY = "diffmd_ase"
@@ -54,6 +54,26 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
     ``TypeError`` for parameters that JSON does not hold.
     """
     path = Path(path)
+    tensors, kinds = tensors_of(state)
+    header = {
+        "format": _FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "step": int(state.step),
+        "seed": int(seed),
+        "records": kinds,
+        "parameters": {} if parameters is None else parameters,
+    }
+    if path.exists():  # a copy, so that a kill never finds ``path`` missing
+        with replacing(previous(path)) as temporary:
+            shutil.copyfile(path, temporary)
+    save_tensors(path, tensors, _KEY, header)
+
+
+def tensors_of(state: State) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Tensors of ``state`` by name, and the kinds of its records, outermost first.
+
+    What can be evaluated again is left out; `state_of` makes the state again.
+    """
     tensors = {"x": state.x, "forces": state.forces}
     if state.energy is not None:
         tensors["energy"] = state.energy
@@ -69,18 +89,23 @@ def save_checkpoint(path, state: State, *, seed: int, parameters: dict | None = 
         tensors |= {f"record.{len(kinds)}.{name}": value for name, value in own.items()}
         kinds.append(type(record).__name__)
         record = parts.get("record")
-    header = {
-        "format": _FORMAT,
-        "schema_version": SCHEMA_VERSION,
-        "step": int(state.step),
-        "seed": int(seed),
-        "records": kinds,
-        "parameters": {} if parameters is None else parameters,
-    }
-    if path.exists():  # a copy, so that a kill never finds ``path`` missing
-        with replacing(previous(path)) as temporary:
-            shutil.copyfile(path, temporary)
-    save_tensors(path, tensors, _KEY, header)
+    return tensors, kinds
+
+
+def state_of(source, tensors: dict[str, torch.Tensor], step: int, kinds: list[str]) -> State:
+    """The state after ``step`` of which `tensors_of` gave ``tensors`` and ``kinds``.
+
+    Raises ``ValueError``, which names the ``source``, for records that are known nowhere.
+    """
+    return State(
+        x=tensors["x"],
+        energy=tensors.get("energy"),
+        forces=tensors["forces"],
+        step=step,
+        walkers=tensors.get("walkers"),
+        momenta=tensors.get("momenta"),
+        record=_record(source, kinds, tensors),
+    )
 
 
 def load_checkpoint(path, *, device="cpu", older: bool = True) -> Checkpoint:
@@ -141,15 +166,7 @@ def _load(path: Path, device) -> Checkpoint:
     told = validated(_Header, header, path, "header")
     _check_shapes(path, tensors)
     tensors = {name: t.to(device) for name, t in tensors.items()}
-    state = State(
-        x=tensors["x"],
-        energy=tensors.get("energy"),
-        forces=tensors["forces"],
-        step=told.step,
-        walkers=tensors.get("walkers"),
-        momenta=tensors.get("momenta"),
-        record=_record(path, told.records, tensors),
-    )
+    state = state_of(path, tensors, told.step, told.records)
     return Checkpoint(state, told.seed, told.parameters)
 
 
@@ -171,7 +188,7 @@ def _check_shapes(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _record(path: Path, kinds: list[str], tensors: dict[str, torch.Tensor]) -> Record | None:
+def _record(path, kinds: list[str], tensors: dict[str, torch.Tensor]) -> Record | None:
     """The records of a kernel, and of those that it is made of, from the innermost outwards."""
     known = {kind.__name__: kind for kind in Record.__subclasses__()}
     record: Record | None = None

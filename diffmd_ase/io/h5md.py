@@ -46,6 +46,7 @@ __all__ = [
     "append_frames",
     "column",
     "create_file",
+    "fixed",
     "growth",
     "grows",
     "header_digest",
@@ -149,9 +150,9 @@ def create_file(
         header = file.create_group("h5md")
         header.attrs["version"] = np.array([1, 1])
         author, creator = header.create_group("author"), header.create_group("creator")
-        author.attrs["name"] = _fixed(info.extra.get("author", "unknown"))
-        creator.attrs["name"] = _fixed("diffmd_ase")
-        creator.attrs["version"] = _fixed(info.package_version)
+        author.attrs["name"] = fixed(info.extra.get("author", "unknown"))
+        creator.attrs["name"] = fixed("diffmd_ase")
+        creator.attrs["version"] = fixed(info.package_version)
         root = file.create_group(ROOT)
         root["species"] = np.tile(system.numbers, count)
         root["mass"] = np.tile(system.masses, count)
@@ -180,22 +181,22 @@ def create_file(
             file[EDGES].attrs["unit"] = "Angstrom"
             file[f"{ROOT}/box/edges/step"] = file[STEP]
         own = file.create_group("diffmd_ase")
-        own.attrs["metadata"] = _fixed(info.to_json())
+        own.attrs["metadata"] = fixed(info.to_json())
         own["walkers"] = walkers
-        own.attrs["columns"] = _fixed(json.dumps(list(columns)))
+        own.attrs["columns"] = fixed(json.dumps(list(columns)))
         if system.cell is not None:
             own.attrs["cell"] = system.cell
         if system.carried:
-            own["carried"] = _fixed(carried_text(system))
+            own["carried"] = fixed(carried_text(system))
         _grow(file, CHECK_POSITIONS, (count,), np.uint64, max(1, 8192 // count))
         _grow(file, CHECK_REST, (), np.uint64, 1024)
-        file[CHECKS].attrs["header"] = _fixed(header_digest(file))
+        file[CHECKS].attrs["header"] = fixed(header_digest(file))
         file.flush()
         path.write_bytes(file.id.get_file_image())
 
 
-def _fixed(words: str) -> np.ndarray:
-    """Text for HDF5, stored where it belongs.
+def fixed(words: str) -> np.ndarray:
+    """The text ``words`` for HDF5, stored where it belongs.
 
     Of variable length it would be in a heap, and HDF5 (2.0) never returns from a damaged one.
     """

@@ -9,8 +9,8 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -24,6 +24,8 @@ from .carried import with_carried
 from .checksums import row_sums
 from .h5md import append_frames, create_file, growth, open_to_append, read_file
 from .h5md_checks import check_layout, check_links
+from .parts import parts_of
+from .positions import JoinedPositions, Positions, compare
 from .run_info import RunInfo
 
 __all__ = ["Positions", "RunInfo", "Trajectory", "TrajectoryWriter"]
@@ -102,6 +104,23 @@ class TrajectoryWriter:
             with replacing(writer.path) as temporary:
                 create_file(temporary, old.system, old.walkers, old.info, writer.columns)
                 _copy(old, temporary, keep)
+        return writer
+
+    @classmethod
+    def copied(
+        cls, path, old: Trajectory, walkers, *, step: int, block: int = 64
+    ) -> TrajectoryWriter:
+        """A new file at ``path`` with the frames of ``old`` up to ``step``, of these ``walkers``.
+
+        What is at ``path`` is replaced. Raises ``LookupError`` for walkers that ``old`` has not.
+        """
+        keep = int(np.searchsorted(old.steps, step, side="right"))
+        writer = cls(path, old.system, walkers, old.info, block, tuple(old.columns))
+        writer.frames = keep
+        writer._last_step = int(old.steps[keep - 1]) if keep else -1
+        with replacing(writer.path) as temporary:
+            create_file(temporary, old.system, writer.walkers, old.info, writer.columns)
+            _copy(old, temporary, keep, [old.column(w) for w in writer.walkers.tolist()])
         return writer
 
     def append(self, state: State, named: Mapping[str, Tensor] | None = None) -> None:
@@ -199,62 +218,10 @@ def _failed(error: Exception, path: Path, step: int) -> OSError:
     )
 
 
-class Positions:
-    """Positions of ``shape`` (frames, W, N, 3), float32 in Å, read from disk when indexed.
-
-    With ``verify`` frames that are not what was written raise ``ValueError``.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], verify: bool = True):
-        self._path, self.shape, self._verify = path, shape, verify
-        self.dtype, self.ndim = np.dtype(np.float32), 4
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key) -> np.ndarray:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        frames, walkers = self.shape[:2]
-        chosen = np.arange(frames)[first]
-        order: Any = slice(None)
-        if isinstance(first, slice):
-            step = 1 if first.step is None else first.step
-            if step < 0:  # HDF5 reads upwards only
-                first = slice(int(chosen[-1]), int(chosen[0]) + 1, -step) if len(chosen) else []
-                order = slice(None, None, -1)
-            else:
-                first = slice(*first.indices(frames))
-        elif np.ndim(chosen) == 1:
-            first, order = np.unique(chosen, return_inverse=True)
-        else:
-            first, order = int(chosen), ...
-        which = slice(0, walkers)
-        if rest and isinstance(rest[0], (int, np.integer)):  # one walker: read no other
-            walker = range(walkers)[int(rest[0])]
-            which, rest[0] = slice(walker, walker + 1), 0
-        # opened for each read: a reader is never in the way of a run
-        values, _ = read_file(self._path, lambda file: self._read(file, first, which))
-        lead = (slice(None),) * np.ndim(chosen)
-        return values[order][(*lead, *rest)]
-
-    def _read(self, file: h5py.File, frames, walkers: slice) -> np.ndarray:
-        """(frames, walkers, N, 3), or (walkers, N, 3) of one frame."""
-        n_atoms = self.shape[2]
-        values = file[h5md.POSITION][frames, walkers.start * n_atoms : walkers.stop * n_atoms]
-        values = values.reshape(*values.shape[:-2], walkers.stop - walkers.start, n_atoms, 3)
-        if self._verify and h5md.CHECKS in file:
-            sums = h5md.sums_of_positions(values.reshape(-1, *values.shape[-3:]))
-            told = np.atleast_2d(file[h5md.CHECK_POSITIONS][frames, walkers])
-            numbers = np.atleast_1d(np.arange(len(self))[frames])
-            _compare(self._path, numbers[(sums != told).any(1)])
-        return values
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self[:], dtype=dtype)
-
-
 class Trajectory:
     """Reads a file of :class:`TrajectoryWriter`, finished, running or cut by a kill.
+
+    An index (`io.parts`) is read as one trajectory of all walkers, from the files that it names.
 
     Attributes
     ----------
@@ -268,21 +235,31 @@ class Trajectory:
     closed_cleanly : no block is being written, and none was cut off by a kill
     has_checksums : False of files of earlier versions
     grows : frames can be added to the file as it is
+    parts : paths of the files of an index, in the order of their walkers; none of other files
 
     Raises
     ------
-    FileNotFoundError : no such file
+    FileNotFoundError : no such file, or none of one that an index names
     ValueError : damaged, of a later version, or no trajectory of diffmd_ase
 
     Each frame has checksums (not in files of earlier versions): all but its positions are
     verified at once, positions when they are read; ``verify=False`` reads what is there.
     """
 
+    positions: Positions | JoinedPositions
+    system: System
+    info: RunInfo
+    walkers: np.ndarray
+
     def __init__(self, path, *, verify: bool = True):
         self.path, self._verify = Path(path).absolute(), verify
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such trajectory")
-        _, self.closed_cleanly = read_file(self.path, self._read)
+        self.parts, _ = read_file(self.path, lambda file: parts_of(file, self.path))
+        if self.parts:
+            self._join([Trajectory(part, verify=verify) for part in self.parts])
+        else:
+            _, self.closed_cleanly = read_file(self.path, self._read)
 
     def _read(self, file: h5py.File) -> None:
         steps = file[h5md.STEP]  # opened first, and once: its writer makes it longer last
@@ -317,7 +294,33 @@ class Trajectory:
                 raise ValueError(f"{self.path} is damaged: its header differs from its checksum")
             parts = h5md.rest(names, self.system.periodic)
             sums = row_sums(*(file[part][:frames] for part in parts))
-            _compare(self.path, np.flatnonzero(sums != file[h5md.CHECK_REST][:frames]))
+            compare(self.path, np.flatnonzero(sums != file[h5md.CHECK_REST][:frames]))
+
+    def _join(self, parts: list[Trajectory]) -> None:
+        first, *others = parts
+        frames = min(map(len, parts))
+        self.info, self.system, self.steps = first.info, first.system, first.steps[:frames]
+        for part in others:
+            alike = part.system == first.system and replace(part.info, extra={}) == replace(
+                first.info, extra={}
+            )
+            if not alike or not np.array_equal(part.steps[:frames], self.steps):
+                raise ValueError(
+                    f"{self.path} is damaged: {part.path.name} is of another run than "
+                    f"{first.path.name}"
+                )
+        self.walkers = np.concatenate([part.walkers for part in parts])
+        self.Dt = first.Dt[:frames]
+        self.energies = np.concatenate([part.energies[:frames] for part in parts], axis=1)
+        self.columns = {
+            name: np.concatenate([part.columns[name][:frames] for part in parts], axis=1)
+            for name in first.columns
+            if all(name in part.columns for part in parts)
+        }
+        self.positions = JoinedPositions([part.positions for part in parts], frames)
+        self.closed_cleanly = all(part.closed_cleanly for part in parts)
+        self.has_checksums = all(part.has_checksums for part in parts)
+        self.grows = False
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -334,7 +337,7 @@ class Trajectory:
 
         Raises ``LookupError`` for an id that the file does not hold.
         """
-        column = self._column(walker)
+        column = self.column(walker)
         return self._atoms(frame, column, self.positions[frame, column])
 
     def _atoms(self, frame: int, column: int, x: np.ndarray):
@@ -357,34 +360,30 @@ class Trajectory:
         """
         from ase.io import write
 
-        column = self._column(walker)
+        column = self.column(walker)
         positions = self.positions[::every, column]
         kept = np.flatnonzero(np.isfinite(positions).all(axis=(1, 2)))
         write(path, [self._atoms(n * every, column, positions[n]) for n in kept.tolist()])
 
-    def _column(self, walker: int) -> int:
+    def column(self, walker: int) -> int:
+        """The place of a global id ``walker`` in the file.
+
+        Raises ``LookupError`` for one that it does not hold.
+        """
         found = np.flatnonzero(self.walkers == walker)
         if not len(found):
             raise LookupError(f"no walker {walker}: the file holds {self.walkers.tolist()}")
         return int(found[0])
 
 
-def _compare(path: Path, damaged: np.ndarray) -> None:
-    if len(damaged):
-        some = ", ".join(map(str, damaged[:5].tolist())) + ", …" * (len(damaged) > 5)
-        raise ValueError(
-            f"{path} is damaged: {len(damaged)} frames ({some}) differ from their checksums; take "
-            "a copy of the file, or read what is there with Trajectory(path, verify=False)"
-        )
-
-
-def _copy(old: Trajectory, path: Path, frames: int) -> None:
+def _copy(old: Trajectory, path: Path, frames: int, walkers: list[int] | None = None) -> None:
+    which = slice(None) if walkers is None else walkers
     rows = max(1, (1 << 26) // (12 * int(np.prod(old.positions.shape[1:]))))
     more, _ = read_file(path, lambda file: growth(file, frames))
     reserve(path, more)
     with h5py.File(path, "r+", libver="v110") as file:
         for start in range(0, frames, rows):
             part = slice(start, min(start + rows, frames))
-            positions, energies = old.positions[part], old.energies[part]
-            named = {name: values[part] for name, values in old.columns.items()}
+            positions, energies = old.positions[part][:, which], old.energies[part][:, which]
+            named = {name: values[part][:, which] for name, values in old.columns.items()}
             append_frames(file, old.steps[part], positions, energies, named, old.system, old.info)

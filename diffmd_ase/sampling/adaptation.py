@@ -7,6 +7,7 @@ adaptation are warm-up, and only those of the kernel that it returns can be exac
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..noise import Noise
@@ -15,7 +16,7 @@ from .acceptance import acceptance_probability
 from .kernels import Kernel
 from .run import advance
 
-__all__ = ["MALA_ACCEPTANCE", "Adaptation", "DualAveraging", "adapt"]
+__all__ = ["MALA_ACCEPTANCE", "Adaptation", "DualAveraging", "adapt", "tune"]
 
 MALA_ACCEPTANCE = 0.574  # Roberts & Rosenthal, J. R. Stat. Soc. B 60, 255 (1998)
 _TRACE = 100  # entries of the history kept at most
@@ -99,35 +100,57 @@ def adapt(
     ValueError : ``n_steps`` below 1
     TypeError : a kernel without step size or without acceptance
     """
+    kernel.scaled(1.0)  # a kernel without a step size says so before a step is made
+
+    def step(factor: float) -> float:
+        nonlocal state
+        state, info = advance(kernel.scaled(factor), state, noise)
+        return float(acceptance_probability(info).mean())
+
+    record = tune(step, state.step, n_steps, settings)
+    return kernel.scaled(record.factor), state, record
+
+
+def tune(
+    step: Callable[[float], float],
+    first: int,
+    n_steps: int,
+    settings: DualAveraging | None = None,
+) -> Adaptation:
+    """What `adapt` finds, by ``n_steps`` steps from the step count ``first`` on.
+
+    Parameters
+    ----------
+    step : makes one with that factor of h; its acceptance probability, the mean over walkers
+    settings : as of `adapt`
+
+    Raises ``ValueError`` for ``n_steps`` below 1.
+    """
     if n_steps < 1:
         raise ValueError(f"{n_steps=}: an adaptation needs at least one step")
     chosen = settings or DualAveraging()
-    kernel.scaled(1.0)  # a kernel without a step size says so before a step is made
     mu, log_eps, log_mean, deviation = math.log(10.0), 0.0, 0.0, 0.0
-    first, stride = state.step, -(-n_steps // _TRACE)
+    stride = -(-n_steps // _TRACE)
     trace: list[list[float]] = []
     seen: list[float] = []
     for m in range(1, n_steps + 1):
         factor = math.exp(log_eps)
         if (m - 1) % stride == 0:
-            trace.append([state.step, factor])
-        state, info = advance(kernel.scaled(factor), state, noise)
-        probability = float(acceptance_probability(info).mean())
+            trace.append([first + m - 1, factor])
+        probability = step(factor)
         seen.append(probability)
         weight = 1.0 / (m + chosen.t0)
         deviation = (1.0 - weight) * deviation + weight * (chosen.acceptance - probability)
         log_eps = mu - deviation * math.sqrt(m) / chosen.gamma
         eta = m**-chosen.kappa
         log_mean = eta * log_eps + (1.0 - eta) * log_mean
-    factor = math.exp(log_mean)
     late = seen[len(seen) // 2 :]
-    record = Adaptation(
+    return Adaptation(
         first,
         n_steps,
         chosen.acceptance,
         sum(late) / len(late),
-        factor,
+        math.exp(log_mean),
         trace,
         {"t0": chosen.t0, "gamma": chosen.gamma, "kappa": chosen.kappa},
     )
-    return kernel.scaled(factor), state, record

@@ -22,7 +22,7 @@ from ..state import Record, State
 from .field import reduced
 from .kernels import Info, Kernel
 
-__all__ = ["ExchangeSummary", "ReplicaExchange", "adopt_target"]
+__all__ = ["ExchangeSummary", "ReplicaExchange", "Replicas", "adopt_target"]
 
 _UP, _DOWN = 1, 2  # has been at the first state; and since then at the last
 
@@ -117,16 +117,23 @@ class ReplicaExchange(Kernel):
                 f"(M·{self.n_states}, N, 3), M whole ladders with state b mod K in row b"
             )
         state = self.kernel.init(x, walkers=walkers)
-        return _recorded(state, self._replicas(state))
+        return _recorded(state, self.replicas(torch.arange(len(x), device=x.device)))
 
     def step(self, state, noise) -> tuple[State, Info]:
         own, replicas = self._split(state)
         new, info = self.kernel.step(own, noise.child("moves"))
-        if new.step % self.every == 0:
-            new, replicas = self._exchange(new, replicas, noise)
-            if self._distinct:
-                info = info._replace(drift_evaluations=info.drift_evaluations + 1)
-        return _recorded(new, replicas), info
+        if self._distinct and new.step % self.every == 0:
+            info = info._replace(drift_evaluations=info.drift_evaluations + 1)
+        return self.exchanged(_recorded(new, replicas), noise), info
+
+    def exchanged(self, state: State, noise: Noise) -> State:
+        """``state``, in which all replicas have moved, after the swaps of its step, if it has any.
+
+        The ``noise`` is that of `step`.
+        """
+        if state.step % self.every:
+            return state
+        return _recorded(*self._exchange(*self._split(state), noise))
 
     def refresh(self, state) -> State:
         own, replicas = self._split(state)
@@ -154,8 +161,9 @@ class ReplicaExchange(Kernel):
         """The states differ in potentials, of the target or of the drift."""
         return any(p.per_walker for p in potentials_of(self.kernel))
 
-    def _replicas(self, state: State) -> Replicas:
-        level = torch.arange(len(state.x), device=state.x.device) % self.n_states
+    def replicas(self, rows: Tensor) -> Replicas:
+        """The record of ``rows`` (B,), by number, at the start: each replica in its state."""
+        level = rows % self.n_states
         nothing = torch.zeros_like(level)
         return Replicas(
             replica=level,
@@ -176,7 +184,7 @@ class ReplicaExchange(Kernel):
             )
         if isinstance(state.record, Replicas):
             return replace(state, record=state.record.record), state.record
-        return state, self._replicas(state)
+        return state, self.replicas(torch.arange(len(state.x), device=state.x.device))
 
     def _exchange(self, state: State, before: Replicas, noise: Noise) -> tuple[State, Replicas]:
         rows = torch.arange(len(state.x), device=state.x.device)

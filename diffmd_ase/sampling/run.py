@@ -12,7 +12,7 @@ from ..noise import Noise
 from ..state import State
 from .kernels import DivergedError, Info, Kernel
 
-__all__ = ["advance", "run", "survive"]
+__all__ = ["advance", "move", "run", "survive"]
 
 
 def run(
@@ -52,15 +52,28 @@ def advance(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
     learns = kernel.potential.has_memory
     if learns and kernel.potential.begin(state.x, state.step):
         state = kernel.refresh(state)
-    new, info = kernel.step(state, noise)
-    _check(new, state, kernel)
+    new, info = move(kernel, state, noise)
     if learns and kernel.potential.update(new.x, new.step):
         new = kernel.refresh(new)
     return new, info
 
 
+def move(kernel: Kernel, state: State, noise: Noise) -> tuple[State, Info]:
+    """One ``kernel`` step from ``state`` with ``noise``, from which nothing learns.
+
+    Raises `DivergedError` where positions, forces or energy are not finite.
+    """
+    new, info = kernel.step(state, noise)
+    _check(new, state, kernel)
+    return new, info
+
+
 def survive(
-    kernel: Kernel, state: State, noise: Noise, lost: Callable[[DivergedError], None]
+    kernel: Kernel,
+    state: State,
+    noise: Noise,
+    lost: Callable[[DivergedError], None],
+    step: Callable[[Kernel, State, Noise], tuple[State, Info]] = advance,
 ) -> tuple[Kernel, State, Info]:
     """`advance`, going on without the walkers that diverge, and the kernel of those that are left.
 
@@ -68,6 +81,7 @@ def survive(
     ----------
     kernel : of all walkers of ``state``
     lost : told of every loss, before the step is made again without those walkers
+    step : `advance` or `move`
 
     Raises
     ------
@@ -75,7 +89,7 @@ def survive(
     """
     while True:
         try:
-            new, info = advance(kernel, state, noise)
+            new, info = step(kernel, state, noise)
             return kernel, new, info
         except DivergedError as error:
             if error.survivors is None:

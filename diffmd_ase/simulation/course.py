@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from ..io.checkpoint import save_checkpoint
+from ..io.h5md import STEP, read_file
+from ..io.part_names import part_path
+from ..io.parts import write_index
 from ..io.run_info import RunInfo
 from ..io.trajectory import TrajectoryWriter
 from ..noise import Noise
@@ -22,6 +25,7 @@ from ..state import State
 from .frames import write_lost
 from .outside import Outside
 from .settings import Files
+from .shares import Shares
 
 __all__ = ["ACCEPTANCE", "Course", "columns"]
 
@@ -41,6 +45,7 @@ class Course:
     ahead : makes many steps together; None: they are made one by one
     past : `facts` of the run until now, and those that no later step changes
     outside : what is done with frames outside of the model's snapshots
+    shares : steps the walkers of this rank, with ``kernel`` that of all; None: all are here
 
     Attributes
     ----------
@@ -57,11 +62,14 @@ class Course:
         past: dict[str, Any],
         outside: Outside,
         ahead: Ahead | None = None,
+        shares: Shares | None = None,
     ):
         self.kernel, self.state, self.writer, self.info = kernel, state, writer, info
         self.noise = Noise(info.seed)
-        self._files, self._past, self._ahead = files, past, ahead
+        self._files, self._past, self._ahead, self.shares = files, past, ahead, shares
         self._step = survive if ahead is None else ahead.advance
+        if shares is not None:
+            self._step = shares.advance
         self._lost: dict[str, int] = dict(past["lost"])
         self._evaluations = past["evaluations"]
         self._outside, self.over = outside.restored(past.get("outside")), False
@@ -96,10 +104,13 @@ class Course:
         """A frame: the state, what the bias says of it, the acceptance since the last one."""
         since = self._total - self._of_frame
         fraction = since.accepted / since.judged  # 0/0 is NaN: plain dynamics
-        described = self.kernel.describe(self.state)
+        if self.shares is None:
+            described = self.kernel.describe(self.state)
+        else:
+            described = self.shares.describe(self.kernel, self.state)
         self.writer.append(self.state, described | {ACCEPTANCE: fraction[self._columns]})
         self._of_frame = self._total
-        beyond = self._outside.look(self.kernel, self.state)
+        beyond = self._outside.look(self.kernel, self.state) if len(self.state.x) else None
         if self._outside.stop and beyond is not None and beyond.any():
             self._end(beyond)
 
@@ -107,10 +118,13 @@ class Course:
         """Walkers that are outside go no further; their last frame is written."""
         ids = self.state.walkers[beyond].tolist()
         self._outside.ended |= dict.fromkeys(map(str, ids), self.state.step)
-        if beyond.all():
+        if beyond.all() and self.shares is None:
             self.over = True
             return
         kept = ~beyond
+        if self.shares is not None:  # its kernel stays that of all
+            self.state, self._columns = self.state.take(kept), self._columns[kept]
+            return
         drift = () if self.kernel.drift is None else self.kernel.drift.terms
         for term in {id(t): t for t in (*self.kernel.potential.terms, *drift)}.values():
             term.select(kept)
@@ -119,13 +133,43 @@ class Course:
         if self._ahead is not None:  # its drafts are of all walkers
             self._ahead.cool()
 
+    def nobody(self) -> None:
+        """Raise ``DivergedError`` where walkers were lost, and none is left."""
+        if self._lost:
+            raise DivergedError(self.state.step, sorted(map(int, self._lost)))
+
     def save(self) -> None:
-        """Frames and a checkpoint, from which the run can go on, are on disk."""
+        """Frames and a checkpoint, from which the run can go on, are on disk.
+
+        All ranks call this at the same step; rank 0 writes what they have in common.
+        """
         self.writer.flush()
-        parameters = self.facts() | {"potential": self.kernel.potential.checkpoint()}
-        save_checkpoint(self._files.restart, self.state, seed=self.info.seed, parameters=parameters)
+        state, facts = self.everyone()
+        if self.shares is not None and not self.shares.ranks.leads:
+            return
+        parameters = facts | {"potential": self.kernel.potential.checkpoint()}
+        save_checkpoint(self._files.restart, state, seed=self.info.seed, parameters=parameters)
+        if self.shares is not None and self.shares.ranks.size > 1:
+            self.index()
         if self._ahead is not None:  # as the run will that goes on from this file
             self._ahead.cool()
+
+    def index(self) -> None:
+        """The trajectory of all ranks, of the frames that all their files have, is on disk."""
+        if self.shares is None:
+            return
+        path, walkers = Files(self._files.prefix).trajectory, self.shares.walkers
+        parts = [part_path(path, rank, len(walkers)) for rank in range(len(walkers))]
+        steps = min((read_file(part, lambda file: file[STEP][:])[0] for part in parts), key=len)
+        write_index(path, self.writer.system, walkers, self.info, self.writer.columns, steps)
+
+    def everyone(self) -> tuple[State, dict[str, Any]]:
+        """State and `facts` of the walkers of all ranks, where there are several."""
+        if self.shares is None or self.shares.ranks.size == 1:
+            return self.state, self.facts()
+        learned = self.kernel.potential.checkpoint()
+        facts = self.shares.facts(self.facts(), learned)
+        return self.shares.everyone(self.state), facts
 
     def facts(self) -> dict[str, Any]:
         """What has been counted so far; JSON values only."""

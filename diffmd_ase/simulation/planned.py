@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ from ..score.snapshots import Snapshots
 from ..system import System
 from ..units import kT_from_temperature, spring_from_h
 from .constraints import what_moves
+from .division import Division, default_chunk
 from .frames import read_frames, starting_positions
 from .outside import Outside, scores_of
 from .prepare import Prepared, StepRequest, prepare
+from .ranks import Ranks
 from .settings import Files, RunSettings, json_object
 from .simulate import simulate
 
@@ -52,10 +55,20 @@ class PlannedRun:
     model_sha256: str | None  # of the model's file, None of a shipped one
     restart: bool  # go on from the checkpoint
     ahead: Ahead | None = None  # makes many steps together
+    ranks: Ranks | None = None  # that share the walkers
 
     @classmethod
-    def of(cls, settings: RunSettings, *, restart: bool = False, dry: bool = False) -> PlannedRun:
-        """The run of these settings; ``dry`` opens no file of PLUMED.
+    def of(
+        cls,
+        settings: RunSettings,
+        *,
+        restart: bool = False,
+        dry: bool = False,
+        ranks: Ranks | None = None,
+    ) -> PlannedRun:
+        """The run of these settings, on ``ranks`` or in one process.
+
+        ``dry`` opens no file of PLUMED.
 
         Raises
         ------
@@ -65,6 +78,16 @@ class PlannedRun:
         files = Files(settings.prefix).absolute()
         if not (restart or dry):
             files.check_free()
+        if settings.plumed is not None and (ranks is not None or settings.chunk is not None):
+            raise ValueError(
+                "--plumed on ranks or with --chunk: the PLUMED of each rank would build a bias of "
+                "its own; run one process without --chunk, or start processes with --first-walker "
+                "that share hills through PLUMED's WALKERS_N, WALKERS_ID and WALKERS_DIR"
+            )
+        if settings.parallel and (ranks is not None or settings.chunk is not None):
+            raise ValueError("--parallel on ranks or with --chunk: give one of them")
+        if ranks is not None:
+            settings = settings.model_copy(update={"device": _device(settings.device, ranks)})
         model = ScoreModel.load(settings.model)
         check_memory(
             _KEPT * 24.0 * len(model.card.numbers) * settings.walkers,
@@ -80,7 +103,7 @@ class PlannedRun:
             system = model.system if frames is None else frames.system
         prepared = _prepared(settings, model, system, restart=restart, dry=dry)
         sha256, ahead = sha256_of(settings.model), _ahead(settings, prepared, system)
-        return cls(settings, model, frames, system, prepared, files, sha256, restart, ahead)
+        return cls(settings, model, frames, system, prepared, files, sha256, restart, ahead, ranks)
 
     @property
     def h(self) -> float:
@@ -141,10 +164,26 @@ class PlannedRun:
         """Positions (B, N, 3) in Å that the walkers start from; None for a restart."""
         if self.restart:
             return None
-        settings = self.settings
-        return starting_positions(
-            self.model, self.frames, self._walkers, seed=settings.seed, device=settings.device
-        )
+        settings, chunk = self.settings, self.chunk
+
+        def start(walkers: Tensor) -> Tensor:
+            return starting_positions(
+                self.model, self.frames, walkers, seed=settings.seed, device=settings.device
+            )
+
+        if chunk is None:
+            return start(self._walkers)
+        ranks = self.ranks or Ranks()
+        return Division.of(settings.walkers, chunk, ranks.size).starts(self._walkers, start, ranks)
+
+    @property
+    def chunk(self) -> int | None:
+        """Walkers that step together; None: all."""
+        if self.settings.chunk is not None:
+            return self.settings.chunk
+        if self.restart and "chunk" in (extra := Trajectory(self.files.trajectory).info.extra):
+            return extra["chunk"]
+        return None if self.ranks is None else default_chunk(self.settings.walkers)
 
     def run(
         self,
@@ -187,6 +226,8 @@ class PlannedRun:
             device=resolve_device(settings.device),
             progress=progress,
             outside=Outside(self.system, settings.collect, settings.stop_outside),
+            ranks=self.ranks,
+            chunk=self.chunk,
         )
         return summary | self.held_atoms | {"compiled": compiled}
 
@@ -200,7 +241,8 @@ class PlannedRun:
         if x is None:  # one chain is computed in one way
             chosen = bool(Trajectory(self.files.trajectory).info.extra.get("compiled"))
         elif asked == "auto":
-            chosen = bool(learned) and compiling_pays(learned[0], x, self.settings.steps)
+            ranks, steps = self.ranks or Ranks(), self.settings.steps
+            chosen = ranks.first(lambda: bool(learned) and compiling_pays(learned[0], x, steps))
         else:
             chosen = asked == "on"
         for potential in learned:
@@ -210,6 +252,14 @@ class PlannedRun:
 
 def _kelvin(settings: RunSettings, model: ScoreModel) -> float:
     return model.card.temperature_K if settings.temperature is None else settings.temperature
+
+
+def _device(name: str, ranks: Ranks) -> str:
+    """That of a rank: ranks of one machine take turns at its GPUs."""
+    if name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    local = int(os.environ.get("LOCAL_RANK", ranks.rank))
+    return f"cuda:{local % torch.cuda.device_count()}"
 
 
 def _ahead(settings: RunSettings, prepared: Prepared, system: System) -> Ahead | None:

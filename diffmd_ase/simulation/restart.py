@@ -11,7 +11,7 @@ from torch import Tensor
 from ..io.checkpoint import load_checkpoint
 from ..io.run_info import RunInfo
 from ..io.schema import validated
-from ..io.trajectory import Trajectory, TrajectoryWriter
+from ..io.trajectory import Trajectory
 from ..sampling.acceptance import Tally
 from ..sampling.kernels import Kernel
 from ..state import State
@@ -94,8 +94,8 @@ def read_checkpoint(
     walkers: Tensor | None,
     warm_up: int,
     device,
-) -> tuple[State, TrajectoryWriter, dict]:
-    """State, open trajectory and facts of the checkpoint, if it is one of this run.
+) -> tuple[State, Trajectory, dict]:
+    """State, trajectory and facts of the checkpoint, if it is one of this run.
 
     ``files``, ``n_steps``, ``every``, ``walkers`` and ``warm_up`` are those of `simulate.simulate`;
     the step size of ``info`` is that before any adaptation.
@@ -121,7 +121,7 @@ def read_checkpoint(
         "steps between frames": (every, past.every),
         "model": (info.model_sha256, before.model_sha256),
     }
-    for name in ("target", "target-options", "proposal-steps"):
+    for name in ("target", "target-options", "proposal-steps", "chunk"):
         pairs[name] = (info.extra.get(name), before.extra.get(name))
     if walkers is not None:
         gone = [*past.lost, *({} if past.outside is None else past.outside.ended)]
@@ -141,15 +141,14 @@ def read_checkpoint(
             f"restart of {files.prefix}: {n_steps} steps in all asked for, but the run is at "
             f"step {saved.state.step} already"
         )
-    writer = TrajectoryWriter.resume(files.trajectory, step=saved.state.step)
-    walker_count = len(writer.walkers)
+    walker_count = len(trajectory.walkers)
     for sums in (past.tally, past.tally_of_frame):
         if sums is not None and sums.lengths != {walker_count}:
             raise ValueError(
                 f"{files.restart} is damaged: sums of {sorted(sums.lengths)} walkers, but the "
                 f"trajectory has {walker_count}"
             )
-    return saved.state, writer, saved.parameters
+    return saved.state, trajectory, saved.parameters
 
 
 def _short(value) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..io.part_names import part_path, parts_beside
+
 __all__ = ["Files", "RunSettings", "json_object"]
 
 
@@ -84,6 +86,13 @@ class RunSettings(BaseModel):
     every: int = Field(100, ge=1, description="steps between frames")
     prefix: str = Field("md", description="of the files: PREFIX.h5, .restart, .json, .extxyz, .yml")
     seed: int = Field(0, ge=0, description="seed of all randomness")
+    chunk: int | None = Field(
+        None,
+        ge=2,
+        description="walkers that step together, so that any number of ranks (torchrun) makes the "
+        "same trajectory, bit by bit; default: a quarter of all, 2 to 64, on ranks, else all",
+    )
+    rank_timeout: float = Field(300.0, gt=0, description="seconds in which another rank answers")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -149,6 +158,14 @@ class Files:
         """The same files, which stay when the working directory changes."""
         return Files(os.path.join(os.getcwd(), self.prefix))
 
+    def of_rank(self, rank: int, size: int) -> Files:
+        """Those of one of several ranks, which has a trajectory and lost walkers of its own."""
+        own = Files(self.prefix)
+        if size > 1:
+            own.trajectory = part_path(self.trajectory, rank, size)
+            own.lost = own.trajectory.with_suffix(".lost.extxyz")
+        return own
+
     def check_free(self) -> None:
         """Raise ``FileExistsError`` where another run left its files, or links are in the way."""
         for path in (self.summary, self.final, self.lost, self.lock):
@@ -160,7 +177,7 @@ class Files:
         begun = (
             self.restart.exists() or self.restart.with_name(f"{self.restart.name}.prev").exists()
         )
-        for path in (self.trajectory, self.restart):
+        for path in (self.trajectory, self.restart, *parts_beside(self.trajectory)):
             if path.exists() or path.is_symlink():
                 way = (
                     "restart that run, remove it" if begun else "remove it (no checkpoint goes on)"

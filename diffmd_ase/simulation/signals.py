@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +40,16 @@ class Deferred:
 
     A handler that raises would else leave state, frames and the hills of a bias of different
     steps. Outside of the main thread, where Python handles no signals, nothing is changed.
+
+    Parameters
+    ----------
+    apart : s after the first in which further signals are the same one: a launcher passes on what
+        a terminal has sent to all already
     """
 
-    def __init__(self) -> None:
+    def __init__(self, apart: float = 0.0) -> None:
         self.pending: int | None = None
+        self._apart, self._came = apart, 0.0
         self._handlers: dict[int, Callable[[int, Any], Any]] = {}
 
     def __enter__(self) -> Deferred:
@@ -63,7 +70,9 @@ class Deferred:
             self.deliver()
 
     def _defer(self, number: int, frame) -> None:
-        if self.pending is not None:
+        if self.pending is None:
+            self._came = time.monotonic()
+        elif time.monotonic() - self._came >= self._apart:
             self._handlers[number](number, frame)
         self.pending = number
 
