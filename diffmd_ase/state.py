@@ -69,6 +69,10 @@ class State:
             new = replace(new, walkers=ids[rows])
         return new
 
+    def packed(self) -> State:
+        """The same with its numbers row behind row in memory, by which sums may differ."""
+        return _mapped(lambda value: value.contiguous(), self)
+
     @classmethod
     def joined(cls, parts: Sequence[State]) -> State:
         """Batches of one step, walker behind walker; itself, where there is one."""

@@ -96,7 +96,7 @@ class Shares:
         for place in self._division.places[self.ranks.rank]:
             rows = torch.arange(*self._division.bounds[place])
             ids = self._walkers[rows].to(device)
-            state = mover.take(rows).init(x[rows].to(device), walkers=ids)
+            state = mover.take(rows).init(x[rows].contiguous().to(device), walkers=ids).packed()
             if isinstance(kernel, ReplicaExchange):
                 labels = kernel.replicas(rows.to(device))
                 state = replace(state, record=replace(labels, record=state.record))
@@ -171,7 +171,7 @@ class Shares:
         """
         device = state.x.device
         tensors, kinds = tensors_of(state)
-        data = safetensors.torch.save({n: t.cpu().clone() for n, t in tensors.items()})
+        data = safetensors.torch.save({name: _apart(values) for name, values in tensors.items()})
         parts = [safetensors.torch.load(part) for part in self.ranks.gather(data)]
         joined = {name: torch.cat([part[name] for part in parts]).to(device) for name in tensors}
         return state_of("another rank", joined, state.step, kinds)
@@ -199,7 +199,7 @@ class Shares:
             there = torch.isin(ids, self._walkers[low:high]).nonzero().flatten()
             if len(there):
                 rows = torch.tensor([self._rows[w] for w in ids[there].tolist()])
-                part = state.take(there.to(state.x.device))
+                part = state.take(there.to(state.x.device)).packed()
                 self._chunks.append(_Chunk(mover.take(rows), part, place))
 
     def _moved(
@@ -227,7 +227,7 @@ class Shares:
             return None
         if swaps and isinstance(labels, Replicas):
             new = replace(new, record=replace(labels, record=new.record))
-        chunk.state = new
+        chunk.state = new.packed()
         return info
 
     def _of_all(self, error: DivergedError, chunk: _Chunk) -> DivergedError:
@@ -244,7 +244,7 @@ class Shares:
 
     def _refresh(self) -> None:
         for chunk in self._chunks:
-            chunk.state = chunk.kernel.refresh(chunk.state)
+            chunk.state = chunk.kernel.refresh(chunk.state).packed()
 
     def _joined(self, before: State, step: int) -> State:
         """The state of all chunks after ``step``; of nobody, where there are none any more."""
@@ -314,6 +314,11 @@ def _info(infos: list[Info]) -> Info:
         for name, value in parts[0].items()
     }
     return Info(**joined)
+
+
+def _apart(values: Tensor) -> Tensor:
+    """A copy on the host that shares its memory with no other."""
+    return values.cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _raise(error: DivergedError) -> None:

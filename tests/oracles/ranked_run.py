@@ -67,7 +67,8 @@ def kernel(kind, walkers, term=None):
 
 
 def go(kind, prefix, steps, ranks=None, *, walkers=8, chunk=2, restart=False, bad=(), **options):
-    x = 0.1 * torch.arange(9.0).reshape(3, 3).expand(walkers, 3, 3).clone()
+    # as arrays of files are: not row behind row
+    x = 0.1 * torch.arange(9.0)[:, None].repeat(1, walkers).reshape(3, 3, walkers).permute(2, 0, 1)
     for walker in bad:
         x[walker] = 50.0  # h x² = 25: grows without bound
     term = None
