@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-import diffmd_ase.simulation.simulate as simulation
+import diffmd_ase.simulation.pace as simulation
 
 from .kills import start, whole
 from .kinds import Kind, content, differences

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-import diffmd_ase.simulation.simulate as simulation
+import diffmd_ase.simulation.pace as simulation
 
 from .kinds import Kind, command, content, differences
 from .sandbox import SIGNALS, Record, ended, fork, stopped, words

@@ -196,9 +196,9 @@ from pathlib import Path
 sys.path.insert(0, {oracles!r})
 import torch
 torch.set_default_dtype({dtype})
-import diffmd_ase.simulation.simulate as simulation
+import diffmd_ase.simulation.pace as pace
 from quartic_run import go
-simulation._CHECKPOINT_SECONDS = 0.05
+pace._CHECKPOINT_SECONDS = 0.05
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 print("ready", flush=True)
 go(Path(sys.argv[1]), 10**9, every=20)
