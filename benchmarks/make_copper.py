@@ -34,6 +34,8 @@ def trajectory(atoms, steps, kT, rng, timestep=TIMESTEP):
     masses = atoms.get_masses()[:, None]
     x0, forces = atoms.positions.copy(), atoms.get_forces()
     velocity = rng.normal(size=x0.shape) * np.sqrt(kT / masses)
+    for held in atoms.constraints:
+        held.adjust_momenta(atoms, velocity)
     before = atoms.get_potential_energy() + 0.5 * (masses * velocity**2).sum()
     for _ in range(steps):
         velocity += 0.5 * timestep * forces / masses

@@ -1,4 +1,4 @@
-"""The energy of metals (`networks.embedded`), fitted in closed form by score matching.
+"""The energy of metals and solids (`networks.embedded`), fitted in closed form by score matching.
 
 The energy is linear in its parameters θ, the values of V and the weights w, so that score
 matching of snapshots is linear least squares: with G and b of `force_field_fit`, forces included,
@@ -16,6 +16,7 @@ atom of each element is worth undetermined: energies of two compositions have no
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,17 +24,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .linear_fit import draws
 from .neighbours import edges
-from .networks.embedded import DECAYS, END, POWERS, EmbeddedEnergy
+from .networks.angular import DEGREES, RADIALS, pairs_of_channels
+from .networks.embedded import DECAYS, POWERS, EmbeddedEnergy
 from .networks.inputs import Inputs
+from .networks.splines import END
 from .sets import as_sets, temperings
+from .shrinkage import NOTHING, choose_ridges, solve
 from .snapshots import Snapshots
 
 __all__ = ["fit_embedded"]
 
+log = logging.getLogger(__name__)
+
 _INSIDE = 0.95  # of the shortest distance of the data, where V goes on as a straight line
 _SPARE = 1e-5  # relative mean square of the score that a smoother fit may lose
 _UNSEEN = 1e-10  # of the largest mean square of a feature's derivatives: no data speak of it
+_LEAST = 1e-14  # of a penalty: no ridge is less
 _FOLDS = 8
 _FRAMES = 16  # in one matrix product
 
@@ -44,6 +52,7 @@ def fit_embedded(
     cutoff: float,
     functions: int,
     sigma: float,
+    angular: float = 0.0,
     frames: int = 20_000,
     seed: int = 0,
     force_weight: float = 0.0,
@@ -57,41 +66,72 @@ def fit_embedded(
     cutoff : r_c in Å
     functions : splines of each pair of elements
     sigma : noise in Å
+    angular : radius of angular terms in Å; 0: none
     frames : of all sets together, at most
     force_weight : w of forces that the snapshots carry
 
     The smoothness of V, and the ridge that keeps undetermined combinations at zero, are chosen
-    by cross-validation over eighths of the frames.
+    by cross-validation over eighths of the frames; so is a ridge of the angular terms of each l,
+    which says nothing where these do not pay (`shrinkage`).
     """
     sets = as_sets(snapshots)
     parts = [
         _Part.of(part, r, force_weight) for part, r in zip(sets, temperings(sets), strict=True)
     ]
-    energy = EmbeddedEnergy(cutoff, _empty(parts, cutoff, functions))
+    energy = EmbeddedEnergy(cutoff, _empty(parts, cutoff, functions, angular), angular=angular)
     generator = torch.Generator().manual_seed(seed)
     total = sum(len(part.x) for part in parts)
     # neighbours in time are in one fold, but for the edges
     every = max(1, math.ceil(total / frames))
     folds = [[part.take(slice(None, None, every)).fold(k) for part in parts] for k in range(_FOLDS)]
-    moments = [_moments(energy, fold, sigma, generator) for fold in folds]
+    many = draws(total)
+    moments = [_moments(energy, [p.repeat(many) for p in f], sigma, generator) for f in folds]
     grams, drives = (torch.stack(m) for m in zip(*moments, strict=True))
     diagonal = grams.sum(0).diagonal()
-    unit = diagonal.clamp_min(_UNSEEN * float(diagonal.max())).rsqrt()
+    plain = energy.pair[:, :-END].numel() + energy.embedding.numel()
+    kinds = diagonal.split([plain, len(diagonal) - plain])
+    unit = torch.cat([k.clamp_min(_UNSEEN * float(k.max())).rsqrt() for k in kinds if len(k)])
     grams, drives = unit[:, None] * grams * unit, unit * drives
-    rough = unit[:, None] * _roughness(energy) * unit
+    rough = unit[:plain, None] * _roughness(energy) * unit[:plain]
     # both of order one where data speak: median, since features that they hardly see are scaled up
     rough = rough / rough.diagonal()[: energy.pair[:, :-END].numel()].median()
-    theta = unit * _regular(grams, drives, rough)
-    pair, embedding = theta.split([len(theta) - energy.embedding.numel(), energy.embedding.numel()])
+    penalty = _penalty(grams[:, :plain, :plain], drives[:, :plain], rough)
+    if angular:
+        elements, degrees, channels = energy.angular.shape
+        numbers = torch.arange(degrees).repeat_interleave(channels).repeat(elements)
+        theta = unit * _with_angular(grams, drives, penalty, numbers)
+    else:
+        theta = unit * torch.linalg.solve(grams.sum(0) + penalty, drives.sum(0))
+    pair, embedding, others = theta.tensor_split([plain - energy.embedding.numel(), plain])
     pair = nn.functional.pad(pair.reshape(len(energy.pair), functions), (0, END))
     # the line inside of the data may be level but never pulls
     pair[:, 0] = torch.maximum(pair[:, 0], pair[:, 2])
-    embedding = embedding.reshape(energy.embedding.shape)
-    return {**energy.state_dict(), "pair": pair, "embedding": embedding}
+    tables = {"pair": pair, "embedding": embedding.reshape(energy.embedding.shape)}
+    if others.any():  # else they do not pay, and cost nothing
+        tables["angular"] = others.reshape(energy.angular.shape)
+    kept = {k: v for k, v in energy.state_dict().items() if k != "angular"}
+    return {**kept, **tables}
 
 
-def _regular(grams: Tensor, drives: Tensor, rough: Tensor) -> Tensor:
-    """θ of all folds (K, F, F), (K, F), with λ and ν chosen by leaving out one after the other.
+def _with_angular(grams: Tensor, drives: Tensor, penalty: Tensor, degrees: Tensor) -> Tensor:
+    """θ with angular terms of these ``degrees``, after those that have the ``penalty`` (P, P)."""
+    plain, folds = len(penalty), len(grams)
+    # in units in which the penalty is a ridge of one
+    values, vectors = torch.linalg.eigh(penalty)
+    basis = torch.eye(grams.shape[-1], dtype=grams.dtype)
+    basis[:plain, :plain] = vectors * values.clamp_min(_LEAST).rsqrt()
+    group = torch.cat([degrees.new_zeros(plain), 1 + degrees])
+    grams, drives = folds * (basis.T @ grams @ basis), folds * drives @ basis
+    ridges, _ = choose_ridges(grams, drives, group)
+    said = ", ".join(f"l = {n}: {ridge:.0e}" for n, ridge in enumerate(ridges[1:].tolist()))
+    log.info("ridges of angular terms: %s", said)
+    theta = basis @ solve(grams.mean(0), drives.mean(0), ridges[group])
+    theta[ridges[group] >= NOTHING] = 0.0  # what is left of terms that do not pay
+    return theta
+
+
+def _penalty(grams: Tensor, drives: Tensor, rough: Tensor) -> Tensor:
+    """λP + νN for folds (K, F, F), (K, F), chosen by leaving out one after the other.
 
     The smoothest V whose loss is within one standard error of the least; of the ridge next to
     nothing is lost: terms that cancel lose digits in single precision.
@@ -112,7 +152,7 @@ def _regular(grams: Tensor, drives: Tensor, rough: Tensor) -> Tensor:
     smooth = int((mean - mean.min() <= error).any(1).nonzero().max())
     row = mean[smooth]
     ridge = int((row <= row.min() + _SPARE * row.min().abs()).nonzero().max())
-    return torch.linalg.solve(gram + penalties[smooth, ridge], drive)
+    return penalties[smooth, ridge]
 
 
 def _roughness(energy: EmbeddedEnergy) -> Tensor:
@@ -159,13 +199,17 @@ class _Part:
         """The k-th part of the frames, neighbours together."""
         return self.take(torch.arange(len(self.x)).tensor_split(_FOLDS)[k])
 
+    def repeat(self, count: int) -> _Part:
+        """Each frame so many times."""
+        return self.take(torch.arange(len(self.x)).repeat(count))
+
     def edges(self, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """`edges` of at most 500 frames, some at a time."""
         for x in self.x[:: max(1, len(self.x) // 500)].split(_FRAMES):
             yield edges(x, cutoff, self.inputs.cell, self.inputs.pbc)
 
 
-def _empty(parts: list[_Part], cutoff: float, functions: int) -> dict[str, Tensor]:
+def _empty(parts: list[_Part], cutoff: float, functions: int, angular: float) -> dict[str, Tensor]:
     """Tables with the scales of the data and no energy yet."""
     elements = torch.unique(torch.cat([part.inputs.numbers for part in parts]))
     n, dtype = len(elements), torch.float64
@@ -178,6 +222,9 @@ def _empty(parts: list[_Part], cutoff: float, functions: int) -> dict[str, Tenso
         "pair": torch.zeros(kinds, functions + END, dtype=dtype),
         "embedding": torch.zeros(n, a, len(POWERS), dtype=dtype),
     }
+    if angular:
+        pairs = pairs_of_channels(n * RADIALS).shape[1]
+        tables["angular"] = torch.zeros(n, DEGREES + 1, pairs, dtype=dtype)
     blank, lengths, pair_kinds, atoms = EmbeddedEnergy(cutoff, tables), [], [], 0
     for part in parts:
         species = blank.species(part.inputs.numbers)
@@ -206,6 +253,8 @@ def _empty(parts: list[_Part], cutoff: float, functions: int) -> dict[str, Tenso
 def _moments(energy, parts: list[_Part], sigma: float, generator) -> tuple[Tensor, Tensor]:
     """Σ_n r_n G_n and Σ_n b_n over some frames."""
     size = energy.pair[:, :-END].numel() + energy.embedding.numel()
+    if energy.radius:
+        size += energy.angular.numel()
     gram, drive = energy.pair.new_zeros(size, size), energy.pair.new_zeros(size)
     for part in parts:
         for first in range(0, len(part.x), _FRAMES):

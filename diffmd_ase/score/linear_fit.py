@@ -10,13 +10,19 @@ from torch import Tensor
 from .linear_form import Frames, Linear, gradient_noise, label_gradients, moments
 from .shrinkage import choose_ridges, solve
 
-__all__ = ["FOLDS", "folds", "folds_in_units", "label_weight"]
+__all__ = ["FOLDS", "draws", "folds", "folds_in_units", "label_weight"]
 
 log = logging.getLogger(__name__)
 
 FOLDS = 5
 _MOST_WEIGHT = 1e5  # of labels
+_DRAWS, _MOST_DRAWS = 1500, 3  # of noise: of all frames together, of each frame at most
 _NOISY = 2000  # frames, for the variance of score matching
+
+
+def draws(count: int) -> int:
+    """Of noise for each of ``count`` frames: half of the error is noise where they are few."""
+    return max(1, min(_MOST_DRAWS, _DRAWS // count))
 
 
 def folds(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:

@@ -33,12 +33,12 @@ from torch import Tensor
 from .couplings import GROUPS
 from .extrapolation import range_tables
 from .force_field import MechanicsPrior, coupling_tables, parameter_numbers, term_tables
-from .linear_fit import FOLDS, folds, label_weight
+from .linear_fit import FOLDS, draws, folds, label_weight
 from .linear_form import Frames, jacobian
 from .molecules import Kind, whole
-from .networks.embedded import END, splines
 from .networks.inputs import Inputs
 from .networks.liquid import LiquidConfig, LiquidNetwork
+from .networks.splines import END, splines
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
 from .topology import Topology
@@ -54,7 +54,6 @@ _EDGES = 200  # frames, of which shortest distances are taken
 _FIRST_WEIGHT = 100.0  # of labels, before theirs is known
 _PAIRS = 1 + len(GROUPS)  # number of the group of ΔV
 _WHOLE = 5.0  # a
-_DRAWS, _MOST_DRAWS = 1500, 3  # of noise: of all frames together, of each frame at most
 _LAWS = 3  # 1/r, 1/r⁶, 1/r¹²
 
 
@@ -129,8 +128,7 @@ def fit_liquid(
     weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
     order = torch.randperm(len(snapshots), generator=generator)[:frames]
     if len(order) >= FOLDS:  # the draws of a frame are in one fold
-        draws = max(1, min(_MOST_DRAWS, _DRAWS // len(order)))
-        order = order[: len(order) // FOLDS * FOLDS].repeat(draws)
+        order = order[: len(order) // FOLDS * FOLDS].repeat(draws(len(order)))
     every = Frames.of(snapshots, weight).take(order)
     form = _empty(snapshots, kinds, config)
     if force_weight == "auto" and bool(every.labelled.any()):

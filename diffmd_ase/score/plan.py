@@ -2,10 +2,11 @@
 
 An expert is an energy network for a range of noise levels. A molecule gets two: `fine`, at
 the smallest noise, whose energy drives molecular dynamics, and `broad`, over all noise
-levels, for i.i.d. reverse diffusion. Metals and noble gases, and molecular liquids, have a `fine`
-one in closed form, and small clusters of metals a `broad` one. Anything else, and several sets of
-snapshots, get one equivariant network; of several temperatures it learns the smallest noise only,
-since there alone the density of noised snapshots is that of one energy.
+levels, for i.i.d. reverse diffusion. Metals and noble gases, solids and surfaces of up to three
+elements, and molecular liquids have a `fine` one in closed form, and small clusters of metals a
+`broad` one. Anything else, and several sets of molecules, get one equivariant network; of several
+temperatures it learns the smallest noise only, since there alone the density of noised snapshots
+is that of one energy.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ _COVALENT = {1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 50, 51, 52, 53, 8
 _SMALL = 60  # atoms, of what may be drawn i.i.d. from pair distances
 _SHELLS = 2.3  # mean distances to the nearest neighbour: four shells of fcc
 _AUTO_WEIGHT = 100.0  # of labels, where it does not follow from a closed form: errors of 0.14
+_ANGULAR = 0.65  # of the cutoff: one and a half of the nearest distance
+_ELEMENTS = 3  # of solids with angular terms, at most
 _RIGID = 2e-3  # Å: bonds at room temperature vary ten times as much
 
 
@@ -102,7 +105,7 @@ def plan(
                 "the others; leave them out, or give network='equivariant', which takes far longer",
                 stacklevel=3,
             )
-        if not _COVALENT & elements:
+        if not _COVALENT & elements or (kind == "equivariant" and _solid(sets, elements)):
             kind = "embedded"
     if kind == "pair" and (system.periodic or len(sets) > 1):
         raise ValueError(
@@ -154,7 +157,9 @@ def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[E
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     if kind == "embedded":
         nearest = [nearest_neighbours(part) for part in sets] if config.cutoff is None else []
-        metal = EmbeddedConfig(cutoff=config.cutoff or round(_SHELLS * max(nearest), 2))
+        cutoff = config.cutoff or round(_SHELLS * max(nearest), 2)
+        angular = round(_ANGULAR * cutoff, 2) if _COVALENT & elements else 0.0
+        metal = EmbeddedConfig(cutoff=cutoff, angular=angular)
         fine = Expert(name="fine", sigma=(low, low), network=metal)
         cluster = len(sets) == 1 and len(system) <= _SMALL and not system.periodic
         return [fine, _broad(low, high)] if cluster else [fine]
@@ -186,6 +191,12 @@ def _experts(sets, config: TrainConfig, kind: str, elements: set[int]) -> list[E
         clip=1000.0,
     )
     return [fine, _broad(low, high)]
+
+
+def _solid(sets, elements: set[int]) -> bool:
+    """Bonds that go on without end, of few elements: angular terms grow with their square."""
+    endless = all(part.system.periodic and part.molecules is None for part in sets)
+    return endless and len(elements) <= _ELEMENTS
 
 
 def _of_molecules(snapshots: Snapshots) -> bool:

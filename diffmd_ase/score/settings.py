@@ -17,8 +17,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     network: Literal["auto", "pair", "embedded", "liquid", "equivariant"] = Field(
         "auto",
-        description="pair: one molecule; embedded: metals; liquid: molecules, periodic or many; "
-        "equivariant: anything (auto: by elements, bonds, pbc and size)",
+        description="pair: one molecule; embedded: metals and solids; liquid: molecules, periodic "
+        "or many; equivariant: anything (auto: by elements, bonds, pbc and size)",
     )
     sigma_min: float | None = Field(
         None, gt=0, description="smallest noise, Å (default: 0.05 × the stiffest pair's std)"

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["choose_ridges", "solve"]
+__all__ = ["NOTHING", "choose_ridges", "solve"]
 
 _GRID = torch.logspace(-8, 2, 21, dtype=torch.float64)
-_NOTHING = 1e6  # of groups that are left out
+NOTHING = 1e6  # of groups that are left out
 _SWEEPS = 3
 
 
@@ -39,14 +39,14 @@ def choose_ridges(grams: Tensor, drives: Tensor, group: Tensor) -> tuple[Tensor,
     training = [(grams[r].mean(0), drives[r].mean(0)) for r in rest]
 
     def losses(ridges: Tensor) -> Tensor:
-        used = torch.nonzero(ridges[group] < _NOTHING)[:, 0]
+        used = torch.nonzero(ridges[group] < NOTHING)[:, 0]
         found = []
         for (gram, drive), gram_out, drive_out in zip(training, grams, drives, strict=True):
             theta = solve(gram[used][:, used], drive[used], ridges[group[used]])
             found.append(0.5 * theta @ gram_out[used][:, used] @ theta - theta @ drive_out[used])
         return torch.stack(found)
 
-    ridges = torch.full((int(group.max()) + 1,), _NOTHING, dtype=torch.float64)
+    ridges = torch.full((int(group.max()) + 1,), NOTHING, dtype=torch.float64)
     ridges[0] = _GRID[0]
     best = losses(ridges)
     for _ in range(_SWEEPS):
@@ -58,7 +58,7 @@ def choose_ridges(grams: Tensor, drives: Tensor, group: Tensor) -> tuple[Tensor,
                 found = losses(trial)
                 gain = best - found
                 # what was left out comes in only if that is no luck
-                new = ridges[number] == _NOTHING
+                new = ridges[number] == NOTHING
                 least = 2 * gain.std() / len(gain) ** 0.5 if new else 0.0
                 if gain.mean() > least:
                     ridges, best = trial, found

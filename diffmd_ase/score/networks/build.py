@@ -2,7 +2,8 @@
 
 `MechanicsNetwork`  one molecule at its smallest noise: a fitted force field plus a perceptron
 `PairNetwork`       one molecule at all noise levels: data-derived springs plus a perceptron
-`EmbeddedNetwork`   metals at their smallest noise, any size and cell: a fitted potential
+`EmbeddedNetwork`   metals, noble gases, covalent and ionic solids at their smallest noise, any size
+                    and cell: a fitted potential
 `LiquidNetwork`     molecular liquids and solutions at their smallest noise: fitted force fields
 `EquivariantNetwork` any composition and any cell; E(3)-equivariant messages (e3nn)
 
@@ -24,7 +25,7 @@ from ..force_field_fit import fit_prior
 from ..liquid_fit import fit_liquid
 from ..sets import Sets, as_sets
 from ..snapshots import Snapshots
-from .embedded import END, EmbeddedConfig, EmbeddedNetwork
+from .embedded import EmbeddedConfig, EmbeddedNetwork
 from .equivariant_config import EquivariantConfig
 from .liquid import LiquidConfig, LiquidNetwork
 from .molecule import (
@@ -35,6 +36,7 @@ from .molecule import (
     internal_statistics,
 )
 from .sizes import check_stored
+from .splines import END
 
 __all__ = ["NetworkConfig", "below", "build", "parameter_count"]
 
@@ -95,7 +97,9 @@ def parameter_count(network: nn.Module) -> int:
             values = torch.cat([values, prior.strengths])
         return count + len(values.unique())
     if isinstance(network, EmbeddedNetwork):
-        return count + network.energy.pair.numel() + network.energy.embedding.numel()
+        energy = network.energy
+        count += energy.pair.numel() + energy.embedding.numel()
+        return count + (energy.angular.numel() if energy.radius else 0)
     if isinstance(network, LiquidNetwork):
         fitted = [prior.unit * prior.theta for prior in network.priors]
         fitted += [prior.strengths for prior in network.priors if prior.coupled]
@@ -129,6 +133,7 @@ def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight, seed: i
             sets,
             cutoff=config.cutoff,
             functions=config.functions,
+            angular=config.angular,
             sigma=sigma,
             force_weight=force_weight,
         )

@@ -8,6 +8,8 @@ Phil. Mag. A 50, 45 (1984)). V is a cubic spline for each pair of elements that 
 cutoff r_c with two continuous derivatives, c a smooth envelope, w a table for each element.
 The energy is linear in the values of V and in w, which `embedded_fit` finds.
 
+Where bonds have directions, the energies of `angular` are added.
+
 With several elements S there are densities of all neighbours and of those of each element, since
 an atom may prefer its like (A = 3 or 3(1 + S) densities).
 """
@@ -22,16 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..neighbours import Pairs, edges, envelope, find_pairs
+from .angular import Around, angular_energy, angular_slopes
+from .splines import END, splines, wall
 
 __all__ = [
     "DECAYS",
-    "END",
     "POWERS",
     "EmbeddedConfig",
     "EmbeddedEnergy",
     "EmbeddedNetwork",
-    "splines",
-    "wall",
 ]
 
 
@@ -42,6 +43,7 @@ class EmbeddedConfig(BaseModel):
     kind: Literal["embedded"] = "embedded"
     cutoff: float = Field(5.5, gt=0, description="radius of pairs and densities, Å")
     functions: int = Field(24, ge=4, description="splines of each pair of elements")
+    angular: float = Field(0.0, ge=0, description="radius of angular terms, Å; 0: none")
 
 
 class EmbeddedNetwork(nn.Module):
@@ -53,7 +55,7 @@ class EmbeddedNetwork(nn.Module):
     def __init__(self, config: EmbeddedConfig, tables: dict[str, Tensor]):
         super().__init__()
         self.config = config
-        self.energy = EmbeddedEnergy(config.cutoff, tables)
+        self.energy = EmbeddedEnergy(config.cutoff, tables, angular=config.angular)
 
     def forward(
         self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3, pairs=None
@@ -65,33 +67,6 @@ class EmbeddedNetwork(nn.Module):
 DECAYS = (2.0, 5.0, 8.0)  # α: how fast the densities fall, about and beyond exponents of metals
 POWERS = (0.5, 2.0)  # with the linear term, which V holds, the curvature of both signs
 _DELTA = 0.05  # of the mean density: the root is smooth where an atom is alone
-_WALL = 0.05  # Å: and a wall of this width is added
-END = 3  # splines that reach over the cutoff: without them V ends smoothly
-
-
-def splines(r: Tensor, begin: Tensor, cutoff: float, size: int) -> tuple[Tensor, Tensor]:
-    """The four cubic B-splines that are not zero at r (E,): the first one's number, their values.
-
-    Of ``size`` equal intervals from ``begin`` (E,) to the ``cutoff``, in Å; nearer than ``begin``
-    they go on as straight lines. Returns (E,) and (E, 4).
-    """
-    t = (r - begin) * (size / (cutoff - begin))
-    first = t.detach().floor().clamp(0, size - 1).long()
-    u = t - first
-    line, u = u.clamp(max=0.0), u.clamp(min=0.0)
-    v = 1 - u
-    values = [
-        v**3 / 6 - 0.5 * line,
-        2 / 3 - u**2 + u**3 / 2,
-        2 / 3 - v**2 + v**3 / 2 + 0.5 * line,
-        u**3 / 6,
-    ]
-    return first, torch.stack(values, dim=-1)
-
-
-def wall(r: Tensor, begin: Tensor) -> Tensor:
-    """Of pairs at r (E,) nearer than ``begin`` (E,), in kT (E,)."""
-    return 0.5 * (torch.relu(begin - r) / _WALL).square()
 
 
 class EmbeddedEnergy(nn.Module):
@@ -103,7 +78,8 @@ class EmbeddedEnergy(nn.Module):
     tables : ``elements`` (S,) atomic numbers; ``inner`` () or (S(S+1)/2,): where V becomes a
         line, Å; ``nearest`` (): r₀, Å; ``density`` (A,) mean densities; ``pair``
         (S(S+1)/2, K + 3) coefficients of the splines, the last three zero; ``embedding``
-        (S, A, P) the weights w
+        (S, A, P) the weights w; ``angular``: those of `angular_energy`, where there are any
+    angular : radius of these in Å, 0: none
     """
 
     elements: Tensor
@@ -112,13 +88,14 @@ class EmbeddedEnergy(nn.Module):
     density: Tensor
     pair: Tensor
     embedding: Tensor
+    angular: Tensor
     decays: Tensor
     powers: Tensor
     kinds: Tensor
 
-    def __init__(self, cutoff: float, tables: dict[str, Tensor]):
+    def __init__(self, cutoff: float, tables: dict[str, Tensor], *, angular: float = 0.0):
         super().__init__()
-        self.cutoff = cutoff
+        self.cutoff, self.radius = cutoff, angular if "angular" in tables else 0.0
         for name, value in tables.items():
             self.register_buffer(name, value)
         self.register_buffer("decays", torch.tensor(DECAYS), persistent=False)
@@ -139,7 +116,16 @@ class EmbeddedEnergy(nn.Module):
         energy = energy.index_add(0, target, 0.5 * self.pair_energy(r, element, source, target))
         rho = self.densities(r, element, source, target)[:, :, None] + _DELTA
         embedded = (rho**self.powers - _DELTA**self.powers) * self.embedding[element]
-        return (energy + embedded.sum((1, 2))).reshape(n_batch, n_atoms).sum(-1)
+        energy = energy + embedded.sum((1, 2))
+        if self.radius:
+            around = self.around(vectors, element, source, target)
+            energy = energy + angular_energy(around, self.angular)
+        return energy.reshape(n_batch, n_atoms).sum(-1)
+
+    def around(self, vectors: Tensor, element: Tensor, source, target) -> Around:
+        """Neighbours of the angular terms, from edges."""
+        begin = self.inner.min()
+        return Around(vectors, source, target, element, len(self.elements), begin, self.radius)
 
     def species(self, numbers: Tensor) -> Tensor:
         """Row of each atom (N,) in the tables."""
@@ -183,8 +169,8 @@ class EmbeddedEnergy(nn.Module):
         return rho.index_add(0, target, parts.flatten(1))
 
     def jacobian(self, x: Tensor, numbers: Tensor, cell, pbc) -> Tensor:
-        """∂f/∂x (F, B, 3N) of the features: splines of each pair of elements, then
-        powers of each density of each element."""
+        """∂f/∂x (F, B, 3N) of the features: splines of each pair of elements, powers of each
+        density of each element, then those of `angular`."""
         n_batch, n_atoms = x.shape[:2]
         source, target, vectors = edges(
             x, self.cutoff, cell, pbc, find_pairs(x, self.cutoff, cell, pbc)
@@ -227,4 +213,8 @@ class EmbeddedEnergy(nn.Module):
                     out.index_add_(0, feature * total + at, change[:, None] * unit[near])
         out = out.reshape(-1, n_batch, 3 * n_atoms)
         free = out[:n_pair].unflatten(0, (n_kinds, n_splines))[:, :-END].flatten(0, 1)
-        return torch.cat([free, out[n_pair:]])
+        rows = [free, out[n_pair:]]
+        if self.radius:
+            slopes = angular_slopes(self.around(vectors, element, source, target))
+            rows.append(slopes.reshape(-1, n_batch, 3 * n_atoms))
+        return torch.cat(rows)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..force_field import MechanicsPrior
 from ..molecules import arrange, tree
 from ..neighbours import Pairs, edges
-from .embedded import END, splines, wall
+from .splines import END, splines, wall
 
 __all__ = ["LiquidConfig", "LiquidNetwork"]
 

@@ -19,7 +19,7 @@ __all__ = ["loaded"]
 _AXES = dict.fromkeys(("n_atoms", "edge", "label_weight", "chiral", "nearest"), 0)
 _AXES |= dict.fromkeys(("bonds", "angles", "torsions", "impropers", "free", "centres", "pairs"), 2)
 _AXES |= dict.fromkeys(("products", "spread", "whiten", "torsion_gap", "pair", "atoms"), 2)
-_AXES["embedding"] = 3
+_AXES |= dict.fromkeys(("embedding", "angular"), 3)
 _TABLES = ("prior", "internal", "energy")  # parts of networks that are made of them
 _APART = 1.7  # Å between the atoms of the structure that is tried
 

@@ -1,0 +1,225 @@
+"""Snapshots of a molecule, a crystal or a slab by any calculator, exact, with energies and forces.
+
+Hybrid Monte Carlo, as in `make_copper.py`: there is no error of the time step. Each walker writes
+a file of its own, which a second call goes on with, also to more frames. The walkers of
+OUTPUT-held-out.npz gave no frame to OUTPUT.npz: what is judged by them is judged on trajectories
+that it has not seen.
+
+    pip install tblite                                                   # or chgnet, openmm
+    python benchmarks/make_snapshots.py ethanol --frames 5000 -o ethanol.npz   # 10 minutes
+    python benchmarks/make_snapshots.py trialanine --frames 10000 -o trialanine.npz
+    python benchmarks/make_snapshots.py silicon --frames 300 --walkers 5 -o silicon.npz
+    python benchmarks/make_snapshots.py oxygen-on-copper --frames 300 -o slab.npz
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms, units
+from ase.build import add_adsorbate, bulk, fcc111, molecule
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from ase.optimize import BFGS
+from make_copper import trajectory
+from shared import parsed, save_snapshots, snapshot_options
+
+from diffmd_ase import Snapshots
+from diffmd_ase.io.atomic import replacing
+
+BURN_IN = 20  # frames
+HOT = 2.0  # times the temperature, in the first half of them
+BLOCK = 50  # frames between two files
+HELD_OUT = 0.2  # of the walkers
+
+
+class Made(NamedTuple):
+    """Atoms and what makes their snapshots."""
+
+    atoms: Atoms
+    calculator: Callable[[], object]
+    temperature_K: float = 300.0
+    timestep: float = 0.8 * units.fs
+    steps: tuple[int, int] = (15, 45)  # of one move
+
+
+def xtb():
+    """GFN2-xTB."""
+    from tblite.ase import TBLite
+
+    return TBLite(method="GFN2-xTB", verbosity=0)
+
+
+def chgnet():
+    """CHGNet's energies of DFT."""
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    return CHGNetCalculator(use_device="cpu", verbose=False)
+
+
+def malonaldehyde() -> Atoms:
+    """The enol with its hydrogen bond."""
+    return Atoms(
+        "C3O2H4",
+        [
+            [0.00, -1.20, 0.0],
+            [0.00, 0.20, 0.0],
+            [1.17, 0.95, 0.0],
+            [1.10, -1.87, 0.0],
+            [2.33, 0.40, 0.0],
+            [-0.92, -1.76, 0.0],
+            [-0.95, 0.73, 0.0],
+            [1.13, 2.04, 0.0],
+            [2.20, -0.58, 0.0],
+        ],
+    )
+
+
+def trialanine() -> Made:
+    """ACE-ALA-ALA-ALA-NME, 42 atoms, amber14 with the implicit water OBC2."""
+    from diffmd_openmm import OpenMMCalculator
+    from openmm import app, unit
+
+    topology, positions = peptide(3)
+    field = app.ForceField("amber14-all.xml", "implicit/obc2.xml")
+    system = field.createSystem(topology, nonbondedMethod=app.NoCutoff, removeCMMotion=False)
+    numbers = [atom.element.atomic_number for atom in topology.atoms()]
+    atoms = Atoms(numbers, positions.value_in_unit(unit.angstrom))
+    return Made(atoms, lambda: OpenMMCalculator(system))
+
+
+def peptide(count: int):
+    """Topology and positions of capped alanines: the dipeptide, a residue put on another."""
+    from importlib import resources
+
+    from openmm import app, unit
+
+    file = resources.files("diffmd_openmm") / "alanine-dipeptide.pdb"
+    pdb = app.PDBFile(str(file))
+    x = np.array(pdb.positions.value_in_unit(unit.nanometer))
+    parts = {r.name: list(r.atoms()) for r in pdb.topology.residues()}
+    of = {(r.name, a.name): a.index for r in pdb.topology.residues() for a in r.atoms()}
+    # the end of a residue is where the next one has its beginning
+    begin = [of[a] for a in (("ACE", "CH3"), ("ACE", "C"), ("ACE", "O"), ("ALA", "N"))]
+    end = [of[a] for a in (("ALA", "CA"), ("ALA", "C"), ("ALA", "O"), ("NME", "N"))]
+    centre, goal = x[begin].mean(0), x[end].mean(0)
+    u, _, vt = np.linalg.svd((x[begin] - centre).T @ (x[end] - goal))
+    turn = u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
+    topology, placed = app.Topology(), []
+    chain = topology.addChain()
+    for name in ("ACE", *["ALA"] * count, "NME"):
+        residue = topology.addResidue(name, chain)
+        if name == "ALA" and len(placed) > len(parts["ACE"]):
+            x = (x - centre) @ turn + goal
+            # the same move again, as seen from the residue that has moved
+            centre, goal = goal, (goal - centre) @ turn + goal
+        for atom in parts[name]:
+            topology.addAtom(atom.name, atom.element, residue)
+            placed.append(x[atom.index])
+    topology.createStandardBonds()
+    return topology, np.array(placed) * unit.nanometer
+
+
+def slab(gold: bool) -> Made:
+    """Three by three atoms of Cu(111), four layers, two of them held: with oxygen, or half gold."""
+    atoms = fcc111("Cu", (3, 3, 4), vacuum=8.0, a=3.61)
+    if gold:
+        chosen = np.random.default_rng(0).permutation(len(atoms))[: len(atoms) // 2]
+        atoms.symbols[chosen] = "Au"
+        atoms.set_cell(atoms.cell * [[1.06], [1.06], [1.0]], scale_atoms=True)
+    else:
+        add_adsorbate(atoms, "O", 1.3, "fcc")
+    atoms.set_constraint(FixAtoms(mask=atoms.get_tags() > 2))
+    return Made(atoms, EMT, 300.0, 4 * units.fs, (6, 15))
+
+
+def made(name: str) -> Made:
+    """One of those above, or a molecule that ASE knows by its formula, by GFN2-xTB."""
+    if name == "ethanol":
+        return Made(molecule("CH3CH2OH"), xtb)
+    if name == "malonaldehyde":
+        return Made(malonaldehyde(), xtb)
+    if name == "alanine-dipeptide":
+        snapshots = Snapshots.read(name)
+        return Made(snapshots.system.to_atoms(snapshots.positions[0]), xtb)
+    if name == "trialanine":
+        return trialanine()
+    if name == "silicon":
+        return Made(bulk("Si", a=5.46, cubic=True).repeat(2), chgnet, 300.0, 5 * units.fs, (6, 15))
+    if name in ("oxygen-on-copper", "copper-gold"):
+        return slab(gold=name == "copper-gold")
+    return Made(molecule(name), xtb)
+
+
+def walk(number: int, options, count: int) -> int:
+    """Frames of one walker until there are ``count``, after those of its file; its number."""
+    import torch
+
+    torch.set_num_threads(1)
+    path = Path(f"{options.output}.parts") / f"{number}.npz"
+    how = made(options.name)
+    atoms, kT = how.atoms, how.temperature_K * units.kB
+    atoms.calc = how.calculator()
+    if path.exists():
+        with np.load(path) as saved:
+            frames = [list(saved[key]) for key in ("positions", "energies", "forces")]
+        atoms.positions = frames[0][-1]
+    else:
+        frames = [[], [], []]
+        BFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
+    for n in range(len(frames[0]) or -BURN_IN, count):
+        rng = np.random.default_rng([options.seed, number, n + BURN_IN])
+        heat = HOT if n < -BURN_IN // 2 else 1.0
+        for _ in range(options.moves):
+            trajectory(atoms, rng.integers(*how.steps), heat * kT, rng, how.timestep)
+        if n >= 0:
+            new = atoms.positions.copy(), atoms.get_potential_energy(), atoms.get_forces()
+            for column, value in zip(frames, new, strict=True):
+                column.append(value)
+        if n + 1 == count or (n >= 0 and (n + 1) % BLOCK == 0):
+            x, energies, forces = map(np.array, frames)
+            with replacing(path) as part, open(part, "wb") as file:
+                np.savez(file, positions=x, energies=energies, forces=forces)
+    return number
+
+
+def merge(options, walkers: range, name: str) -> None:
+    """The frames of some walkers, one file."""
+    parts = [np.load(Path(f"{options.output}.parts") / f"{n}.npz") for n in walkers]
+    x, energies, forces = (
+        np.concatenate([part[key] for part in parts]) for key in ("positions", "energies", "forces")
+    )
+    how = made(options.name)
+    forces = forces.astype(np.float32)
+    save_snapshots(name, how.atoms, x, energies, forces, temperature_K=how.temperature_K)
+    print(f"{name}: {len(x)} frames", flush=True)
+
+
+def main():
+    parser = snapshot_options(__doc__, output="ethanol.npz", frames=5000)
+    parser.add_argument("name", nargs="?", default="ethanol", help="see `made`")
+    parser.add_argument("--walkers", type=int, default=20)
+    parser.add_argument("--moves", type=int, default=2, help="trajectories from frame to frame")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parsed(parser)
+    held_out = max(1, round(HELD_OUT * options.walkers))
+    learned = options.walkers - held_out
+    count = -(-options.frames // learned)
+    Path(f"{options.output}.parts").mkdir(exist_ok=True)
+    with ProcessPoolExecutor(options.processes) as pool:
+        jobs = [pool.submit(walk, n, options, count) for n in range(options.walkers)]
+        for done, job in enumerate(as_completed(jobs), 1):
+            print(
+                f"walker {job.result()} ends with {count} frames ({done} of {len(jobs)})",
+                flush=True,
+            )
+    merge(options, range(learned), options.output)
+    merge(options, range(learned, options.walkers), options.output.replace(".npz", "-held-out.npz"))
+
+
+if __name__ == "__main__":
+    main()
