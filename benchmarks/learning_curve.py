@@ -29,7 +29,6 @@ from diffmd_ase.score.networks.molecule import MechanicsConfig
 from diffmd_ase.score.plan import plan
 from diffmd_ase.validation.bench import energies_and_forces
 
-
 LABELS = 100.0  # the weight of them in solids
 
 

@@ -110,10 +110,10 @@ def angular_slopes(around: Around) -> Tensor:
     with torch.enable_grad():
         falls, directions = around.radial(v), harmonics(v)
         # each vector has its own functions: one sum gives all derivatives
-        of_falls = [_slope(falls[:, n], v) for n in range(RADIALS)]
-        of_directions = [_slope(directions[:, m], v) for m in range(1, directions.shape[1])]
-    of_falls = torch.stack(of_falls, dim=1)  # (E, RADIALS, 3)
-    of_directions = torch.stack([torch.zeros_like(v), *of_directions], dim=1)  # (E, M, 3)
+        falling = [_slope(falls[:, n], v) for n in range(RADIALS)]
+        turning = [_slope(directions[:, m], v) for m in range(1, directions.shape[1])]
+    of_falls = torch.stack(falling, dim=1)  # (E, RADIALS, 3)
+    of_directions = torch.stack([torch.zeros_like(v), *turning], dim=1)  # (E, M, 3)
     falls, directions = falls.detach(), directions.detach()
     density = around.density(falls, directions)
     change = of_falls[:, :, None] * directions[:, None, :, None]

@@ -215,6 +215,6 @@ class EmbeddedEnergy(nn.Module):
         free = out[:n_pair].unflatten(0, (n_kinds, n_splines))[:, :-END].flatten(0, 1)
         rows = [free, out[n_pair:]]
         if self.radius:
-            slopes = angular_slopes(self.around(vectors, element, source, target))
-            rows.append(slopes.reshape(-1, n_batch, 3 * n_atoms))
+            angles = angular_slopes(self.around(vectors, element, source, target))
+            rows.append(angles.reshape(-1, n_batch, 3 * n_atoms))
         return torch.cat(rows)
