@@ -57,8 +57,9 @@ class Around(NamedTuple):
         )
 
     def radial(self, vectors: Tensor) -> Tensor:
-        """φ (E, RADIALS) of ``vectors`` (E, 3)."""
-        r = torch.maximum((vectors.square().sum(-1) + 1e-12).sqrt(), self.begin)
+        """φ (E, RADIALS) of ``vectors`` (E, 3); zero beyond the radius."""
+        r = (vectors.square().sum(-1) + 1e-12).sqrt()
+        r = torch.maximum(r, self.begin).clamp(max=self.radius)
         first, values = splines(r, self.begin, self.radius, RADIALS)
         every = r.new_zeros(len(r), RADIALS + END)
         return every.scatter(1, first[:, None] + torch.arange(4, device=r.device), values)[
@@ -89,7 +90,6 @@ def pairs_of_channels(channels: int, device=None) -> Tensor:
 
 def angular_energy(around: Around, table: Tensor) -> Tensor:
     """Energy (B·N,) of each atom in kT; ``table`` (S, DEGREES + 1, P): of each pair a ≤ b."""
-    around = around.near()
     density = around.density(around.radial(around.vectors), harmonics(around.vectors))
     a, b = pairs_of_channels(around.channels, table.device)
     energy = density.new_zeros(len(density))
