@@ -6,7 +6,9 @@ pairs of a larger radius, so that dynamics need not search at every step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ __all__ = [
 ]
 
 _DENSE = 64  # atoms up to which all pairs are looked at
+_SAME = 0.6  # of the skin: a sequence that comes farther with one step is taken for another
+_SEQUENCES = 64  # of positions that take turns, at most
+_KEPT = 1 << 22  # pairs of all of them, 100 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +107,8 @@ class VerletList:
     Built with radius ``cutoff + skin``. No pair can come closer than ``cutoff`` (Å) unnoticed
     while every atom has moved less than ``skin/2`` from where the list was built, apart from
     a motion of the whole (Verlet, Phys. Rev. 159, 98 (1967)). It is for one sequence of
-    positions; others only cost a new search.
+    positions, or for several that take turns, each of which has pairs of its own; others only cost
+    a new search.
 
     Raises ``ValueError`` for a cutoff that is not positive or a negative skin.
     """
@@ -111,29 +117,57 @@ class VerletList:
         if not (cutoff > 0 and skin >= 0):
             raise ValueError(f"{cutoff=} must be positive and {skin=} not negative (Å)")
         self.cutoff, self.skin, self.builds = cutoff, skin, 0
-        self._built: tuple[Tensor, Tensor | None, tuple, Pairs] | None = None
+        self._built: tuple[_Built, ...] = ()
+        self._last = 0  # that was of use
 
     def __call__(self, x: Tensor, cell: Tensor | None, pbc) -> Pairs:
         """Pairs that hold all those closer than ``cutoff`` at x (B, N, 3)."""
-        built = self._built  # once: another thread may replace it
-        if built is None or not self._valid(built, x, cell, pbc):
-            pairs = find_pairs(x, self.cutoff + self.skin, cell, pbc)
-            built = self._built = x.detach().clone(), cell, tuple(pbc), pairs
-            self.builds += 1
-        return built[3]
+        kept, last = self._built, self._last  # once: another thread may replace them
+        built = tuple(one for one in kept if one.alike(x, cell, pbc))
+        moved = []
+        for turn in range(1, len(built) + 1):  # the one whose turn it is comes first
+            place = (last + turn) % len(built)
+            moved.append((built[place].moved(x), place))
+            if moved[-1][0] < 0.4995 * self.skin:  # a thousandth for rounding
+                self._last = place
+                return built[place].pairs
+        pairs = find_pairs(x, self.cutoff + self.skin, cell, pbc)
+        self.builds += 1
+        nearest, place = min(moved, default=(torch.inf, 0))
+        if not nearest < _SAME * self.skin:  # another sequence
+            place = len(built) if len(built) < _SEQUENCES else (last + 1) % len(built)
+        new = _Built(x.detach().clone(), cell, tuple(pbc), pairs)
+        built = (*built[:place], new, *built[place + 1 :])
+        if sum(len(one.pairs.source) for one in built) > _KEPT:
+            built, place = (new,), 0
+        self._built, self._last = built, place
+        return pairs
 
-    def _valid(self, built: tuple, x: Tensor, cell: Tensor | None, pbc) -> bool:
-        old, old_cell, old_pbc, _ = built
-        if old.shape != x.shape or old.device != x.device or old_pbc != tuple(pbc):
+
+class _Built(NamedTuple):
+    """Pairs, and where they were found."""
+
+    x: Tensor
+    cell: Tensor | None
+    pbc: tuple
+    pairs: Pairs
+
+    def alike(self, x: Tensor, cell: Tensor | None, pbc) -> bool:
+        """Whether x is in the same cell, on the same device."""
+        if self.x.device != x.device or self.pbc != tuple(pbc):
             return False
-        if (cell is None) != (old_cell is None) or (
-            cell is not None and cell is not old_cell and not torch.equal(cell, old_cell)
-        ):
-            return False
-        moved = x.detach() - old
-        moved = moved - moved.mean(1, keepdim=True)
-        # written so that NaN is not valid; a thousandth for rounding
-        return bool((moved.square().sum(-1) < (0.4995 * self.skin) ** 2).all())
+        if cell is None or self.cell is None:
+            return cell is self.cell
+        return cell is self.cell or torch.equal(cell, self.cell)
+
+    def moved(self, x: Tensor) -> float:
+        """How far some atom of x (B, N, 3) is from there, in Å; inf of other batches, and NaN."""
+        if self.x.shape != x.shape:
+            return torch.inf
+        away = x.detach() - self.x
+        away = away - away.mean(1, keepdim=True)
+        farthest = float(away.square().sum(-1).max()) ** 0.5 if away.numel() else 0.0
+        return torch.inf if math.isnan(farthest) else farthest
 
 
 def _dense(x: Tensor, cutoff: float, cell, pbc):

@@ -69,6 +69,28 @@ def test_kept_lists_are_those_of_a_new_search():
     assert 2 < kept.builds < 30
 
 
+def test_sequences_that_take_turns_keep_their_lists():
+    """Chunks of walkers, one after the other, through one potential."""
+    generator, kept = torch.Generator().manual_seed(1), VerletList(4.0, skin=0.8)
+    sequences = [10.0 * torch.rand(2 + n % 2, 20, 3, generator=generator) for n in range(5)]
+    for _ in range(30):
+        for n, x in enumerate(sequences):
+            x = x + 0.01 * torch.randn(x.shape, generator=generator)
+            mine = edges(x, 4.0, pairs=kept(x, None, (False,) * 3))
+            for a, b in zip(mine, edges(x, 4.0), strict=True):
+                assert torch.equal(a, b)
+            sequences[n] = x
+    assert kept.builds < 15
+
+
+def test_strange_positions_keep_no_more_than_a_few_lists(monkeypatch):
+    monkeypatch.setattr(neighbours, "_KEPT", 2000)
+    generator, kept = torch.Generator().manual_seed(1), VerletList(4.0)
+    for _ in range(50):
+        kept(10.0 * torch.rand(1, 20, 3, generator=generator), None, (False,) * 3)
+    assert kept.builds == 50 and sum(len(one.pairs.source) for one in kept._built) <= 2000
+
+
 def test_another_cell_needs_another_list():
     atoms = bulk("Cu", cubic=True)
     x, cell = torch.as_tensor(atoms.positions)[None], torch.as_tensor(np.array(atoms.cell))
