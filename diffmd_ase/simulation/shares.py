@@ -96,7 +96,7 @@ class Shares:
         for place in self._division.places[self.ranks.rank]:
             rows = torch.arange(*self._division.bounds[place])
             ids = self._walkers[rows].to(device)
-            state = mover.take(rows).init(x[rows].contiguous().to(device), walkers=ids).packed()
+            state = mover.take(rows).init(x[rows].contiguous().to(device), walkers=ids)
             if isinstance(kernel, ReplicaExchange):
                 labels = kernel.replicas(rows.to(device))
                 state = replace(state, record=replace(labels, record=state.record))

@@ -104,6 +104,9 @@ def test_a_restart_with_other_ranks_is_the_uninterrupted_run(runs):
     assert codes["parts"] == [0, 0, 0, 0], said
     assert fingerprint(folder / "parts.h5") == fingerprint(folder / "hills1.h5")
     assert (folder / "parts.HILLS").read_bytes() == (folder / "hills1.HILLS").read_bytes()
+    saved = (load_checkpoint(folder / f"{name}.restart") for name in ("hills1", "parts"))
+    whole, parts = (one.parameters for one in saved)
+    assert all(whole[name] == parts[name] for name in ("evaluations", "tally", "tally_of_frame"))
     assert sorted(p.name for p in folder.glob("parts.*.h5")) == [
         f"parts.{rank}of4.h5" for rank in range(4)
     ]
