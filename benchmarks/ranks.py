@@ -1,6 +1,6 @@
 """One run on 1, 2 and 4 ranks: is the chain the same, and what do ranks cost each other?
 
-    python benchmarks/ranks.py [--walkers 8] [--steps 200] [--each 16] [--pairs 5] [--json]
+    python benchmarks/ranks.py [--steps 100] [--each 16] [--longer 600] [--pairs 5] [--json]
 
 The shipped model of alanine dipeptide, as torchrun starts it. The first table has the SHA-256 of
 the positions of all walkers in the order of their ids, of plain steps, Metropolis steps, replica
@@ -137,20 +137,25 @@ def scaled(ranks: Ranks, asked: dict) -> dict:
 
         def one(walkers: int, team: Ranks, kind=kind) -> None:
             name = f"{kind}-{next(count)}-" + ("both" if team.size > 1 else str(ranks.rank))
-            go(kind, Path(asked["folder"]) / name, walkers, asked["steps"], team, asked["each"])
+            steps, chunk = asked["longer"], asked["each"]
+            go(kind, Path(asked["folder"]) / name, walkers, steps, team, chunk)
             ranks.told(0)  # both begin the next together
 
         calls = {
             "alone": lambda one=one: one(asked["each"], Ranks()),
             "both": lambda one=one: one(2 * asked["each"], ranks),
         }
-        clocks = {"cpu": time.process_time, "wall": time.perf_counter}
-        result[kind] = {}
-        for name, clock in clocks.items():
-            times = alternating(calls, asked["pairs"], clock=clock)
-            own = [times["alone"].tolist(), times["both"].tolist()]
-            every = np.array(ranks.told(own))  # the slower rank of each
-            result[kind][name] = ratios(*every.max(0))
+        times = alternating(
+            calls,
+            asked["pairs"],
+            clock=lambda: np.array([time.process_time(), time.perf_counter()]),
+        )
+        own = [times[name].tolist() for name in calls]
+        alone, both = np.array(ranks.told(own)).max(0)  # the slower rank of each
+        result[kind] = {
+            name: ratios(alone[:, place], both[:, place])
+            for place, name in enumerate(("cpu", "wall"))
+        }
     return result
 
 
@@ -170,7 +175,8 @@ if __name__ == "__main__":
     if WORDS in os.environ:
         as_rank(json.loads(os.environ[WORDS]))
     else:
-        options = timing_options(__doc__, steps=200, pairs=5)
+        options = timing_options(__doc__, steps=100, pairs=5)
         options.add_argument("--walkers", type=int, default=8)
         options.add_argument("--each", type=int, default=16)
+        options.add_argument("--longer", type=int, default=600, help="steps of what is timed")
         sys.exit(main(options))

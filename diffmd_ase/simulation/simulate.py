@@ -133,6 +133,7 @@ def simulate(
         _follow(course, n_steps, every, progress)
         state, facts = course.everyone()
         told = summary(course.kernel, course.info, state, facts)
+        told |= {"ranks": team.size} if team.size > 1 else {}
         return team.first(lambda: _written(files, system, state, told))
 
 
@@ -261,6 +262,8 @@ def _begun(
         course.save()
     except BaseException:  # without a checkpoint it would be in the way of the next start
         files.trajectory.unlink(missing_ok=True)
+        if shares is not None and shares.ranks.leads:  # the index
+            made.files.trajectory.unlink(missing_ok=True)
         raise
     return course
 

@@ -161,7 +161,8 @@ def test_a_rank_that_loses_all_walkers(runs):
     folder, codes, said = runs
     assert codes["gone2"] == [0, 0], said
     assert fingerprint(folder / "gone2.h5") == fingerprint(folder / "gone1.h5")
-    assert json.loads((folder / "gone2.json").read_text())["lost"].keys() == set("5678")
+    told = json.loads((folder / "gone2.json").read_text())
+    assert told["lost"].keys() == set("5678") and told["ranks"] == 2
     assert Trajectory(folder / "gone2.h5").lost.tolist() == [5, 6, 7, 8]
 
 
@@ -180,6 +181,17 @@ def test_under_torchrun(tmp_path):
     wrong = [*torchrun, "2", "-m", "diffmd_ase", "info", "alanine-dipeptide"]
     done = subprocess.run(wrong, env=environment, capture_output=True, text=True)
     assert done.returncode and "start it without torchrun" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_comes(tmp_path):
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    words = [sys.executable, SCRIPT, "plain", "late", "10", "timeout=1"]
+    done = subprocess.run(
+        words, cwd=tmp_path, env={**os.environ, **place}, capture_output=True, text=True
+    )
+    assert done.returncode and not list(tmp_path.iterdir())
+    assert names(done.stderr, "rank 0 of 2: not all ranks have come within 1 s")
 
 
 @pytest.mark.slow
