@@ -23,6 +23,7 @@ from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.simulation import ranks as ranks_module
+from diffmd_ase.simulation.outside import Outside
 from diffmd_ase.simulation.ranks import Ranks
 from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
@@ -46,6 +47,16 @@ class Together(Potential):
         return Evaluation(x.pow(4).sum((-2, -1)) / 4, forces)
 
 
+class Beyond(Outside):
+    """Walkers end that come too far, as those do that no snapshot tells of."""
+
+    def look(self, kernel, state):
+        outside = state.x.abs().amax((1, 2)) > 1.2
+        self.counted += len(outside)
+        self.frames += int(outside.sum())
+        return outside
+
+
 def bias(kind, **more):
     cv = Distance(SYSTEM, [[0, 1]])
     if kind == "opes":
@@ -60,7 +71,7 @@ def kernel(kind, walkers, term=None):
     if kind == "exchange":
         kT = torch.tensor([1.0, 1.3, 1.7, 2.2]).repeat(walkers // 4)
     plain = EulerMaruyama(potential, kT=kT, h=H)
-    if kind == "plain" or term is not None:
+    if kind in ("plain", "stop") or term is not None:
         return plain
     accepted = Metropolis(plain)
     return ReplicaExchange(accepted, 4, every=5) if kind == "exchange" else accepted
@@ -76,6 +87,7 @@ def go(kind, prefix, steps, ranks=None, *, walkers=8, chunk=2, restart=False, ba
         file = (ranks or Ranks()).file(f"{prefix}.HILLS")
         term = bias(kind, file=file, restart=restart)
     info = RunInfo(seed=3, kT=KT, h=H, kinetics_valid=True)
+    outside = Beyond(SYSTEM, stop=True) if kind == "stop" else None
     return simulate(
         kernel(kind, walkers, term),
         SYSTEM,
@@ -89,6 +101,7 @@ def go(kind, prefix, steps, ranks=None, *, walkers=8, chunk=2, restart=False, ba
         warm_up=10 if kind == "adapted" else 0,
         ranks=ranks,
         chunk=chunk,
+        outside=outside,
         **options,
     )
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,11 @@ from diffmd_ase.sampling.combine import Mixture
 from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.simulation.division import Division, default_chunk
 from diffmd_ase.simulation.facts import merged, part_of
+from diffmd_ase.simulation.planned import PlannedRun
 from diffmd_ase.simulation.ranks import Ranks
+from diffmd_ase.simulation.settings import RunSettings
 from diffmd_ase.simulation.shares import Shares
+from diffmd_ase.simulation.signals import Deferred
 from diffmd_ase.simulation.verify import verify_file
 
 SCRIPT = Path(ranked_run.__file__)
@@ -196,7 +200,7 @@ def test_a_rank_that_never_comes(tmp_path):
 
 @pytest.mark.slow
 def test_more_kinds_and_more_trouble(tmp_path):
-    kinds = (*KINDS, "opes", "adapted")
+    kinds = (*KINDS, "opes", "adapted", "stop")
     jobs = [f"{size} {kind} {kind}{size} 60" for kind in kinds for size in (1, 2, 4)]
     jobs += ["4 exchange x 15", "1 exchange x 30 restart", "2 exchange x 60 restart"]
     jobs += ["1 exchange y 60", "1 plain whole 100", "2 plain int 100 how=interrupt"]
@@ -205,6 +209,10 @@ def test_more_kinds_and_more_trouble(tmp_path):
     for kind in kinds:
         one, two, four = (fingerprint(tmp_path / f"{kind}{size}.h5") for size in (1, 2, 4))
         assert one == two == four, said
+    told = [json.loads((tmp_path / f"stop{size}.json").read_text()) for size in (1, 2, 4)]
+    assert len({json.dumps(one["ended_outside"], sort_keys=True) for one in told}) == 1
+    assert 0 < len(told[0]["ended_outside"]) <= 8
+    assert len({one["frames_outside"] for one in told}) == 1
     assert fingerprint(tmp_path / "x.h5") == fingerprint(tmp_path / "y.h5")
     assert codes["int"] == [1, 1] and "int: KeyboardInterrupt" in said
     assert load_checkpoint(tmp_path / "int.restart").state.step == 45  # of both, of one step
@@ -271,6 +279,25 @@ def test_what_cannot_be_shared_is_refused(tmp_path):
     assert names(refused(plain(own)), "independent", "shared")
     learns = ReplicaExchange(plain(ranked_run.bias("hills")), 4)
     assert names(refused(learns), "exchange with a bias that learns")
+
+
+@pytest.mark.parametrize("more", [{"plumed": "plumed.dat"}, {"parallel": True}])
+def test_options_that_are_not_for_ranks(more, tmp_path):
+    settings = RunSettings(model="alanine-dipeptide", prefix=str(tmp_path / "md"), chunk=2, **more)
+    with pytest.raises(ValueError) as error:
+        PlannedRun.of(settings)
+    assert names(error.value, f"--{next(iter(more))} on ranks or with --chunk")
+
+
+def test_a_signal_that_a_launcher_passes_on_is_one():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Deferred(apart=60.0) as signals:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert signals.pending == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_another_chunk_on_restart(tmp_path):
