@@ -63,6 +63,27 @@ def test_downhill_is_free():
     assert up.action == pytest.approx(1.25 / 0.5, abs=0.02)
 
 
+class Ring(Potential):
+    """A stiff valley around a circle, over hills of 4 kT; kT = 1."""
+
+    def __call__(self, x):
+        x = x.detach().requires_grad_()
+        a, b, c = x[..., 0, :].unbind(-1)
+        r = (a.square() + b.square()).sqrt()
+        energy = 2e4 * (r - 1).square() + 2e4 * (c - 0.3 * a * b).square() + 4 * (b / r).square()
+        return Evaluation(energy.detach(), -torch.autograd.grad(energy.sum(), x)[0])
+
+
+def test_along_a_stiff_valley():
+    """The action alone sticks in it: the string goes ahead."""
+    x = line((-1.0, 0.0), (1.0, 0.0), 31)
+    x[1:-1, 0, 1] += 0.1
+    told = transition_path(Ring(), x, kT=1.0)
+    assert told.converged and told.action == pytest.approx(4.0, abs=0.1)
+    alone = transition_path(Ring(), x, kT=1.0, relaxation=0)
+    assert not alone.converged or alone.action > 4.2
+
+
 def test_committor_by_shooting():
     """One half on the barrier of a symmetric well, 0 and 1 in the states; the time runs out."""
     kernel = EulerMaruyama(DoubleWell(barrier=1.0, a=1.0, k=2.0), kT=0.5, h=0.01)
