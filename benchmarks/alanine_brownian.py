@@ -2,12 +2,15 @@
 
     python benchmarks/alanine_brownian.py run --folder brownian --span 8
     python benchmarks/alanine_brownian.py compare --folder brownian --plot brownian.png
+    python benchmarks/alanine_brownian.py weigh --folder brownian --walkers 1024
 
 Both sides have one D for all atoms and the same step h: OpenMM's BrownianIntegrator with equal
 masses makes the steps ``x + h F/kT + sqrt(2h) ξ`` of amber14, the package those of the shipped
 model, which saw only snapshots. The walkers begin in snapshots with φ < 0 and stay there (crossings
 to φ > 0 are counted). Torsions, radius of gyration (equal masses) and distance of the outer carbons
 are kept. `run` makes pieces of both sides in turn, of about a minute, and goes on where it stopped.
+`weigh` runs chains of the model from snapshots, weighs their paths towards amber14, and prints the
+integrals of the correlations up to where the weights hold, of the model, weighed, and of amber14.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ import numpy as np
 import openmm
 import torch
 from ase import units
-from diffmd_openmm import PHI, PSI, alanine_dipeptide
+from diffmd_openmm import PHI, PSI, OpenMMPotential, alanine_dipeptide
 from matplotlib.figure import Figure
 
-from diffmd_ase import ScoreModel, Snapshots
+from diffmd_ase import ScoreModel, Snapshots, System
 from diffmd_ase.analysis.kinetics.markov import markov_model
+from diffmd_ase.analysis.kinetics.path_reweighting import weigh_paths
 from diffmd_ase.analysis.kinetics.states import clusters
 from diffmd_ase.analysis.kinetics.variables import Variables
 from diffmd_ase.analysis.observables import angular_vectors
@@ -88,12 +92,14 @@ class Learned:
     def __init__(self, potential: Potential):
         self.potential = potential
 
+    def kernel(self, x: torch.Tensor):
+        step = StepRequest(spring=1 / (2 * H))
+        made = prepare(self.potential, temperature_K=TEMPERATURE, step=step, mean_free=True, x=x)
+        return made.kernel
+
     def piece(self, x: np.ndarray, number: int, before: int) -> tuple[np.ndarray, np.ndarray]:
         at = torch.from_numpy(x)
-        step = StepRequest(spring=1 / (2 * H))
-        kernel = prepare(
-            self.potential, temperature_K=TEMPERATURE, step=step, mean_free=True, x=at
-        ).kernel
+        kernel = self.kernel(at)
         state, noise, seen = kernel.init(at), Noise(1000 + number), []
         if before:
             *_, (state, _) = run(kernel, state, before, noise=noise)
@@ -203,6 +209,58 @@ def compare(options: argparse.Namespace) -> None:
         _figure(curves, result, spacing).savefig(options.plot, dpi=150)
 
 
+def weigh(options: argparse.Namespace) -> None:
+    """Correlations at short lags, of the model, weighed towards amber14, and of amber14."""
+    torch.set_num_threads(1)
+    snapshots, model = Snapshots.read("alanine-dipeptide"), ScoreModel.load("alanine-dipeptide")
+    positions = np.asarray(snapshots.positions, float)
+    left = np.flatnonzero(dihedrals(positions, [PHI])[:, 0] < 0)
+    chosen = np.random.default_rng(7).choice(left, options.walkers, replace=False)
+    atoms, system = alanine_dipeptide()
+    lags = round(options.short / (EVERY * H))
+    x = torch.from_numpy(positions[chosen])
+    paths = weigh_paths(
+        Learned(model.potential(snapshots.system, compile=True)).kernel(x),
+        x,
+        OpenMMPotential(System.from_atoms(atoms), system),
+        lags * EVERY,
+        noise=Noise(11),
+        observe=lambda x: torch.from_numpy(observed(x.numpy())),
+        every=EVERY,
+        stride=5,
+    )
+    logs = np.concatenate((np.zeros_like(paths.increments[:1]), paths.increments)).cumsum(0)
+    weights = np.exp(logs - logs.max(1, keepdims=True))
+    kl, pieces = paths.kl(lags), len(list(options.folder.glob("amber14-*.npz")))
+    print(
+        f"{options.walkers} chains of {options.short:g} Å²: KL of the paths {kl} nats, "
+        f"{1 / np.sum((weights[-1] / weights[-1].sum()) ** 2):.0f} effective ones at the end"
+    )
+    true = loaded(options.folder, "amber14", pieces)
+    print(f"∫ C dt up to {options.short:g} Å², in Å²:")
+    for n, name in enumerate(NAMES):
+        f = angular_vectors(paths.values[..., n]) if n < 2 else paths.values[..., n][..., None]
+        plain = short_time(f, np.ones_like(weights))
+        weighed = short_time(f, weights)
+        series = angular_vectors(true[..., n]) if n < 2 else true[..., n]
+        reference = integrated(series, lags + 1, EVERY * H)[2]
+        print(f"  {name}: model {plain}, weighed {weighed}, amber14 {reference}")
+
+
+def short_time(f: np.ndarray, weights: np.ndarray) -> Estimate:
+    """∫ C dt of f (T, W, k) from the beginning on, with weights (T, W); jackknife error."""
+
+    def area(keep: np.ndarray) -> float:
+        own, w = f[:, keep], weights[:, keep]
+        centred = own - own[0].mean(0)
+        c = (w * (centred[0] * centred).sum(-1)).sum(1) / w.sum(1)
+        return float(np.trapezoid(c / c[0], dx=EVERY * H))
+
+    every = np.arange(f.shape[1])
+    parts = [area(np.delete(every, g)) for g in np.array_split(every, GROUPS)]
+    return Estimate(area(every), float(jackknife_error(np.array(parts))), float("nan"))
+
+
 def _say(result: dict) -> None:
     total = result["Dt_each"] * result["walkers"]
     print(
@@ -242,18 +300,19 @@ def _figure(curves: dict, result: dict, spacing: float) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["run", "compare"])
+    parser.add_argument("what", choices=["run", "compare", "weigh"])
     parser.add_argument("--folder", type=Path, default=Path("brownian"))
     parser.add_argument("--walkers", type=int, default=128)
     parser.add_argument("--span", type=float, default=8.0, help="D·t of each walker, Å²")
     parser.add_argument("--up-to", type=float, default=2.0, help="Å², of integrated times")
+    parser.add_argument("--short", type=float, default=0.3, help="Å², of paths that are weighed")
     parser.add_argument("--clusters", type=int, default=8, help="of φ and ψ")
     parser.add_argument("--lags", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.8])
     parser.add_argument("--thin", type=int, default=1, help="of the frames every so many")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    {"run": simulate, "compare": compare}[options.what](options)
+    {"run": simulate, "compare": compare, "weigh": weigh}[options.what](options)
 
 
 if __name__ == "__main__":

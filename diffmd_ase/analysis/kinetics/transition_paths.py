@@ -49,7 +49,7 @@ _STEEP = 1.0  # 1/Å, of the gradient of the action at an image
 _LOOK = 500  # steps of the string between two looks at it
 _SHORT = 0.5  # of what the largest curvature allows: a step of the string
 _FAR = 0.05  # Å, of an image in one of them at most
-_STILL = 2e-3  # nats: between two looks the action changes by less
+_STILL = 5e-4  # nats: between two looks the action changes by less
 _TURNS = 20  # of a power iteration
 _EVEN = 10.0  # nats, of images spread unevenly by as much as their distance
 
