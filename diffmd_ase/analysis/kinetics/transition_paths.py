@@ -17,9 +17,9 @@ goes over a saddle of the energy and S is the sum of the climbs over kT; the com
 which shooting finds, may lie elsewhere.
 
 The gradient of J holds the product of two second derivatives of the energy, which bonds and
-torsions make a million times different. So the images first go down the energy, evenly spread (the string
-method: E, Ren & Vanden-Eijnden, J. Chem. Phys. 126, 164103 (2007)), which comes near to the path of
-e = 0; of alanine dipeptide an action of 7.5 nats, where J alone stuck, becomes 4.1.
+torsions make a million times different. So the images first go down the energy, evenly spread (the
+string method: E, Ren & Vanden-Eijnden, J. Chem. Phys. 126, 164103 (2007), here with momentum), near
+to the path of e = 0; of alanine dipeptide an action of 7.5 nats, where J alone stuck, becomes 4.0.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _TRUE = 0.01  # nats: a span is long enough when a longer one changes the action
 _STEEP = 1.0  # 1/Å, of the gradient of the action at an image
 _LOOK = 500  # steps of the string between two looks at it
 _SHORT = 0.5  # of what the largest curvature allows: a step of the string
+_KEPT = 0.97  # of the last step, in the next
 _FAR = 0.05  # Å, of an image in one of them at most
 _STILL = 5e-4  # nats: between two looks the action changes by less
 _TURNS = 20  # of a power iteration
@@ -98,7 +99,7 @@ def transition_path(
     kT: float,
     most: int = 2000,
     rounds: int = 8,
-    relaxation: int = 20_000,
+    relaxation: int = 10_000,
 ) -> TransitionPath:
     """The path of least Onsager–Machlup action between the first and the last of some images.
 
@@ -200,11 +201,11 @@ def spread_evenly(images: Tensor) -> Tensor:
 
 def _relaxed(score: Callable[[Tensor], Tensor], path: Tensor, most: int) -> Tensor:
     """Images that have gone down the energy, until the action of the path hardly changes."""
-    before = np.inf
+    before, step = np.inf, torch.zeros_like(path)
     for first in range(0, most, _LOOK):
         h = _SHORT / _curvature(score, path)
         for _ in range(min(_LOOK, most - first)):
-            step = h * score(path)
+            step = _KEPT * step + h * score(path)
             size = step.square().sum((-2, -1), keepdim=True).sqrt()
             step = step * (_FAR / size.clamp_min(_FAR))
             step[[0, -1]] = 0.0
