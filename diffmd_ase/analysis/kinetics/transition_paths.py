@@ -45,7 +45,7 @@ __all__ = ["TransitionPath", "shoot", "spread_evenly", "transition_path"]
 
 _TINY = 1e-4  # Å, of the differences of forces
 _TRUE = 0.01  # nats: a span is long enough when a longer one changes the action by less
-_STEEP = 1.0  # 1/Å, of the gradient of the action at an image
+_STEEP = 1.0  # 1/Å, of the score across the path
 _LOOK = 500  # steps of the string between two looks at it
 _SHORT = 0.5  # of what the largest curvature allows: a step of the string
 _KEPT = 0.97  # of the last step, in the next
@@ -66,8 +66,8 @@ class TransitionPath:
     times: np.ndarray  # (P,) D·t of each image in Å²
     action: float  # S in nats, the part of the ends' energies included
     energy: np.ndarray  # (P,) U/kT
-    residual: float  # largest component of the gradient, 1/Å
-    converged: bool  # the gradient is small, and a longer span changes the action by < 0.01 nats
+    residual: float  # largest score across the path, 1/Å; none where e = 0
+    converged: bool  # that is below 1, and a longer span changes the action by < 0.01 nats
 
     @property
     def length(self) -> np.ndarray:
@@ -128,15 +128,16 @@ def transition_path(
 
     path = _relaxed(score, spread_evenly(images.double()), relaxation)
     e = float(score(path).square().sum((-2, -1)).median())
-    before, settled, residual = np.inf, False, np.inf
+    before, settled = np.inf, False
     for _ in range(rounds):
-        path, residual = _least(score, path, e, most)
+        path = _least(score, path, e, most)
         action, times = _measured(score, path, e)
         if settled := abs(action - before) < _TRUE:
             break
         before, e = action, e / 4
     energy = evaluate(potential.terms, path).energy.numpy() / kT
     action += 0.5 * float(energy[-1] - energy[0])
+    residual = _across(score(path), path)
     return TransitionPath(path, times, action, energy, residual, settled and residual < _STEEP)
 
 
@@ -225,8 +226,16 @@ def _curvature(score: Callable[[Tensor], Tensor], path: Tensor) -> float:
     return float(image.square().sum((-2, -1)).sqrt().max())
 
 
-def _least(score: Callable[[Tensor], Tensor], images: Tensor, e: float, most: int):
-    """Images of the least J for this e, and the largest component of its gradient (1/Å)."""
+def _across(s: Tensor, path: Tensor) -> float:
+    """The largest part of the score ``s`` across the path, 1/Å, of all images but the ends."""
+    along = path[2:] - path[:-2]
+    along = along / along.square().sum((-2, -1), keepdim=True).sqrt()
+    across = s[1:-1] - (s[1:-1] * along).sum((-2, -1), keepdim=True) * along
+    return float(across.square().sum((-2, -1)).sqrt().max())
+
+
+def _least(score: Callable[[Tensor], Tensor], images: Tensor, e: float, most: int) -> Tensor:
+    """Images of the least J for this e."""
     first, last = images[:1], images[-1:]
 
     def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -252,8 +261,7 @@ def _least(score: Callable[[Tensor], Tensor], images: Tensor, e: float, most: in
     options = {"maxfun": most, "maxiter": most, "maxcor": 30, "ftol": 1e-9, "gtol": 1e-2}
     start = images[1:-1].numpy().ravel()
     best = minimize(cost, start, jac=True, method="L-BFGS-B", options=options)
-    path = torch.cat((first, torch.from_numpy(best.x.reshape(-1, *images.shape[1:])), last))
-    return path, float(np.abs(best.jac).max())
+    return torch.cat((first, torch.from_numpy(best.x.reshape(-1, *images.shape[1:])), last))
 
 
 def _measured(
