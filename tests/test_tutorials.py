@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+NEEDS = {"08": "tblite"}  # what tests do not install
 SCRIPTS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.py"))
 
 
@@ -22,6 +23,8 @@ def test_there_are_tutorials():
 @pytest.mark.tutorial
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.stem)
 def test_tutorial(script, tmp_path):
+    if needed := NEEDS.get(script.name[:2]):
+        pytest.importorskip(needed, reason=f"pip install {needed}")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=tmp_path,
