@@ -63,7 +63,7 @@ def build(
         weights are about to be loaded
     sigma : Å
     force_weight : of forces that the snapshots carry, in what is fitted; "auto" of molecules
-    seed : of what is fitted to a molecule
+    seed : of the noise in what is fitted
 
     Raises ``ValueError`` for weights that are fewer than those of the configuration.
     """
@@ -136,6 +136,7 @@ def _fitted(config: _WithTables, sets: Sets, sigma: float, force_weight, seed: i
             angular=config.angular,
             sigma=sigma,
             force_weight=force_weight,
+            seed=seed,
         )
         return EmbeddedNetwork(config, tables)
     (molecule,) = sets
