@@ -15,8 +15,6 @@ that it has not seen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,15 +24,22 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 from make_copper import trajectory
-from shared import parsed, save_snapshots, snapshot_options
+from shared import (
+    frames_of,
+    merged,
+    parsed,
+    part,
+    save_frames,
+    save_snapshots,
+    snapshot_options,
+    walk_all,
+)
 
 from diffmd_ase import Snapshots
-from diffmd_ase.io.atomic import replacing
 
 BURN_IN = 20  # frames
 HOT = 2.0  # times the temperature, in the first half of them
 BLOCK = 50  # frames between two files
-HELD_OUT = 0.2  # of the walkers
 
 
 class Made(NamedTuple):
@@ -160,16 +165,14 @@ def walk(number: int, options, count: int) -> int:
     import torch
 
     torch.set_num_threads(1)
-    path = Path(f"{options.output}.parts") / f"{number}.npz"
+    path = part(options.output, number)
     how = made(options.name)
     atoms, kT = how.atoms, how.temperature_K * units.kB
     atoms.calc = how.calculator()
-    if path.exists():
-        with np.load(path) as saved:
-            frames = [list(saved[key]) for key in ("positions", "energies", "forces")]
+    frames = frames_of(path)
+    if frames[0]:
         atoms.positions = frames[0][-1]
     else:
-        frames = [[], [], []]
         BFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
     for n in range(len(frames[0]) or -BURN_IN, count):
         rng = np.random.default_rng([options.seed, number, n + BURN_IN])
@@ -181,18 +184,13 @@ def walk(number: int, options, count: int) -> int:
             for column, value in zip(frames, new, strict=True):
                 column.append(value)
         if n + 1 == count or (n >= 0 and (n + 1) % BLOCK == 0):
-            x, energies, forces = map(np.array, frames)
-            with replacing(path) as part, open(part, "wb") as file:
-                np.savez(file, positions=x, energies=energies, forces=forces)
+            save_frames(path, frames)
     return number
 
 
 def merge(options, walkers: range, name: str) -> None:
     """The frames of some walkers, one file."""
-    parts = [np.load(Path(f"{options.output}.parts") / f"{n}.npz") for n in walkers]
-    x, energies, forces = (
-        np.concatenate([part[key] for part in parts]) for key in ("positions", "energies", "forces")
-    )
+    x, energies, forces = merged(options.output, walkers)
     how = made(options.name)
     forces = forces.astype(np.float32)
     save_snapshots(name, how.atoms, x, energies, forces, temperature_K=how.temperature_K)
@@ -206,19 +204,9 @@ def main():
     parser.add_argument("--moves", type=int, default=2, help="trajectories from frame to frame")
     parser.add_argument("--processes", type=int, default=2)
     options = parsed(parser)
-    held_out = max(1, round(HELD_OUT * options.walkers))
-    learned = options.walkers - held_out
-    count = -(-options.frames // learned)
-    Path(f"{options.output}.parts").mkdir(exist_ok=True)
-    with ProcessPoolExecutor(options.processes) as pool:
-        jobs = [pool.submit(walk, n, options, count) for n in range(options.walkers)]
-        for done, job in enumerate(as_completed(jobs), 1):
-            print(
-                f"walker {job.result()} ends with {count} frames ({done} of {len(jobs)})",
-                flush=True,
-            )
-    merge(options, range(learned), options.output)
-    merge(options, range(learned, options.walkers), options.output.replace(".npz", "-held-out.npz"))
+    files = walk_all(walk, options)
+    for name, walkers in files.items():
+        merge(options, walkers, name)
 
 
 if __name__ == "__main__":

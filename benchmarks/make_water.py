@@ -15,21 +15,26 @@ walkers of OUTPUT-held-out.npz gave no frame to OUTPUT.npz.
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
-from shared import parsed, save_snapshots, snapshot_options
-
-from diffmd_ase.io.atomic import replacing
+from shared import (
+    frames_of,
+    merged,
+    parsed,
+    part,
+    save_frames,
+    save_snapshots,
+    snapshot_options,
+    walk_all,
+)
 
 TEMPERATURE_K, TIMESTEP = 300.0, 0.4e-3  # K, ps
 STEPS, BURN_IN = 4000, 25_000  # between frames; before the first
 BLOCK = 10  # frames between two files
-HELD_OUT = 0.2  # of the walkers
 VOLUME = {"water": 29.98, "methanol": 67.0}  # Å³ of one molecule
 EV = 96.48533212  # kJ/mol
 METHANOL = """<ForceField>
@@ -141,13 +146,10 @@ def walk(number: int, options, count: int) -> int:
     import openmm as mm
     from openmm import app, unit
 
-    path = Path(f"{options.output}.parts") / f"{number}.npz"
+    path = part(options.output, number)
     topology, system, positions = liquid(options)
     integrator = mm.LangevinMiddleIntegrator(TEMPERATURE_K, 2.0, TIMESTEP)
-    frames: list[list] = [[], [], []]
-    if path.exists():
-        with np.load(path) as saved:
-            frames = [list(saved[key]) for key in ("positions", "energies", "forces")]
+    frames = frames_of(path)
     integrator.setRandomNumberSeed(1 + 1000 * options.seed + 100 * number + len(frames[0]) % 97)
     platform = mm.Platform.getPlatformByName("CPU")
     run = app.Simulation(topology, system, integrator, platform, {"Threads": "1"})
@@ -168,18 +170,13 @@ def walk(number: int, options, count: int) -> int:
         for column, value in zip(frames, told, strict=True):
             column.append(np.array(value))
         if len(frames[0]) == count or len(frames[0]) % BLOCK == 0:
-            x, energies, forces = map(np.array, frames)
-            with replacing(path) as part, open(part, "wb") as file:
-                np.savez(file, positions=x, energies=energies, forces=forces)
+            save_frames(path, frames)
     return number
 
 
 def merge(options, walkers: range, name: str) -> None:
     """The frames of some walkers, one file."""
-    parts = [np.load(Path(f"{options.output}.parts") / f"{n}.npz") for n in walkers]
-    x, energies, forces = (
-        np.concatenate([part[key] for part in parts]) for key in ("positions", "energies", "forces")
-    )
+    x, energies, forces = merged(options.output, walkers)
     first = "COH3H" if options.solute else ""
     atoms = Atoms(first + "OH2" * options.waters, x[0], cell=[edge_of(options)] * 3, pbc=True)
     # an order of its own: neighbours in the file are no neighbours in time
@@ -197,21 +194,14 @@ def main():
     parser.add_argument("--walkers", type=int, default=10)
     parser.add_argument("--processes", type=int, default=1)
     options = parsed(parser)
-    held_out = max(1, round(HELD_OUT * options.walkers))
-    learned = options.walkers - held_out
-    count = -(-options.frames // learned)
-    Path(f"{options.output}.parts").mkdir(exist_ok=True)
-    with ProcessPoolExecutor(options.processes) as pool:
-        jobs = [pool.submit(walk, n, options, count) for n in range(options.walkers)]
-        for job in jobs:
-            print(f"walker {job.result()} ends with {count} frames", flush=True)
+    files = walk_all(walk, options)
     import openmm
 
     Path(options.output).with_suffix(".xml").write_text(
         openmm.XmlSerializer.serialize(liquid(options)[1])
     )
-    merge(options, range(learned), options.output)
-    merge(options, range(learned, options.walkers), options.output.replace(".npz", "-held-out.npz"))
+    for name, walkers in files.items():
+        merge(options, walkers, name)
 
 
 if __name__ == "__main__":

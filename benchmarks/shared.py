@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import ase
@@ -15,11 +16,15 @@ from ase import Atoms, units
 from ase.md.langevin import Langevin
 from torch import Tensor
 
+from diffmd_ase.io.atomic import replacing
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.sampling.kernels import Kernel
 from diffmd_ase.sampling.run import run
 from diffmd_ase.state import State
+
+COLUMNS = ("positions", "energies", "forces")  # of the file of a walker
+HELD_OUT = 0.2  # of the walkers
 
 # ------------------------------------------------------------------------- options
 
@@ -156,3 +161,47 @@ def save_snapshots(
         pbc=atoms.pbc,
         temperature_K=temperature_K,
     )
+
+
+def part(output: str, number: int) -> Path:
+    """The file of one walker of the snapshots ``output``."""
+    return Path(f"{output}.parts") / f"{number}.npz"
+
+
+def frames_of(path: Path) -> list[list]:
+    """Positions, energies and forces that a walker has saved, none at its start."""
+    if not path.exists():
+        return [[], [], []]
+    with np.load(path) as saved:
+        return [list(saved[key]) for key in COLUMNS]
+
+
+def save_frames(path: Path, frames: list[list]) -> None:
+    """Columns as of `frames_of`."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **dict(zip(COLUMNS, map(np.array, frames), strict=True)))
+
+
+def merged(output: str, walkers: Iterable[int]) -> list[np.ndarray]:
+    """Positions, energies and forces of some walkers, one after the other."""
+    parts = [np.load(part(output, number)) for number in walkers]
+    return [np.concatenate([one[key] for one in parts]) for key in COLUMNS]
+
+
+def walk_all(walk: Callable, options: argparse.Namespace) -> dict[str, range]:
+    """Run ``walk(number, options, count)`` for all walkers; which belong to each of the two files.
+
+    A fifth of ``options.walkers`` is held out; ``count`` frames of each of the others make
+    ``options.frames``.
+    """
+    held_out = max(1, round(HELD_OUT * options.walkers))
+    learned = options.walkers - held_out
+    count = -(-options.frames // learned)
+    part(options.output, 0).parent.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(options.processes) as pool:
+        jobs = [pool.submit(walk, n, options, count) for n in range(options.walkers)]
+        for done, job in enumerate(as_completed(jobs), 1):
+            name = f"walker {job.result()} ends with {count} frames"
+            print(f"{name} ({done} of {len(jobs)})", flush=True)
+    others = options.output.replace(".npz", "-held-out.npz")
+    return {options.output: range(learned), others: range(learned, options.walkers)}

@@ -68,6 +68,7 @@ def fit_embedded(
     sigma : noise in Å
     angular : radius of angular terms in Å; 0: none
     frames : of all sets together, at most
+    seed : of the noise
     force_weight : w of forces that the snapshots carry
 
     The smoothness of V, and the ridge that keeps undetermined combinations at zero, are chosen
