@@ -70,12 +70,13 @@ def test_files_and_summary(tmp_path):
 @pytest.mark.parametrize("stop", [0, 10, 13])
 def test_restart_is_the_uninterrupted_run(tmp_path, stop, bad):
     go(tmp_path / "whole", 40, bad=bad)
-    first = go(tmp_path / "parts", stop, bad=bad)
+    go(tmp_path / "parts", stop, bad=bad)
+    first = load_checkpoint(tmp_path / "parts.restart").parameters
     summary = go(tmp_path / "parts", 40, restart=True)
     assert same(content(tmp_path / "whole"), content(tmp_path / "parts"))
     whole, parts = (load_checkpoint(tmp_path / f"{n}.restart") for n in ("whole", "parts"))
     assert torch.equal(whole.state.x, parts.state.x)
-    assert parts.parameters["seconds"] > first["seconds"] - 0.01
+    assert parts.parameters["seconds"] > first["seconds"]
     if not bad:  # the block in which a walker is lost does not count
         assert whole.parameters["evaluations"] == parts.parameters["evaluations"] == 160
     assert (tmp_path / "whole.extxyz").read_bytes() == (tmp_path / "parts.extxyz").read_bytes()
