@@ -22,6 +22,7 @@ from diffmd_ase.score.networks.angular import (
     harmonics,
     pairs_of_channels,
 )
+from diffmd_ase.score.networks.build import build
 from diffmd_ase.score.networks.embedded import EmbeddedConfig, EmbeddedEnergy
 from diffmd_ase.score.plan import plan
 from diffmd_ase.score.training import train
@@ -187,6 +188,15 @@ def test_a_model_of_it(frames, tmp_path):
     assert torch.allclose(one.energy, other.energy, atol=1e-9)
     true = Keating(large)(torch.as_tensor(large.positions)[None]).forces[0]
     assert (one.forces - true).norm() < 0.08 * true.norm()
+
+
+def test_the_noise_of_a_fit_has_a_seed(rng):
+    atoms = bulk("Cu", cubic=True)
+    x = atoms.positions + rng.normal(scale=0.05, size=(24, 4, 3))
+    data = Snapshots(System.from_atoms(atoms), x, temperature_K=T, source="x", checked=True)
+    config = EmbeddedConfig(cutoff=4.0, functions=8)
+    one, again, other = (build(config, data, sigma=0.005, seed=n).energy.pair for n in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def test_which_network(frames):
