@@ -1,6 +1,6 @@
 """One trajectory, many steps at a time: the chain of `sampling.run.run`, found in rounds.
 
-A round scans a window of W steps with what is believed of them (`drafts.Linear`), evaluates all
+A round scans a window of W steps with what is believed of them (`linear.Linear`), evaluates all
 proposals in one batch, and keeps the leading steps that are final. With Newton's method a step is
 final when a second scan, with the new evaluations, moves its proposal by no more than the
 tolerance, and no choice before it hangs on that. What is kept is corrected to first order, so that
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..state import State
-from .drafts import Linear
 from .euler import EulerMaruyama
 from .kernels import Info, Kernel
+from .linear import Linear
 from .metropolis import Metropolis
 from .rounds import Count, Newton, Rounds, resolution
 from .run import advance

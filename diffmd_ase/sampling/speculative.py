@@ -18,7 +18,7 @@ Why a draft may know evaluations of steps up to its own, and no later ones: ζ i
 independent of δ. The state that step n starts from is made of ξ_0 … ξ_{n-1}, evaluations at earlier
 rounds' drafts of that state too; evaluations at drafts of later states were made with ξ_n, and a δ
 that knows them knows the noise it is compared with. A chain with such a draft is not the kernel's:
-of a standard normal law it makes one of variance .85. `drafts.Linear` keeps to it: the model of
+of a standard normal law it makes one of variance .85. `linear.Linear` keeps to it: the model of
 proposal n - 1, which drafts step n, has its own evaluations and Jacobians of no later step. Nor may
 it depend on ξ_n what is verified: a window ends where a drift is absurd, without looking at kicks.
 
@@ -39,11 +39,12 @@ from torch import Tensor
 from ..noise import Noise
 from ..potentials.base import Potential
 from ..state import State
-from .drafts import Draft, Linear, Surrogate
+from .drafts import Draft, Surrogate
 from .kernels import Info
+from .linear import Linear
 from .parallel import ParallelReport, check_parallel, collected, followed
 from .rounds import Count, Rounds
-from .window import OneProposal, Window
+from .window import Drawn, OneProposal, Window
 
 __all__ = ["Speculative", "couple"]
 
@@ -139,12 +140,19 @@ class Speculative:
 
     def _drafts(self, state: State) -> Draft:
         if self.draft is None:
-            return Linear(self.kernel, state, clamp=True)
+            return Linear(self.kernel, state, causal=True)
         return Surrogate(self.kernel, self.draft)
 
 
 class Coupled(Rounds):
-    """Final is what couples, up to the first step that does not, whose noise is then reflected."""
+    """Final is what couples, up to the first step that does not, whose noise is then reflected.
+
+    ``window``, ``draft``, ``width`` and ``count`` are those of `Rounds`.
+    """
+
+    def __init__(self, window: Window, draft: Draft, width: int, count: Count):
+        super().__init__(window, draft, width, count)
+        self._log_u = Drawn(self._uniform, window.state.x.numel())
 
     def _final(self, drafted, points, extra):
         window, kernel = self.window, self.window.kernel
@@ -152,7 +160,7 @@ class Coupled(Rounds):
         delta = kernel.noise_of(
             window.at(drafted, sources).forces - window.at(points, sources).forces
         )
-        zeta, stays = couple(window.xi, delta, self._log_u())
+        zeta, stays = couple(window.xi, delta, self._log_u.rows(window.state.step, len(window)))
         info = window.decide(points)
         right = torch.ones(len(window), dtype=torch.bool, device=delta.device)
         if window.taken is not None:
@@ -172,9 +180,8 @@ class Coupled(Rounds):
             window.kicks[0] = kernel.kick_of(zeta[count])
         return steps
 
-    def _log_u(self) -> Tensor:
-        window = self.window
-        steps = torch.arange(window.state.step, window.state.step + len(window))
-        like = window.xi[..., 0, 0].double()
-        noise, walkers = window.noise, window.state.walkers
-        return noise.uniform(steps, like, walkers=walkers, stream="couple").log()
+    def _uniform(self, steps: Tensor) -> Tensor:
+        state = self.window.state
+        like = state.x[..., 0, 0].double().expand(len(steps), *state.x.shape[:-2])
+        noise = self.window.noise
+        return noise.uniform(steps, like, walkers=state.walkers, stream="couple").log()

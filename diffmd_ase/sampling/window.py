@@ -21,10 +21,12 @@ from .field import Field
 from .kernels import Info
 from .metropolis import Metropolis
 
-__all__ = ["OneProposal", "Points", "Window", "chosen", "joined"]
+__all__ = ["Drawn", "OneProposal", "Points", "Window", "chosen", "joined"]
 
 OneProposal = EulerMaruyama | Metropolis
 """Kernels whose step is one proposal from positions and forces, taken or not."""
+
+_DRAWN_STEPS, _DRAWN_NUMBERS = 64, 1 << 14  # at a time, at least and about
 
 
 class Points(NamedTuple):
@@ -82,6 +84,35 @@ def joined(first: Points, second: Points) -> Points:
     return Points(*(None if a is None else torch.cat((a, b)) for a, b in pairs))
 
 
+class Drawn:
+    """Numbers of consecutive steps, drawn for many steps at a time.
+
+    Parameters
+    ----------
+    draw : the numbers (T, …) of steps (T,)
+    size : how many numbers a step has, by which is found for how many it is worth it
+    """
+
+    def __init__(self, draw: Callable[[Tensor], Tensor], size: int):
+        self._draw, self._first = draw, 0
+        self._least = min(_DRAWN_STEPS, max(1, _DRAWN_NUMBERS // max(1, size)))
+        self._rows: Tensor | None = None
+
+    def rows(self, first: int, count: int) -> Tensor:
+        """Those of ``count`` steps from ``first`` on, not before that of the last call.
+
+        What is written into them stays.
+        """
+        known = None if self._rows is None else self._rows[first - self._first :]
+        have = 0 if known is None else len(known)
+        if count > have:
+            begin = first + have
+            more = self._draw(torch.arange(begin, begin + max(count - have, self._least)))
+            known = more if known is None or not have else torch.cat((known, more))
+        self._rows, self._first = known, first
+        return known[:count]
+
+
 class Window:
     """Consecutive steps of a kernel after a ``state`` that is exact.
 
@@ -103,40 +134,41 @@ class Window:
         self.xi = self.kicks = state.x.new_empty(0, *state.x.shape)
         self.log_u: Tensor | None = None
         self.taken: Tensor | None = None
+        self._xi = Drawn(self._normal, state.x.numel())
         if isinstance(kernel, Metropolis):
             self.log_u = state.x.new_empty(0, *state.x.shape[:-2], dtype=torch.float64)
             self.taken = self.log_u.bool()
+            self._log_u = Drawn(self._uniform, state.x.numel())
 
     def __len__(self) -> int:
         return len(self.kicks)
 
     def fill(self, width: int) -> None:
-        """Make it ``width`` steps long: draw the noise of more, which are believed to be taken."""
-        more = width - len(self)
-        if more <= 0:
-            self._rows(slice(width))
+        """Make it ``width`` steps long; those that are new are believed to be taken."""
+        size, first = len(self), self.state.step
+        if width == size:
             return
-        steps = torch.arange(self.state.step + len(self), self.state.step + width)
-        like = self.state.x.expand(more, *self.state.x.shape)
-        xi = self.noise.normal(steps, like, walkers=self.state.walkers)
-        self.xi = torch.cat((self.xi, xi))
-        self.kicks = torch.cat((self.kicks, self.kernel.kick_of(xi)))
-        if self.log_u is not None and self.taken is not None:
-            log_u = self.kernel.log_u(
-                steps, like[..., 0, 0], noise=self.noise, walkers=self.state.walkers
-            )
-            self.log_u = torch.cat((self.log_u, log_u))
-            self.taken = torch.cat((self.taken, torch.ones_like(log_u, dtype=torch.bool)))
+        self.xi = self._xi.rows(first, width)
+        self.kicks = self.kernel.kick_of(self.xi)
+        if self.taken is not None:
+            self.log_u = self._log_u.rows(first, width)
+            new = self.taken.new_ones(max(0, width - size), *self.taken.shape[1:])
+            self.taken = torch.cat((self.taken[:width], new))
 
     def drop(self, count: int, state: State) -> None:
         """The first ``count`` steps are final, and led to ``state``."""
         self.state = state
-        self._rows(slice(count, None))
-
-    def _rows(self, rows: slice) -> None:
-        self.xi, self.kicks = self.xi[rows], self.kicks[rows]
+        self.xi, self.kicks = self.xi[count:], self.kicks[count:]
         if self.log_u is not None and self.taken is not None:
-            self.log_u, self.taken = self.log_u[rows], self.taken[rows]
+            self.log_u, self.taken = self.log_u[count:], self.taken[count:]
+
+    def _normal(self, steps: Tensor) -> Tensor:
+        like = self.state.x.expand(len(steps), *self.state.x.shape)
+        return self.noise.normal(steps, like, walkers=self.state.walkers)
+
+    def _uniform(self, steps: Tensor) -> Tensor:
+        like = self.state.x[..., 0, 0].expand(len(steps), *self.state.x.shape[:-2])
+        return self.kernel.log_u(steps, like, noise=self.noise, walkers=self.state.walkers)
 
     def sources(self) -> tuple[Tensor, Tensor]:
         """Which of (state, proposals…) each step starts from, and ends in: (W, *batch), or (W,)."""

@@ -13,10 +13,10 @@ from diffmd_ase.potentials.base import Potential, Wrapped
 from diffmd_ase.potentials.biases.cvs import Distance, Torsion
 from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.potentials.biases.restraints import MovingRestraint
-from diffmd_ase.sampling.drafts import Linear
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
 from diffmd_ase.sampling.kernels import DivergedError
+from diffmd_ase.sampling.linear import Linear
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.parallel import iterate_parallel, run_parallel
 from diffmd_ase.sampling.rounds import Count
