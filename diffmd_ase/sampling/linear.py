@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,11 @@ class Linear(Draft):
     state : where it is
     block : steps with one Jacobian; 0: J = 0, which is Picard's iteration
     causal : as speculative steps need
+
+    Attributes
+    ----------
+    missed : by how much the drifts that were believed of proposals were wrong, when they were
+        learned, and how far from their references these were; each (T, B), in noises of a step
     """
 
     def __init__(self, kernel: OneProposal, state: State, *, block: int = 16, causal: bool = False):
@@ -62,6 +68,8 @@ class Linear(Draft):
         start = Points(state.x, state.energy, state.forces, state.forces)
         self._last = start.each(lambda part: part[None])
         self._references = self._last.each(lambda part: part[:0])
+        self.missed = torch.empty(0), torch.empty(0)
+        self._points = self._references  # as the last scan left them
         self._jacobians: dict[int, _Jacobian] = {}  # by the step whose proposal they are of
         self._asked: list[int] = []
         # deviations d of proposals, (T, B, D, 1), and A d, behind one row of zeros: the state
@@ -76,91 +84,103 @@ class Linear(Draft):
     def scan(self, window, begin=0):
         self._fill(len(window))
         spans = self._spans(window)
+        if begin == len(window):
+            return self._points.each(lambda part: part[:begin])
         while True:
-            sources, _ = window.sources()
+            sources = window.sources()[0][begin:]
             start = window.at(self._references, sources)
-            moved = window.kernel.propose_from(start.x, start.forces, window.kicks)
-            residual = self._flat(moved - self._references.x)
-            self._solve(residual, spans, sources, begin)
-            points = self._believed(spans)
+            moved = window.kernel.propose_from(start.x, start.forces, window.kicks[begin:])
+            self._solve(self._flat(moved - self._references.x[begin:]), spans, sources, begin)
+            before = self._points.each(lambda part, end=begin: part[:end])
+            points = self._points = joined(before, self._believed(spans, begin))
             if window.taken is None:
                 return points
-            points = self._from_step_to_step(window, points, sources)
-            accepted = window.decide(points).accepted
-            other = (accepted != window.taken).reshape(len(window), -1).any(1)[begin:].nonzero()
+            energy = self._from_step_to_step(window, points, sources, begin)
+            points = self._points = points._replace(energy=energy)
+            accepted = window.decide(points, begin).accepted
+            other = (accepted != window.taken[begin:]).reshape(len(accepted), -1).any(1).nonzero()
             if not len(other):
                 return points
-            begin += int(other[0])
-            window.taken[begin] = accepted[begin]
-            begin += 1
+            first = int(other[0])
+            window.taken[begin + first] = accepted[first]
+            begin += first + 1
             if begin == len(window):
                 return points
 
     def _solve(self, residual: Tensor, spans, sources: Tensor, begin: int) -> None:
         """The deviations of all proposals from number ``begin`` on."""
-        rows, d, after = residual.unbind(0), self._d.unbind(0), self._next.unbind(0)
+        if residual.device.type == "cpu":  # NumPy sees the same memory, and is faster in the small
+            add, times = np.add, np.matmul
+            rest, d, after = residual.numpy(), self._d.numpy(), self._next.numpy()
+            models = [None if known is None else known.of_step.numpy() for *_, known in spans]
+        else:
+            add, times = torch.add, torch.bmm
+            rest, d, after = residual, self._d, self._next
+            models = [None if known is None else known.of_step for *_, known in spans]
         alone = sources.ndim == 1 or sources[0].numel() == 1
-        place = sources.reshape(-1).tolist() if alone else sources.unbind(0)
-        walkers = torch.arange(residual.shape[1], device=residual.device)
-        for first, last, known in spans:
+        place = sources.reshape(-1).tolist() if alone else sources.tolist()
+        walkers = range(residual.shape[1])
+        for (first, last, _), A in zip(spans, models, strict=True):
             for n in range(max(first, begin), last):
-                m = place[n]
-                before = after[m] if alone else self._next[m, walkers]
-                torch.add(rows[n], before, out=d[n])
-                if known is None:
-                    after[n + 1].copy_(d[n])
+                m = place[n - begin]
+                add(rest[n - begin], after[m] if alone else after[m, walkers], out=d[n])
+                if A is None:
+                    after[n + 1] = d[n]
                 else:
-                    torch.bmm(known.of_step, d[n], out=after[n + 1])
+                    times(A, d[n], out=after[n + 1])
 
-    def _believed(self, spans) -> Points:
-        """The models of all steps at their proposals."""
-        y, d = self._references, self._d[..., 0]
+    def _believed(self, spans, begin: int) -> Points:
+        """The models of all steps from number ``begin`` on, at their proposals."""
+        y, d = self._references.each(lambda part: part[begin:]), self._d[begin:, ..., 0]
         change = torch.zeros_like(d)
         for first, last, known in spans:
-            if known is not None:
-                part = d[first:last].transpose(0, 1) @ known.of_forces.mT
-                change[first:last] = part.transpose(0, 1)
+            if known is not None and last > begin:
+                part = slice(max(first, begin) - begin, last - begin)
+                change[part] = (d[part].transpose(0, 1) @ known.of_forces.mT).transpose(0, 1)
         energy = y.energy
         if energy is not None:
             slope = self._flat(y.pull)[..., 0] + 0.5 * change
             energy = energy - (slope * d).sum(-1).reshape(energy.shape)
         moved = self._full(change)
-        return Points(y.x + self._full(d), energy, y.forces + moved, y.pull + moved)
+        forces = y.forces + moved
+        pull = forces if y.pull is y.forces else y.pull + moved
+        return Points(y.x + self._full(d), energy, forces, pull)
 
-    def _from_step_to_step(self, window: Window, points: Points, sources: Tensor) -> Points:
-        """``points`` with energies that are sums of changes, from step to step.
+    def _from_step_to_step(self, window: Window, points: Points, sources, begin: int) -> Tensor:
+        """Energies of ``points`` that are sums of changes, from step to step.
 
         The errors of two models are of third order in d, and that of the trapezoidal rule between
         them, -½ (F_x + F_y)·(y - x), in the length of the step: it is used where d is not small.
         """
         old, pull = window.at(points, sources), points.pull
         old_pull = window.at(points._replace(forces=pull), sources).forces
-        change = -0.5 * ((old_pull + pull) * (points.x - old.x)).sum((-2, -1))
-        d = self._d.abs().amax((-2, -1)).reshape(change.shape)
+        new = points.each(lambda part: part[begin:])
+        change = -0.5 * ((old_pull + new.pull) * (new.x - old.x)).sum((-2, -1))
+        d = self._d.abs().amax((-2, -1)).reshape(points.energy.shape)
         d = torch.cat((torch.zeros_like(d[:1]), d))
-        near = torch.maximum(d[1:], chosen(d, sources)) < 0.5 * self._sigma
-        change = torch.where(near, points.energy - old.energy, change)
-        before = torch.where(window.taken, change, 0.0).cumsum(0)
+        near = torch.maximum(d[begin + 1 :], chosen(d, sources)) < 0.5 * self._sigma
+        change = torch.where(near, new.energy - old.energy, change)
+        before = torch.where(window.taken[begin:], change, 0.0).cumsum(0)
         before = torch.cat((torch.zeros_like(before[:1]), before[:-1]))
-        return points._replace(energy=window.state.energy + before + change)
+        return torch.cat((points.energy[:begin], old.energy[:1] + before + change))
 
     def asks(self, window, x):
         if not self.block:
             return None
-        first = window.state.step
-        self._asked = [n for n in range(len(x)) if self._outdated(first + n, x[n])]
+        begin, size = window.state.step, len(x)
+        self._asked = [n for n in range(-begin % self.block, size, self.block)
+                       if self._outdated(begin + n, x[n])]
         if not self._jacobians:  # whatever its place in a block
             self._asked = sorted({0, *self._asked})
         return torch.cat([self._displaced(x[n]) for n in self._asked]) if self._asked else None
 
     def _outdated(self, step: int, x: Tensor) -> bool:
-        if step % self.block:
-            return False
         known = self._jacobians.get(step)
         stale = 0.0 if self.block == 1 else _STALE * self._sigma
         return known is None or float((x - known.x).abs().max()) > stale
 
     def learn(self, window, points, extra):
+        self.missed = self._misses(points)
         self._references, self._last = points, points.each(lambda part: part[-1:])
         self._d = torch.zeros_like(self._d[: len(points.x)])
         self._next = torch.zeros_like(self._next[: len(points.x) + 1])
@@ -176,8 +196,16 @@ class Linear(Draft):
         for step in sorted(before)[:-1]:
             del self._jacobians[step]
 
+    def _misses(self, points: Points) -> tuple[Tensor, Tensor]:
+        wrong = points.forces - self._points.forces[: len(points.x)]
+        drift = self._kernel.propose_from(torch.zeros_like(wrong), wrong, torch.zeros_like(wrong))
+        parts = self._flat(drift), self._d[: len(wrong)]
+        error, moved = (part.abs().amax((-2, -1)) / self._sigma for part in parts)
+        return error, moved
+
     def drop(self, count):
         self._references = self._references.each(lambda part: part[count:])
+        self._points = self._points.each(lambda part: part[count:])
         self._d, self._next = self._d[count:], self._next[count:]
         self._next[:1] = 0.0
 
@@ -242,5 +270,5 @@ class Linear(Draft):
         if self._all_move:
             return flat.reshape(shape)
         v = flat.new_zeros(shape)
-        v[..., self._moving, :] = flat.reshape(*shape[:-2], -1, 3)
+        v[..., self._moving, :] = flat.reshape(*shape[:-2], len(self._moving), 3)
         return v

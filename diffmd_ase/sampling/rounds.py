@@ -14,12 +14,14 @@ from ..noise import Noise
 from ..state import State
 from .drafts import Draft, step_sizes
 from .kernels import Info
+from .linear import Linear
 from .window import OneProposal, Points, Window
 
 __all__ = ["Count", "Newton", "Rounds", "resolution"]
 
 _FAR = 30.0  # noises of a step: no drift is believed to be longer
-_FINE, _COARSE = 2e-10, 1e-4  # tolerances in noises of a step, for float64 and float32
+_FINE, _COARSE = 5e-11, 2e-5  # tolerances in noises of a step, for float64 and float32
+_SURE = 0.01  # the least part of a move by which a correction to first order is wrong
 _ROUNDED = 1e-8  # errors of forces, in noises of a step, that only float32 makes
 
 
@@ -161,12 +163,18 @@ class Rounds(ABC):
 
 
 class Newton(Rounds):
-    """Final is what a second scan moves by no more than ``tolerance``, in noises of a step.
+    """Final is what a second scan finds with an error of no more than ``tolerance``.
+
+    It moves proposals by d, to first order in d. When their forces were evaluated models were wrong
+    by the part ρ of how far they reached: the error is Σ ρ d, of all steps up to one, in noises of
+    a step.
 
     ``window``, ``draft``, ``width`` and ``count`` are those of `Rounds`.
     """
 
-    def __init__(self, window: Window, draft: Draft, width: int, count: Count, *, tolerance: float):
+    draft: Linear
+
+    def __init__(self, window: Window, draft: Linear, width: int, count: Count, *, tolerance: float):
         super().__init__(window, draft, width, count)
         self._tolerance = tolerance
 
@@ -175,18 +183,20 @@ class Newton(Rounds):
         self.draft.learn(window, points, extra)
         exact = self.draft.scan(window)
         moved = (exact.x - drafted.x).abs().flatten(1).amax(1) / self._sigma
-        final = moved <= self._tolerance
+        # what is kept is corrected to first order: its error is that of the correction
+        wrong, apart = self.draft.missed
+        doubt = (wrong / apart.clamp(min=self._tolerance)).amax(1).clamp(min=_SURE)
+        error = (doubt * moved).cumsum(0)
+        final = error <= self._tolerance
         info = window.decide(exact)
         if info.log_ratio is not None and window.log_u is not None:
             # log α moves by less than this for all that is still open
-            error = moved.cummax(0).values * drafted.x[0].numel()
+            bound = error * drafted.x[0].numel()
             apart = (info.log_ratio - window.log_u).abs().reshape(len(moved), -1).amin(1)
-            final &= (apart >= error) | (moved.cummax(0).values == 0)
+            final &= (apart >= bound) | (bound == 0)
         count = max(1, int(final.long().cumprod(0).sum()))
         steps = self._keep(exact, info, count)
         self._scanned = len(window)
         return steps
-
-
 def _positive(h: Tensor) -> Tensor:
     return h[h > 0].min()

@@ -58,7 +58,9 @@ class Points(NamedTuple):
         value = field(every[:, None] if every.ndim == 3 else every)
         energy, forces, pull = value.target.energy, value.drift.forces, value.target.forces
         energy = None if energy is None else energy.reshape(every.shape[:-2])
-        points = cls(every, energy, forces.reshape(every.shape), pull.reshape(every.shape))
+        told = forces.reshape(every.shape)
+        same = pull is forces
+        points = cls(every, energy, told, told if same else pull.reshape(every.shape))
         if extra is None:
             return points, None
         if field.evaluations > 1:
@@ -68,7 +70,14 @@ class Points(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Points:
         """``change`` of every part that there is."""
-        return Points(*(None if part is None else change(part) for part in self))
+        x, energy, forces, pull = self
+        changed = change(forces)
+        return Points(
+            change(x),
+            None if energy is None else change(energy),
+            changed,
+            changed if pull is forces else change(pull),
+        )
 
     def finite(self) -> Tensor:
         """(T,): positions, energies and forces of all walkers are finite."""
@@ -80,8 +89,13 @@ class Points(NamedTuple):
 
 def joined(first: Points, second: Points) -> Points:
     """The points of ``first`` and then those of ``second``."""
-    pairs = zip(first, second, strict=True)
-    return Points(*(None if a is None else torch.cat((a, b)) for a, b in pairs))
+    energy = first.energy
+    if energy is not None:
+        energy = torch.cat((energy, second.energy))
+    forces = torch.cat((first.forces, second.forces))
+    same = first.pull is first.forces and second.pull is second.forces
+    pull = forces if same else torch.cat((first.pull, second.pull))
+    return Points(torch.cat((first.x, second.x)), energy, forces, pull)
 
 
 class Drawn:
@@ -192,11 +206,17 @@ class Window:
         )
         return State(x, energy, forces, start.step, start.walkers)
 
-    def decide(self, points: Points) -> Info:
-        """The choices of all steps between ``points``, the proposals, and where they start from."""
-        old = self.at(points, self.sources()[0])
-        new = State(points.x, points.energy, points.forces, old.step, old.walkers)
-        return self.kernel.decide_from(old, new, self.log_u)
+    def decide(self, points: Points, begin: int = 0) -> Info:
+        """The choices between ``points``, all proposals, and where they start from.
+
+        Of the steps from number ``begin`` on.
+        """
+        if self.log_u is None:
+            return self.kernel.decide_from(self.state, self.state, None)
+        old = self.at(points, self.sources()[0][begin:])
+        x, energy, forces, _ = points.each(lambda part: part[begin:])
+        new = State(x, energy, forces, old.step, old.walkers)
+        return self.kernel.decide_from(old, new, self.log_u[begin:])
 
     def final(self, points: Points, info: Info, count: int) -> list[tuple[State, Info]]:
         """The first ``count`` steps as `sampling.run.run` yields them.
