@@ -120,14 +120,15 @@ class Linear(Draft):
         alone = sources.ndim == 1 or sources[0].numel() == 1
         place = sources.reshape(-1).tolist() if alone else sources.tolist()
         walkers = range(residual.shape[1])
+        rows, ahead, behind = list(rest), list(d), list(after)
         for (first, last, _), A in zip(spans, models, strict=True):
             for n in range(max(first, begin), last):
-                m = place[n - begin]
-                add(rest[n - begin], after[m] if alone else after[m, walkers], out=d[n])
+                m, own = place[n - begin], ahead[n]
+                add(rows[n - begin], behind[m] if alone else after[m, walkers], out=own)
                 if A is None:
-                    after[n + 1] = d[n]
+                    after[n + 1] = own
                 else:
-                    times(A, d[n], out=after[n + 1])
+                    times(A, own, out=behind[n + 1])
 
     def _believed(self, spans, begin: int) -> Points:
         """The models of all steps from number ``begin`` on, at their proposals."""
@@ -198,8 +199,8 @@ class Linear(Draft):
 
     def _misses(self, points: Points) -> tuple[Tensor, Tensor]:
         wrong = points.forces - self._points.forces[: len(points.x)]
-        drift = self._kernel.propose_from(torch.zeros_like(wrong), wrong, torch.zeros_like(wrong))
-        parts = self._flat(drift), self._d[: len(wrong)]
+        nothing = torch.zeros_like(wrong[:1])
+        parts = self._flat(self._kernel.propose_from(nothing, wrong, nothing)), self._d[: len(wrong)]
         error, moved = (part.abs().amax((-2, -1)) / self._sigma for part in parts)
         return error, moved
 

@@ -15,12 +15,12 @@ from ..state import State
 from .drafts import Draft, step_sizes
 from .kernels import Info
 from .linear import Linear
-from .window import OneProposal, Points, Window
+from .window import OneProposal, Points, Window, chosen
 
 __all__ = ["Count", "Newton", "Rounds", "resolution"]
 
 _FAR = 30.0  # noises of a step: no drift is believed to be longer
-_FINE, _COARSE = 5e-11, 2e-5  # tolerances in noises of a step, for float64 and float32
+_FINE, _COARSE = 1e-9, 2e-4  # tolerances in noises of a step, for float64 and float32
 _SURE = 0.01  # the least part of a move by which a correction to first order is wrong
 _ROUNDED = 1e-8  # errors of forces, in noises of a step, that only float32 makes
 
@@ -86,7 +86,7 @@ class Rounds(ABC):
         drafted = self.draft.scan(window, min(self._scanned, len(window)))
         drafted = self._believable(drafted)
         window.fill(len(drafted.x))
-        if not torch.isfinite(drafted.x).all():
+        if not math.isfinite(drafted.x.sum()):
             return []
         extra = self.draft.asks(window, drafted.x)
         try:
@@ -113,13 +113,12 @@ class Rounds(ABC):
         window, state = self.window, self.window.state
         first = window.kernel.propose_from(state.x, state.forces, window.kicks[0])
         drafted = drafted._replace(x=torch.cat((first[None], drafted.x[1:])))
-        start = window.at(drafted, window.sources()[0]).x
+        start = chosen(torch.cat((state.x[None], drafted.x)), window.sources()[0])
         # without the kick: whether a draft is believed may not depend on its own noise
         drift = (drafted.x - window.kicks - start).abs().flatten(1).amax(1)
-        fine = drift < _FAR * self._sigma
-        fine[0] = True
-        size = int(fine.long().cumprod(0).sum())
-        return drafted.each(lambda part: part[:size])
+        drift[0] = 0.0
+        far = (~(drift < _FAR * self._sigma)).nonzero()
+        return drafted.each(lambda part: part[: int(far[0])]) if len(far) else drafted
 
     def _shrink(self, error: RuntimeError) -> None:
         """Halve the window where ``error`` says that memory does not suffice; else raise it."""
@@ -151,11 +150,11 @@ class Rounds(ABC):
 
         The first one has the evaluations of the rounds since the last one that was.
         """
-        steps = self.window.final(points, info, count)
-        for n, (state, told) in enumerate(steps):
-            drift, target = self._spent if n == 0 else (0, 0)
-            told = told._replace(drift_evaluations=drift, target_evaluations=target)
-            steps[n] = state, told
+        steps = self.window.final(
+            points, info._replace(drift_evaluations=0, target_evaluations=0), count
+        )
+        (state, told), (drift, target) = steps[0], self._spent
+        steps[0] = state, told._replace(drift_evaluations=drift, target_evaluations=target)
         self._spent = (0, 0)
         self.draft.drop(count)
         self.window.drop(count, steps[-1][0])
@@ -167,7 +166,7 @@ class Newton(Rounds):
 
     It moves proposals by d, to first order in d. When their forces were evaluated models were wrong
     by the part ρ of how far they reached: the error is Σ ρ d, of all steps up to one, in noises of
-    a step.
+    a step. A round may add a tenth of the tolerance, since later ones do not forget it at once.
 
     ``window``, ``draft``, ``width`` and ``count`` are those of `Rounds`.
     """
@@ -176,7 +175,7 @@ class Newton(Rounds):
 
     def __init__(self, window: Window, draft: Linear, width: int, count: Count, *, tolerance: float):
         super().__init__(window, draft, width, count)
-        self._tolerance = tolerance
+        self._tolerance = 0.1 * tolerance
 
     def _final(self, drafted, points, extra):
         window = self.window

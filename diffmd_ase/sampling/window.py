@@ -223,13 +223,11 @@ class Window:
 
         ``points`` are the proposals, ``info`` is of `decide`.
         """
-        states, steps = self.at(points, self.sources()[1]), []
-        for n in range(count):
-            energy = None if states.energy is None else states.energy[n]
-            step = self.state.step + n + 1
-            state = State(states.x[n], energy, states.forces[n], step, states.walkers)
-            steps.append((state, info.of(n)))
-        return steps
+        states = self.at(points, self.sources()[1][:count])
+        energies = [None] * count if states.energy is None else states.energy.unbind(0)
+        parts = zip(states.x.unbind(0), energies, states.forces.unbind(0), strict=True)
+        first, walkers = self.state.step + 1, self.state.walkers
+        return [(State(*part, first + n, walkers), info.of(n)) for n, part in enumerate(parts)]
 
 
 def chosen(parts: Tensor, index: Tensor) -> Tensor:
