@@ -14,6 +14,7 @@ from .window import OneProposal, Points, Window
 
 __all__ = ["Draft", "Surrogate", "step_sizes"]
 
+
 class Draft(ABC):
     """A belief about the proposals of a window, which learns from their evaluations."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,19 +51,24 @@ class Linear(Draft):
     ----------
     kernel : of the chain
     state : where it is
-    block : steps with one Jacobian; 0: J = 0, which is Picard's iteration
+    block : steps with one Jacobian; 0: J = 0, which is Picard's iteration; None: 16, 32 or 64, more
+        where a Jacobian takes more structures and where steps are drafted only
     causal : as speculative steps need
 
     Attributes
     ----------
+    block : may be changed between rounds
     missed : by how much the drifts that were believed of proposals were wrong, when they were
         learned, and how far from their references these were; each (T, B), in noises of a step
     """
 
-    def __init__(self, kernel: OneProposal, state: State, *, block: int = 16, causal: bool = False):
-        self._kernel, self.block, self._causal = kernel, block, causal
+    def __init__(
+        self, kernel: OneProposal, state: State, *, block: int | None = None, causal: bool = False
+    ):
+        self._kernel, self._causal = kernel, causal
         h = step_sizes(kernel, state.x)
         self._moving = torch.nonzero(h > 0)[:, 0]
+        self.block = self._dear() if block is None else block
         self._all_move = len(self._moving) == len(h)
         self._sigma = float((2.0 * h[self._moving].min()).sqrt())
         start = Points(state.x, state.energy, state.forces, state.forces)
@@ -76,6 +82,11 @@ class Linear(Draft):
         self._d = self._flat(self._references.x)
         self._next = torch.zeros_like(self._flat(self._last.x))
 
+    def _dear(self) -> int:
+        """The shortest block of which a step pays for less than 2.5 displaced structures."""
+        shortest = next((b for b in (16, 32) if self.size <= 2.5 * b), 64)
+        return min(64, 2 * shortest) if self._causal else shortest
+
     @property
     def size(self) -> int:
         """D, the coordinates that move: structures that one Jacobian takes."""
@@ -85,14 +96,14 @@ class Linear(Draft):
         self._fill(len(window))
         spans = self._spans(window)
         if begin == len(window):
-            return self._points.each(lambda part: part[:begin])
+            return self._points.up_to(begin)
         while True:
             sources = window.sources()[0][begin:]
             start = window.at(self._references, sources)
             moved = window.kernel.propose_from(start.x, start.forces, window.kicks[begin:])
             self._solve(self._flat(moved - self._references.x[begin:]), spans, sources, begin)
-            before = self._points.each(lambda part, end=begin: part[:end])
-            points = self._points = joined(before, self._believed(spans, begin))
+            before, rest = self._points.up_to(begin), self._believed(spans, begin)
+            points = self._points = joined(before, rest)
             if window.taken is None:
                 return points
             energy = self._from_step_to_step(window, points, sources, begin)
@@ -109,17 +120,12 @@ class Linear(Draft):
 
     def _solve(self, residual: Tensor, spans, sources: Tensor, begin: int) -> None:
         """The deviations of all proposals from number ``begin`` on."""
-        if residual.device.type == "cpu":  # NumPy sees the same memory, and is faster in the small
-            add, times = np.add, np.matmul
-            rest, d, after = residual.numpy(), self._d.numpy(), self._next.numpy()
-            models = [None if known is None else known.of_step.numpy() for *_, known in spans]
-        else:
-            add, times = torch.add, torch.bmm
-            rest, d, after = residual, self._d, self._next
-            models = [None if known is None else known.of_step for *_, known in spans]
+        add, times, view = _small(residual.device)
+        rest, d, after = view(residual), view(self._d), view(self._next)
+        models = [None if known is None else view(known.of_step) for *_, known in spans]
         alone = sources.ndim == 1 or sources[0].numel() == 1
         place = sources.reshape(-1).tolist() if alone else sources.tolist()
-        walkers = range(residual.shape[1])
+        walkers = list(range(residual.shape[1]))
         rows, ahead, behind = list(rest), list(d), list(after)
         for (first, last, _), A in zip(spans, models, strict=True):
             for n in range(max(first, begin), last):
@@ -169,8 +175,11 @@ class Linear(Draft):
         if not self.block:
             return None
         begin, size = window.state.step, len(x)
-        self._asked = [n for n in range(-begin % self.block, size, self.block)
-                       if self._outdated(begin + n, x[n])]
+        self._asked = [
+            n
+            for n in range(-begin % self.block, size, self.block)
+            if self._outdated(begin + n, x[n])
+        ]
         if not self._jacobians:  # whatever its place in a block
             self._asked = sorted({0, *self._asked})
         return torch.cat([self._displaced(x[n]) for n in self._asked]) if self._asked else None
@@ -200,7 +209,10 @@ class Linear(Draft):
     def _misses(self, points: Points) -> tuple[Tensor, Tensor]:
         wrong = points.forces - self._points.forces[: len(points.x)]
         nothing = torch.zeros_like(wrong[:1])
-        parts = self._flat(self._kernel.propose_from(nothing, wrong, nothing)), self._d[: len(wrong)]
+        parts = (
+            self._flat(self._kernel.propose_from(nothing, wrong, nothing)),
+            self._d[: len(wrong)],
+        )
         error, moved = (part.abs().amax((-2, -1)) / self._sigma for part in parts)
         return error, moved
 
@@ -273,3 +285,13 @@ class Linear(Draft):
         v = flat.new_zeros(shape)
         v[..., self._moving, :] = flat.reshape(*shape[:-2], len(self._moving), 3)
         return v
+
+
+def _small(device: torch.device) -> tuple[Callable, Callable, Callable[[Tensor], Any]]:
+    """Sum and product for few numbers, and the view of tensors that they take.
+
+    On a CPU those of NumPy, which sees the same memory and is faster.
+    """
+    if device.type == "cpu":
+        return np.add, np.matmul, Tensor.numpy
+    return torch.add, torch.bmm, lambda tensor: tensor

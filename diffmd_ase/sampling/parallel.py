@@ -96,7 +96,7 @@ def iterate_parallel(
     noise: Noise,
     window: int = 64,
     method: str = "newton",
-    block: int = 16,
+    block: int | None = None,
     tolerance: float | None = None,
     count: Count | None = None,
 ) -> Iterator[tuple[State, Info]]:
@@ -113,10 +113,11 @@ def iterate_parallel(
     noise : that of the sequential chain
     window : steps evaluated together; halved where memory does not suffice
     method : "newton", or "picard", which needs no Jacobians and many rounds
-    block : steps with one Jacobian; 1 takes fewest rounds, where Jacobians cost nothing
-    tolerance : in units of the noise of a step; None: 2e-10, with which chains agree to 1e-9, or
-        1e-4 where forces have the precision of float32. A choice that is nearer than the tolerance
-        times the number of coordinates waits until its proposal is exact
+    block : steps with one Jacobian; 1 takes fewest rounds, where Jacobians cost nothing. None: 16,
+        32 or 64, by what a Jacobian costs, halved when a window takes more than 8 rounds
+    tolerance : to which chains agree, in units of the noise of a step; None: 1e-9, or 2e-4 where
+        forces have the precision of float32. A choice that is nearer than the error times the
+        number of coordinates waits until its proposal is exact
     count : counts what is done
 
     Raises
@@ -126,7 +127,7 @@ def iterate_parallel(
     DivergedError : as `run`, at the first step that is not final
     """
     step = check_parallel(kernel)
-    if n_steps < 0 or window < 1 or block < 1 or method not in _METHODS:
+    if n_steps < 0 or window < 1 or (1 if block is None else block) < 1 or method not in _METHODS:
         raise ValueError(
             f"{n_steps=} must be >= 0, {window=} and {block=} >= 1, {method=} one of {_METHODS}"
         )
@@ -137,7 +138,9 @@ def iterate_parallel(
 
     def rounds(at: State) -> Rounds:
         draft = Linear(step, at, block=taken)
-        return Newton(Window(step, at, noise), draft, window, count, tolerance=within)
+        return Newton(
+            Window(step, at, noise), draft, window, count, tolerance=within, adapts=taken is None
+        )
 
     return followed(step, state, n_steps, noise, rounds, count)
 

@@ -21,6 +21,7 @@ __all__ = ["Count", "Newton", "Rounds", "resolution"]
 
 _FAR = 30.0  # noises of a step: no drift is believed to be longer
 _FINE, _COARSE = 1e-9, 2e-4  # tolerances in noises of a step, for float64 and float32
+_MANY = 8  # rounds of a window
 _SURE = 0.01  # the least part of a move by which a correction to first order is wrong
 _ROUNDED = 1e-8  # errors of forces, in noises of a step, that only float32 makes
 
@@ -97,7 +98,7 @@ class Rounds(ABC):
         self._counted(drafted.x, extra)
         if window.taken is None:  # a proposal that is not finite can only be rejected
             size = int(points.finite().long().cumprod(0).sum())
-            points, drafted = (p.each(lambda part: part[:size]) for p in (points, drafted))
+            points, drafted = (p.up_to(size) for p in (points, drafted))
             window.fill(size)
             if not size:
                 return []
@@ -118,7 +119,7 @@ class Rounds(ABC):
         drift = (drafted.x - window.kicks - start).abs().flatten(1).amax(1)
         drift[0] = 0.0
         far = (~(drift < _FAR * self._sigma)).nonzero()
-        return drafted.each(lambda part: part[: int(far[0])]) if len(far) else drafted
+        return drafted.up_to(int(far[0])) if len(far) else drafted
 
     def _shrink(self, error: RuntimeError) -> None:
         """Halve the window where ``error`` says that memory does not suffice; else raise it."""
@@ -168,14 +169,29 @@ class Newton(Rounds):
     by the part ρ of how far they reached: the error is Σ ρ d, of all steps up to one, in noises of
     a step. A round may add a tenth of the tolerance, since later ones do not forget it at once.
 
-    ``window``, ``draft``, ``width`` and ``count`` are those of `Rounds`.
+    Parameters
+    ----------
+    window, draft, width, count : as of `Rounds`
+    tolerance : in noises of a step
+    adapts : the blocks of the draft are halved when a window takes more than 8 rounds, if Jacobians
+        then take fewer structures than proposals
     """
 
     draft: Linear
 
-    def __init__(self, window: Window, draft: Linear, width: int, count: Count, *, tolerance: float):
+    def __init__(
+        self,
+        window: Window,
+        draft: Linear,
+        width: int,
+        count: Count,
+        *,
+        tolerance: float,
+        adapts: bool = False,
+    ):
         super().__init__(window, draft, width, count)
-        self._tolerance = 0.1 * tolerance
+        self._tolerance, self._adapts = 0.1 * tolerance, adapts
+        self._made, self._since = -width, 0  # steps and rounds since the last look; the first: cold
 
     def _final(self, drafted, points, extra):
         window = self.window
@@ -196,6 +212,20 @@ class Newton(Rounds):
         count = max(1, int(final.long().cumprod(0).sum()))
         steps = self._keep(exact, info, count)
         self._scanned = len(window)
+        self._look(count)
         return steps
+
+    def _look(self, count: int) -> None:
+        """Whether Jacobians of shorter blocks are worth it, once a window."""
+        draft, self._made, self._since = self.draft, self._made + count, self._since + 1
+        if self._made >= 0 and self._made - count < 0:
+            self._made, self._since = 0, 0
+        if self._made >= self._width:
+            rounds = self._since * self._width / self._made
+            if self._adapts and rounds > max(_MANY, 2 * draft.size / draft.block):
+                draft.block = max(1, draft.block // 2)
+            self._made, self._since = 0, 0
+
+
 def _positive(h: Tensor) -> Tensor:
     return h[h > 0].min()

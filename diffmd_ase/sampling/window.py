@@ -79,6 +79,10 @@ class Points(NamedTuple):
             changed if pull is forces else change(pull),
         )
 
+    def up_to(self, end: int) -> Points:
+        """The first ``end``."""
+        return self.each(lambda part: part[:end])
+
     def finite(self) -> Tensor:
         """(T,): positions, energies and forces of all walkers are finite."""
         total = (self.x * self.forces).flatten(1).sum(1)

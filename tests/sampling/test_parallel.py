@@ -212,14 +212,27 @@ class TestRounds:
         assert count.gain > least
 
     @pytest.mark.slow
-    def test_accepted_steps_in_a_round(self):
-        """64 steps of MALA take 6 rounds at an acceptance of .95."""
+    @pytest.mark.parametrize(("factor", "acceptance", "most"), [(1.5, 0.95, 6), (3.5, 0.80, 8)])
+    def test_accepted_steps_in_a_round(self, factor, acceptance, most):
+        """64 steps of MALA take 6 rounds at an acceptance of .95, and 8 at .80."""
         kernel, x = case("10 beads", accepted=True)
-        kernel, count = kernel.scaled(1.5), Count()
+        kernel, count = kernel.scaled(factor), Count()
         steps = iterate_parallel(kernel, x, 384, noise=Noise(4), block=1, count=count)
-        taken = torch.stack([info.accepted for _, info in steps]).double()
-        assert float(taken.mean()) == pytest.approx(0.95, abs=0.03)
-        assert count.rounds <= 6 * 6
+        taken = torch.stack([info.accepted for _, info in steps])
+        assert torch.equal(taken, sequence(kernel, x, 384, seed=4)[1])
+        assert float(taken.double().mean()) == pytest.approx(acceptance, abs=0.03)
+        assert count.rounds <= 6 * most
+
+    def test_blocks_are_halved_where_rounds_are_many(self):
+        kernel, x = case("10 beads", accepted=True)
+        kernel = kernel.scaled(4.0)
+        known = [
+            sum(1 for _ in iterate_parallel(kernel, x, 192, noise=Noise(3), block=b, count=c))
+            and (c.rounds, c.hessian_evaluations)
+            for b, c in ((None, Count()), (16, Count()))
+        ]
+        (rounds, displaced), (more_rounds, fewer) = known
+        assert rounds < more_rounds and displaced > fewer
 
     def test_picard_takes_more(self):
         kernel, x = case("10 beads")

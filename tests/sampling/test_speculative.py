@@ -18,6 +18,7 @@ from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.sampling.drafts import Draft, Surrogate
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.hamiltonian import HamiltonianMonteCarlo
+from diffmd_ase.sampling.linear import Linear
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.parallel import followed
 from diffmd_ase.sampling.rounds import Count
@@ -284,3 +285,27 @@ def test_a_surrogate_proposes_what_the_kernel_does():
     states = [s for s, _ in run(kernel, x, 5, noise=Noise(2))]
     torch.testing.assert_close(points.x, torch.stack([s.x for s in states]))
     assert isinstance(states[0], State)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("place", "lost"), [(8, False), (2, True)])
+def test_what_is_drafted_knows_no_later_evaluation(causal, place, lost):
+    """Other noise from a step on: its mean is the same, if Jacobians are causal.
+
+    Also where the first Jacobian is lost, so that the next one is that of step 4.
+    """
+    kernel, x = beads()
+    drafts = []
+    for factor in (1.0, 3.0):
+        window = Window(kernel, kernel.init(x), Noise(2))
+        window.fill(12)
+        draft, kicks = Linear(kernel, window.state, block=4, causal=causal), window.kicks.clone()
+        window.kicks[place:] *= factor
+        drafted = draft.scan(window).x
+        points, extra = Points.evaluated(kernel.field, drafted, draft.asks(window, drafted))
+        if lost:
+            extra[: draft.size] = torch.nan
+        draft.learn(window, points, extra)
+        window.kicks.copy_(kicks)
+        drafts.append(draft.scan(window).x[: place + 1])
+    assert (float((drafts[0] - drafts[1]).abs().max()) < 1e-12) == causal
