@@ -1,12 +1,14 @@
 """One trajectory, many steps at a time: steps for each round, and what a step costs.
 
-    python benchmarks/time_parallel.py rounds|times|reference [--steps 512] [--pairs 5] [--json]
+    python benchmarks/time_parallel.py rounds|times|reference [--steps 512] [--pairs 5] [--compile]
+        [--json]
 
 ``rounds`` are counts, of windows W: steps for each batch that waits for another, by Picard's
 iteration, by Newton's method with a Jacobian for 16 steps and for each step, and speculative with
 the linear draft; plain and accepted steps. They are means over ``--steps`` and do not depend on the
 machine. ``times`` is CPU time of one thread for a step, alternating in one process: the loop `run`,
-a lean loop without states, Newton, speculative, and 64 walkers of which each makes the steps.
+a lean loop without states, Newton, speculative, and 64 walkers of which each makes the steps; with
+``--compile`` all of them with the network compiled.
 ``reference`` has amber14 as the target (needs ``plugins/openmm``) and the shipped model that
 learned it as the draft: rejections, and evaluations of the target one after the other; with a pool
 of K processes a round takes ceil(W/K) of them (counted, not run).
@@ -15,6 +17,7 @@ of K processes a round takes ceil(W/K) of them (counted, not run).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -48,9 +51,9 @@ WAYS: dict[str, Callable[..., Iterator]] = {
 }
 
 
-def alanine(dtype=torch.float64) -> tuple[EulerMaruyama, Tensor]:
+def alanine(dtype=torch.float64, *, compiled: bool = False) -> tuple[EulerMaruyama, Tensor]:
     model, frames = ScoreModel.load("alanine-dipeptide"), Snapshots.read("alanine-dipeptide")
-    potential = model.potential(frames.system, device="cpu", dtype=dtype)
+    potential = model.potential(frames.system, device="cpu", dtype=dtype, compile=compiled)
     h = 0.2 / model.card.lambda_max
     kernel = EulerMaruyama(potential, kT=model.card.kT, h=h, mean_free=True)
     return kernel, torch.as_tensor(frames.positions[0].astype(float)).to(dtype)
@@ -151,7 +154,7 @@ def contenders(plain: EulerMaruyama, kernel, x: Tensor, n: int) -> dict[str, tup
 def times(options) -> list[dict]:
     rows = []
     for dtype in (torch.float64, torch.float32):
-        plain, x = alanine(dtype)
+        plain, x = alanine(dtype, compiled=options.compile)
         x = relaxed(plain, x).x
         for words, kernel in (("plain", plain), ("accepted", Metropolis(plain))):
             calls = contenders(plain, kernel, x, options.steps)
@@ -160,7 +163,14 @@ def times(options) -> list[dict]:
             for name, spent in seconds.items():
                 gain, span = ratios(seconds["run"] / steps["run"], spent / steps[name])
                 ms = 1e3 * float(min(spent)) / steps[name]
-                row = {"dtype": str(dtype)[6:], "steps": words, "way": name, "ms_of_a_step": ms}
+                load = os.getloadavg()[0]
+                row = {
+                    "dtype": str(dtype)[6:],
+                    "load": load,
+                    "steps": words,
+                    "way": name,
+                    "ms_of_a_step": ms,
+                }
                 rows.append(row | {"times_run": gain, "span": span})
                 show(options, rows[-1])
     return rows
@@ -216,6 +226,7 @@ def show(options, row: dict) -> None:
 def main() -> None:
     parser = timing_options(__doc__, steps=512, pairs=5)
     parser.add_argument("part", choices=("rounds", "times", "reference"))
+    parser.add_argument("--compile", action="store_true", help="times: of compiled networks")
     options = parsed(parser)
     rows = {"rounds": rounds, "times": times, "reference": reference}[options.part](options)
     if options.json:

@@ -199,8 +199,8 @@ class Linear(Draft):
         for n, forces in zip(self._asked, extra.chunk(len(self._asked)), strict=True):
             if n >= len(points.x):  # the window was cut there
                 break
-            found = self._jacobian(points.x[n], points.forces[n], forces)
-            if torch.isfinite(found.of_step).all():
+            if torch.isfinite(forces).all():
+                found = self._jacobian(points.x[n], points.forces[n], forces)
                 self._jacobians[window.state.step + n] = found
         before = [step for step in self._jacobians if step <= window.state.step]
         for step in sorted(before)[:-1]:
@@ -264,7 +264,7 @@ class Linear(Draft):
     def _jacobian(self, x: Tensor, forces: Tensor, displaced: Tensor) -> _Jacobian:
         J = self._flat((displaced - forces) / (_DIFFERENCE * self._sigma))[..., 0].movedim(0, -1)
         if self._causal:
-            values, vectors = torch.linalg.eigh(torch.nan_to_num(0.5 * (J + J.mT)))
+            values, vectors = torch.linalg.eigh(0.5 * (J + J.mT))
             J = (vectors * values.clamp(max=0.0)[..., None, :]) @ vectors.mT
         columns = self._full(J.movedim(-1, 0))
         drift = self._kernel.propose_from(torch.zeros_like(columns), columns, 0.0 * columns)

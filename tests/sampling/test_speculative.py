@@ -304,7 +304,7 @@ def test_what_is_drafted_knows_no_later_evaluation(causal, place, lost):
         drafted = draft.scan(window).x
         points, extra = Points.evaluated(kernel.field, drafted, draft.asks(window, drafted))
         if lost:
-            extra[: draft.size] = torch.nan
+            extra[: draft.size] = torch.inf
         draft.learn(window, points, extra)
         window.kicks.copy_(kicks)
         drafts.append(draft.scan(window).x[: place + 1])
