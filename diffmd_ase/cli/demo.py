@@ -18,7 +18,7 @@ def demo(
     snapshots: Annotated[
         str, typer.Option(help="frames that state their temperature: shipped set, .npz")
     ] = "alanine-dipeptide",
-    minutes: Annotated[float, typer.Option(help="wall clock of training at most, min")] = 5.0,
+    minutes: Annotated[float, typer.Option(help="wall clock of training at most, min")] = 2.5,
     walkers: Annotated[int, typer.Option(min=1, help="walkers of the trajectories")] = 64,
     d_t: Annotated[float, typer.Option(min=0, help="D·t of each walker, Å²")] = 8.0,
     samples: Annotated[int, typer.Option(min=1, help="i.i.d. samples")] = 4000,
@@ -26,7 +26,7 @@ def demo(
     device: Device = "auto",
     progress: Progress = True,
 ) -> None:
-    """From snapshots to a report, in at most 15 minutes on two cores.
+    """From snapshots to a report, in at most 10 minutes on two cores.
 
     Trains, samples, runs walkers and reports with the commands of this program; finished
     parts are kept, so that it goes on where it was stopped.

@@ -28,7 +28,7 @@ def run_demo(
     directory: Path,
     *,
     snapshots: str = "alanine-dipeptide",
-    minutes: float = 5.0,
+    minutes: float = 2.5,
     walkers: int = 64,
     d_t: float = 8.0,
     samples: int = 4000,

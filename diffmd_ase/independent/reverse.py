@@ -63,8 +63,9 @@ def reverse_levels(
         y = x̂ + (σ' − σ̂) d                  d' = −σ' s(y, σ')
         x' = x̂ + ½ (σ' − σ̂)(d + d')
 
-    and then ``corrector_steps`` steps of `EulerMaruyama` at σ' (one evaluation each and
-    one to start), with ``h = corrector_size · σ'²``: where noise dominates, the bias of
+    and then ``corrector_steps`` steps of `EulerMaruyama` at σ' (one evaluation each and one to
+    start; without churn the last one is the first of the next level), with
+    ``h = corrector_size · σ'²``: where noise dominates, the bias of
     their variance is ``corrector_size/2``.
 
     Parameters
@@ -94,7 +95,7 @@ def reverse_levels(
         )
     gamma = min(churn / len(levels), math.sqrt(2.0) - 1.0)
     x = without_mean(x) if mean_free else x
-    address = _FIRST + 1
+    address, known = _FIRST + 1, None
     for level, (sigma, lower) in enumerate(pairwise(levels), start=1):
         hot = min((1.0 + gamma) * sigma, levels[0])
         if hot > sigma:
@@ -103,10 +104,12 @@ def reverse_levels(
             address += 1
         potential = potential_at(lower)
         # −σ s, the slope of the probability flow
-        slope = (-hot / kT) * _forces(potential_at(hot), x, mean_free)
+        if known is None or hot > sigma:
+            known = potential_at(hot)(x).forces
+        slope = (-hot / kT) * (without_mean(known) if mean_free else known)
         guess = x + (lower - hot) * slope
         end = (-lower / kT) * _forces(potential, guess, mean_free)
-        x = x + 0.5 * (lower - hot) * (slope + end)
+        x, known = x + 0.5 * (lower - hot) * (slope + end), None
         if corrector_steps:
             kernel = EulerMaruyama(
                 potential, kT=kT, h=corrector_size * lower**2, mean_free=mean_free
@@ -114,7 +117,8 @@ def reverse_levels(
             state = replace(kernel.init(x, walkers=walkers), step=address)
             for _ in range(corrector_steps):
                 state, _ = kernel.step(state, noise)
-            x, address = state.x, state.step
+            # where no noise is added, of the same positions and level as the next ones
+            x, address, known = state.x, state.step, state.forces
         _check(x, level, walkers)
         yield lower, x
 

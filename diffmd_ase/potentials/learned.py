@@ -209,7 +209,7 @@ class ScorePotential(Potential):
     def _evaluate(self, x: Tensor, stress: bool, chunk: int):
         pairs = self._pairs(x, chunk)
         strain = x.new_zeros(len(x), 3, 3) if stress else None
-        sigma = x.new_full((len(x),), self._level)
+        sigma = x.new_full((1,), self._level)
         made = None
         if self.compiled:
             function = self.model.compiled_at(self._network)

@@ -28,11 +28,21 @@ from torch import Tensor
 from .force_field import COORDINATES, MechanicsPrior
 from .snapshots import Snapshots
 
-__all__ = ["Form", "Frames", "Linear", "gradient_noise", "jacobian", "label_gradients", "moments"]
+__all__ = [
+    "Form",
+    "Frames",
+    "Linear",
+    "gradient_noise",
+    "jacobian",
+    "label_gradients",
+    "moments",
+    "square",
+]
 
 _MADE = ("arms", "matrix")  # of the tables
 _AT_ONCE, _NUMBERS = 64, 2e7  # frames, and numbers of their slopes, at most
 _ENOUGH = 10_000  # frames, for a covariance
+_STRIP = 96  # rows of a product with itself that are made at a time
 
 
 class Linear(Protocol):
@@ -169,16 +179,14 @@ def moments(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tens
     drive = torch.zeros(form.size, dtype=torch.float64)
     for sides, epsilon, pull, weight in _probed(form, frames, sigma, generator):
         plus, minus = sides
-        change = 1.0 / sigma * (plus - minus) * epsilon
+        drive += _along(plus - minus, epsilon) / sigma
         if pull is not None:
-            change = change - (plus + minus) * pull
-        drive += change.sum((1, 2), dtype=torch.float64)
+            drive -= _along(plus + minus, pull)
         for j in sides:
-            flat = j.flatten(1)
             if isinstance(weight, Tensor):
-                gram += ((j * weight).flatten(1) @ flat.T).double()
+                gram += ((j * weight).flatten(1) @ j.flatten(1).T).double()
             else:
-                gram += (flat @ flat.T).double()
+                gram += square(j.flatten(1)).double()
     return gram / len(frames.positions), drive / len(frames.positions)
 
 
@@ -230,6 +238,19 @@ def label_gradients(form: Linear, unit, theta, frames: Frames) -> Tensor:
     return torch.cat(found, dim=1)
 
 
+def square(rows: Tensor) -> Tensor:
+    """``rows @ rowsᵀ`` of ``rows`` (F, M): one half is computed, the other is its image."""
+    size = len(rows)
+    if size < 2 * _STRIP:
+        return rows @ rows.T
+    whole = rows.new_empty(size, size)
+    for first in range(0, size, _STRIP):
+        strip = slice(first, first + _STRIP)
+        torch.mm(rows[strip], rows[: first + _STRIP].T, out=whole[strip, : first + _STRIP])
+        whole[:first, strip] = whole[strip, :first].T
+    return whole
+
+
 def _probed(form: Linear, frames: Frames, sigma: float, generator) -> Iterator[_Probe]:
     """All frames, some at a time."""
     w = frames.weight
@@ -247,6 +268,11 @@ def _probed(form: Linear, frames: Frames, sigma: float, generator) -> Iterator[_
         if base is not None:
             pull = (0.0 if pull is None else pull) - weight * base
         yield _Probe(sides, epsilon.flatten(1), pull, weight)
+
+
+def _along(slopes: Tensor, rows: Tensor) -> Tensor:
+    """Slopes (F, B, 3N) times ``rows`` (B, 3N), summed over both, in float64."""
+    return torch.einsum("fbd,bd->fb", slopes, rows).sum(1, dtype=torch.float64)
 
 
 def _weighed(form: Linear, rows: Tensor) -> Tensor:
@@ -267,7 +293,8 @@ def jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -
     planes : (B, 3, N) in Å
     orbits : (F,) the parameter of each feature, of which there are ``size``
     """
-    rows, values, slopes_of_parts = [], [], []
+    rows = planes.new_empty(len(orbits), len(planes), planes[0].numel())
+    values, slopes_of_parts, first = [], [], 0
     for kind, coordinate in COORDINATES.items():
         vectors = [v.requires_grad_() for v in prior.vectors(kind, planes)]
         with torch.enable_grad():
@@ -279,17 +306,23 @@ def jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -
             functions = [
                 torch.autograd.grad(f.sum(), q, retain_graph=True)[0] for f in (*features, *parts)
             ]
-        matrices = [prior.arms[:, columns] for columns in prior.columns[kind]]
-        terms = [s[:, :, None] * m[None, None] for s, m in zip(slopes, matrices, strict=True)]
-        wilson = sum(terms[1:], terms[0])  # (B, 3, N, K)
-        wilson = wilson.permute(3, 0, 1, 2).flatten(2)
-        slopes_of_all = [f.T[:, :, None] * wilson for f in functions]
-        rows += slopes_of_all[: len(features)]
-        slopes_of_parts += slopes_of_all[len(features) :]
+        matrices = [prior.arms[:, columns].T for columns in prior.columns[kind]]
+        # (K, B, 3, N): Wilson's B, of one vector after the other
+        parts_of = [
+            s.permute(2, 0, 1)[..., None] * m[:, None, None]
+            for s, m in zip(slopes, matrices, strict=True)
+        ]
+        wilson = sum(parts_of[1:], parts_of[0]).flatten(2)
+        count = q.shape[-1]
+        for f in functions[: len(features)]:
+            torch.mul(f.T[:, :, None], wilson, out=rows[first : first + count])
+            first += count
+        slopes_of_parts += [f.T[:, :, None] * wilson for f in functions[len(features) :]]
         values += [g.detach().T for g in parts]
     if prior.coupled:
         g, slope = torch.cat(values), torch.cat(slopes_of_parts)
         i, j = prior.products.T
-        rows.append(g[i, :, None] * slope[j] + g[j, :, None] * slope[i])
-    every = torch.cat(rows)
-    return every.new_zeros(size, *every.shape[1:]).index_add(0, orbits, every)
+        torch.add(g[i, :, None] * slope[j], g[j, :, None] * slope[i], out=rows[first:])
+    # as rows of one matrix, which is the fast case of index_add
+    total = rows.new_zeros(size, rows[0].numel()).index_add_(0, orbits, rows.flatten(1))
+    return total.unflatten(1, rows.shape[1:])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .baseline import BaselineValues
-from .linear_form import Form
+from .linear_form import Form, square
 from .topology import Topology
 from .torsion_moves import TorsionProposals
 
@@ -101,8 +101,8 @@ def weigh_modes(pairs: Pairs, start: Tensor, precision: Tensor) -> tuple[Tensor,
     for _ in range(30):
         p = torch.sigmoid(logit)
         gradient = precision @ (theta - start) + share * (change.T @ p).double()
-        curved = change * (share * p * (1 - p)).sqrt()[:, None]
-        step = torch.linalg.solve(precision + (curved.T @ curved).double(), gradient)
+        curvature = square(change.T * (share * p * (1 - p)).sqrt()).double()
+        step = torch.linalg.solve(precision + curvature, gradient)
         size = 1.0
         while size > 1e-6:
             trial, trial_logit = objective(theta - size * step)
@@ -114,4 +114,4 @@ def weigh_modes(pairs: Pairs, start: Tensor, precision: Tensor) -> tuple[Tensor,
         log.info("mode weights: objective %.6g, step %.3g", float(value), size)
         if decrease < 1e-3:
             break
-    return theta, (curved.T @ curved).double()
+    return theta, curvature

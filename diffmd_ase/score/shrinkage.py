@@ -38,12 +38,24 @@ def choose_ridges(grams: Tensor, drives: Tensor, group: Tensor) -> tuple[Tensor,
     rest = [[m for m in range(count) if m != k] for k in range(count)]
     training = [(grams[r].mean(0), drives[r].mean(0)) for r in rest]
 
+    known: dict[bytes, list[tuple[Tensor, ...]]] = {}  # folds, of the parameters in use
+
+    def in_use(used: Tensor) -> list[tuple[Tensor, ...]]:
+        if (key := used.numpy().tobytes()) not in known:
+            known.clear()
+            known[key] = [
+                (gram[used][:, used], drive[used], gram_out[used][:, used], drive_out[used])
+                for (gram, drive), gram_out, drive_out in zip(training, grams, drives, strict=True)
+            ]
+        return known[key]
+
     def losses(ridges: Tensor) -> Tensor:
-        used = torch.nonzero(ridges[group] < NOTHING)[:, 0]
+        of_all = ridges[group]
+        used = torch.nonzero(of_all < NOTHING)[:, 0]
         found = []
-        for (gram, drive), gram_out, drive_out in zip(training, grams, drives, strict=True):
-            theta = solve(gram[used][:, used], drive[used], ridges[group[used]])
-            found.append(0.5 * theta @ gram_out[used][:, used] @ theta - theta @ drive_out[used])
+        for gram, drive, gram_out, drive_out in in_use(used):
+            theta = solve(gram, drive, of_all[used])
+            found.append(0.5 * theta @ gram_out @ theta - theta @ drive_out)
         return torch.stack(found)
 
     ridges = torch.full((int(group.max()) + 1,), NOTHING, dtype=torch.float64)

@@ -104,8 +104,12 @@ class TorsionProposals:
         """y (B, N, 3) and ``log q(y) - log q(x)`` (B,)."""
         n = len(x)
         which = torch.randint(len(self.groups), (n,), generator=generator)
-        density, angles = self.density[which], self.angles(x)
-        drawn = torch.multinomial(density, 1, generator=generator)[:, 0]
+        angles, drawn = self.angles(x), torch.empty_like(which)
+        for group, density in enumerate(self.density):  # a search in each, not a row for each x
+            mine = which == group
+            count = int(mine.sum())
+            if count:
+                drawn[mine] = torch.multinomial(density, count, True, generator=generator)
         old, y, rest = torch.zeros_like(drawn), x, drawn
         for i, rotor in enumerate(self.groups[which].T):
             here = angles.gather(1, rotor[:, None])[:, 0]
@@ -114,9 +118,8 @@ class TorsionProposals:
             rest = rest // self.BINS
             new = place * (2 * math.pi / self.BINS) - math.pi
             y = self.moves.rotate(y, rotor, (self.sign[rotor] * (new - here)).to(x))
-        log_q = density.log()
-        ratio = log_q.gather(1, drawn[:, None]) - log_q.gather(1, old[:, None])
-        return y, ratio[:, 0]
+        ratio = (self.density[which, drawn] / self.density[which, old]).log()
+        return y, ratio
 
     def _bins(self, angles: Tensor) -> Tensor:
         index = ((angles + math.pi) * (self.BINS / (2 * math.pi))).long()

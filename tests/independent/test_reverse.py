@@ -182,7 +182,7 @@ def test_karras_schedule_gives_the_mixture():
 
 
 def test_levels_are_yielded_and_counted():
-    """Two evaluations per level, and one to start plus one per corrector step."""
+    """Two per level, one to start and one per corrector step, whose last one serves the next."""
     calls = []
 
     class Counted(Harmonic):
@@ -199,7 +199,11 @@ def test_levels_are_yielded_and_counted():
     assert len(calls) == 2 * 4
     calls.clear()
     reverse_diffusion(lambda s: Counted(1.0), x, sigmas, kT=KT, noise=Noise(0), corrector_steps=3)
-    assert len(calls) == (2 + 1 + 3) * 4
+    assert len(calls) == (2 + 1 + 3) * 4 - 3
+    calls.clear()
+    noisy = {"noise": Noise(0), "corrector_steps": 3, "churn": 1.0}
+    reverse_diffusion(lambda s: Counted(1.0), x, sigmas, kT=KT, **noisy)
+    assert len(calls) == (2 + 1 + 3) * 4  # with noise in between nothing serves twice
 
 
 def test_never_above_the_first_level():

@@ -53,7 +53,7 @@ class EquivariantNetwork(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, *, numbers: Tensor, cell=None, pbc=(False,) * 3, pairs=None
     ) -> Tensor:
-        """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,).
+        """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,), or (1,) for all.
 
         ``numbers`` (N,), ``cell`` (3, 3) or (B, 3, 3) or None, ``pbc`` three bools; ``pairs``
         may hold the neighbours, and more.
@@ -67,7 +67,7 @@ class EquivariantNetwork(nn.Module):
             normalize=False,
             normalization="component",
         )
-        c = self.embedding(sigma)
+        c = self.embedding(sigma).expand(n_batch, -1)
         radial = soft_one_hot_linspace(
             length, 0.0, self.config.cutoff, self.config.radial, basis="bessel", cutoff=True
         ) * math.sqrt(self.config.radial)

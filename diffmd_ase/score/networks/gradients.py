@@ -81,7 +81,7 @@ class Compiled:
         ----------
         x : (B, N, 3) positions in Å
         strain : ε (B, 3, 3), zeros; or None
-        sigma : (B,) noise level in Å
+        sigma : (1,) noise level in Å
         told : of the system; with a cell where there is a strain
         pairs : neighbours, of networks that have them
         """
@@ -89,7 +89,7 @@ class Compiled:
             return None
         count, x = len(x), x.contiguous()
         if count == 1 and pairs is None:  # one structure would be compiled anew: two then
-            x, sigma = x.repeat(2, 1, 1), sigma.repeat(2)
+            x = x.repeat(2, 1, 1)
             strain = None if strain is None else strain.repeat(2, 1, 1)
         strained, given = strain is not None, (x, strain, sigma, told, pairs)
         with torch.no_grad():  # another mode, or layout, would be compiled anew

@@ -196,7 +196,7 @@ class PairNetwork(nn.Module):
         nn.init.zeros_(self.springs.bias)
 
     def forward(self, x: Tensor, sigma: Tensor, *, numbers=None, cell=None, pbc=None) -> Tensor:
-        """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,)."""
+        """Energy (B,) in kT of x (B, N, 3) at noise level sigma (B,), or (1,) for all."""
         s2, data = sigma.square()[:, None], self.internal
         planes = x.transpose(-1, -2).contiguous()
         u, _ = data.distances(planes, s2)
