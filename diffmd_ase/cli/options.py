@@ -8,14 +8,16 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 __all__ = [
+    "COMPILE",
     "AsJson",
+    "Compile",
     "Device",
     "Model",
     "Progress",
@@ -31,6 +33,15 @@ _Settings = TypeVar("_Settings", bound=BaseModel)
 Seed = Annotated[int, typer.Option(min=0, help="seed of all randomness")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Progress = Annotated[bool, typer.Option(help="show progress")]
+Compile = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        help="compile the networks: several times faster after up to a minute for each; auto: "
+        "where that pays"
+    ),
+]
+COMPILE: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
+"""What `Compile` is to a potential."""
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 Model = Annotated[str, typer.Argument(help="model file, or name of a shipped model")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .config import Config, save_resolved
-from .options import Device, Model, Progress, Seed, check_output, one_thread
+from .options import COMPILE, Compile, Device, Model, Progress, Seed, check_output, one_thread
 from .output import bar, say
 
 __all__ = ["sample"]
@@ -26,6 +26,7 @@ def sample(
     relax_steps: Annotated[int, typer.Option(min=0, help="steps of dynamics at the end")] = 200,
     seed: Seed = 0,
     device: Device = "auto",
+    compile: Compile = "auto",
     progress: Progress = True,
     config: Config = None,
 ) -> None:
@@ -51,6 +52,7 @@ def sample(
             corrector_steps=corrector_steps,
             relax_steps=relax_steps,
             device=device,
+            compile=COMPILE[compile],
             progress=update,
         )
         update(1.0)

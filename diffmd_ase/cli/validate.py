@@ -9,7 +9,17 @@ import typer
 
 from ..simulation.settings import json_object
 from .config import Config, save_resolved
-from .options import AsJson, Device, Model, Progress, Seed, check_output, one_thread
+from .options import (
+    COMPILE,
+    AsJson,
+    Compile,
+    Device,
+    Model,
+    Progress,
+    Seed,
+    check_output,
+    one_thread,
+)
 from .output import bar, say, show, show_table, show_verdicts
 
 if TYPE_CHECKING:
@@ -77,6 +87,7 @@ def validate(
     torsion: _Torsion = None,
     seed: Seed = 0,
     device: Device = "auto",
+    compile: Compile = "auto",
     progress: Progress = True,
     as_json: AsJson = False,
     config: Config = None,
@@ -114,6 +125,7 @@ def validate(
             modes=modes,
             seed=seed,
             device=device,
+            compile=COMPILE[compile],
             progress=update,
         )
         update(1.0)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ..io.limits import check_memory
 from ..noise import Noise
-from ..potentials.learned import ScorePotential
+from ..potentials.learned import ScorePotential, compiling_pays
 from ..sampling.euler import EulerMaruyama
 from ..sampling.run import run
+from ..score.card import Card
 from ..score.model import ScoreModel
+from ..score.networks.gradients import Compile
 from .reverse import geometric_sigmas, reverse_levels
 
 __all__ = ["gaussian_start", "sample"]
@@ -36,6 +38,7 @@ def sample(
     first: int = 0,
     device: str = "auto",
     batch_size: int = 500,
+    compile: Compile = "auto",
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """``n`` independent draws (n, N, 3) in Å from the model's density at ``sigma_min``.
@@ -52,6 +55,7 @@ def sample(
     corrector_steps, churn : as of `reverse_levels`
     first : number of the first draw
     batch_size : draws made side by side
+    compile : as of `ScorePotential`; "auto": where so many draws save what it costs
 
     Raises
     ------
@@ -76,17 +80,25 @@ def sample(
             "runs: independent samples take all of them; start dynamics from its snapshots"
         )
     sigmas = geometric_sigmas(high, low, levels)
+    walkers = torch.arange(first, first + n)
+
+    def at(sigma: float | None = None) -> ScorePotential:
+        return _potential(model, device, sigma, compile)
+
+    if compile == "auto":
+        calls = -(-n // batch_size) * ((levels - 1) * (2 + corrector_steps) + relax_steps)
+        start = gaussian_start(model, noise, walkers[:batch_size])
+        compile = compiling_pays(at(high), start, calls)
     out = []
-    for begin in range(first, first + n, batch_size):
-        walkers = torch.arange(begin, min(begin + batch_size, first + n))
-        x = gaussian_start(model, noise, walkers)
+    for own in walkers.split(batch_size):
+        x = gaussian_start(model, noise, own)
         steps = reverse_levels(
-            lambda sigma: _potential(model, device, sigma),
+            at,
             x,
             sigmas,
             kT=card.kT,
             noise=noise,
-            walkers=walkers,
+            walkers=own,
             churn=churn,
             corrector_steps=corrector_steps,
             mean_free=True,
@@ -94,10 +106,10 @@ def sample(
         for level, (_, last) in enumerate(steps, start=1):
             x = last
             if progress:
-                done = (begin - first + len(walkers) * level / (levels - 1)) / n
+                done = (int(own[0]) - first + len(own) * level / (levels - 1)) / n
                 progress(done)
-        x = _choose_hand(model, x, noise, walkers, device)
-        out.append(_relax(model, x, noise, walkers, relax_steps, device))
+        x = _choose_hand(at(), card, x, noise, own)
+        out.append(_relax(at(), card, x, noise, own, relax_steps))
     return torch.cat(out)
 
 
@@ -115,14 +127,16 @@ def gaussian_start(model: ScoreModel, noise: Noise, walkers: Tensor) -> Tensor:
     return x - x.mean(-2, keepdim=True)
 
 
-def _potential(model: ScoreModel, device: str, sigma: float | None = None) -> ScorePotential:
+def _potential(
+    model: ScoreModel, device: str, sigma: float | None, compile: Compile
+) -> ScorePotential:
     """For structures that are in the making, whose bonds and hands are no cause for a warning."""
-    potential = model.potential(sigma=sigma, device=device)
+    potential = model.potential(sigma=sigma, device=device, compile=compile)
     potential.looked_at = True
     return potential
 
 
-def _choose_hand(model, x, noise, walkers, device: str) -> Tensor:
+def _choose_hand(potential: ScorePotential, card: Card, x, noise, walkers) -> Tensor:
     """Gibbs steps at the smallest noise over mirror images and exchanges of like atoms.
 
     Each move is its own inverse and keeps volume; it is taken with probability
@@ -130,10 +144,10 @@ def _choose_hand(model, x, noise, walkers, device: str) -> Tensor:
     atoms at each centre; the mirror image with all exchanges, which turns the other centres
     only. So every centre finds its hand, whatever the others have.
     """
-    potential, moves = _potential(model, device), []
+    moves = []
     n_atoms = x.shape[-2]
     everything = torch.arange(n_atoms)
-    for a, b in model.card.exchanges:
+    for a, b in card.exchanges:
         one = torch.arange(n_atoms)
         one[[a, b]] = one[[b, a]]
         moves.append((1.0, one))
@@ -143,22 +157,17 @@ def _choose_hand(model, x, noise, walkers, device: str) -> Tensor:
     for n, (sign, order) in enumerate(moves * 2):
         y = sign * x[:, order]
         moved = potential(y).energy
-        accept = torch.sigmoid(((energy - moved) / model.card.kT).clamp(-50, 50))
+        accept = torch.sigmoid(((energy - moved) / card.kT).clamp(-50, 50))
         take = noise.uniform(_START_ADDRESS + n, accept, walkers=walkers) <= accept
         x = torch.where(take[:, None, None], y, x)
         energy = torch.where(take, moved, energy)
     return x
 
 
-def _relax(model, x, noise, walkers, steps: int, device: str) -> Tensor:
-    if not steps or not model.card.lambda_max:
+def _relax(potential: ScorePotential, card: Card, x, noise, walkers, steps: int) -> Tensor:
+    if not steps or not card.lambda_max:
         return x
-    kernel = EulerMaruyama(
-        _potential(model, device),
-        kT=model.card.kT,
-        h=_RELAX / model.card.lambda_max,
-        mean_free=True,
-    )
+    kernel = EulerMaruyama(potential, kT=card.kT, h=_RELAX / card.lambda_max, mean_free=True)
     state = replace(kernel.init(x, walkers=walkers), step=_RELAX_ADDRESS)
     [(last, _)] = run(kernel, state, steps, noise=noise, every=steps)
     return last.x

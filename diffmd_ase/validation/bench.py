@@ -19,6 +19,7 @@ from ..potentials.held import Held
 from ..potentials.learned import ScorePotential
 from ..score.curvature import largest_curvature
 from ..score.model import ScoreModel
+from ..score.networks.gradients import Compile
 from ..score.snapshots import Snapshots
 from . import labels
 from .comparisons import Torsions
@@ -33,6 +34,7 @@ _FEW = 16  # of them, to compare anything
 _ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
 _SAME_KELVIN = 0.01
 _BATCH = 500
+_TRAJECTORY = 20  # steps of one trajectory
 
 
 class Part(IntEnum):
@@ -78,6 +80,11 @@ class Effort:
             if value < low.get(name, 1):
                 raise ValueError(f"{name}={value} must be at least {low.get(name, 1)}")
 
+    def steps(self, modes: bool) -> int:
+        """Evaluations of walkers, one after the other; with exchange if ``modes`` are sampled."""
+        own = _TRAJECTORY * (self.moves + max(10, self.moves // 5)) + self.plain_steps
+        return own + self.exchange_steps * modes
+
     def scaled(self, factor: float) -> Effort:
         """All but walkers and ladders times ``factor``."""
         if not (math.isfinite(factor) and factor > 0):
@@ -112,11 +119,14 @@ class Bench:
     effort: Effort
     goals: Goals
     noise: Noise
+    compile: Compile = "auto"
 
     @classmethod
-    def of(cls, model, snapshots, effort, goals, named, seed, device) -> Bench:
+    def of(
+        cls, model, snapshots, effort, goals, named, seed, device, compile: Compile = "auto"
+    ) -> Bench:
         system = snapshots.system
-        potential = model.potential(system, device=device)
+        potential = model.potential(system, device=device, compile=compile)
         topology = None if system.periodic else snapshots.topology
         wrong = unphysical_frames(system, snapshots.positions, topology)
         fine = np.setdiff1d(np.arange(len(snapshots)), list(wrong))
@@ -139,7 +149,17 @@ class Bench:
         effort, goals = effort or Effort(), goals or Goals()
         worth, noise = len(fine) / g, Noise(seed)
         bench = cls(
-            model, potential, stiffness, frames, worth, wrong, looked_at, effort, goals, noise
+            model,
+            potential,
+            stiffness,
+            frames,
+            worth,
+            wrong,
+            looked_at,
+            effort,
+            goals,
+            noise,
+            compile,
         )
         if abs(snapshots.temperature_K - model.card.temperature_K) > _SAME_KELVIN:
             raise ValueError(bench.another_temperature())

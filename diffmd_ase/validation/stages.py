@@ -42,7 +42,9 @@ def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
     """
     device, noise = str(bench.potential.device), bench.noise.child(Part.INDEPENDENT)
     count = bench.effort.samples
-    drawn = sample(bench.model, count, noise=noise, device=device, progress=progress)
+    drawn = sample(
+        bench.model, count, noise=noise, device=device, compile=bench.compile, progress=progress
+    )
     x, frames = drawn.double().cpu().numpy(), bench.frames.positions
     topology = bench.frames.topology
     whole = np.ones(len(x), bool)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 from ..potentials.base import Potential
+from ..potentials.learned import compiling_pays
 from ..score.model import ScoreModel
+from ..score.networks.gradients import Compile
 from ..score.snapshots import Snapshots
 from .bench import Bench, Effort, Part
 from .scorecard import Goals, Validation
@@ -47,6 +51,7 @@ def validate(
     modes: bool = False,
     seed: int = 0,
     device: str = "auto",
+    compile: Compile = "auto",
     progress: Callable[[float, str], None] | None = None,
 ) -> Validation:
     """Compare data, i.i.d. reverse diffusion and Metropolis-corrected dynamics of a model.
@@ -67,6 +72,7 @@ def validate(
     committee : further models of the same data: is their spread the error?
     torsions : four atoms each, by name; default all about rotatable bonds of heavy atoms
     modes : sample the populations of the torsions' modes from one; minutes more
+    compile : networks, as of `ScorePotential`; "auto": where so many steps save what it costs
     progress : called with the finished fraction and what comes next
 
     Raises
@@ -75,8 +81,12 @@ def validate(
         what the forces say of it), fewer than 16 independent snapshots
     """
     begun, tell = time.monotonic(), _Stages(progress, model.system.periodic, modes)
-    bench = Bench.of(model, snapshots, effort, goals, torsions, seed, device)
+    bench = Bench.of(model, snapshots, effort, goals, torsions, seed, device, compile)
     tell("the snapshots")
+    starts = bench.starts(bench.effort.walkers)
+    if compile == "auto":
+        x = torch.as_tensor(bench.frames.positions[starts])
+        bench.potential.compiled = compiling_pays(bench.potential, x, bench.effort.steps(modes))
     log_weights, energies, lines, notes = label_lines(bench, reference, committee)
     lines.append(bench.temperature(bench.effort.labels))
     samples = {}
@@ -87,7 +97,6 @@ def validate(
         samples["i.i.d."], broken = independent_samples(bench, tell.part)
         lines.append(broken)
     tell("corrected dynamics")
-    starts = bench.starts(bench.effort.walkers)
     start = bench.dynamics(starts, Part.CORRECTED)
     walkers = corrected_walkers(start, bench.effort.moves, tell.part)
     walkers = walkers._replace(positions=bench.whole(walkers.positions))

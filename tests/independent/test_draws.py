@@ -6,8 +6,10 @@ import torch
 from ase.build import bulk, molecule
 from torch import nn
 
+from diffmd_ase.independent import draws
 from diffmd_ase.independent.draws import gaussian_start, sample
 from diffmd_ase.noise import Noise
+from diffmd_ase.potentials.learned import ScorePotential
 from diffmd_ase.score.card import ExpertCard
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.networks.molecule import PairConfig
@@ -162,3 +164,23 @@ def test_periodic_models_are_refused():
     model = train(copper, config=TrainConfig(**SMALL), device="cpu")
     with pytest.raises(ValueError, match="isolated molecules; start periodic systems from"):
         sample(model, 2, **options())
+
+
+def test_whether_compiling_pays_is_asked_of_all_evaluations(trained, monkeypatch):
+    """Before the first draw, once, with the number of calls that follow."""
+    asked, calls = [], []
+
+    def told(potential, x, count):
+        asked.append((len(x), count))
+        return False
+
+    called = ScorePotential.__call__
+    monkeypatch.setattr(draws, "compiling_pays", told)
+    monkeypatch.setattr(ScorePotential, "__call__", lambda *a, **k: calls.append(1) or called(*a))
+    few = {"levels": 20, "relax_steps": 30, "batch_size": 4, "device": "cpu"}
+    sample(trained, 10, noise=Noise(0), **few)
+    [(first, count)] = asked
+    assert first == 4
+    assert 0.9 * len(calls) < count < 1.1 * len(calls)
+    sample(trained, 1, noise=Noise(0), compile=False, **few)
+    assert len(asked) == 1
