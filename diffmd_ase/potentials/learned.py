@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 import numpy as np
@@ -131,6 +131,36 @@ class ScorePotential(Potential):
         if self.baseline is None:
             return own
         return add_term(own, self.baseline, x, stress=stress)[0]
+
+    def moved(self, move: Callable[..., Tensor], *rows: Tensor) -> tuple[Tensor, Evaluation] | None:
+        """``y = move(*rows)`` and the evaluation there, as one compiled function.
+
+        None where there is none, and the two are to be made one after the other: of networks as
+        they are written, with a list of neighbours or a baseline.
+
+        Parameters
+        ----------
+        move : a function of a module
+        rows : the first are positions (N, 3) or (B, N, 3) in Å; others have their axes, or fewer
+        """
+        x = rows[0]
+        alone = self._cutoff is None and self.baseline is None
+        if not (self.compiled and alone and x.device == self.device and x.ndim in (2, 3)):
+            return None
+        if x.shape[-2] != self._count:
+            return None
+        if not self.looked_at:
+            self.recognise(x)
+        batch = [row[None] if row.ndim == 2 else row for row in rows] if x.ndim == 2 else rows
+        sigma = torch.full((1,), self._level, dtype=self.dtype, device=self.device)
+        function = self.model.compiled_at(self._network)
+        made = function.moved(move, batch, sigma, self._inputs)
+        if made is None:
+            return None
+        y, slope, energy = made
+        forces = (-self.kT_train * slope).to(x)
+        energy = (self.kT_train * energy).to(x)
+        return y.reshape(x.shape), Evaluation(energy.reshape(x.shape[:-2]), forces.reshape(x.shape))
 
     def select(self, keep: Tensor) -> None:
         if self.baseline is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import units
 from ..noise import Noise, Stream
 from ..potentials.base import Potential
+from ..potentials.learned import ScorePotential
 from ..state import Evaluation, State
 from .directions import along, check_directions
 from .field import Field
@@ -111,9 +112,19 @@ class EulerMaruyama(Kernel):
         return cls(potential, kT=kT, h=h, **options)
 
     def init(self, x, *, walkers=None) -> State:
+        if self._fused is not None:  # the same function, standing still
+            still = torch.zeros_like(x)
+            if (made := self._at_once(x, still, still, *torch.zeros(2).to(x))) is not None:
+                return State(*made, 0, walkers)
         return self._state(x, 0, walkers)
 
     def step(self, state, noise) -> tuple[State, Info]:
+        if self._fused is not None:
+            xi = noise.normal(state.step, state.x, walkers=state.walkers)
+            given = (state.x, state.forces, xi, *self._coefficients(xi))
+            if (made := self._at_once(*given)) is not None:
+                new = State(*made, state.step + 1, state.walkers)
+                return new, self.decide_from(state, new, None)
         moved = self.propose(state.x, state.forces, state.step, state.walkers, noise)
         new = self._state(moved, state.step + 1, state.walkers)
         return new, self.decide_from(state, new, None)
@@ -274,6 +285,19 @@ class EulerMaruyama(Kernel):
         value = Evaluation(*self.potential(x))
         return State(x, value.energy, value.forces, step, walkers)
 
+    def _at_once(self, *rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Moved positions, energies and forces by one compiled function, where there is one."""
+        if self._fused is None:
+            return None
+        made = self._fused.moved(_moved_mean_free if self.mean_free else _moved, *rows)
+        return None if made is None else (made[0], made[1].energy, made[1].forces)
+
+    @cached_property
+    def _fused(self) -> ScorePotential | None:
+        """The potential, where it is a network and nothing else, and no direction is held."""
+        one = self.potential
+        return one if isinstance(one, ScorePotential) and self.directions is None else None
+
     @cached_property
     def field(self) -> Field:
         """The potential, which is drift and target at once."""
@@ -305,6 +329,16 @@ class EulerMaruyama(Kernel):
             kT = kT[:, None, None] if kT.ndim else kT
             self._cast[place] = (h / kT).to(x.dtype), (2.0 * h).sqrt().to(x.dtype)
         return self._cast[place]
+
+
+def _moved(x: Tensor, forces: Tensor, xi: Tensor, drift: Tensor, sigma: Tensor) -> Tensor:
+    """``x + drift F + sigma ξ``."""
+    return x + drift * forces + sigma * xi
+
+
+def _moved_mean_free(x: Tensor, forces: Tensor, xi: Tensor, drift: Tensor, sigma: Tensor) -> Tensor:
+    """The same with forces and noise projected by P, which removes the mean."""
+    return x + without_mean(drift * without_mean(forces)) + without_mean(sigma * xi)
 
 
 def without_mean(x: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ def test_validation_compiled(diffmd, folder):
 @pytest.mark.parametrize("command", ["run", "sample", "validate"])
 def test_another_word_is_refused(diffmd, folder, command):
     files = {"validate": [folder / "data.npz"], "sample": ["-o", "out.npz"]}
-    code, _, err = diffmd(command, folder / "m.safetensors", *files.get(command, []), "--compile", "perhaps")
+    code, _, err = diffmd(
+        command, folder / "m.safetensors", *files.get(command, []), "--compile", "perhaps"
+    )
     assert code == 2
     assert "compile" in err and "'auto', 'on'" in err

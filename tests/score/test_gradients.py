@@ -45,7 +45,7 @@ def arguments(network, snapshots, count, dtype, *, strained):
     if cutoff is not None:
         pairs = find_pairs(x, cutoff + 0.7, told.cell, told.pbc).closer(cutoff, x, told.cell)
     strain = x.new_zeros(count, 3, 3) if strained else None
-    return x, strain, x.new_full((count,), 0.02), told, pairs
+    return x, strain, x.new_full((1,), 0.02), told, pairs
 
 
 def as_written(network, x, strain, sigma, told, pairs):
@@ -74,6 +74,28 @@ def test_the_same_numbers_and_nothing_compiled_anew():
         for count in (1, 3, 17, 6):
             given = arguments(network, snapshots, count, torch.float32, strained=False)
             assert_same(network, compiled, given)
+    assert not compiled.failed
+
+
+def shifted(x, by):
+    return x + by
+
+
+@pytest.mark.slow
+def test_what_is_moved_before():
+    """A move and the network behind it are one function, also of one structure."""
+    snapshots = rattled(molecule("H2O2"))
+    network = network_of(MechanicsConfig(width=8), snapshots, torch.float64)
+    compiled = Compiled(network)
+    for count in (5, 1, 3):
+        x, _, sigma, told, _ = arguments(network, snapshots, count, torch.float64, strained=False)
+        by = 0.01 * torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+        y, slope, energy = compiled.moved(shifted, (x, by), sigma, told)
+        (expected,), e = as_written(network, x + by, None, sigma, told, None)
+        assert torch.allclose(y, x + by, rtol=1e-14)
+        for a, b in ((slope, expected), (energy, e)):
+            assert a.shape == b.shape
+            assert (a - b).abs().max() <= 1e-12 * b.abs().max()
     assert not compiled.failed
 
 

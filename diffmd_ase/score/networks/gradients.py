@@ -10,9 +10,10 @@ it made in its cache on disk (TORCHINDUCTOR_CACHE_DIR). Sums are rounded in anot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,28 +45,8 @@ class Compiled:
     """
 
     def __init__(self, network: nn.Module):
-        self.failed = False
-
-        def total(x, strain, sigma, told, pairs):
-            if strain is not None:
-                x, told = deformed(x, strain, told)
-            neighbours = {} if pairs is None else {"pairs": pairs}
-            energy = network(x, sigma, **told._asdict(), **neighbours)
-            return energy.sum(), energy
-
-        def by_positions(x, strain, sigma, told, pairs):
-            slope, energy = torch.func.grad(total, has_aux=True)(x, strain, sigma, told, pairs)
-            return (slope,), energy
-
-        def by_both(x, strain, sigma, told, pairs):
-            gradient = torch.func.grad(total, argnums=(0, 1), has_aux=True)
-            return gradient(x, strain, sigma, told, pairs)
-
-        # torch counts what it compiles by code, and gives up at eight: each network has its own
-        for function in (by_positions, by_both):
-            function.__code__ = function.__code__.replace()
-        self._written = {False: by_positions, True: by_both}
-        self._made: dict[bool, Callable] = {}  # by whether there is a strain
+        self.failed, self._network = False, network
+        self._made: dict[Any, Callable] = {}
 
     def __call__(
         self,
@@ -85,26 +66,54 @@ class Compiled:
         told : of the system; with a cell where there is a strain
         pairs : neighbours, of networks that have them
         """
-        if self.failed:
-            return None
         count, x = len(x), x.contiguous()
         if count == 1 and pairs is None:  # one structure would be compiled anew: two then
             x = x.repeat(2, 1, 1)
             strain = None if strain is None else strain.repeat(2, 1, 1)
-        strained, given = strain is not None, (x, strain, sigma, told, pairs)
-        with torch.no_grad():  # another mode, or layout, would be compiled anew
-            if strained in self._made:
-                slopes, energy = self._made[strained](*given)
-            else:
-                try:
-                    with _torch_alone():
-                        function = torch.compile(self._written[strained], dynamic=True)
-                        slopes, energy = function(*given)
-                except Exception as error:  # torch raises what it likes
-                    self._fail(error)
-                    return None
-                self._made[strained] = function
+        make = _by_positions if strain is None else _by_both
+        made = self._call(make, make(self._network), x, strain, sigma, told, pairs)
+        if made is None:
+            return None
+        slopes, energy = made
         return tuple(slope[:count] for slope in slopes), energy[:count]
+
+    def moved(
+        self, move: Callable[..., Tensor], rows: Sequence[Tensor], sigma: Tensor, told: Inputs
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """``y = move(*rows)`` (B, N, 3), ∂e/∂y and e there, as one function; None: it failed.
+
+        For networks without a list of neighbours. Positions may have another precision than these.
+
+        Parameters
+        ----------
+        move : a function of a module, which is compiled once
+        rows : the first are positions (B, N, 3); others have their axes, or fewer
+        sigma, told : as above
+        """
+        count = len(rows[0])
+        if count == 1:
+            rows = [row.expand(2, -1, -1) if row.ndim == 3 else row for row in rows]
+        given = [row.contiguous() for row in rows]
+        made = self._call(move, _behind(self._network, move), given, sigma, told)
+        return None if made is None else tuple(part[:count] for part in made)
+
+    def _call(self, key, written: Callable, *given):
+        if self.failed:
+            return None
+        with torch.no_grad():  # another mode, or layout, would be compiled anew
+            if key in self._made:
+                return self._made[key](*given)
+            # torch counts what it compiles by code, and gives up at eight: each has its own
+            written.__code__ = written.__code__.replace()
+            try:
+                with _torch_alone():
+                    function = torch.compile(written, dynamic=True)
+                    result = function(*given)
+            except Exception as error:  # torch raises what it likes
+                self._fail(error)
+                return None
+            self._made[key] = function
+        return result
 
     def _fail(self, error: Exception) -> None:
         self.failed = True
@@ -115,6 +124,40 @@ class Compiled:
             "folder to write to (TORCHINDUCTOR_CACHE_DIR)",
             stacklevel=4,
         )
+
+
+def _total(network: nn.Module, x, strain, sigma, told, pairs):
+    if strain is not None:
+        x, told = deformed(x, strain, told)
+    neighbours = {} if pairs is None else {"pairs": pairs}
+    energy = network(x, sigma, **told._asdict(), **neighbours)
+    return energy.sum(), energy
+
+
+def _by_positions(network: nn.Module) -> Callable:
+    def slopes(x, strain, sigma, told, pairs):
+        gradient = torch.func.grad(partial(_total, network), has_aux=True)
+        slope, energy = gradient(x, strain, sigma, told, pairs)
+        return (slope,), energy
+
+    return slopes
+
+
+def _by_both(network: nn.Module) -> Callable:
+    def slopes(x, strain, sigma, told, pairs):
+        gradient = torch.func.grad(partial(_total, network), argnums=(0, 1), has_aux=True)
+        return gradient(x, strain, sigma, told, pairs)
+
+    return slopes
+
+
+def _behind(network: nn.Module, move: Callable[..., Tensor]) -> Callable:
+    def slopes(rows, sigma, told):
+        y = move(*rows)
+        gradient = torch.func.grad(partial(_total, network), has_aux=True)
+        return y, *gradient(y.to(sigma.dtype), None, sigma, told, None)
+
+    return slopes
 
 
 @contextmanager

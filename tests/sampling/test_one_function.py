@@ -1,0 +1,77 @@
+"""A plain step and the network behind it compiled as one function: the same chain."""
+
+import pytest
+import torch
+
+from diffmd_ase.noise import Noise
+from diffmd_ase.sampling.euler import EulerMaruyama
+from diffmd_ase.sampling.metropolis import Metropolis
+from diffmd_ase.sampling.run import run
+from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.snapshots import Snapshots
+
+KT, H = 0.02585, 2e-5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ScoreModel.load("alanine-dipeptide")
+
+
+@pytest.fixture(scope="module")
+def x():
+    positions = Snapshots.read("alanine-dipeptide").positions[:4]
+    return torch.as_tensor(positions, dtype=torch.float32)
+
+
+def held(x):
+    """The first atom does not move."""
+    return torch.full(x.shape[-2:-1], H, dtype=torch.float64).index_fill(0, torch.tensor([0]), 0)
+
+
+KERNELS = {
+    "without a mean": lambda p, x: EulerMaruyama(p, kT=KT, h=H, mean_free=True),
+    "with a mean": lambda p, x: EulerMaruyama(p, kT=KT, h=H),
+    "an atom held": lambda p, x: EulerMaruyama(p, kT=KT, h=held(x)),
+    "temperatures": lambda p, x: EulerMaruyama(p, kT=torch.linspace(KT, 2 * KT, len(x)), h=H),
+}
+
+
+def last(kernel, x, steps=4):
+    [(state, _)] = run(kernel, x, steps, noise=Noise(3), every=steps)
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_same_steps(name, model, x):
+    compiled = model.potential(device="cpu", compile=True)
+    called = []
+    own = type(compiled).__call__
+    compiled.__class__ = type("Seen", (type(compiled),), {"__call__": lambda *a: called.append(1)})
+    written = model.potential(device="cpu", compile=False)
+    assert own is type(written).__call__
+    one = (x[0], x[0].double()) if name != "temperatures" else ()
+    for part in (x, x[:1], x.double(), *one):
+        kernels = (KERNELS[name](p, part) for p in (compiled, written))
+        got, expected = (last(kernel, part) for kernel in kernels)
+        assert got.step == expected.step == 4
+        assert got.x.dtype == got.forces.dtype == part.dtype
+        assert got.x.shape == part.shape and got.energy.shape == part.shape[:-2]
+        assert torch.allclose(got.x, expected.x, rtol=0, atol=1e-5)
+        assert torch.allclose(got.energy, expected.energy, rtol=0, atol=1e-3)
+        scale = expected.forces.abs().max()
+        assert (got.forces - expected.forces).abs().max() < 1e-4 * scale
+    assert not called  # the potential alone is not even compiled
+
+
+def test_what_is_not_one_function(model, x):
+    """As it is written, other precision, biased, accepted: nothing is fused."""
+    written = model.potential(device="cpu", compile=False)
+    assert written.moved(torch.add, x, x) is None
+    compiled = model.potential(device="cpu", compile=True)
+    assert compiled.moved(torch.add, x[None], x[None]) is None  # batches of batches
+    assert EulerMaruyama(written + written, kT=KT, h=H)._fused is None
+    directions = torch.eye(3).expand(22, 3, 3)
+    assert EulerMaruyama(written, kT=KT, h=H, directions=directions)._fused is None
+    assert isinstance(Metropolis(EulerMaruyama(written, kT=KT, h=H)), Metropolis)
