@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-demo: $(VENV)/.installed ## train on alanine dipeptide, sample, run, report: demo/report.html (at most 15 minutes)
+demo: $(VENV)/.installed ## train on alanine dipeptide, sample, run, report: demo/report.html (at most 10 minutes)
 	$(VENV)/bin/diffmd demo
 
 test: $(VENV)/.installed-test ## the whole default suite, plugins included (about 5 minutes)

@@ -1,6 +1,7 @@
 """``--compile``: on, off, or where it pays; a restart of a run goes on as it began."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_validation_compiled(diffmd, folder):
     for word in ("on", "off"):
         code, _, err = diffmd(*command, "-o", f"{word}.json", "--compile", word)
         assert code == 0, err
-        found[word] = json.loads(open(f"{word}.json").read())
+        found[word] = json.loads(Path(f"{word}.json").read_text())
     names = [[one["name"] for one in card["lines"]] for card in found.values()]
     assert names[0] == names[1]
 
