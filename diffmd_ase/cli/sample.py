@@ -13,6 +13,8 @@ from .output import bar, say
 
 __all__ = ["sample"]
 
+_WINDOW = 16  # levels made together
+
 
 def sample(
     context: typer.Context,
@@ -24,6 +26,10 @@ def sample(
         int, typer.Option(min=0, help="Langevin steps at each noise level")
     ] = 1,
     relax_steps: Annotated[int, typer.Option(min=0, help="steps of dynamics at the end")] = 200,
+    parallel: Annotated[
+        bool,
+        typer.Option("--parallel", help="many levels at a time, for a few samples: the same ones"),
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     compile: Compile = "auto",
@@ -53,6 +59,7 @@ def sample(
             relax_steps=relax_steps,
             device=device,
             compile=COMPILE[compile],
+            window=_WINDOW if parallel else None,
             progress=update,
         )
         update(1.0)

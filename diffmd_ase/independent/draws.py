@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,13 @@ from ..io.limits import check_memory
 from ..noise import Noise
 from ..potentials.learned import ScorePotential, compiling_pays
 from ..sampling.euler import EulerMaruyama
+from ..sampling.parallel import run_parallel
 from ..sampling.run import run
 from ..score.card import Card
 from ..score.model import ScoreModel
 from ..score.networks.gradients import Compile
-from .reverse import geometric_sigmas, reverse_levels
+from .reverse import Descent, geometric_sigmas, reverse_levels
+from .together import forces_of, levels_together
 
 __all__ = ["gaussian_start", "sample"]
 
@@ -39,6 +42,7 @@ def sample(
     device: str = "auto",
     batch_size: int = 500,
     compile: Compile = "auto",
+    window: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """``n`` independent draws (n, N, 3) in Å from the model's density at ``sigma_min``.
@@ -56,6 +60,8 @@ def sample(
     first : number of the first draw
     batch_size : draws made side by side
     compile : as of `ScorePotential`; "auto": where so many draws save what it costs
+    window : levels made together, and steps at the end, for a few draws (see
+        `together.levels_together`); None: one after the other
 
     Raises
     ------
@@ -92,24 +98,26 @@ def sample(
     out = []
     for own in walkers.split(batch_size):
         x = gaussian_start(model, noise, own)
-        steps = reverse_levels(
-            at,
-            x,
-            sigmas,
-            kT=card.kT,
-            noise=noise,
-            walkers=own,
-            churn=churn,
-            corrector_steps=corrector_steps,
-            mean_free=True,
-        )
+        options: dict[str, Any] = {
+            "kT": card.kT,
+            "noise": noise,
+            "walkers": own,
+            "churn": churn,
+            "corrector_steps": corrector_steps,
+            "mean_free": True,
+        }
+        if window is None:
+            steps = reverse_levels(at, x, sigmas, **options)
+        else:
+            descent = Descent(forces_of(model, device), sigmas, **options)
+            steps = levels_together(descent, x, window=window)
         for level, (_, last) in enumerate(steps, start=1):
             x = last
             if progress:
                 done = (int(own[0]) - first + len(own) * level / (levels - 1)) / n
                 progress(done)
         x = _choose_hand(at(), card, x, noise, own)
-        out.append(_relax(at(), card, x, noise, own, relax_steps))
+        out.append(_relax(at(), card, x, noise, own, relax_steps, window))
     return torch.cat(out)
 
 
@@ -164,10 +172,15 @@ def _choose_hand(potential: ScorePotential, card: Card, x, noise, walkers) -> Te
     return x
 
 
-def _relax(potential: ScorePotential, card: Card, x, noise, walkers, steps: int) -> Tensor:
+def _relax(
+    potential: ScorePotential, card: Card, x, noise, walkers, steps: int, window: int | None
+) -> Tensor:
     if not steps or not card.lambda_max:
         return x
     kernel = EulerMaruyama(potential, kT=card.kT, h=_RELAX / card.lambda_max, mean_free=True)
     state = replace(kernel.init(x, walkers=walkers), step=_RELAX_ADDRESS)
-    [(last, _)] = run(kernel, state, steps, noise=noise, every=steps)
+    if window is None:
+        [(last, _)] = run(kernel, state, steps, noise=noise, every=steps)
+    else:
+        last = run_parallel(kernel, state, steps, noise=noise)[1].state
     return last.x

@@ -12,19 +12,21 @@ far from the steps of dynamics, which may go on with the same seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from ..noise import Noise
 from ..potentials.base import Potential
-from ..sampling.euler import EulerMaruyama, without_mean
+from ..sampling.euler import without_mean
 from ..sampling.kernels import DivergedError
 
-__all__ = ["geometric_sigmas", "reverse_levels"]
+__all__ = ["Descent", "ForcesAt", "by_level", "geometric_sigmas", "reverse_levels"]
+
+ForcesAt = Callable[[Tensor, Sequence[float]], Tensor]
+"""Forces (T, *batch, N, 3) at positions (T, *batch, N, 3) and noise levels σ (T) of their rows."""
 
 _FIRST = 1 << 40  # address of the first draw: no dynamics gets that far
 
@@ -63,10 +65,9 @@ def reverse_levels(
         y = x̂ + (σ' − σ̂) d                  d' = −σ' s(y, σ')
         x' = x̂ + ½ (σ' − σ̂)(d + d')
 
-    and then ``corrector_steps`` steps of `EulerMaruyama` at σ' (one evaluation each and one to
-    start; without churn the last one is the first of the next level), with
-    ``h = corrector_size · σ'²``: where noise dominates, the bias of
-    their variance is ``corrector_size/2``.
+    and then ``corrector_steps`` steps of `EulerMaruyama` at σ' (one evaluation each), with
+    ``h = corrector_size · σ'²``: where noise dominates, the bias of their variance is
+    ``corrector_size/2``.
 
     Parameters
     ----------
@@ -85,52 +86,137 @@ def reverse_levels(
     ValueError : schedule not positive and decreasing, or options out of range
     DivergedError : names the level (as step) and the walkers
     """
-    levels = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
-    if len(levels) < 2 or not all(a > b > 0 for a, b in pairwise(levels)):
-        raise ValueError(f"{sigmas=} must be at least two positive, decreasing levels (Å)")
-    if not (kT > 0 and churn >= 0 and corrector_steps >= 0 and corrector_size > 0):
-        raise ValueError(
-            f"{kT=} and {corrector_size=} must be positive, {churn=} and {corrector_steps=} "
-            "not negative"
-        )
-    gamma = min(churn / len(levels), math.sqrt(2.0) - 1.0)
-    x = without_mean(x) if mean_free else x
-    address, known = _FIRST + 1, None
-    for level, (sigma, lower) in enumerate(pairwise(levels), start=1):
-        hot = min((1.0 + gamma) * sigma, levels[0])
-        if hot > sigma:
-            xi = _normal(noise, address, x, walkers, mean_free)
-            x = x + math.sqrt(hot**2 - sigma**2) * xi
-            address += 1
-        potential = potential_at(lower)
-        # −σ s, the slope of the probability flow
-        if known is None or hot > sigma:
-            known = potential_at(hot)(x).forces
-        slope = (-hot / kT) * (without_mean(known) if mean_free else known)
-        guess = x + (lower - hot) * slope
-        end = (-lower / kT) * _forces(potential, guess, mean_free)
-        x, known = x + 0.5 * (lower - hot) * (slope + end), None
-        if corrector_steps:
-            kernel = EulerMaruyama(
-                potential, kT=kT, h=corrector_size * lower**2, mean_free=mean_free
+    steps = Descent(
+        by_level(potential_at),
+        sigmas,
+        kT=kT,
+        noise=noise,
+        walkers=walkers,
+        churn=churn,
+        corrector_steps=corrector_steps,
+        corrector_size=corrector_size,
+        mean_free=mean_free,
+    )
+    x = steps.start(x)
+    for n in range(len(steps)):
+        x = steps.make([n], x[None])[0]
+        steps.check(x, n)
+        yield steps.levels[n + 1], x
+
+
+class Descent:
+    """The steps of `reverse_levels`, which has the equations: one of them, or many at a time.
+
+    Parameters
+    ----------
+    forces_at : forces (T, *batch, N, 3) at x and the noise levels σ of its rows; see `by_level`
+    sigmas, kT, noise, walkers, churn, corrector_steps, corrector_size, mean_free : as there
+
+    Attributes
+    ----------
+    levels : σ of each step, and the last one
+
+    Raises
+    ------
+    ValueError : schedule not positive and decreasing, or options out of range
+    """
+
+    def __init__(
+        self,
+        forces_at: ForcesAt,
+        sigmas: Tensor,
+        *,
+        kT: float,
+        noise: Noise,
+        walkers: Tensor | None = None,
+        churn: float = 0.0,
+        corrector_steps: int = 0,
+        corrector_size: float = 0.05,
+        mean_free: bool = False,
+    ):
+        levels = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
+        if len(levels) < 2 or not all(a > b > 0 for a, b in pairwise(levels)):
+            raise ValueError(f"{sigmas=} must be at least two positive, decreasing levels (Å)")
+        if not (kT > 0 and churn >= 0 and corrector_steps >= 0 and corrector_size > 0):
+            raise ValueError(
+                f"{kT=} and {corrector_size=} must be positive, {churn=} and {corrector_steps=} "
+                "not negative"
             )
-            state = replace(kernel.init(x, walkers=walkers), step=address)
-            for _ in range(corrector_steps):
-                state, _ = kernel.step(state, noise)
-            # where no noise is added, of the same positions and level as the next ones
-            x, address, known = state.x, state.step, state.forces
-        _check(x, level, walkers)
-        yield lower, x
+        self.levels, self._forces_at, self._kT = levels, forces_at, kT
+        self._noise, self._walkers = noise, walkers
+        self._corrector, self._size = corrector_steps, corrector_size
+        self._mean_free = mean_free
+        gamma = min(churn / len(levels), math.sqrt(2.0) - 1.0)
+        self._hot = [min((1.0 + gamma) * sigma, levels[0]) for sigma in levels]
+        drawn = [(hot > s) + corrector_steps for hot, s in zip(self._hot, levels, strict=True)]
+        self._address = list(accumulate(drawn, initial=_FIRST + 1))
+
+    def __len__(self) -> int:
+        return len(self.levels) - 1
+
+    def start(self, x: Tensor) -> Tensor:
+        """Positions x (*batch, N, 3), without their mean where that is asked for."""
+        return self._projected(x)
+
+    def make(self, places: Sequence[int], x: Tensor) -> Tensor:
+        """Positions (T, *batch, N, 3) after steps of numbers ``places`` (T,), from x of each."""
+        kT = self._kT
+        sigma, hot, lower = (
+            [values[n + shift] for n in places]
+            for values, shift in ((self.levels, 0), (self._hot, 0), (self.levels, 1))
+        )
+        first = [self._address[n] for n in places]
+        heated = [h > s for h, s in zip(hot, sigma, strict=True)]
+        if any(heated):
+            more = [math.sqrt(h**2 - s**2) for h, s in zip(hot, sigma, strict=True)]
+            x = x + _wide(more, x) * self._normal(first, x)
+        # −σ s, the slope of the probability flow
+        width = _wide([low - h for low, h in zip(lower, hot, strict=True)], x)
+        slope = _wide([-h / kT for h in hot], x) * self._forces(x, hot)
+        end = _wide([-low / kT for low in lower], x)
+        x, at = x + 0.5 * width * slope, x + width * slope
+        x = x + 0.5 * width * (end * self._forces(at, lower))
+        drift = _wide([self._size * low**2 / kT for low in lower], x)
+        kick = _wide([math.sqrt(2.0 * self._size * low**2) for low in lower], x)
+        for number in range(self._corrector):
+            step = [begin + was + number for begin, was in zip(first, heated, strict=True)]
+            x = x + drift * self._forces(x, lower) + kick * self._normal(step, x)
+        return x
+
+    def check(self, x: Tensor, place: int) -> None:
+        """Raises `DivergedError` where x after step number ``place`` is not finite."""
+        _check(x, place + 1, self._walkers)
+
+    def _forces(self, x: Tensor, levels: Sequence[float]) -> Tensor:
+        return self._projected(self._forces_at(x, levels))
+
+    def _normal(self, addresses: list[int], like: Tensor) -> Tensor:
+        known, place = torch.unique(torch.tensor(addresses), return_inverse=True)
+        xi = self._noise.normal(known, like[: len(known)], walkers=self._walkers)
+        return self._projected(xi[place.to(xi.device)])
+
+    def _projected(self, v: Tensor) -> Tensor:
+        return without_mean(v) if self._mean_free else v
 
 
-def _forces(potential: Potential, x: Tensor, mean_free: bool) -> Tensor:
-    forces = potential(x).forces
-    return without_mean(forces) if mean_free else forces
+def by_level(potential_at: Callable[[float], Potential]) -> ForcesAt:
+    """Forces of several noise levels, one potential ``potential_at`` (σ) after the other."""
+
+    def forces(x: Tensor, levels: Sequence[float]) -> Tensor:
+        if len(set(levels)) == 1:
+            return potential_at(levels[0])(x).forces
+        out = torch.empty_like(x)
+        for level in dict.fromkeys(levels):
+            rows = [n for n, other in enumerate(levels) if other == level]
+            out[rows] = potential_at(level)(x[rows]).forces
+        return out
+
+    return forces
 
 
-def _normal(noise: Noise, address: int, like: Tensor, walkers, mean_free: bool) -> Tensor:
-    xi = noise.normal(address, like, walkers=walkers)
-    return without_mean(xi) if mean_free else xi
+def _wide(values: Sequence[float], like: Tensor) -> Tensor:
+    """(T, 1, …) as a factor of ``like`` (T, …)."""
+    return torch.tensor(values, dtype=torch.float64).to(like).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _check(x: Tensor, level: int, walkers) -> None:

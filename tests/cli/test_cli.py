@@ -118,13 +118,18 @@ def test_sample(diffmd, model, tmp_path):
         drawn = archive["positions"]
         assert drawn.shape == (7, 4, 3) and float(archive["temperature_K"]) == 300
     # draw number i is the same in any batch, but for round-off
-    few = [a.positions for a in ase.io.read("a.extxyz", index=":")]
-    assert np.allclose(few, drawn[:3], atol=1e-4)
+    some = [a.positions for a in ase.io.read("a.extxyz", index=":")]
+    assert np.allclose(some, drawn[:3], atol=1e-4)
+    assert diffmd("sample", model, "-o", "b.extxyz", "-n", 3, "--parallel", *few)[0] == 0
+    some = [a.positions for a in ase.io.read("b.extxyz", index=":")]
+    assert np.allclose(some, drawn[:3], atol=1e-4)
     assert {p.name for p in tmp_path.iterdir()} == {
         "a.npz",
         "a.npz.yml",
         "a.extxyz",
         "a.extxyz.yml",
+        "b.extxyz",
+        "b.extxyz.yml",
     }
 
 
