@@ -31,11 +31,18 @@ _FINE, _COARSE = 1e-9, 2e-5  # tolerances in noise levels, for float64 and float
 
 @dataclass
 class Made:
-    """What was done; it goes on counting while levels are made."""
+    """What was done; it goes on counting while levels are made.
+
+    Parameters
+    ----------
+    levels : that are final
+    rounds : batches one after the other, each as long as one level
+    structures : in all of them
+    """
 
     levels: int = 0
-    rounds: int = 0  # batches one after the other, each as long as one level
-    structures: int = 0  # in all of them
+    rounds: int = 0
+    structures: int = 0
 
 
 def levels_together(

@@ -54,6 +54,23 @@ def test_a_window_of_one_is_the_loop():
     assert made.rounds == 59 and torch.equal(found[-1][1], end)
 
 
+def test_guesses_where_there_are_no_forces():
+    """They are made again, from what is known."""
+
+    class Near(Harmonic):
+        def __init__(self, sigma):
+            super().__init__(1.0)
+            self.sigma, self.inner = sigma, MIXTURE.at(sigma)
+
+        def __call__(self, x, *, stress=False):
+            value, far = self.inner(x), x.abs() > 10.0 + 4.0 * self.sigma
+            return Evaluation(value.energy, torch.where(far, torch.nan, value.forces))
+
+    found, made = together(START, window=40, potential_at=Near)
+    end = reverse_diffusion(MIXTURE.at, START, SIGMAS, kT=0.3, noise=Noise(4))
+    assert float((found[-1][1] - end).abs().max()) < 1e-8 and made.rounds < 50
+
+
 def test_where_it_diverges():
     class Broken(Harmonic):
         def __call__(self, x, *, stress=False):
