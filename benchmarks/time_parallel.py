@@ -1,6 +1,6 @@
 """One trajectory, many steps at a time: steps for each round, and what a step costs.
 
-    python benchmarks/time_parallel.py rounds|times|reference [--steps 512] [--pairs 5] [--compile]
+    python benchmarks/time_parallel.py rounds|times|losses [--steps 512] [--pairs 5] [--compile]
         [--json]
 
 ``rounds`` are counts, of windows W: steps for each batch that waits for another, by Picard's
@@ -9,26 +9,26 @@ the linear draft; plain and accepted steps. They are means over ``--steps`` and 
 machine. ``times`` is CPU time of one thread for a step, alternating in one process: the loop `run`,
 a lean loop without states, Newton, speculative, and 64 walkers of which each makes the steps; with
 ``--compile`` all of them with the network compiled.
-``reference`` has amber14 as the target (needs ``plugins/openmm``) and the shipped model that
-learned it as the draft: rejections, and evaluations of the target one after the other; with a pool
-of K processes a round takes ceil(W/K) of them (counted, not run).
+``losses`` is the same where it does not pay: an equivariant network, crystals, potentials in closed
+form, and walkers that fill a core.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
+from make_copper import crystal
 from shared import alternating, parsed, ratios, timing_options, versions
 from torch import Tensor
 
 from diffmd_ase.io.json_text import to_json
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import LennardJones
-from diffmd_ase.potentials.base import Potential
+from diffmd_ase.potentials.base import Potential, Wrapped
 from diffmd_ase.sampling.ahead import predictability
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
@@ -37,13 +37,17 @@ from diffmd_ase.sampling.rounds import Count
 from diffmd_ase.sampling.run import run
 from diffmd_ase.sampling.speculative import Speculative
 from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.score.networks.build import build
+from diffmd_ase.score.networks.equivariant_config import EquivariantConfig
+from diffmd_ase.score.networks.inputs import Inputs
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.state import State
+from diffmd_ase.state import Evaluation, State
 from diffmd_ase.system import System
 from diffmd_ase.testing.fields import BeadChain
 
 WINDOWS = (64, 128)
 WAYS: dict[str, Callable[..., Iterator]] = {
+    "run": lambda k, x, n, *, noise: run(k, x, n, noise=noise),
     "picard": lambda k, x, n, **o: iterate_parallel(k, x, n, method="picard", **o),
     "newton": iterate_parallel,
     "newton, dense": lambda k, x, n, **o: iterate_parallel(k, x, n, block=1, **o),
@@ -91,7 +95,7 @@ def relaxed(kernel, x: Tensor) -> State:
 def counted(way, kernel, state: State, steps: int, window: int) -> dict:
     count, taken = Count(), []
     for _, info in WAYS[way](kernel, state, steps, noise=Noise(4), window=window, count=count):
-        taken.append(1.0 if info.accepted is None else float(info.accepted))
+        taken.append(1.0 if info.accepted is None else float(info.accepted.double().mean()))
     return {
         "window": window,
         "steps_in_a_round": count.gain,
@@ -111,7 +115,7 @@ def rounds(options) -> list[dict]:
             kernels |= {f"accepted, h x {f}": Metropolis(plain.scaled(f)) for f in (1.5, 4)}
         for step, kernel in kernels.items():
             start = kernel.init(state.x)
-            for way in WAYS:
+            for way in list(WAYS)[1:]:
                 if way == "newton, dense" and name in ("alanine dipeptide", "22 beads"):
                     continue  # 66 displaced structures for each evaluation
                 for window in WINDOWS if way != "picard" else WINDOWS[:1]:
@@ -176,41 +180,73 @@ def times(options) -> list[dict]:
     return rows
 
 
-def reference(options) -> list[dict]:
-    from diffmd_openmm import OpenMMPotential, alanine_dipeptide
+class Burdened(Wrapped):
+    """A potential at the price of an equivariant network (e3nn) of its atoms besides."""
 
-    model = ScoreModel.load("alanine-dipeptide")
-    frames = Snapshots.read("alanine-dipeptide")
-    atoms, openmm_system = alanine_dipeptide()
-    target = OpenMMPotential(System.from_atoms(atoms), openmm_system)
-    draft = model.potential(target.system, device="cpu")
-    x = torch.as_tensor(frames.positions[0].astype(float))
+    def __init__(self, inner: Potential):
+        super().__init__(inner)
+        elements = tuple(sorted(set(inner.system.numbers.tolist())))
+        network = build(EquivariantConfig(channels=8, cutoff=4.0, elements=elements), None)
+        self._energy = Inputs.of(inner.system).energy(network)
+
+    def __call__(self, x: Tensor, **options) -> Evaluation:
+        energy, forces, _ = self.inner(x)
+        flat = x.detach().float().reshape(-1, *x.shape[-2:])
+        with torch.enable_grad():
+            at = flat.requires_grad_()
+            cost = self._energy(at, flat.new_full((len(at),), 0.01))
+            (slope,) = torch.autograd.grad(cost.sum(), at)
+        return Evaluation(energy + 0.0 * cost.sum().detach(), forces + 0.0 * slope.reshape(x.shape))
+
+
+def burdened() -> tuple[EulerMaruyama, Tensor]:
+    kernel, x = alanine()
+    return replace(kernel, potential=Burdened(kernel.potential)), x
+
+
+def copper(repeat: int) -> tuple[EulerMaruyama, Tensor]:
+    model, atoms = ScoreModel.load("copper-vacancy"), crystal(repeat)
+    potential = model.potential(System.from_atoms(atoms), device="cpu", compile=False)
+    kernel = EulerMaruyama(potential, kT=model.card.kT, h=0.2 / model.card.lambda_max)
+    return kernel, torch.as_tensor(atoms.positions)
+
+
+def crowd() -> tuple[EulerMaruyama, Tensor]:
+    """Walkers enough to fill a core."""
+    kernel, x = alanine()
+    return kernel, x.expand(64, *x.shape).contiguous()
+
+
+LOSSES = {
+    "alanine dipeptide and an e3nn network": burdened,
+    "31 atoms of copper": lambda: copper(2),
+    "107 atoms of copper": lambda: copper(3),
+    "10 beads, in closed form": lambda: beads(10),
+    "alanine dipeptide, 64 walkers": crowd,
+}
+
+
+def losses(options) -> list[dict]:
+    """CPU time beside `run` where a batch costs as much as its structures, or Jacobians do."""
     rows = []
-    for h in (2e-5, 1e-4):
-        kernel = EulerMaruyama(target, kT=model.card.kT, h=h, mean_free=True)
-        start = relaxed(kernel, x)
-        for window in WINDOWS:
-            count, squares = Count(), []
-            steps = Speculative(kernel, draft).iterate(
-                start, options.steps, noise=Noise(4), window=window, count=count
-            )
-            before = start
-            for state, _ in steps:
-                error = kernel.noise_of(draft(before.x).forces - before.forces)
-                squares.append(float(error.square().sum()))
-                before = state
-            rejected = sum(math.erf(math.sqrt(s / 8)) for s in squares) / len(squares)
-            waits = {
-                f"evaluations_in_a_row_{k}_workers": count.rounds * math.ceil(window / k)
-                if k < window
-                else count.rounds
-                for k in (1, 2, 8, window)
-            }
-            rows.append(
-                {"h_A2": h, "window": window, "steps": options.steps, "rounds": count.rounds,
-                 "steps_in_a_round": count.gain, "rejected_without_correction": rejected} | waits
-            )  # fmt: skip
-            show(options, rows[-1])
+    for name, make in LOSSES.items():
+        kernel, x = make()
+        *_, (state, _) = run(kernel, x, 20, noise=Noise(8))
+        start = kernel.init(state.x)
+
+        def calls(way: str, kernel=kernel, start=start):
+            for _ in WAYS[way](kernel, start, options.steps, noise=Noise(4)):
+                pass
+
+        ways = {way: partial(calls, way) for way in ("run", "picard", "newton", "speculative")}
+        seconds = alternating(ways, options.pairs)
+        for way in ("picard", "newton", "speculative"):
+            gain, span = ratios(seconds["run"], seconds[way])
+            row = counted(way, kernel, start, options.steps, 64)
+            row = {"system": name, "way": way, "times_run": gain, "span": span} | row
+            row["ms_of_a_step_of_run"] = 1e3 * float(min(seconds["run"])) / options.steps
+            rows.append(row)
+            show(options, row)
     return rows
 
 
@@ -225,10 +261,10 @@ def show(options, row: dict) -> None:
 
 def main() -> None:
     parser = timing_options(__doc__, steps=512, pairs=5)
-    parser.add_argument("part", choices=("rounds", "times", "reference"))
+    parser.add_argument("part", choices=("rounds", "times", "losses"))
     parser.add_argument("--compile", action="store_true", help="times: of compiled networks")
     options = parsed(parser)
-    rows = {"rounds": rounds, "times": times, "reference": reference}[options.part](options)
+    rows = {"rounds": rounds, "times": times, "losses": losses}[options.part](options)
     if options.json:
         print(to_json({"versions": versions(), "rows": rows}))
 
