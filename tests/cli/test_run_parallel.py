@@ -50,6 +50,7 @@ def test_drafts(diffmd, start, model):
     ("words", "said"),
     [
         (["--draft", "linear"], "add --parallel"),
+        (["--parallel", "--draft", "copper-vacancy"], "this model knows Cu, not H, O"),
         (["--parallel", "--target", "model", "--proposal-steps", 2], "one after the other"),
     ],
 )

@@ -1,6 +1,7 @@
 """Speculative steps: the law of the kernel, and what a draft may not know."""
 
 import math
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy import stats
 from diffmd_ase.noise import Noise
 from diffmd_ase.potentials.analytic import Harmonic, PeriodicWell
 from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.potentials.base import Wrapped
 from diffmd_ase.potentials.biases.cvs import Distance
 from diffmd_ase.potentials.biases.metadynamics import Metadynamics
 from diffmd_ase.sampling.drafts import Draft, Surrogate
@@ -217,11 +219,9 @@ class TestRun:
         assert report.rounds == 1 + 2  # a constant force is known after one evaluation
 
     def test_a_calculator_of_ase_as_draft(self):
-        atoms = Octahedron("Cu", 2)
-        system = System.from_atoms(atoms)
+        system, x = octahedron()
         emt = AsePotential(EMT(), system)
         kernel = EulerMaruyama(Scaled(emt, 1.02), kT=0.03, h=1e-4, mean_free=True)
-        x = torch.as_tensor(atoms.positions)
         _, report = Speculative(kernel, emt).run(x, 60, noise=Noise(2), window=32)
         assert report.rounds < 20
 
@@ -248,6 +248,55 @@ class TestRun:
         kernel, x = beads()
         path, report = Speculative(kernel).run(x.float(), 128, noise=Noise(2))
         assert path.dtype == torch.float32 and report.rounds < 32
+
+
+def octahedron():
+    atoms = Octahedron("Cu", 2)
+    return System.from_atoms(atoms), torch.as_tensor(atoms.positions)
+
+
+class TestMishaps:
+    def test_memory_that_does_not_suffice(self):
+        class Small(Wrapped):
+            def __call__(self, x, **options):
+                if x[..., 0, 0].numel() > 20:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return self.inner(x, **options)
+
+        _, x = beads()
+        kernel = EulerMaruyama(Small(BeadChain(10)), kT=1.0, h=4e-4)
+        with pytest.warns(RuntimeWarning, match="does not fit into memory"):
+            path, report = Speculative(kernel, BeadChain(10)).run(x, 60, noise=Noise(2))
+        # a perfect draft: the chain of the noise
+        expected = torch.stack([s.x for s, _ in run(kernel, x, 60, noise=Noise(2))])
+        torch.testing.assert_close(path, expected, rtol=0, atol=1e-12)
+        assert report.rounds == 1 + 5  # 59 steps by 14
+
+    @pytest.mark.slow
+    def test_a_worker_that_dies(self):
+        """Its batch is evaluated again: the chain is that of a run in which none did."""
+        system, x = octahedron()
+        paths = []
+        for killed in (False, True):
+            pool = AsePotential(EMT(), system, processes=2)
+            kernel = EulerMaruyama(pool, kT=0.03, h=1e-4, mean_free=True)
+            steps = Speculative(kernel, Scaled(AsePotential(EMT(), system), 0.9)).iterate(
+                x, 30, noise=Noise(2), window=8
+            )
+            try:
+                states = [next(steps)[0] for _ in range(10)]
+                if killed:
+                    worker = multiprocessing.active_children()[-1]
+                    worker.kill()
+                    worker.join()
+                    with pytest.warns(UserWarning, match="evaluated again"):
+                        states += [state for state, _ in steps]
+                else:
+                    states += [state for state, _ in steps]
+            finally:
+                pool.close()
+            paths.append(torch.stack([state.x for state in states]))
+        assert torch.equal(*paths)
 
 
 class TestRefused:
