@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ase.build import fcc100
 from messages import names
 
 from diffmd_ase.noise import Noise
@@ -44,6 +45,10 @@ FREE = torch.ones(4, 3, dtype=torch.float64).cumsum(0) / 3
 HELD = torch.tensor([0.0, 0.0, 4e-4, 4e-4, 4e-4, 2e-4, 4e-4, 4e-4, 4e-4, 0.0], dtype=torch.float64)
 PLANES = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)).expand(10, 3, 3)
 
+SLAB = fcc100("Ar", (2, 2, 3), a=1.55, vacuum=3.0, periodic=True)
+SLAB_LJ = LennardJones(System.from_atoms(SLAB), epsilon=1.0, sigma=1.0, rc=1.5)
+SLAB_H = torch.tensor([0.0] * 4 + [4e-5] * 8, dtype=torch.float64)  # FixAtoms of the lowest layer
+
 CASES = {
     "OU": (Harmonic(1.0), FREE, {"kT": 1.0, "h": 0.2}),
     "double well": (DoubleWell(barrier=2.0, a=1.0, k=3.0), FREE, {"kT": 0.7, "h": 0.01}),
@@ -52,6 +57,7 @@ CASES = {
     "22 beads": (BeadChain(22), BeadChain(22).start(), {"kT": 1.0, "h": 4e-4}),
     "no mean": (BeadChain(10), BeadChain(10).start(), {"kT": 1.0, "h": 4e-4, "mean_free": True}),
     "fixed atoms": (BeadChain(10), BeadChain(10).start(), {"kT": 1.0, "h": HELD}),
+    "slab": (SLAB_LJ, torch.as_tensor(SLAB.positions), {"kT": 0.2, "h": SLAB_H}),
     "planes": (BeadChain(10), BeadChain(10).start(), {"kT": 1.0, "h": 4e-4, "directions": PLANES}),
     "no gradient": (WrongDrift(BeadChain(10), spin=(0.3, 0.0, 0.3)), BeadChain(10).start(),
                     {"kT": 1.0, "h": 4e-4}),
