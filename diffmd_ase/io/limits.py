@@ -8,7 +8,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["available_memory", "check_declared", "check_memory", "check_plain_file"]
+__all__ = [
+    "available_memory",
+    "check_declared",
+    "check_memory",
+    "check_plain_file",
+    "lacks_memory",
+]
 
 _LARGE = 1 << 28  # bytes: what is smaller is not looked at
 _DENSEST = 100  # numbers of an experiment or a simulation compress no further
@@ -85,3 +91,9 @@ def _field(path: str, name: str) -> int | None:
         return None
     kilobytes = next((line.split()[1] for line in lines if line.startswith(name)), None)
     return None if kilobytes is None else int(kilobytes) * 1024
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether ``error`` is torch's word for memory that it did not get, on a GPU or a host."""
+    words = str(error)
+    return "out of memory" in words or "can't allocate memory" in words

@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from ase.symbols import Symbols
 from torch import Tensor
 
+from ..io.limits import lacks_memory
 from ..score.extrapolation import coordinates_outside, extrapolation, force_errors
 from ..score.length_units import cell_doubt
 from ..score.model import ScoreModel, resolve_device
@@ -97,6 +98,7 @@ class ScorePotential(Potential):
         self._network = model.network_at(self.sigma, self.device, self.dtype, self.system.numbers)
         self._inputs = Inputs.of(self.system, dtype=self.dtype, device=self.device)
         self._lists: list[VerletList] = []  # of chunks of a batch; they change no value
+        self._most: int | None = None  # structures that memory holds at once, if that is known
         self.looked_at = self._warned = False
         self.baseline: Potential | None = None
         if model.card.baseline is not None and self._level == model.card.sigma_min:
@@ -117,9 +119,7 @@ class ScorePotential(Potential):
             log.info("compiled after %d calls: a long run begins, which that pays for", self.PAYS)
             self.compiled = True
         stress = stress and self._inputs.cell is not None
-        flat = self._flat(x)
-        size = len(flat) if self._cutoff is None else max(1, _CHUNK // self._count)
-        parts = [self._evaluate(part, stress, n) for n, part in enumerate(flat.split(max(1, size)))]
+        parts = self._in_parts(self._flat(x), stress)
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
         )
@@ -147,20 +147,49 @@ class ScorePotential(Potential):
         alone = self._cutoff is None and self.baseline is None
         if not (self.compiled and alone and x.device == self.device and x.ndim in (2, 3)):
             return None
-        if x.shape[-2] != self._count:
+        if x.shape[-2] != self._count or self._most is not None:
             return None
         if not self.looked_at:
             self.recognise(x)
         batch = [row[None] if row.ndim == 2 else row for row in rows] if x.ndim == 2 else rows
         sigma = torch.full((1,), self._level, dtype=self.dtype, device=self.device)
         function = self.model.compiled_at(self._network)
-        made = function.moved(move, batch, sigma, self._inputs)
+        try:
+            made = function.moved(move, batch, sigma, self._inputs)
+        except RuntimeError as error:
+            self._halve(len(batch[0]), error)
+            return None
         if made is None:
             return None
         y, slope, energy = made
         forces = (-self.kT_train * slope).to(x)
         energy = (self.kT_train * energy).to(x)
         return y.reshape(x.shape), Evaluation(energy.reshape(x.shape[:-2]), forces.reshape(x.shape))
+
+    def _in_parts(self, x: Tensor, stress: bool) -> list:
+        """Evaluations of x (M, N, 3), as many at once as memory has been found to hold."""
+        while True:
+            parts = x.split(max(1, self._at_once(len(x))))
+            try:
+                return [self._evaluate(part, stress, n) for n, part in enumerate(parts)]
+            except RuntimeError as error:
+                self._halve(len(parts[0]), error)
+
+    def _at_once(self, count: int) -> int:
+        size = count if self._cutoff is None else max(1, _CHUNK // self._count)
+        return size if self._most is None else min(size, self._most)
+
+    def _halve(self, count: int, error: RuntimeError) -> None:
+        """Half of ``count`` structures at once from now on; an ``error`` of another kind raises."""
+        if count < 2 or not lacks_memory(error):
+            raise error
+        self._most = count // 2
+        self._lists.clear()
+        warnings.warn(
+            f"no memory for {count} structures of {self._count} atoms at once: {self._most} at a "
+            "time from now on, which changes no more than the rounding",
+            stacklevel=4,
+        )
 
     def select(self, keep: Tensor) -> None:
         if self.baseline is not None:

@@ -182,3 +182,60 @@ def test_compiled_when_it_pays(made, monkeypatch):
     assert torch.equal(at_once(x).forces, values[2])
     with pytest.raises(ValueError, match="compile='always'"):
         model.potential(compile="always")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_without_memory_for_all_some_at_a_time(case, monkeypatch, compiled):
+    """Half of the structures, and half of these again, from then on; the numbers are the same."""
+    model, x = case
+    expected = model.potential(**F64, compile=False)(x, stress=True)
+    potential, sizes = model.potential(**F64, compile=compiled), []
+    own = ScorePotential._as_written
+
+    def little(self, x, *rest):
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return own(self, x, *rest)
+
+    def by_function(x, strain, sigma, told, pairs):
+        return little(potential, x, strain, sigma, pairs)
+
+    monkeypatch.setattr(ScorePotential, "_as_written", little)
+    monkeypatch.setattr(model, "compiled_at", lambda network: by_function)
+    first = pytest.warns(UserWarning, match="no memory for 6 structures of .* atoms at once: 3")
+    with first, pytest.warns(UserWarning, match="no memory for 3 structures"):
+        got = potential(x, stress=True)
+    assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    for a, b in zip(got, expected, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    sizes.clear()
+    potential(x)
+    assert sizes == [1] * 6  # without trying again
+    assert potential.moved(torch.add, x, x) is None
+
+
+def test_a_move_without_memory(made, monkeypatch):
+    model, snapshots = made["mechanics"]
+    x = torch.as_tensor(snapshots.positions[:4])
+    potential = model.potential(**F64, compile=True)
+
+    class Full:
+        def moved(self, *_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "compiled_at", lambda network: Full())
+    with pytest.warns(UserWarning, match="no memory for 4 structures"):
+        assert potential.moved(torch.add, x, x) is None
+
+
+def test_another_error_is_no_lack_of_memory(made, monkeypatch):
+    model, snapshots = made["mechanics"]
+    potential = model.potential(**F64, compile=False)
+
+    def wrong(*_):
+        raise RuntimeError("expected scalar type Float but found Double")
+
+    monkeypatch.setattr(ScorePotential, "_as_written", wrong)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        potential(torch.as_tensor(snapshots.positions[:4]))

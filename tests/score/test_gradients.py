@@ -123,10 +123,14 @@ def test_every_network(kind):
 
 
 @pytest.mark.slow
-def test_where_it_cannot_be_compiled(tmp_path):
+@pytest.mark.parametrize("lacks", ["a compiler", "a folder"])
+def test_where_it_cannot_be_compiled(tmp_path, lacks):
     """One line says what is missing, and the numbers are those of the network as it is."""
-    surroundings = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    surroundings["CXX"] = str(tmp_path / "no-such-compiler")
+    (tmp_path / "file").touch()
+    folder = "cache" if lacks == "a compiler" else "file/cache"  # which nobody can make
+    surroundings = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / folder)}
+    if lacks == "a compiler":
+        surroundings["CXX"] = str(tmp_path / "no-such-compiler")
     code = """
         import warnings
         import torch

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...io.limits import lacks_memory
 from ..neighbours import Pairs
 from .inputs import Inputs
 
@@ -110,6 +111,8 @@ class Compiled:
                     function = torch.compile(written, dynamic=True)
                     result = function(*given)
             except Exception as error:  # torch raises what it likes
+                if lacks_memory(error):  # of so many structures: fewer may do
+                    raise
                 self._fail(error)
                 return None
             self._made[key] = function

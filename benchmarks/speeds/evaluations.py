@@ -1,0 +1,107 @@
+"""Energy and forces of a network, compiled and as it is written.
+
+    python benchmarks/speeds/evaluations.py [--pairs 7] [--before FOLDER] [--json]
+
+Each side calls its potential with the same positions. ``--before`` is the folder of a checkout of
+this repository at an older commit, whose potential of the shipped molecule takes part, in this
+process: that of commit 031cfff is what the goals for the molecule are about.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import torch
+from ase.build import bulk
+from row import NAME, Row, equivariant, frames, in_turn, printed
+
+from diffmd_ase.score.model import ScoreModel
+from diffmd_ase.system import System
+
+CALLS = {1: 40, 64: 12, 256: 4}
+GOALS = {1: 10.0, 64: 4.5, 256: 4.0}
+
+
+def older(folder: str, x: torch.Tensor):
+    """The potential of the shipped molecule as a checkout in ``folder`` has it."""
+    own = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] == "diffmd_ase"}
+    sys.path.insert(0, folder)
+    try:
+        from diffmd_ase.score.model import ScoreModel as Before
+
+        potential = Before.load(NAME).potential(device="cpu")
+        potential(x)  # what it imports late
+    finally:
+        sys.path.remove(folder)
+        for name in [n for n in sys.modules if n.split(".")[0] == "diffmd_ase"]:
+            del sys.modules[name]
+        sys.modules.update(own)
+    return potential
+
+
+def times(potential, x: torch.Tensor, count: int):
+    for _ in range(count):
+        potential(x)
+
+
+def molecules(options) -> list[Row]:
+    model, rows = ScoreModel.load(NAME), []
+    written, compiled = (model.potential(device="cpu", compile=c) for c in (False, True))
+    before = older(options.before, frames(2)) if options.before else None
+    for count, calls in CALLS.items():
+        x = frames(count)
+        if count == 1:
+            x = x[0]
+        fast = partial(times, compiled, x, calls)
+        most = f"largest difference {difference(written, compiled, x):.1e} of the largest force"
+        both = {"fast": fast, "each": calls, "rounds": options.pairs}
+        what = f"22 atoms, {count} in a call: as written over compiled"
+        slow = partial(times, written, x, calls)
+        goal = None if before else GOALS[count]
+        rows.append(in_turn(what, slow, goal=goal, told=most, **both))
+        if before is not None:
+            what = f"22 atoms, {count} in a call: as written at 031cfff over compiled"
+            slow = partial(times, before, x, calls)
+            rows.append(in_turn(what, slow, goal=GOALS[count], **both))
+    return rows
+
+
+def difference(a, b, x) -> float:
+    one, other = a(x).forces, b(x).forces
+    return float((one - other).abs().max() / one.abs().max())
+
+
+def copper(options) -> list[Row]:
+    model, rows = ScoreModel.load("copper-vacancy"), []
+    for cells, calls in ((2, 20), (5, 2)):
+        atoms = bulk("Cu", cubic=True, a=3.7) * ((cells,) * 3)
+        if cells == 2:
+            del atoms[0]
+        atoms.rattle(0.05, seed=1)
+        system = System.from_atoms(atoms)
+        x = torch.as_tensor(atoms.positions, dtype=torch.float32)
+        slow, fast = (
+            partial(times, model.potential(system, device="cpu", compile=c), x, calls)
+            for c in (False, True)
+        )
+        what = f"copper, {len(atoms)} atoms: as written over compiled"
+        rows.append(in_turn(what, slow, fast, goal=3.0, rounds=options.pairs, each=calls))
+    return rows
+
+
+def e3nn(options) -> list[Row]:
+    model, x = equivariant(), frames(1)[0]
+    slow, fast = (
+        partial(times, model.potential(device="cpu", compile=c), x, 5) for c in (False, True)
+    )
+    what = "e3nn network, 22 atoms: as written over compiled"
+    return [in_turn(what, slow, fast, goal=3.0, rounds=options.pairs, each=5)]
+
+
+def rows(options) -> list[Row]:
+    return molecules(options) + copper(options) + e3nn(options)
+
+
+if __name__ == "__main__":
+    printed(__doc__, rows, rounds=7)
