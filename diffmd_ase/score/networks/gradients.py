@@ -108,7 +108,9 @@ class Compiled:
             written.__code__ = written.__code__.replace()
             try:
                 with _torch_alone():
-                    function = torch.compile(written, dynamic=True)
+                    # what is looked at in each call: arguments, and not the network, which stays
+                    options: Any = {"guard_filter_fn": _of_arguments}
+                    function = torch.compile(written, dynamic=True, options=options)
                     result = function(*given)
             except Exception as error:  # torch raises what it likes
                 if lacks_memory(error):  # of so many structures: fewer may do
@@ -161,6 +163,10 @@ def _behind(network: nn.Module, move: Callable[..., Tensor]) -> Callable:
         return y, *gradient(y.to(sigma.dtype), None, sigma, told, None)
 
     return slopes
+
+
+def _of_arguments(guards: Sequence[Any]) -> list[bool]:
+    return [not g.is_global and not g.name.startswith(("network", "move")) for g in guards]
 
 
 @contextmanager
