@@ -104,6 +104,8 @@ class ScorePotential(Potential):
         if model.card.baseline is not None and self._level == model.card.sigma_min:
             self.baseline = baseline_of(model, self.system, device=device)
             self.per_walker = self.baseline.per_walker
+        self._alone = self._cutoff is None and self.baseline is None
+        self._sigma = torch.full((1,), self._level, dtype=self.dtype, device=self.device)
 
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:
         batch = x.shape[:-2]
@@ -119,6 +121,8 @@ class ScorePotential(Potential):
             log.info("compiled after %d calls: a long run begins, which that pays for", self.PAYS)
             self.compiled = True
         stress = stress and self._inputs.cell is not None
+        if self.compiled and not stress and (made := self.moved(_as_it_is, x.detach())):
+            return made[1]
         parts = self._in_parts(self._flat(x), stress)
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
@@ -144,27 +148,22 @@ class ScorePotential(Potential):
         rows : the first are positions (N, 3) or (B, N, 3) in Å; others have their axes, or fewer
         """
         x = rows[0]
-        alone = self._cutoff is None and self.baseline is None
-        if not (self.compiled and alone and x.device == self.device and x.ndim in (2, 3)):
-            return None
-        if x.shape[-2] != self._count or self._most is not None:
+        fits = x.ndim in (2, 3) and x.shape[-2] == self._count and x.device == self.device
+        if not (self.compiled and self._alone and fits and self._most is None):
             return None
         if not self.looked_at:
             self.recognise(x)
         batch = [row[None] if row.ndim == 2 else row for row in rows] if x.ndim == 2 else rows
-        sigma = torch.full((1,), self._level, dtype=self.dtype, device=self.device)
         function = self.model.compiled_at(self._network)
         try:
-            made = function.moved(move, batch, sigma, self._inputs)
+            made = function.moved(move, batch, self._sigma, self._inputs, self.kT_train)
         except RuntimeError as error:
             self._halve(len(batch[0]), error)
             return None
         if made is None:
             return None
-        y, slope, energy = made
-        forces = (-self.kT_train * slope).to(x)
-        energy = (self.kT_train * energy).to(x)
-        return y.reshape(x.shape), Evaluation(energy.reshape(x.shape[:-2]), forces.reshape(x.shape))
+        y, energy, forces = made if x.ndim == 3 else (part[0] for part in made)
+        return y, Evaluation(energy, forces)
 
     def _in_parts(self, x: Tensor, stress: bool) -> list:
         """Evaluations of x (M, N, 3), as many at once as memory has been found to hold."""
@@ -268,8 +267,7 @@ class ScorePotential(Potential):
     def _evaluate(self, x: Tensor, stress: bool, chunk: int):
         pairs = self._pairs(x, chunk)
         strain = x.new_zeros(len(x), 3, 3) if stress else None
-        sigma = x.new_full((1,), self._level)
-        made = None
+        sigma, made = self._sigma, None
         if self.compiled:
             function = self.model.compiled_at(self._network)
             made = function(x, strain, sigma, self._inputs, pairs)
@@ -293,6 +291,10 @@ class ScorePotential(Potential):
             energy = self._network(at, sigma, **told._asdict(), **neighbours)
             slopes = torch.autograd.grad(energy.sum(), inputs)
         return slopes, energy.detach()
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def scores(potential: Potential) -> Iterator[ScorePotential]:

@@ -201,6 +201,7 @@ def test_without_memory_for_all_some_at_a_time(case, monkeypatch, compiled):
     def by_function(x, strain, sigma, told, pairs):
         return little(potential, x, strain, sigma, pairs)
 
+    by_function.moved = lambda move, rows, *rest: little(potential, rows[0])
     monkeypatch.setattr(ScorePotential, "_as_written", little)
     monkeypatch.setattr(model, "compiled_at", lambda network: by_function)
     first = pytest.warns(UserWarning, match="no memory for 6 structures of .* atoms at once: 3")

@@ -90,10 +90,10 @@ def test_what_is_moved_before():
     for count in (5, 1, 3):
         x, _, sigma, told, _ = arguments(network, snapshots, count, torch.float64, strained=False)
         by = 0.01 * torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
-        y, slope, energy = compiled.moved(shifted, (x, by), sigma, told)
+        y, energy, forces = compiled.moved(shifted, (x, by), sigma, told, 0.5)
         (expected,), e = as_written(network, x + by, None, sigma, told, None)
         assert torch.allclose(y, x + by, rtol=1e-14)
-        for a, b in ((slope, expected), (energy, e)):
+        for a, b in ((forces, -0.5 * expected), (energy, 0.5 * e)):
             assert a.shape == b.shape
             assert (a - b).abs().max() <= 1e-12 * b.abs().max()
     assert not compiled.failed

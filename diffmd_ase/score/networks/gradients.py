@@ -72,16 +72,21 @@ class Compiled:
             x = x.repeat(2, 1, 1)
             strain = None if strain is None else strain.repeat(2, 1, 1)
         make = _by_positions if strain is None else _by_both
-        made = self._call(make, make(self._network), x, strain, sigma, told, pairs)
+        made = self._call(make, partial(make, self._network), x, strain, sigma, told, pairs)
         if made is None:
             return None
         slopes, energy = made
         return tuple(slope[:count] for slope in slopes), energy[:count]
 
     def moved(
-        self, move: Callable[..., Tensor], rows: Sequence[Tensor], sigma: Tensor, told: Inputs
+        self,
+        move: Callable[..., Tensor],
+        rows: Sequence[Tensor],
+        sigma: Tensor,
+        told: Inputs,
+        kT: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """``y = move(*rows)`` (B, N, 3), ∂e/∂y and e there, as one function; None: it failed.
+        """``y = move(*rows)`` (B, N, 3), kT e and -kT ∂e/∂y, as one function; None: it failed.
 
         For networks without a list of neighbours. Positions may have another precision than these.
 
@@ -90,21 +95,23 @@ class Compiled:
         move : a function of a module, which is compiled once
         rows : the first are positions (B, N, 3); others have their axes, or fewer
         sigma, told : as above
+        kT : the same in all calls
         """
         count = len(rows[0])
         if count == 1:
             rows = [row.expand(2, -1, -1) if row.ndim == 3 else row for row in rows]
         given = [row.contiguous() for row in rows]
-        made = self._call(move, _behind(self._network, move), given, sigma, told)
-        return None if made is None else tuple(part[:count] for part in made)
+        made = self._call(move, partial(_behind, self._network, move, kT), given, sigma, told)
+        return made if made is None or count > 1 else tuple(part[:count] for part in made)
 
-    def _call(self, key, written: Callable, *given):
+    def _call(self, key, make: Callable[[], Callable], *given):
         if self.failed:
             return None
         with torch.no_grad():  # another mode, or layout, would be compiled anew
             if key in self._made:
                 return self._made[key](*given)
             # torch counts what it compiles by code, and gives up at eight: each has its own
+            written = make()
             written.__code__ = written.__code__.replace()
             try:
                 with _torch_alone():
@@ -156,11 +163,12 @@ def _by_both(network: nn.Module) -> Callable:
     return slopes
 
 
-def _behind(network: nn.Module, move: Callable[..., Tensor]) -> Callable:
+def _behind(network: nn.Module, move: Callable[..., Tensor], kT: float) -> Callable:
     def slopes(rows, sigma, told):
         y = move(*rows)
         gradient = torch.func.grad(partial(_total, network), has_aux=True)
-        return y, *gradient(y.to(sigma.dtype), None, sigma, told, None)
+        slope, energy = gradient(y.to(sigma.dtype), None, sigma, told, None)
+        return y, (kT * energy).to(y.dtype), (-kT * slope).to(y.dtype)
 
     return slopes
 
