@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from functools import partial
 
 import torch
 from row import NAME, Row, frames, in_turn, printed
@@ -63,10 +62,11 @@ KERNELS = {
 def chain(kernel: Kernel):
     """A call that makes steps, and what was accepted of them (by the time it has ended)."""
     state, seen = kernel.init(frames(WALKERS).to(_precision(kernel))), []
+    noise = Noise(1)  # one for all calls: it draws ahead
 
     def go() -> None:
         nonlocal state
-        for new, info in run(kernel, state, STEPS, noise=Noise(1), every=STEPS):
+        for new, info in run(kernel, state, STEPS, noise=noise, every=STEPS):
             state = new
             seen.append(None if info.accepted is None else float(info.accepted.double().mean()))
 
@@ -137,4 +137,4 @@ def rows(options) -> list[Row]:
 
 
 if __name__ == "__main__":
-    printed(__doc__, partial(rows), rounds=3)
+    printed(__doc__, rows, rounds=3)

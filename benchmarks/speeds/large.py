@@ -33,11 +33,12 @@ def seconds(model: ScoreModel, atoms, rounds: int) -> tuple[float, int]:
     potential = model.potential(System.from_atoms(atoms), device="cpu", compile=True)
     h = 0.1 / model.card.lambda_max
     kernel = EulerMaruyama(potential, kT=model.card.kT, h=h)
+    noise = Noise(1)
     state = kernel.init(torch.as_tensor(atoms.positions, dtype=torch.float32)[None])
     times = []
     for _ in range(rounds + 1):
         begun = time.thread_time()
-        for new, _ in run(kernel, state, STEPS, noise=Noise(1), every=STEPS):
+        for new, _ in run(kernel, state, STEPS, noise=noise, every=STEPS):
             state = new
         times.append((time.thread_time() - begun) / STEPS)
     return min(times[1:]), len(atoms)

@@ -33,11 +33,11 @@ def peer(model, kelvin: float):
 def ours(model, walkers: int):
     potential = model.potential(device="cpu", compile=True)
     kernel = EulerMaruyama(potential, kT=model.card.kT, h=2e-5, mean_free=True)
-    state = kernel.init(frames(walkers))
+    state, noise = kernel.init(frames(walkers)), Noise(1)
 
     def go() -> None:
         nonlocal state
-        for new, _ in run(kernel, state, STEPS, noise=Noise(1), every=STEPS):
+        for new, _ in run(kernel, state, STEPS, noise=noise, every=STEPS):
             state = new
 
     return go
