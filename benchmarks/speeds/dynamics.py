@@ -3,7 +3,7 @@
     python benchmarks/speeds/dynamics.py [--pairs 5] [--json]
 
 64 walkers of the shipped molecule on one thread. Accepted and biased steps are to keep three
-quarters of the gain of plain ones. `diffmd run` is timed from the first step on, frames and
+quarters of the gain of plain ones. `diffmd run` is timed from the first frame on, frames and
 checkpoint included; compiling, which is done once, is not counted.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 
 import torch
 from row import NAME, Row, frames, in_turn, printed
@@ -98,7 +99,7 @@ def _words(kernel: Kernel) -> str:
 
 
 def end_to_end(options) -> Row:
-    """Walker steps per second that the summaries of `diffmd run` tell, in turn."""
+    """Walker steps of `diffmd run` for a second of CPU time, from its first frame on, in turn."""
     speeds: dict[str, list[float]] = {"off": [], "on": []}
     with tempfile.TemporaryDirectory() as folder:
         here = os.getcwd()
@@ -112,8 +113,8 @@ def end_to_end(options) -> Row:
     each = [on / off for on, off in zip(speeds["on"], speeds["off"], strict=True)]
     value = sorted(each)[len(each) // 2]
     told = f"{max(speeds['off']):,.0f} and {max(speeds['on']):,.0f} walker steps a second"
-    what = "`diffmd run`, 64 walkers, a frame each 100 steps: compiled over as written"
-    return Row(what, value, min(each), max(each), "≥ 3.5", value >= 3.5, f"{told}, wall clock")
+    what = "`diffmd run`, 64 walkers, a frame each 100 steps: as written over compiled"
+    return Row(what, value, min(each), max(each), "≥ 3.5", value >= 3.5, told)
 
 
 def _run(word: str, prefix: str) -> float:
@@ -121,15 +122,21 @@ def _run(word: str, prefix: str) -> float:
         model=NAME,
         start=NAME,
         walkers=WALKERS,
-        steps=1000 if word == "off" else 4000,
+        steps=600 if word == "off" else 2400,
         prefix=prefix,
         compile=word,
         device="cpu",
     )
-    planned = PlannedRun.of(settings)
+    planned, seen = PlannedRun.of(settings), []
     x = planned.start()
-    summary = planned.run(x, extra={}, compiled=planned.compiled(x))
-    return summary["walker_steps_per_second"]
+    planned.run(
+        x,
+        extra={},
+        compiled=planned.compiled(x),
+        progress=lambda done, alive: seen.append((done, time.thread_time())),
+    )
+    (first, begun), (last, ended) = seen[0], seen[-1]
+    return WALKERS * (last - first) / (ended - begun)
 
 
 def rows(options) -> list[Row]:

@@ -12,6 +12,7 @@ from chains import chain_energy, chains, minus_gradient
 from diffmd_ase.score.force_field import MechanicsPrior, parameter_numbers
 from diffmd_ase.score.force_field_fit import fit_prior
 from diffmd_ase.score.linear_form import jacobian as jacobian_of
+from diffmd_ase.score.linear_form import square
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
 from diffmd_ase.testing import assert_zscore
@@ -274,3 +275,9 @@ def test_molecules_without_some_of_the_terms(rng, name):
     statistics = fit_prior(snapshots(x, atoms.numbers), sigma=0.001)
     energy, ideal = of(statistics), torch.as_tensor(atoms.positions[None])
     assert torch.isfinite(minus_gradient(energy, ideal)).all()
+
+
+@pytest.mark.parametrize("rows", [5, 191, 300])
+def test_a_product_with_itself(rows):
+    a = torch.randn(rows, 70, generator=torch.Generator().manual_seed(rows))
+    assert torch.allclose(square(a), a @ a.T, rtol=1e-5, atol=1e-4)
