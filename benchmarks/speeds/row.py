@@ -60,7 +60,7 @@ def in_turn(
     value, (low, high) = ratios(scale * times["slow"], times["fast"])
     ms = (1e3 * scale * times["slow"].min() / each, 1e3 * times["fast"].min() / each)
     words = f"{ms[0]:.3g} and {ms[1]:.3g} ms {unit}" + (f"; {told}" if told else "")
-    wanted = "" if goal is None else f"≥ {goal:g}"
+    wanted = "" if goal is None else f"≥ {goal:.3g}"
     good = None if goal is None else value >= goal
     return Row(what, value, low, high, wanted, good, words, precision)
 
