@@ -133,7 +133,7 @@ class Compiled:
             f"the network cannot be compiled ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0]}): it is computed as it is written, several "
             "times slower; torch.compile needs a C++ compiler (CXX, or g++ in PATH) and a "
-            "folder to write to (TORCHINDUCTOR_CACHE_DIR)",
+            "folder to write to (TORCHINDUCTOR_CACHE_DIR), without halves of files in it",
             stacklevel=4,
         )
 
