@@ -10,14 +10,22 @@ that it has not seen.
     python benchmarks/make_snapshots.py trialanine --frames 10000 -o trialanine.npz
     python benchmarks/make_snapshots.py silicon --frames 300 --walkers 5 -o silicon.npz
     python benchmarks/make_snapshots.py oxygen-on-copper --frames 300 -o slab.npz
+
+A model of a few hundred of these frames makes many more, still exact: its own dynamics proposes, all
+walkers in one batch, and one call of the calculator decides (delayed acceptance).
+
+    diffmd train ethanol.npz --force-weight auto -o ethanol.safetensors
+    python benchmarks/make_snapshots.py ethanol --frames 50000 --draft ethanol.safetensors
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from ase import Atoms, units
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.calculators.emt import EMT
@@ -25,6 +33,7 @@ from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 from make_copper import trajectory
 from shared import (
+    counts_of,
     frames_of,
     merged,
     parsed,
@@ -35,11 +44,17 @@ from shared import (
     walk_all,
 )
 
-from diffmd_ase import Snapshots
+from diffmd_ase import Noise, ScoreModel, Snapshots
+from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.sampling.delayed import DelayedAcceptance
+from diffmd_ase.sampling.hamiltonian import MALT
 
 BURN_IN = 20  # frames
 HOT = 2.0  # times the temperature, in the first half of them
 BLOCK = 50  # frames between two files
+# of the draft; masses are free where only configurations count: equal ones let the step grow
+TRAJECTORY = {"timestep": 2.5 * units.fs, "n_leapfrog": 20, "friction": 0.002 / units.fs}
+TRAJECTORIES, MASS = 6, 12.0  # before a call of the calculator; u
 
 
 class Made(NamedTuple):
@@ -162,8 +177,6 @@ def made(name: str) -> Made:
 
 def walk(number: int, options, count: int) -> int:
     """Frames of one walker until there are ``count``, after those of its file; its number."""
-    import torch
-
     torch.set_num_threads(1)
     path = part(options.output, number)
     how = made(options.name)
@@ -188,6 +201,37 @@ def walk(number: int, options, count: int) -> int:
     return number
 
 
+def drafted(options) -> None:
+    """`walk` of all walkers together, from their last frames on: the draft's trajectories."""
+    learned, walkers, count = counts_of(options)
+    parts = [frames_of(part(options.output, number)) for number in range(walkers)]
+    if not all(x for x, _, _ in parts):
+        raise SystemExit(f"{options.output}.parts: each of {walkers} walkers needs a first frame")
+    model, how = ScoreModel.load(options.draft), made(options.name)
+    kT = how.temperature_K * units.kB
+    target = AsePotential(how.calculator(), model.system, processes=options.processes)
+    inner = MALT(model.potential(compile=True), kT=kT, masses=MASS, mean_free=True, **TRAJECTORY)
+    kernel = DelayedAcceptance(inner, target, TRAJECTORIES)
+    noise = Noise(options.seed)
+    begun = min(len(x) for x, _, _ in parts)
+    state = kernel.init(torch.as_tensor(np.array([x[-1] for x, _, _ in parts])))
+    state = replace(state, step=begun * options.moves)
+    for n in range(begun, count):
+        accepted = 0.0
+        for _ in range(options.moves):
+            state, info = kernel.step(state, noise)
+            accepted += float(info.accepted.double().mean()) / options.moves
+        made_here = target(state.x)
+        for frames, *values in zip(parts, state.x, made_here.energy, made_here.forces, strict=True):
+            if len(frames[0]) < count:
+                for column, value in zip(frames, values, strict=True):
+                    column.append(value.numpy())
+        if n + 1 == count or (n + 1) % BLOCK == 0:
+            for number, frames in enumerate(parts):
+                save_frames(part(options.output, number), frames)
+            print(f"{n + 1} of {count} frames a walker, acceptance {accepted:.2f}", flush=True)
+
+
 def merge(options, walkers: range, name: str) -> None:
     """The frames of some walkers, one file."""
     x, energies, forces = merged(options.output, walkers)
@@ -203,8 +247,11 @@ def main():
     parser.add_argument("--walkers", type=int, default=20)
     parser.add_argument("--moves", type=int, default=2, help="trajectories from frame to frame")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--draft", help="model of frames of this system, which makes further ones")
     options = parsed(parser)
-    files = walk_all(walk, options)
+    if options.draft:
+        drafted(options)
+    files = walk_all(walk, options)  # nothing, after a draft
     for name, walkers in files.items():
         merge(options, walkers, name)
 

@@ -188,15 +188,19 @@ def merged(output: str, walkers: Iterable[int]) -> list[np.ndarray]:
     return [np.concatenate([one[key] for one in parts]) for key in COLUMNS]
 
 
+def counts_of(options: argparse.Namespace) -> tuple[int, int, int]:
+    """Walkers that are learned from, all walkers, and frames of each, from `snapshot_options`."""
+    learned = options.walkers - max(1, round(HELD_OUT * options.walkers))
+    return learned, options.walkers, -(-options.frames // learned)
+
+
 def walk_all(walk: Callable, options: argparse.Namespace) -> dict[str, range]:
     """Run ``walk(number, options, count)`` for all walkers; which belong to each of the two files.
 
     A fifth of ``options.walkers`` is held out; ``count`` frames of each of the others make
     ``options.frames``.
     """
-    held_out = max(1, round(HELD_OUT * options.walkers))
-    learned = options.walkers - held_out
-    count = -(-options.frames // learned)
+    learned, _, count = counts_of(options)
     part(options.output, 0).parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(options.processes) as pool:
         jobs = [pool.submit(walk, n, options, count) for n in range(options.walkers)]

@@ -11,7 +11,7 @@ each group of them is worth.
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import torch
@@ -23,19 +23,30 @@ from .topology import Topology
 
 __all__ = ["GROUPS", "PARTS", "parts", "product_table", "tied"]
 
-GROUPS = ("anharmonic", "bond-bond", "bond-angle", "angle-angle", "bond-torsion", "angle-torsion")
-PARTS = {"bonds": 2, "angles": 2, "torsions": 3}
+GROUPS = (
+    "anharmonic",
+    "bond-bond",
+    "bond-angle",
+    "angle-angle",
+    "bond-torsion",
+    "angle-torsion",
+    "distance-distance",
+)
+PARTS = {"bonds": 2, "angles": 2, "torsions": 3, "pairs": 1, "loose": 1}
 """How many functions g there are of each kind of coordinate."""
 
 
 def parts(kind: str, q: Tensor, mean: Tensor, width: Tensor) -> list[Tensor]:
     """The functions g (B, K) of coordinates q (B, K) of one ``kind``; torsions come as cos φ.
 
-    ``mean`` (K,) is q̄ and ``width`` (K,) is w, both not used for torsions.
+    ``mean`` (K,) is q̄, or r̄ of pairs, and ``width`` (K,) is w, both not used for torsions.
     """
     if kind == "torsions":
         double = 2 * q * q - 1
         return [q, double, q * (2 * double - 1)]
+    if kind in ("pairs", "loose"):
+        t = torch.tanh((mean / q - 1) / width)
+        return [t if kind == "pairs" else t**3]
     t = torch.tanh((q - mean) / width)
     return [t, t * t]
 
@@ -46,7 +57,7 @@ def product_table(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     ``rows`` : atoms of bonds (K, 2), angles (K, 3) with their centres in the middle, and torsions
     (K, 4), in the order of their functions g.
     """
-    bonds, angles, torsions = (rows[kind].tolist() for kind in PARTS)
+    bonds, angles, torsions, *_ = (rows[kind].tolist() for kind in PARTS)
     first = _first({kind: len(rows[kind]) for kind in PARTS})
     bond = {frozenset(b): n for n, b in enumerate(bonds)}
     angle = {(c, frozenset((a, b))): n for n, (a, c, b) in enumerate(angles)}
@@ -79,6 +90,8 @@ def product_table(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         for cosine in first["torsions"]:
             found["bond-torsion"] += [(t_bond + own, cosine + n) for own in own_bonds]
             found["angle-torsion"] += [(t_angle + own, cosine + n) for own in own_angles]
+    every = range(first["pairs"][0], first["loose"][0] + len(rows["loose"]))
+    found["distance-distance"] = list(combinations_with_replacement(every, 2))
     table = [pair for group in GROUPS for pair in found[group]]
     group = [number for number, name in enumerate(GROUPS) for _ in found[name]]
     return np.array(table, int).reshape(-1, 2), np.array(group, int)

@@ -36,6 +36,14 @@ _WALL = 0.05  # Å: width of the wall, which begins at
 _CLOSE = 0.85  # of the shortest distance of a pair, or of one that symmetry exchanges with it,
 _REACH = 0.3  # Å: but not further below it than this
 _REACHED = 2.0  # in units of the largest deviation in the data, where couplings level off
+_SMALL = 12  # atoms, at most, of molecules whose distances are all multiplied
+_LENGTHS = ("bonds", "free", "pairs", "loose")
+_MEANS = {
+    "bonds": "bond_mean",
+    "angles": "angle_mean",
+    "pairs": "pairs_mean",
+    "loose": "loose_mean",
+}
 _HAND = 0.1  # width of the wall against the other hand, of the smallest volume in the data
 
 
@@ -58,8 +66,12 @@ class MechanicsPrior(nn.Module):
     torsions: Tensor
     impropers: Tensor
     free: Tensor
+    pairs: Tensor
+    loose: Tensor
     bond_mean: Tensor
     angle_mean: Tensor
+    pairs_mean: Tensor
+    loose_mean: Tensor
     shortest: Tensor
     centres: Tensor
     least_volume: Tensor
@@ -71,6 +83,8 @@ class MechanicsPrior(nn.Module):
     strengths: Tensor
     width_bonds: Tensor
     width_angles: Tensor
+    width_pairs: Tensor
+    width_loose: Tensor
     parameter: Tensor  # these and below: of `extrapolation`
     spread: Tensor
     centre: Tensor
@@ -81,6 +95,8 @@ class MechanicsPrior(nn.Module):
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
+        none = statistics["free"][:0]  # of files written before there were any
+        statistics = {"pairs": none, "loose": none} | statistics
         for name, value in statistics.items():
             self.register_buffer(name, value)
         self.coupled = "products" in statistics
@@ -104,7 +120,7 @@ class MechanicsPrior(nn.Module):
     def _ends(self) -> list[tuple[str, Tensor, Tensor]]:
         """Tails and heads of the difference vectors of each kind of coordinate."""
         a, c, b = self.angles.T
-        ends = [("bonds", *self.bonds.T), ("free", *self.free.T)]
+        ends = [(kind, *getattr(self, kind).T) for kind in _LENGTHS]
         ends += [("angles", c, a), ("angles", c, b)]
         for k in range(3):
             for kind, table in (("torsions", self.torsions), ("impropers", self.impropers)):
@@ -140,22 +156,18 @@ class MechanicsPrior(nn.Module):
             return []
         if kind == "torsions":
             return parts(kind, q, q, q)
-        mean, width = (
-            (self.bond_mean, self.width_bonds)
-            if kind == "bonds"
-            else (self.angle_mean, self.width_angles)
-        )
-        return parts(kind, q, mean, width)
+        mean = getattr(self, _MEANS[kind])
+        return parts(kind, q, mean, getattr(self, f"width_{kind}"))
 
     def coordinates(self, planes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The coordinates (B, K) of each kind, and the energy of the walls (B,)."""
         counts = {kind: len(getattr(self, kind)) for kind in (*COORDINATES, "centres")}
-        pairs = [counts["bonds"], counts["free"]]
+        lengths = [counts[kind] for kind in _LENGTHS]
         dihedrals = [counts["torsions"], counts["impropers"]]
         # split, not slices: the gradient of each slice is as large as what it was cut from
-        sizes = [sum(pairs), *[counts["angles"]] * 2, *[sum(dihedrals)] * 3]
+        sizes = [sum(lengths), *[counts["angles"]] * 2, *[sum(dihedrals)] * 3]
         arms = along(planes, self.arms).split([*sizes, *[counts["centres"]] * 3], dim=-1)
-        bonds, free = _length(arms[0]).split(pairs, dim=-1)
+        bonds, free, pairs, loose = _length(arms[0]).split(lengths, dim=-1)
         torsions, impropers = _cosine(*arms[3:6]).split(dihedrals, dim=-1)
         angles, centres = _angle(*arms[1:3]), arms[6:]
         q = {
@@ -164,6 +176,8 @@ class MechanicsPrior(nn.Module):
             "torsions": torsions,
             "impropers": impropers,
             "free": free,
+            "pairs": pairs,
+            "loose": loose,
         }
         wall = 0.5 * (torch.relu(self.shortest - q["free"]) / _WALL).square().sum(-1)
         if len(self.centres):
@@ -190,6 +204,8 @@ class MechanicsPrior(nn.Module):
             if kind == "impropers":
                 return [double]
             return [q, double, q * (2 * double - 1), 2 * double * double - 1]
+        if kind in ("pairs", "loose"):
+            return []
         inverse = self.shortest / torch.maximum(q, self.shortest)
         inverse2 = inverse * inverse
         inverse6 = inverse2 * inverse2 * inverse2
@@ -221,6 +237,8 @@ COORDINATES: dict[str, Callable[..., Tensor]] = {
     "torsions": _cosine,
     "impropers": _cosine,
     "free": _length,
+    "pairs": _length,
+    "loose": _length,
 }
 
 
@@ -343,20 +361,34 @@ def coupling_tables(
 
     Returns these, (P,) numbers of `couplings.GROUPS`, and (P,) numbers of parameters.
     """
+    n = positions.shape[1]
+    pairs = list(combinations(range(n), 2)) if n <= _SMALL else []
+    near = [pair for pair in topology.loose.tolist() if pairs]
+    for kind, own in (("pairs", pairs), ("loose", near)):
+        tables = tables | {kind: torch.tensor(own, dtype=torch.long).reshape(-1, 2)}
     rows = {kind: tables[kind].numpy() for kind in PARTS}
     table, group = product_table(rows)
     bare = MechanicsPrior(tables)
-    coupled = {
-        "products": torch.as_tensor(table),
-        "strengths": positions.new_zeros(len(table)),
-    }
-    for kind, mean in (("bonds", "bond_mean"), ("angles", "angle_mean")):
-        reach = tables[mean].new_zeros(len(tables[kind]))
-        for part in blocks(len(positions), 3 * bare.arms.shape[1]):
-            q = COORDINATES[kind](*bare.vectors(kind, positions[part].transpose(-1, -2)))
-            reach = torch.maximum(reach, _REACHED * (q - tables[mean]).abs().amax(0))
+    coupled = {"products": torch.as_tensor(table), "strengths": positions.new_zeros(len(table))}
+    for kind, mean in _MEANS.items():
+        q = _values(bare, kind, positions)
+        if kind in ("pairs", "loose"):
+            middle = _shared(q.reciprocal().mean(0), tables[kind], topology, "mean").reciprocal()
+            coupled[mean], away = middle, middle / q - 1
+        else:
+            away = q - tables[mean]
+        reach = _REACHED * away.abs().amax(0)
         coupled[f"width_{kind}"] = _shared(reach, tables[kind], topology, "amax")
     return tables | coupled, torch.as_tensor(group), torch.as_tensor(tied(table, rows, topology))
+
+
+def _values(prior: MechanicsPrior, kind: str, positions: Tensor) -> Tensor:
+    """(M, K) coordinates of one kind."""
+    found = [
+        COORDINATES[kind](*prior.vectors(kind, positions[part].transpose(-1, -2)))
+        for part in blocks(len(positions), 3 * prior.arms.shape[1])
+    ]
+    return torch.cat(found)
 
 
 def _shared(values: Tensor, rows: Tensor, topology: Topology, reduce: str) -> Tensor:

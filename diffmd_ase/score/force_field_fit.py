@@ -38,7 +38,7 @@ from .force_field import (
     parameter_numbers,
     term_tables,
 )
-from .linear_fit import folds_in_units, label_weight
+from .linear_fit import FOLDS, folds_in_units, label_weight
 from .linear_form import Form, Frames, gradient_noise, moments
 from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 _TRIAL, _WORK = 1e11, 2e12
 _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
+_DRAWN, _MOST_DRAWS = 30_000, 3  # of noise: of all frames together, of each frame at most
 _FIRST_WEIGHT = 100.0  # of labels, before theirs is known
 _LEAST_RIDGE = 1e-6  # that keeps G invertible
 _FREE = 1e-3  # largest ridge of a torsion where modes are weighed
@@ -97,9 +98,13 @@ def fit_prior(
             every = every._replace(weight=weight)
             if 1 / _NEAR < weight / before < _NEAR:
                 break
-    unit, gram, drive, ridge = _moments_and_ridges(form, every, sigma, generator)
+    many = max(1, min(_MOST_DRAWS, _DRAWN // len(every.positions)))
+    # frames, again with other noise: the folds of linear_fit have all draws of a frame in one
+    again = torch.arange(len(every.positions) // FOLDS * FOLDS).repeat(many)
+    drawn = every.take(again) if many > 1 and len(again) else every
+    unit, gram, drive, ridge = _moments_and_ridges(form, drawn, sigma, generator)
     theta = solve(gram, drive, ridge)
-    noise = gradient_noise(form, unit, theta, every, sigma, generator)
+    noise = gradient_noise(form, unit, theta, every, sigma, generator, draws=many)
     freed = ridge
     if every.base is not None:  # forces that are right say nothing of the weights of modes
         freed = torch.where(_turning(form), ridge.clamp_max(_FREE), ridge)
@@ -124,7 +129,8 @@ def fit_prior(
 def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, generator) -> Form:
     """With couplings where they pay: where they lower the loss of some frames left out.
 
-    By `_GAIN` of it at least, and by more than twice the standard error of the paired difference.
+    By `_GAIN` of it at least, and by more than twice the standard error of the paired difference,
+    or in each of the parts that are left out in turn.
     Above a baseline each kind of terms and each group of couplings has a ridge of its own.
     All ``positions`` say what is near and far, some of the ``frames`` decide.
     """
@@ -133,9 +139,9 @@ def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, g
     orbits = parameter_numbers(prior, topology)
     count = int(orbits.max()) + 1
     plain = Form(prior, orbits, torch.zeros(count, dtype=torch.long))
-    if not len(tables["angles"]):
-        return plain
     tables, group_of, tie = coupling_tables(tables, topology, positions)
+    if not len(tie):
+        return plain
     group = torch.zeros(count + int(tie.max()) + 1, dtype=torch.long)
     if frames.base is not None:  # any group of terms may have nothing to add to a baseline
         group[orbits] = _kinds(prior)
@@ -148,8 +154,9 @@ def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, g
     ridges, with_couplings = choose_ridges(grams, drives, group)
     _, without = choose_ridges(grams[:, :count, :count], drives[:, :count], plain.group)
     gain = without - with_couplings
-    least = torch.maximum(2 * gain.std() / len(gain) ** 0.5, _GAIN * without.mean().abs())
-    pays = bool(gain.mean() > least)
+    least = _GAIN * without.mean().abs()
+    sure = gain.mean() > torch.maximum(2 * gain.std() / len(gain) ** 0.5, least)
+    pays = bool(sure | (gain > least).all())
     words = ", ".join(f"{n} {r:.0e}" for n, r in zip(GROUPS, ridges[1:].tolist(), strict=False))
     log.info("couplings %s: held-out loss lower by %.3g (%s)", pays, gain.mean(), words)
     return coupled if pays else plain

@@ -104,9 +104,9 @@ def _form(topology: Topology, positions: Tensor) -> tuple[Form, Tensor]:
     plain = MechanicsPrior(tables)
     orbits = parameter_numbers(plain, topology)
     repulsion = orbits[len(orbits) - 2 * len(tables["free"]) :].unique()
-    if not len(tables["angles"]):
-        return Form(plain, orbits, torch.zeros(int(orbits.max()) + 1, dtype=torch.long)), repulsion
     tables, _, tie = coupling_tables(tables, topology, positions)
+    if not len(tie):
+        return Form(plain, orbits, torch.zeros(int(orbits.max()) + 1, dtype=torch.long)), repulsion
     orbits = torch.cat([orbits, orbits.max() + 1 + tie])
     group = torch.zeros(int(orbits.max()) + 1, dtype=torch.long)
     return Form(MechanicsPrior(tables), orbits, group), repulsion

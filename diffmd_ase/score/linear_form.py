@@ -190,7 +190,9 @@ def moments(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tens
     return gram / len(frames.positions), drive / len(frames.positions)
 
 
-def gradient_noise(form: Linear, unit, theta, frames: Frames, sigma: float, generator) -> Tensor:
+def gradient_noise(
+    form: Linear, unit, theta, frames: Frames, sigma: float, generator, *, draws: int = 1
+) -> Tensor:
     """Σ (size, size): covariance over frames of the gradient of their loss.
 
     Parameters
@@ -198,20 +200,22 @@ def gradient_noise(form: Linear, unit, theta, frames: Frames, sigma: float, gene
     unit, theta : (size,) units of the parameters, and these in them
     frames : some of them are used
     sigma : Å
+    draws : of noise, whose mean is the loss of a frame
     """
     size = len(unit)
     total = torch.zeros(size, size, dtype=torch.float64)
     mean = torch.zeros(size, dtype=torch.float64)
     scale, weights = unit.float()[:, None], (unit * theta).float()
     some = frames.take(slice(None, None, max(1, len(frames.positions) // _ENOUGH)))
-    for sides, epsilon, pull, weight in _probed(form, some, sigma, generator):
-        gradient = epsilon.new_zeros(size, len(epsilon))
-        for sign, j in zip((1, -1), sides, strict=True):
-            force = torch.einsum("fbd,f->bd", j, weights)
-            drive = sign * 1.0 * epsilon / sigma
-            if pull is not None:
-                drive = drive - pull
-            gradient += torch.einsum("fbd,bd->fb", j, weight * force - drive)
+    for probes in zip(*[_probed(form, some, sigma, generator) for _ in range(draws)], strict=True):
+        gradient = probes[0].epsilon.new_zeros(size, len(probes[0].epsilon))
+        for sides, epsilon, pull, weight in probes:
+            for sign, j in zip((1, -1), sides, strict=True):
+                force = torch.einsum("fbd,f->bd", j, weights)
+                drive = sign * 1.0 * epsilon / sigma
+                if pull is not None:
+                    drive = drive - pull
+                gradient += torch.einsum("fbd,bd->fb", j, weight * force - drive) / draws
         gradient = (scale * gradient).double()
         total += gradient @ gradient.T
         mean += gradient.sum(1)

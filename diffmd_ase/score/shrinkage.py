@@ -16,7 +16,8 @@ __all__ = ["NOTHING", "choose_ridges", "solve"]
 
 _GRID = torch.logspace(-8, 2, 21, dtype=torch.float64)
 NOTHING = 1e6  # of groups that are left out
-_SWEEPS = 3
+_SWEEPS, _MANY = 3, 1000
+_NEAR, _FEW = torch.tensor([0.01, 0.1, 10.0, 100.0], dtype=torch.float64), 5
 
 
 def solve(gram: Tensor, drive: Tensor, ridges: Tensor) -> Tensor:
@@ -27,53 +28,86 @@ def solve(gram: Tensor, drive: Tensor, ridges: Tensor) -> Tensor:
 def choose_ridges(grams: Tensor, drives: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """A ridge (G,) for each group, and the loss of each fold left out (K,).
 
-    One group after the other, in the order of their numbers, until none gets better.
+    One group after the other, in the order of their numbers, until none gets better: beginning with
+    the first alone, and with one ridge for all, the best. Groups that can say the same are found
+    together only: while one of them is free, the others' ridges hardly matter.
 
     Parameters
     ----------
     grams, drives : (K, F, F) and (K, F) means over the frames of each fold, in float64
     group : (F,) numbers from 0, which is always kept
     """
-    count = len(grams)
-    rest = [[m for m in range(count) if m != k] for k in range(count)]
-    training = [(grams[r].mean(0), drives[r].mean(0)) for r in rest]
+    choice = _Choice(grams, drives, group)
+    count = int(group.max()) + 1
+    if few := count == 1 or len(group) < _MANY:
+        alone = torch.full((count,), NOTHING, dtype=torch.float64)
+        alone[0] = _GRID[0]
+        found = choice.swept(alone, choice.losses(alone), _GRID, _SWEEPS)
+    if count == 1:
+        return found
+    # each trial of many takes seconds
+    values, near = (_GRID[::2], _NEAR) if few else (_GRID[::4], _NEAR[:0])
+    same = [(r.repeat(count), choice.losses(r.repeat(count))) for r in values]
+    best = min(same, key=lambda one: float(one[1].mean()))
+    together = choice.swept(*best, torch.cat([best[0][0] * near, near.new_tensor([NOTHING])]))
+    return found if few and not choice.surely(found[1] - together[1]) else together
 
-    known: dict[bytes, list[tuple[Tensor, ...]]] = {}  # folds, of the parameters in use
 
-    def in_use(used: Tensor) -> list[tuple[Tensor, ...]]:
-        if (key := used.numpy().tobytes()) not in known:
-            known.clear()
-            known[key] = [
+class _Choice:
+    """What is tried, and what it is worth to frames that were left out."""
+
+    def __init__(self, grams: Tensor, drives: Tensor, group: Tensor):
+        rest = [[m for m in range(len(grams)) if m != k] for k in range(len(grams))]
+        self.training = [(grams[r].mean(0), drives[r].mean(0)) for r in rest]
+        self.grams, self.drives, self.group = grams, drives, group
+        self.known: dict[bytes, list[tuple[Tensor, ...]]] = {}  # folds, of the parameters in use
+
+    def in_use(self, used: Tensor) -> list[tuple[Tensor, ...]]:
+        """G and b of the other folds and of each, of the parameters ``used``."""
+        if (key := used.numpy().tobytes()) not in self.known:
+            self.known.clear()
+            folds = zip(self.training, self.grams, self.drives, strict=True)
+            self.known[key] = [
                 (gram[used][:, used], drive[used], gram_out[used][:, used], drive_out[used])
-                for (gram, drive), gram_out, drive_out in zip(training, grams, drives, strict=True)
+                for (gram, drive), gram_out, drive_out in folds
             ]
-        return known[key]
+        return self.known[key]
 
-    def losses(ridges: Tensor) -> Tensor:
-        of_all = ridges[group]
+    def losses(self, ridges: Tensor) -> Tensor:
+        """(K,) of each fold, by the parameters of the others."""
+        of_all = ridges[self.group]
         used = torch.nonzero(of_all < NOTHING)[:, 0]
         found = []
-        for gram, drive, gram_out, drive_out in in_use(used):
-            theta = solve(gram, drive, of_all[used])
+        for gram, drive, gram_out, drive_out in self.in_use(used):
+            lower, failed = torch.linalg.cholesky_ex(gram + torch.diag(of_all[used]))
+            if failed:  # moments are rounded, and a ridge below that is none
+                return torch.full((len(self.grams),), torch.inf, dtype=torch.float64)
+            theta = torch.cholesky_solve(drive[:, None], lower)[:, 0]
             found.append(0.5 * theta @ gram_out @ theta - theta @ drive_out)
         return torch.stack(found)
 
-    ridges = torch.full((int(group.max()) + 1,), NOTHING, dtype=torch.float64)
-    ridges[0] = _GRID[0]
-    best = losses(ridges)
-    for _ in range(_SWEEPS):
-        before = best.mean()
-        for number in range(len(ridges)):
-            for ridge in _GRID[:: 2 if number else 1]:
-                trial = ridges.clone()
-                trial[number] = ridge
-                found = losses(trial)
-                gain = best - found
-                # what was left out comes in only if that is no luck
-                new = ridges[number] == NOTHING
-                least = 2 * gain.std() / len(gain) ** 0.5 if new else 0.0
-                if gain.mean() > least:
-                    ridges, best = trial, found
-        if before - best.mean() < 1e-6 * before.abs():
-            break
-    return ridges, best
+    def surely(self, gain: Tensor) -> bool:
+        """Whether a gain (K,) is no luck."""
+        if not gain.isfinite().all():
+            return bool((gain == torch.inf).all())
+        return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
+
+    def swept(self, ridges: Tensor, best: Tensor, grid: Tensor, sweeps: int = 1):
+        """Ridges and losses after these, one group at a time to the values of a grid."""
+        for _ in range(sweeps):
+            before = best.mean()
+            for number in range(len(ridges)):
+                for ridge in grid[:: 2 if number and len(grid) > _FEW else 1]:
+                    if not number and ridge == NOTHING:
+                        continue
+                    trial = ridges.clone()
+                    trial[number] = ridge
+                    found = self.losses(trial)
+                    gain = best - found
+                    # what was left out comes in only if that is no luck
+                    new = ridges[number] == NOTHING
+                    if self.surely(gain) if new else gain.mean() > 0:
+                        ridges, best = trial, found
+            if before - best.mean() < 1e-6 * before.abs():
+                break
+        return ridges, best

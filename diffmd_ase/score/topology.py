@@ -7,7 +7,7 @@ rotatable bonds (the soft modes), the tetrahedral centres (handedness), the auto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, islice
 
 import networkx as nx
@@ -26,6 +26,7 @@ from .snapshot_checks import blocks
 __all__ = ["Topology", "bond_graph", "orbits"]
 
 _BOND_TOLERANCE = 1.25  # times the sum of covalent radii
+_BROKEN, _RARELY = 1.25, 0.002  # times that; of more snapshots a bond is none
 _SWING = 1.0  # Å: no bond is longer by more than this in any one frame
 _MAX_AUTOMORPHISMS = 10_000
 _LARGE = 60  # atoms: networks of more do not know one like atom from another in any case
@@ -46,9 +47,11 @@ class Topology:
     permutations : (S, N) exchanges of like atoms that keep the graph and the signs of
         all centres, each atom in its fragment (what bonds connect), in fragments of 60 atoms at
         most; the first is the identity. Snapshots hold all of them: methyl groups turn
-    swaps : (F, N) exchanges of like fragments, as of two molecules of a cluster: symmetries of
-        the energy as well, but snapshots of a solid cluster have its fragments in one order
+    swaps : (F, N) exchanges of like fragments, as of two molecules of a cluster, and of two like
+        atoms that nothing else is bound to at a centre, which turn its hand: symmetries of the
+        energy as well, but snapshots have each of them one way only
     chiral : one hand only: some centre has four different neighbours and one sign
+    loose : (L, 2) pairs i < j that are bound in some snapshots and no bonds
     """
 
     bonds: np.ndarray
@@ -59,6 +62,7 @@ class Topology:
     permutations: np.ndarray
     swaps: np.ndarray
     chiral: bool
+    loose: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), int))
 
     @classmethod
     def from_positions(cls, numbers: np.ndarray, positions: np.ndarray) -> Topology:
@@ -66,10 +70,14 @@ class Topology:
         numbers = np.asarray(numbers)
         graph = bond_graph(numbers, positions)
         bonds = np.array(sorted(tuple(sorted(b)) for b in graph.edges), int).reshape(-1, 2)
-        rotors, moved, torsions = _rotors(graph, len(numbers))
+        closed = graph.copy()  # nothing turns about a bond of a ring that such a pair closes
+        closed.add_edges_from(graph.graph["loose"])
+        rotors, moved, torsions = _rotors(closed, len(numbers))
         centres, stereo = _centres(graph, positions)
         permutations, swaps = _automorphisms(graph, positions[0], centres)
-        return cls(bonds, rotors, moved, torsions, centres, permutations, swaps, stereo)
+        swaps = np.concatenate([swaps, _turns(graph, centres)])
+        loose = np.array(sorted(graph.graph["loose"]), int).reshape(-1, 2)
+        return cls(bonds, rotors, moved, torsions, centres, permutations, swaps, stereo, loose)
 
     def exchanges(self, numbers: np.ndarray) -> list[tuple[int, int]]:
         """Two like atoms at the end of bonds to one centre, for each centre that has them.
@@ -94,23 +102,31 @@ def bond_graph(
 ) -> nx.Graph:
     """Atoms ``Z`` and the bonds of snapshots: mean distances below 1.25 times the covalent radii.
 
+    A bond that breaks, being another quarter longer in more than 2 of 1000 snapshots, is none: what
+    a proton that changes its oxygen is bound to is not a matter of structure.
+
     Parameters
     ----------
     numbers : (N,)
-    positions : (M, N, 3) in Å, of which 500 at most are looked at
+    positions : (M, N, 3) in Å, of which 5000 at most are looked at
     system : whose images count, if it is periodic
     """
     graph = nx.Graph()
     graph.add_nodes_from((n, {"Z": int(z)}) for n, z in enumerate(numbers))
     radius = covalent_radii[numbers]
-    some = positions[:: max(1, len(positions) // 500)]
+    some = positions[:: max(1, len(positions) // 5000)]
     reach = 2 * _BOND_TOLERANCE * radius.max(initial=0.0) + _SWING
     pairs = _close(some[0], reach, system)
-    total = np.zeros(len(pairs))
+    reach = _BOND_TOLERANCE * radius[pairs].sum(-1)
+    total, broken, bound = np.zeros(len(pairs)), np.zeros(len(pairs)), np.zeros(len(pairs))
     for part in blocks(len(some), 9 * len(pairs)):
-        total += distances(some[part], pairs, system=system).sum(0)
-    bonded = total / len(some) < _BOND_TOLERANCE * radius[pairs].sum(-1)
+        r = distances(some[part], pairs, system=system)
+        total += r.sum(0) / len(some)
+        broken += (r > _BROKEN * reach).sum(0) / len(some)
+        bound += (r < reach).sum(0) / len(some)
+    bonded = (total < reach) & (broken <= _RARELY)
     graph.add_edges_from(pairs[bonded].tolist())
+    graph.graph["loose"] = pairs[~bonded & (bound > _RARELY)].tolist()
     return graph
 
 
@@ -207,6 +223,20 @@ def _automorphisms(graph, x, centres) -> tuple[np.ndarray, np.ndarray]:
         else:
             swaps.append(swap)
     return permutations, np.array(swaps, int).reshape(-1, len(graph))
+
+
+def _turns(graph, centres) -> np.ndarray:
+    """(T, N) exchanges of two like ends of bonds to one of the ``centres``."""
+    turns = []
+    for centre in dict.fromkeys(centres[:, 0].tolist()):
+        ends = [n for n in sorted(graph[centre]) if graph.degree(n) == 1]
+        for a, b in combinations(ends, 2):
+            if graph.nodes[a]["Z"] == graph.nodes[b]["Z"]:
+                order = np.arange(len(graph))
+                order[[a, b]] = b, a
+                turns.append(order)
+                break
+    return np.array(turns, int).reshape(-1, len(graph))
 
 
 def _products(some: np.ndarray, others: np.ndarray) -> np.ndarray:
