@@ -98,7 +98,8 @@ def fit_prior(
             every = every._replace(weight=weight)
             if 1 / _NEAR < weight / before < _NEAR:
                 break
-    many = max(1, min(_MOST_DRAWS, _DRAWN // len(every.positions)))
+    most = min(_DRAWN, _affordable(_WORK, form, every))
+    many = max(1, min(_MOST_DRAWS, most // len(every.positions)))
     # frames, again with other noise: the folds of linear_fit have all draws of a frame in one
     again = torch.arange(len(every.positions) // FOLDS * FOLDS).repeat(many)
     drawn = every.take(again) if many > 1 and len(again) else every

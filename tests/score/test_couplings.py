@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ase import units
 
 from diffmd_ase.score.couplings import GROUPS
 from diffmd_ase.score.force_field import (
@@ -12,12 +13,14 @@ from diffmd_ase.score.force_field import (
     term_tables,
 )
 from diffmd_ase.score.force_field_fit import fit_prior
+from diffmd_ase.score.label_fit import fit_labels
 from diffmd_ase.score.linear_form import jacobian as jacobian_of
 from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork
 from diffmd_ase.score.shrinkage import choose_ridges, solve
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
 
+KT = 300 * units.kB
 # a bent molecule X-Y-X in kT: two bonds (Å), one angle (rad), all of them coupled
 MEAN = np.array([1.4, 1.4, 1.9])
 PLAIN = np.diag([500.0, 500.0, 40.0])
@@ -78,53 +81,47 @@ def test_what_the_data_do_not_pay_for_is_left_out(rng):
     assert relative_error(tables, PLAIN, bent(rng, PLAIN, 1000)) < 0.05
 
 
-# O-H...O in kT: Morse potentials of both bonds, their product, a spring of the oxygens
-DEPTH, RANGE, LENGTH, APART, STRETCH = 60.0, 2.2, 0.98, 2.7, 0.015
-COUPLING, LEAST = 50.0, 31.0
-
-
-def hopping_energy(r, q, apart):
-    morse = [DEPTH * (1 - torch.exp(-RANGE * (d - LENGTH))) ** 2 for d in (r, q)]
-    together = COUPLING * (r - 0.5 * APART) * (q - 0.5 * APART)
-    return sum(morse) + together + 0.5 * ((apart - APART) / STRETCH) ** 2
+# O-H...O in kT: Morse potentials of both bonds, and a spring between the oxygens, whose length
+# depends on where the proton is
+DEPTH, RANGE, LENGTH, APART, STRETCH, PULL = 60.0, 2.2, 0.98, 2.45, 0.04, 0.15
 
 
 def hopping(rng, count):
-    """Exact draws (count, 3, 3) of the proton, first, and of both oxygens."""
-    kept = []
-    while sum(map(len, kept)) < count:
-        r, q = rng.uniform(0.85, 1.95, (2, 500_000))
-        apart = rng.normal(APART, STRETCH, len(r))
-        energy = hopping_energy(*torch.as_tensor(np.stack([r, q])), APART).numpy()
-        possible = (apart < r + q) & (apart > abs(r - q))
-        weight = np.where(possible, r * q * apart * np.exp(LEAST - energy) / 8.0, 0.0)
-        assert weight.max() < 1
-        kept.append(np.stack([r, q, apart], -1)[rng.uniform(size=len(r)) < weight])
-    r, q, apart = np.concatenate(kept)[:count].T
+    """(count, 3, 3) of the proton, first, and of both oxygens: at one, at the other, between."""
+    r, q = rng.uniform(0.9, 1.65, (2, 20 * count))
+    apart = rng.normal(APART + PULL * (r - q) ** 2, STRETCH)
+    r, q, apart = np.stack([r, q, apart])[:, (r + q < apart + 0.15) & (r + q > apart)][:, :count]
     x = np.zeros((count, 3, 3))
-    x[:, 1, 0] = r
     cosine = (r**2 + q**2 - apart**2) / (2 * r * q)
-    x[:, 2, 0], x[:, 2, 1] = q * cosine, q * np.sqrt(1 - cosine**2)
+    x[:, 1, 0], x[:, 2, 0], x[:, 2, 1] = r, q * cosine, q * np.sqrt(1 - cosine**2)
     return x
 
 
-def test_a_proton_that_changes_its_oxygen(rng):
+def hopping_energy(x):
+    pairs = ((0, 1), (0, 2), (1, 2))
+    r, q, apart = ((x[:, i] - x[:, j]).norm(dim=-1) for i, j in pairs)
+    morse = sum(DEPTH * (1 - torch.exp(-RANGE * (d - LENGTH))) ** 2 for d in (r, q))
+    return morse + 0.5 * ((apart - APART - PULL * (r - q) ** 2) / STRETCH) ** 2
+
+
+def test_a_proton_that_changes_its_oxygen(rng, monkeypatch):
     """A bond that breaks is none: products of distances hold both places of the proton."""
-    data = Snapshots(System(np.array([1, 8, 8]), np.ones(3)), hopping(rng, 3000), 300)
-    assert len(data.topology.bonds) == 0
-    tables = fit_prior(data, sigma=0.002)
-    x = hopping(rng, 300)
+    x, test = hopping(rng, 400), hopping(rng, 200)
+    labels = {
+        "energies": KT * hopping_energy(torch.as_tensor(x)).numpy(),
+        "forces": KT * forces(hopping_energy, x).numpy(),
+    }
 
-    def energy(x):
-        pairs = ((0, 1), (0, 2), (1, 2))
-        return hopping_energy(*((x[:, i] - x[:, j]).norm(dim=-1) for i, j in pairs))
+    def error():
+        data = Snapshots(System(np.array([1, 8, 8]), np.ones(3)), x, 300, **labels)
+        assert len(data.topology.bonds) == 0 and data.topology.loose.tolist() == [[0, 1], [0, 2]]
+        prior, true = MechanicsPrior(fit_labels(data)).double(), forces(hopping_energy, test)
+        found = forces(lambda p: prior(p.transpose(-1, -2)), test)
+        return float((found - true).norm() / true.norm())
 
-    def error(tables):
-        prior, true = MechanicsPrior(tables).double(), forces(energy, x)
-        return float((forces(lambda p: prior(p.transpose(-1, -2)), x) - true).norm() / true.norm())
-
-    plain = {k: v for k, v in tables.items() if k not in ("products", "strengths")}
-    assert error(tables) < 0.2 < 0.5 < error(plain)
+    with_products = error()
+    monkeypatch.setattr("diffmd_ase.score.force_field._SMALL", 0)
+    assert with_products < 0.1 < 0.15 < error()
 
 
 @pytest.fixture(scope="module")
