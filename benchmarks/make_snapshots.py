@@ -11,8 +11,8 @@ that it has not seen.
     python benchmarks/make_snapshots.py silicon --frames 300 --walkers 5 -o silicon.npz
     python benchmarks/make_snapshots.py oxygen-on-copper --frames 300 -o slab.npz
 
-A model of a few hundred of these frames makes many more, still exact: its own dynamics proposes, all
-walkers in one batch, and one call of the calculator decides (delayed acceptance).
+A model of a few hundred of these frames makes many more, still exact: its own dynamics proposes,
+all walkers in one batch, and one call of the calculator decides (delayed acceptance).
 
     diffmd train ethanol.npz --force-weight auto -o ethanol.safetensors
     python benchmarks/make_snapshots.py ethanol --frames 50000 --draft ethanol.safetensors
@@ -203,7 +203,7 @@ def walk(number: int, options, count: int) -> int:
 
 def drafted(options) -> None:
     """`walk` of all walkers together, from their last frames on: the draft's trajectories."""
-    learned, walkers, count = counts_of(options)
+    _, walkers, count = counts_of(options)
     parts = [frames_of(part(options.output, number)) for number in range(walkers)]
     if not all(x for x, _, _ in parts):
         raise SystemExit(f"{options.output}.parts: each of {walkers} walkers needs a first frame")

@@ -28,6 +28,7 @@ __all__ = [
     "coordinate_orbits",
     "coupling_tables",
     "differences",
+    "multiplied",
     "parameter_numbers",
     "term_tables",
 ]
@@ -95,10 +96,10 @@ class MechanicsPrior(nn.Module):
 
     def __init__(self, statistics: dict[str, Tensor]):
         super().__init__()
-        none = statistics["free"][:0]  # of files written before there were any
-        statistics = {"pairs": none, "loose": none} | statistics
         for name, value in statistics.items():
             self.register_buffer(name, value)
+        for name in {"pairs", "loose"} - set(statistics):  # without couplings there are none
+            self.register_buffer(name, statistics["free"][:0], persistent=False)
         self.coupled = "products" in statistics
         self.remembers, self.ranged = "whiten" in statistics, "torsion_gap" in statistics
         if self.coupled:
@@ -349,6 +350,11 @@ def _least_volumes(positions: np.ndarray, centres: np.ndarray) -> Tensor:
     return torch.as_tensor(smallest * np.sign(signed_volumes(positions[0], centres)))
 
 
+def multiplied(n_atoms: int) -> bool:
+    """Whether all distances of ``n_atoms`` are multiplied with each other."""
+    return n_atoms <= _SMALL
+
+
 def coupling_tables(
     tables: dict[str, Tensor], topology: Topology, positions: Tensor
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -362,7 +368,7 @@ def coupling_tables(
     Returns these, (P,) numbers of `couplings.GROUPS`, and (P,) numbers of parameters.
     """
     n = positions.shape[1]
-    pairs = list(combinations(range(n), 2)) if n <= _SMALL else []
+    pairs = list(combinations(range(n), 2)) if multiplied(n) else []
     near = [pair for pair in topology.loose.tolist() if pairs]
     for kind, own in (("pairs", pairs), ("loose", near)):
         tables = tables | {kind: torch.tensor(own, dtype=torch.long).reshape(-1, 2)}

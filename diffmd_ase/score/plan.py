@@ -16,8 +16,10 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
+from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field
 
+from .force_field import multiplied
 from .label_units import force_doubt
 from .networks.build import NetworkConfig
 from .networks.embedded import EmbeddedConfig
@@ -101,7 +103,7 @@ def plan(
             kind = "liquid"
         broken = ""
         if kind != "equivariant" and _COVALENT & elements and not baseline:
-            broken = next(filter(None, map(broken_bond, sets)), "")
+            broken = next(filter(None, map(_spoiled, sets)), "")
         if broken:
             warnings.warn(
                 f"{broken}: a closed form holds one set of bonds, and these frames spoil that of "
@@ -138,6 +140,17 @@ def plan(
         weight = _AUTO_WEIGHT
     # larger noise hides what a frame says of forces: labels made those networks worse
     return [first.model_copy(update={"force_weight": weight}), *others]
+
+
+def _spoiled(part: Snapshots) -> str:
+    """The bond that a closed form cannot have, in words; "" where there is none."""
+    if part.system.periodic or not len(part.topology.loose):
+        return broken_bond(part)
+    if multiplied(len(part.system)):
+        return ""
+    i, j = part.topology.loose[0].tolist()
+    one, other = (f"{chemical_symbols[part.system.numbers[n]]}{n}" for n in (i, j))
+    return f"{part.source}: {one} and {other} are bound in some of {len(part)} snapshots only"
 
 
 def _correcting(expert: Expert) -> Expert:

@@ -102,19 +102,20 @@ def bond_graph(
 ) -> nx.Graph:
     """Atoms ``Z`` and the bonds of snapshots: mean distances below 1.25 times the covalent radii.
 
-    A bond that breaks, being another quarter longer in more than 2 of 1000 snapshots, is none: what
-    a proton that changes its oxygen is bound to is not a matter of structure.
+    A bond of a molecule that breaks, being another quarter longer in more than 2 of 1000 snapshots,
+    is none: what a proton that changes its oxygen is bound to is not a matter of structure.
 
     Parameters
     ----------
     numbers : (N,)
-    positions : (M, N, 3) in Å, of which 5000 at most are looked at
+    positions : (M, N, 3) in Å, of which 5000 at most are looked at, 500 of a periodic system
     system : whose images count, if it is periodic
     """
     graph = nx.Graph()
     graph.add_nodes_from((n, {"Z": int(z)}) for n, z in enumerate(numbers))
     radius = covalent_radii[numbers]
-    some = positions[:: max(1, len(positions) // 5000)]
+    periodic = system is not None and system.periodic
+    some = positions[:: max(1, len(positions) // (500 if periodic else 5000))]
     reach = 2 * _BOND_TOLERANCE * radius.max(initial=0.0) + _SWING
     pairs = _close(some[0], reach, system)
     reach = _BOND_TOLERANCE * radius[pairs].sum(-1)
@@ -124,7 +125,7 @@ def bond_graph(
         total += r.sum(0) / len(some)
         broken += (r > _BROKEN * reach).sum(0) / len(some)
         bound += (r < reach).sum(0) / len(some)
-    bonded = (total < reach) & (broken <= _RARELY)
+    bonded = (total < reach) & (periodic | (broken <= _RARELY))
     graph.add_edges_from(pairs[bonded].tolist())
     graph.graph["loose"] = pairs[~bonded & (bound > _RARELY)].tolist()
     return graph

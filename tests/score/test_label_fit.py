@@ -61,8 +61,8 @@ def above(data, energy):
 
 def test_an_energy_of_the_form_is_found_from_few_structures(labelled):
     force, energy = misfit(fit_labels(labelled))
-    assert force < 0.001
-    assert energy < 0.004
+    assert force < 0.005
+    assert energy < 0.02
 
 
 def test_above_a_baseline_the_rest_is_found_and_its_repulsion_stays(labelled):

@@ -18,7 +18,7 @@ __all__ = ["loaded"]
 # axes of the tables that come from a file; of all others one
 _AXES = dict.fromkeys(("n_atoms", "edge", "label_weight", "chiral", "nearest"), 0)
 _AXES |= dict.fromkeys(("bonds", "angles", "torsions", "impropers", "free", "centres", "pairs"), 2)
-_AXES |= dict.fromkeys(("products", "spread", "whiten", "torsion_gap", "pair", "atoms"), 2)
+_AXES |= dict.fromkeys(("products", "spread", "whiten", "torsion_gap", "pair", "atoms", "loose"), 2)
 _AXES |= dict.fromkeys(("embedding", "angular"), 3)
 _TABLES = ("prior", "internal", "energy")  # parts of networks that are made of them
 _APART = 1.7  # Å between the atoms of the structure that is tried
