@@ -157,6 +157,8 @@ class MechanicsPrior(nn.Module):
             return []
         if kind == "torsions":
             return parts(kind, q, q, q)
+        if not len(getattr(self, kind)):  # files written before there were any know no mean
+            return [q] * PARTS[kind]
         mean = getattr(self, _MEANS[kind])
         return parts(kind, q, mean, getattr(self, f"width_{kind}"))
 
