@@ -4,7 +4,10 @@
 
 with ``t = tanh((q - q̄)/w)``: inside the data nearly linear, and bounded outside, where a
 polynomial of third or fourth order would fall without end (Maple et al., J. Comput. Chem. 15,
-162 (1994); Sun, J. Phys. Chem. B 102, 7338 (1998)). Which products there are, and which of
+162 (1994); Sun, J. Phys. Chem. B 102, 7338 (1998)). Small molecules have the products of all
+inverse distances too, ``t = tanh((r̄/r - 1)/w)``: these are complete to second order, whatever is
+bound to what (Braams & Bowman, Int. Rev. Phys. Chem. 28, 577 (2009), of degree two). Of pairs that
+are bound in some snapshots only, t³ is a further function. Which products there are, and which of
 them share a parameter, is told by the topology; `force_field_fit` finds the c_p, and how much
 each group of them is worth.
 """

@@ -26,7 +26,8 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from .force_field import COORDINATES, MechanicsPrior, coordinate_orbits
+from .force_field import COORDINATES, MechanicsPrior
+from .force_field_tables import coordinate_orbits
 from .linear_form import Form, jacobian
 from .networks.inputs import Inputs
 from .networks.liquid import LiquidNetwork

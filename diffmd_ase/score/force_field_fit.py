@@ -31,13 +31,8 @@ from torch import Tensor
 
 from .couplings import GROUPS
 from .extrapolation import seen_tables
-from .force_field import (
-    COORDINATES,
-    MechanicsPrior,
-    coupling_tables,
-    parameter_numbers,
-    term_tables,
-)
+from .force_field import COORDINATES, MechanicsPrior
+from .force_field_tables import coupling_tables, parameter_numbers, term_tables
 from .linear_fit import FOLDS, folds_in_units, label_weight
 from .linear_form import Form, Frames, gradient_noise, moments
 from .mode_weights import Pairs, weigh_modes

@@ -21,7 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .force_field import MechanicsPrior, coupling_tables, parameter_numbers, term_tables
+from .force_field import MechanicsPrior
+from .force_field_tables import coupling_tables, parameter_numbers, term_tables
 from .linear_form import Form
 from .shrinkage import solve
 from .snapshots import Snapshots

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from .couplings import GROUPS
 from .extrapolation import range_tables
-from .force_field import MechanicsPrior, coupling_tables, parameter_numbers, term_tables
+from .force_field import MechanicsPrior
+from .force_field_tables import coupling_tables, parameter_numbers, term_tables
 from .linear_fit import FOLDS, draws, folds, label_weight
 from .linear_form import Frames, jacobian
 from .molecules import Kind, whole

@@ -19,7 +19,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field
 
-from .force_field import multiplied
+from .force_field_tables import multiplied
 from .label_units import force_doubt
 from .networks.build import NetworkConfig
 from .networks.embedded import EmbeddedConfig

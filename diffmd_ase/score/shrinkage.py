@@ -17,7 +17,6 @@ __all__ = ["NOTHING", "choose_ridges", "solve"]
 _GRID = torch.logspace(-8, 2, 21, dtype=torch.float64)
 NOTHING = 1e6  # of groups that are left out
 _SWEEPS, _MANY = 3, 1000
-_NEAR, _FEW = torch.tensor([0.01, 0.1, 10.0, 100.0], dtype=torch.float64), 5
 
 
 def solve(gram: Tensor, drive: Tensor, ridges: Tensor) -> Tensor:
@@ -28,9 +27,9 @@ def solve(gram: Tensor, drive: Tensor, ridges: Tensor) -> Tensor:
 def choose_ridges(grams: Tensor, drives: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """A ridge (G,) for each group, and the loss of each fold left out (K,).
 
-    One group after the other, in the order of their numbers, until none gets better: beginning with
-    the first alone, and with one ridge for all, the best. Groups that can say the same are found
-    together only: while one of them is free, the others' ridges hardly matter.
+    One group after the other, in the order of their numbers, until none gets better. Of more than a
+    thousand parameters each trial takes seconds: there all groups begin with one ridge, the best,
+    and each may be left out.
 
     Parameters
     ----------
@@ -39,18 +38,13 @@ def choose_ridges(grams: Tensor, drives: Tensor, group: Tensor) -> tuple[Tensor,
     """
     choice = _Choice(grams, drives, group)
     count = int(group.max()) + 1
-    if few := count == 1 or len(group) < _MANY:
+    if count == 1 or len(group) < _MANY:
         alone = torch.full((count,), NOTHING, dtype=torch.float64)
         alone[0] = _GRID[0]
-        found = choice.swept(alone, choice.losses(alone), _GRID, _SWEEPS)
-    if count == 1:
-        return found
-    # each trial of many takes seconds
-    values, near = (_GRID[::2], _NEAR) if few else (_GRID[::4], _NEAR[:0])
-    same = [(r.repeat(count), choice.losses(r.repeat(count))) for r in values]
+        return choice.swept(alone, choice.losses(alone), _GRID)
+    same = [(r.repeat(count), choice.losses(r.repeat(count))) for r in _GRID[::4]]
     best = min(same, key=lambda one: float(one[1].mean()))
-    together = choice.swept(*best, torch.cat([best[0][0] * near, near.new_tensor([NOTHING])]))
-    return found if few and not choice.surely(found[1] - together[1]) else together
+    return choice.swept(*best, _GRID.new_tensor([NOTHING]))
 
 
 class _Choice:
@@ -92,13 +86,13 @@ class _Choice:
             return bool((gain == torch.inf).all())
         return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
 
-    def swept(self, ridges: Tensor, best: Tensor, grid: Tensor, sweeps: int = 1):
+    def swept(self, ridges: Tensor, best: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Ridges and losses after these, one group at a time to the values of a grid."""
-        for _ in range(sweeps):
+        for _ in range(_SWEEPS):
             before = best.mean()
             for number in range(len(ridges)):
-                for ridge in grid[:: 2 if number and len(grid) > _FEW else 1]:
-                    if not number and ridge == NOTHING:
+                for ridge in grid[:: 2 if number else 1]:
+                    if not number and ridge == NOTHING:  # the first is always kept
                         continue
                     trial = ridges.clone()
                     trial[number] = ridge

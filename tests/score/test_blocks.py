@@ -12,7 +12,7 @@ from ase.build import bulk, fcc111, molecule
 from diffmd_ase.io.run_info import RunInfo
 from diffmd_ase.io.trajectory import TrajectoryWriter
 from diffmd_ase.score import snapshot_checks
-from diffmd_ase.score.force_field import term_tables
+from diffmd_ase.score.force_field_tables import term_tables
 from diffmd_ase.score.plan import TrainConfig, plan
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.spacing import extent, pair_widths, vibration

@@ -9,8 +9,9 @@ from ase import units
 from ase.build import molecule
 from chains import chain_energy, chains, minus_gradient
 
-from diffmd_ase.score.force_field import MechanicsPrior, parameter_numbers
+from diffmd_ase.score.force_field import MechanicsPrior
 from diffmd_ase.score.force_field_fit import fit_prior
+from diffmd_ase.score.force_field_tables import parameter_numbers
 from diffmd_ase.score.linear_form import jacobian as jacobian_of
 from diffmd_ase.score.linear_form import square
 from diffmd_ase.score.snapshots import Snapshots

@@ -118,6 +118,37 @@ def test_bromochlorofluoromethane_is_chiral(rng, flip):
     assert t.chiral and len(t.permutations) == 1 and len(t.centres) == 2
 
 
+def test_hydrogens_that_turn_a_hand_share_parameters(rng):
+    """CH₂ of ethanol: no snapshot has them the other way round, the energy knows no difference."""
+    t = topology("CH3CH2OH", rng)
+    numbers = molecule("CH3CH2OH").numbers
+    for order in t.swaps:
+        assert np.array_equal(numbers[order], numbers)
+    hydrogens = np.array([p for p in t.bonds.tolist() if numbers[p[0]] == 6 and numbers[p[1]] == 1])
+    every = np.concatenate([t.permutations, t.swaps])
+    kinds = [len(set(orbits(hydrogens, group))) for group in (t.permutations, every)]
+    assert kinds == [3, 2]
+
+
+def test_a_proton_in_a_hydrogen_bond_is_bound_to_none(rng):
+    """Malonaldehyde whose proton is at either oxygen: a ring, of which both sides are alike."""
+    x = [[-1.2, 0, 0], [0, 0.7, 0], [1.2, 0, 0], [-1.25, -1.3, 0], [1.25, -1.3, 0]]
+    x += [[-2.1, 0.6, 0], [0, 1.8, 0], [2.1, 0.6, 0], [0.3, -1.5, 0]]
+    frames = rattled(Atoms("C3O2H4", x), rng, count=100)
+    frames[::3, 8, 0] *= -1
+    numbers = Atoms("C3O2H4").numbers
+    t = Topology.from_positions(numbers, frames)
+    assert len(t.bonds) == 7 and 8 not in t.bonds
+    assert t.loose.tolist() == [[3, 8], [4, 8]] and len(t.rotors) == 0
+    assert sorted(t.permutations[:, 8].tolist()) == [8, 8] and len(t.permutations) == 2
+    # one frame in a thousand is no reason
+    rare = rattled(Atoms("C3O2H4", x), rng, count=1000)
+    rare[:, 8, 0] = 0.35 + 0.6
+    rare[0, 8, 0] = -0.35
+    t = Topology.from_positions(numbers, rare)
+    assert [4, 8] in t.bonds.tolist() and len(t.loose) == 0
+
+
 def test_no_rotor_inside_a_ring(rng):
     t = topology("C6H6", rng)
     assert len(t.bonds) == 12 and len(t.rotors) == 0 and len(t.permutations) == 12

@@ -22,7 +22,7 @@ from diffmd_ase.independent.draws import sample
 from diffmd_ase.noise import Noise
 from diffmd_ase.score import sets, snapshot_checks, training
 from diffmd_ase.score.fit import frames_of
-from diffmd_ase.score.force_field import parameter_numbers
+from diffmd_ase.score.force_field_tables import parameter_numbers
 from diffmd_ase.score.job import Job, read_job, write_job
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.networks.build import parameter_count
@@ -180,7 +180,7 @@ def test_bonds_that_break_are_for_no_closed_form(peroxide, monkeypatch):
     x[::10, hydrogen] += 0.9 * (x[::10, hydrogen] - x[::10, oxygen])
     broken = replace(peroxide, positions=x)
     assert plan(broken, config(network="auto"))[0].network.kind == "mechanics"
-    monkeypatch.setattr("diffmd_ase.score.force_field._SMALL", 3)
+    monkeypatch.setattr("diffmd_ase.score.force_field_tables._SMALL", 3)
     with pytest.warns(UserWarning, match="O. and H. are bound in some of .*only.*equivariant"):
         assert plan(broken, config(network="auto"))[0].network.kind == "mechanics"
     assert plan(broken, config(network="equivariant"))[0].network.kind == "equivariant"
