@@ -119,7 +119,7 @@ class EulerMaruyama(Kernel):
         return self._state(x, 0, walkers)
 
     def step(self, state, noise) -> tuple[State, Info]:
-        if self._fused is not None:
+        if self._fused is not None and self._fused.compiled:
             xi = noise.normal(state.step, state.x, walkers=state.walkers)
             given = (state.x, state.forces, xi, *self._coefficients(xi))
             if (made := self._at_once(*given)) is not None:

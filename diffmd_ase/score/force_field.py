@@ -30,7 +30,8 @@ MEANS = {
     "loose": "loose_mean",
 }
 """Tables of the means of coordinates that are multiplied with others."""
-_LENGTHS = ("bonds", "free", "pairs", "loose")
+_ALWAYS = ("bonds", "free")
+_LENGTHS = (*_ALWAYS, "pairs", "loose")
 _WALL = 0.05  # Å: width of the wall below the shortest distance of a pair
 _HAND = 0.1  # width of the wall against the other hand, of the smallest volume in the data
 
@@ -136,7 +137,8 @@ class MechanicsPrior(nn.Module):
 
     def functions(self, q: dict[str, Tensor]) -> Tensor:
         """The g (B, G) of `couplings`."""
-        return torch.cat([g for kind in PARTS for g in self.parts(kind, q[kind])], dim=-1)
+        kinds = [kind for kind in PARTS if kind in q]
+        return torch.cat([g for kind in kinds for g in self.parts(kind, q[kind])], dim=-1)
 
     def parts(self, kind: str, q: Tensor) -> list[Tensor]:
         """Those of one kind of coordinates q (B, K)."""
@@ -152,23 +154,17 @@ class MechanicsPrior(nn.Module):
     def coordinates(self, planes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The coordinates (B, K) of each kind, and the energy of the walls (B,)."""
         counts = {kind: len(getattr(self, kind)) for kind in (*COORDINATES, "centres")}
-        lengths = [counts[kind] for kind in _LENGTHS]
+        # of each kind there is: the gradient of an empty part costs as much as that of any
+        lengths = {kind: counts[kind] for kind in _LENGTHS if counts[kind] or kind in _ALWAYS}
         dihedrals = [counts["torsions"], counts["impropers"]]
         # split, not slices: the gradient of each slice is as large as what it was cut from
-        sizes = [sum(lengths), *[counts["angles"]] * 2, *[sum(dihedrals)] * 3]
+        sizes = [sum(lengths.values()), *[counts["angles"]] * 2, *[sum(dihedrals)] * 3]
         arms = along(planes, self.arms).split([*sizes, *[counts["centres"]] * 3], dim=-1)
-        bonds, free, pairs, loose = _length(arms[0]).split(lengths, dim=-1)
+        q = dict(zip(lengths, _length(arms[0]).split([*lengths.values()], dim=-1), strict=True))
         torsions, impropers = _cosine(*arms[3:6]).split(dihedrals, dim=-1)
         angles, centres = _angle(*arms[1:3]), arms[6:]
-        q = {
-            "bonds": bonds,
-            "angles": angles,
-            "torsions": torsions,
-            "impropers": impropers,
-            "free": free,
-            "pairs": pairs,
-            "loose": loose,
-        }
+        q |= {"angles": angles, "torsions": torsions, "impropers": impropers}
+        q = {kind: q[kind] for kind in COORDINATES if kind in q}  # in the order of θ
         wall = 0.5 * (torch.relu(self.shortest - q["free"]) / _WALL).square().sum(-1)
         if len(self.centres):
             a, b, c = centres  # `geometry.triple_product`, without another file in every step
