@@ -135,9 +135,15 @@ def picture(rows, path: Path) -> None:
     own = [row for row in rows if row[1] == "alone"]
     axes.plot([r[0] for r in own], [r[-1] for r in own], "k:", label="sqrt(2p/(N d))")
     axes.set(xscale="log", yscale="log", xlabel="snapshots", ylabel="relative error of forces")
+    counts = sorted({row[0] for row in rows})
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.minorticks_off()
+    errors = [n * 10.0**k for k in (-3, -2, -1) for n in (1, 2, 4)]
+    low, high = axes.get_ylim()
+    axes.set_yticks(seen := [e for e in errors if low < e < high], [f"{e:g}" for e in seen])
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
