@@ -24,6 +24,7 @@ __all__ = ["Ahead", "Predictability", "predictability", "worth_it"]
 
 _ENDLESS = 1 << 48  # steps: those that a noise has
 _STEPS_IN_A_ROUND = 9.0  # of Newton's method at hλ = 0.2, windows of 64: docs/time_parallel.md
+_BLOCK = 32  # steps with one Jacobian
 _WORTH = 1.3  # times faster, for a guess
 
 
@@ -94,11 +95,12 @@ def worth_it(kernel: Kernel, state: State, *, window: int = 64) -> tuple[bool, s
     """Whether windows are likely to be faster than steps one by one, and why, in words.
 
     One structure at ``state`` is timed against the batch that a round has: ``window`` proposals
-    and the structures of one Jacobian. Raises as `check_parallel` for other kernels.
+    and its share of the structures of a Jacobian. Raises as `check_parallel` for other kernels.
     """
     field, x = check_parallel(kernel).field, state.x
     walkers = x[..., 0, 0].numel()
-    rows = window + 3 * int((step_sizes(check_parallel(kernel), x) > 0).sum())
+    moving = int((step_sizes(check_parallel(kernel), x) > 0).sum())
+    rows = window + math.ceil(3 * moving * _STEPS_IN_A_ROUND / _BLOCK)
 
     def seconds(count: int) -> float:
         many, times = x.expand(count, *x.shape), []
