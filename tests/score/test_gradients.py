@@ -66,7 +66,7 @@ def assert_same(network, compiled, given):
 
 @pytest.mark.slow
 def test_the_same_numbers_and_nothing_compiled_anew():
-    snapshots = rattled(molecule("H2O2"))
+    snapshots = rattled(molecule("H2O2"), 400)
     network = network_of(MechanicsConfig(width=8), snapshots, torch.float32)
     compiled = Compiled(network)
     assert_same(network, compiled, arguments(network, snapshots, 6, torch.float32, strained=False))
@@ -84,7 +84,7 @@ def shifted(x, by):
 @pytest.mark.slow
 def test_what_is_moved_before():
     """A move and the network behind it are one function, also of one structure."""
-    snapshots = rattled(molecule("H2O2"))
+    snapshots = rattled(molecule("H2O2"), 400)
     network = network_of(MechanicsConfig(width=8), snapshots, torch.float64)
     compiled = Compiled(network)
     for count in (5, 1, 3):
