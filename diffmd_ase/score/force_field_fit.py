@@ -191,6 +191,8 @@ def _one_ridge(form: Form, frames: Frames, sigma: float, generator) -> tuple[Ten
     candidates = []
     for value in torch.logspace(-8, -1, 22, dtype=torch.float64):
         ridge = value.expand(form.size)
+        if torch.linalg.cholesky_ex(gram + torch.diag(ridge)).info:
+            continue  # moments are rounded, and a ridge below that is none
         theta = solve(gram, drive, ridge)
         candidates.append((float(0.5 * theta @ gram_out @ theta - theta @ drive_out), ridge))
     _, ridge = min(candidates, key=lambda candidate: candidate[0])
