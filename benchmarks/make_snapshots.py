@@ -34,6 +34,7 @@ from ase.optimize import BFGS
 from make_copper import trajectory
 from shared import (
     counts_of,
+    files_of,
     frames_of,
     merged,
     parsed,
@@ -251,7 +252,9 @@ def main():
     options = parsed(parser)
     if options.draft:
         drafted(options)
-    files = walk_all(walk, options)  # nothing, after a draft
+        files = files_of(options)
+    else:
+        files = walk_all(walk, options)
     for name, walkers in files.items():
         merge(options, walkers, name)
 

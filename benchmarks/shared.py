@@ -200,12 +200,18 @@ def walk_all(walk: Callable, options: argparse.Namespace) -> dict[str, range]:
     A fifth of ``options.walkers`` is held out; ``count`` frames of each of the others make
     ``options.frames``.
     """
-    learned, _, count = counts_of(options)
+    *_, count = counts_of(options)
     part(options.output, 0).parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(options.processes) as pool:
         jobs = [pool.submit(walk, n, options, count) for n in range(options.walkers)]
         for done, job in enumerate(as_completed(jobs), 1):
             name = f"walker {job.result()} ends with {count} frames"
             print(f"{name} ({done} of {len(jobs)})", flush=True)
+    return files_of(options)
+
+
+def files_of(options: argparse.Namespace) -> dict[str, range]:
+    """The two files, and which walkers belong to each."""
+    learned, *_ = counts_of(options)
     others = options.output.replace(".npz", "-held-out.npz")
     return {options.output: range(learned), others: range(learned, options.walkers)}

@@ -15,13 +15,14 @@ from ase.symbols import Symbols
 from torch import Tensor
 
 from ..io.limits import lacks_memory
-from ..score.extrapolation import coordinates_outside, extrapolation, force_errors
+from ..score.extrapolation import coordinates_outside, extrapolation
 from ..score.length_units import cell_doubt
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import Pairs, VerletList
 from ..score.networks.gradients import Compile, deformed
 from ..score.networks.inputs import Inputs
 from ..score.structure import Structure
+from ..score.uncertainty import force_errors
 from ..state import Evaluation
 from ..system import System
 from .base import Potential, add_term, unwrapped
@@ -207,7 +208,7 @@ class ScorePotential(Potential):
 
         By the covariance of the fitted parameters; None of a model that does not know it.
         """
-        value = force_errors(self._network, self._flat(x))
+        value = force_errors(self._network, self._flat(x), self._inputs)
         return None if value is None else self.kT_train * value.to(x).reshape(x.shape)
 
     def outside(self, x: Tensor) -> str | None:

@@ -18,21 +18,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from .linear_fit import draws
+from .linear_form import Frames, gradient_noise, moments
 from .neighbours import edges
 from .networks.angular import DEGREES, RADIALS, pairs_of_channels
 from .networks.embedded import DECAYS, POWERS, EmbeddedEnergy
 from .networks.inputs import Inputs
 from .networks.splines import END
-from .sets import as_sets, temperings
+from .sets import Sets, as_sets, temperings
 from .shrinkage import NOTHING, choose_ridges, solve
 from .snapshots import Snapshots
+from .uncertainty import MOST_PARAMETERS, covariance, root
 
 __all__ = ["fit_embedded"]
 
@@ -43,7 +45,8 @@ _SPARE = 1e-5  # relative mean square of the score that a smoother fit may lose
 _UNSEEN = 1e-10  # of the largest mean square of a feature's derivatives: no data speak of it
 _LEAST = 1e-14  # of a penalty: no ridge is less
 _FOLDS = 8
-_FRAMES = 16  # in one matrix product
+_FRAMES = 16  # at a time, of which edges are taken
+_EDGES, _NOISY = 500, 2000  # frames of each set, for shortest distances and the noise of gradients
 
 
 def fit_embedded(
@@ -76,59 +79,77 @@ def fit_embedded(
     which says nothing where these do not pay (`shrinkage`).
     """
     sets = as_sets(snapshots)
+    energy = EmbeddedEnergy(cutoff, _empty(sets, cutoff, functions, angular), angular=angular)
     parts = [
-        _Part.of(part, r, force_weight) for part, r in zip(sets, temperings(sets), strict=True)
+        _Part.of(energy, part, r, force_weight)
+        for part, r in zip(sets, temperings(sets), strict=True)
     ]
-    energy = EmbeddedEnergy(cutoff, _empty(parts, cutoff, functions, angular), angular=angular)
     generator = torch.Generator().manual_seed(seed)
-    total = sum(len(part.x) for part in parts)
+    total = sum(len(part.frames.positions) for part in parts)
     # neighbours in time are in one fold, but for the edges
-    every = max(1, math.ceil(total / frames))
-    folds = [[part.take(slice(None, None, every)).fold(k) for part in parts] for k in range(_FOLDS)]
-    many = draws(total)
-    moments = [_moments(energy, [p.repeat(many) for p in f], sigma, generator) for f in folds]
-    grams, drives = (torch.stack(m) for m in zip(*moments, strict=True))
+    every, many = max(1, math.ceil(total / frames)), draws(total)
+    parts = [part.take(slice(None, None, every)) for part in parts]
+    sums = [
+        _sums([part.fold(k).repeat(many) for part in parts], sigma, generator)
+        for k in range(_FOLDS)
+    ]
+    grams, drives = (torch.stack(m) / many for m in zip(*sums, strict=True))
     diagonal = grams.sum(0).diagonal()
-    plain = energy.pair[:, :-END].numel() + energy.embedding.numel()
-    kinds = diagonal.split([plain, len(diagonal) - plain])
+    kinds = diagonal.split([energy.plain, len(diagonal) - energy.plain])
     unit = torch.cat([k.clamp_min(_UNSEEN * float(k.max())).rsqrt() for k in kinds if len(k)])
     grams, drives = unit[:, None] * grams * unit, unit * drives
-    rough = unit[:plain, None] * _roughness(energy) * unit[:plain]
+    theta, penalty = _solved(energy, grams, drives, unit)
+    tables = _tables(energy, unit * theta)
+    if len(theta) <= MOST_PARAMETERS:
+        noise = _noise(parts, unit, theta, sigma, generator, draws=many)
+        known = root(unit, covariance(grams.sum(0), penalty, noise))
+        # without terms that do not pay
+        tables["spread"] = known if "angular" in tables else known[: energy.plain]
+    return {**{k: v for k, v in energy.state_dict().items() if k != "angular"}, **tables}
+
+
+def _solved(energy, grams: Tensor, drives: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """θ (F,), and what held it back (F, F), of folds (K, F, F), (K, F) in these units (F,)."""
+    n, splines = energy.plain, energy.pair[:, :-END].numel()
+    rough = unit[:n, None] * _roughness(energy) * unit[:n]
     # both of order one where data speak: median, since features that they hardly see are scaled up
-    rough = rough / rough.diagonal()[: energy.pair[:, :-END].numel()].median()
-    penalty = _penalty(grams[:, :plain, :plain], drives[:, :plain], rough)
-    if angular:
-        elements, degrees, channels = energy.angular.shape
-        numbers = torch.arange(degrees).repeat_interleave(channels).repeat(elements)
-        theta = unit * _with_angular(grams, drives, penalty, numbers)
-    else:
-        theta = unit * torch.linalg.solve(grams.sum(0) + penalty, drives.sum(0))
-    pair, embedding, others = theta.tensor_split([plain - energy.embedding.numel(), plain])
-    pair = nn.functional.pad(pair.reshape(len(energy.pair), functions), (0, END))
+    rough = rough / rough.diagonal()[:splines].median()
+    penalty = _penalty(grams[:, :n, :n], drives[:, :n], rough)
+    if energy.radius:
+        return _with_angular(energy, grams, drives, penalty)
+    return torch.linalg.solve(grams.sum(0) + penalty, drives.sum(0)), penalty
+
+
+def _tables(energy: EmbeddedEnergy, theta: Tensor) -> dict[str, Tensor]:
+    """Of an `EmbeddedEnergy` with the parameters ``theta`` (F,)."""
+    (kinds, n_splines), size = energy.pair.shape, energy.embedding.numel()
+    pair, embedding, others = theta.tensor_split([energy.plain - size, energy.plain])
+    pair = nn.functional.pad(pair.reshape(kinds, n_splines - END), (0, END))
     # the line inside of the data may be level but never pulls
     pair[:, 0] = torch.maximum(pair[:, 0], pair[:, 2])
     tables = {"pair": pair, "embedding": embedding.reshape(energy.embedding.shape)}
     if others.any():  # else they do not pay, and cost nothing
         tables["angular"] = others.reshape(energy.angular.shape)
-    kept = {k: v for k, v in energy.state_dict().items() if k != "angular"}
-    return {**kept, **tables}
+    return tables
 
 
-def _with_angular(grams: Tensor, drives: Tensor, penalty: Tensor, degrees: Tensor) -> Tensor:
-    """θ with angular terms of these ``degrees``, after those that have the ``penalty`` (P, P)."""
+def _with_angular(energy, grams: Tensor, drives: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_solved`, with angular terms after those that have the ``penalty`` (P, P)."""
+    elements, degrees, channels = energy.angular.shape
+    numbers = torch.arange(degrees).repeat_interleave(channels).repeat(elements)
     plain, folds = len(penalty), len(grams)
     # in units in which the penalty is a ridge of one
     values, vectors = torch.linalg.eigh(penalty)
     basis = torch.eye(grams.shape[-1], dtype=grams.dtype)
     basis[:plain, :plain] = vectors * values.clamp_min(_LEAST).rsqrt()
-    group = torch.cat([degrees.new_zeros(plain), 1 + degrees])
+    group = torch.cat([numbers.new_zeros(plain), 1 + numbers])
     grams, drives = folds * (basis.T @ grams @ basis), folds * drives @ basis
     ridges, _ = choose_ridges(grams, drives, group)
     said = ", ".join(f"l = {n}: {ridge:.0e}" for n, ridge in enumerate(ridges[1:].tolist()))
     log.info("ridges of angular terms: %s", said)
     theta = basis @ solve(grams.mean(0), drives.mean(0), ridges[group])
     theta[ridges[group] >= NOTHING] = 0.0  # what is left of terms that do not pay
-    return theta
+    return theta, torch.block_diag(ridges[0] * penalty, torch.diag(ridges[group[plain:]]))
 
 
 def _penalty(grams: Tensor, drives: Tensor, rough: Tensor) -> Tensor:
@@ -169,50 +190,73 @@ def _roughness(energy: EmbeddedEnergy) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """One set of snapshots as tensors, and T_1/T of it."""
+    """One set of snapshots: the energy as `linear_form` asks of it, frames, and T_1/T of it."""
 
-    x: Tensor
-    labels: Tensor | None  # F/kT (M, N, 3)
-    base: Tensor | None  # likewise of a baseline
-    weight: float
+    energy: EmbeddedEnergy
     inputs: Inputs
-    moving: Tensor  # (N, 3) bool
+    moving: Tensor  # (N,) 1 or 0
+    frames: Frames
     tempering: float
 
     @classmethod
-    def of(cls, part: Snapshots, tempering: float, weight: float) -> _Part:
-        x = torch.as_tensor(part.positions, dtype=torch.float64)
-        labels = base = None
-        if weight and part.forces is not None:
-            labels = torch.as_tensor(part.reduced_forces, dtype=x.dtype)
-        if part.baseline is not None:
-            base = torch.as_tensor(part.baseline.forces / part.kT, dtype=x.dtype)
-        moving = torch.as_tensor(part.moving)[:, None].expand(-1, 3)
-        return cls(
-            x, labels, base, weight, Inputs.of(part.system, dtype=x.dtype), moving, tempering
-        )
+    def of(cls, energy, part: Snapshots, tempering: float, weight: float) -> _Part:
+        dtype = torch.float64
+        frames = Frames.of(part, weight if part.forces is not None else 0.0, dtype)
+        moving = torch.as_tensor(part.moving).to(dtype)
+        return cls(energy, Inputs.of(part.system, dtype=dtype), moving, frames, tempering)
+
+    @property
+    def group(self) -> Tensor:
+        return torch.zeros(self.size, dtype=torch.long)
+
+    @property
+    def size(self) -> int:
+        return self.energy.plain + (self.energy.angular.numel() if self.energy.radius else 0)
+
+    def jacobian(self, planes: Tensor) -> Tensor:
+        return self.energy.jacobian(planes.transpose(-1, -2).contiguous(), *self.inputs)
+
+    def weigh(self, planes: Tensor) -> Tensor:
+        """Scores of atoms that are held are not asked for."""
+        return planes * self.moving
 
     def take(self, index) -> _Part:
-        labels, base = (None if p is None else p[index] for p in (self.labels, self.base))
-        return replace(self, x=self.x[index], labels=labels, base=base)
+        return replace(self, frames=self.frames.take(index))
 
     def fold(self, k: int) -> _Part:
         """The k-th part of the frames, neighbours together."""
-        return self.take(torch.arange(len(self.x)).tensor_split(_FOLDS)[k])
+        return self.take(torch.arange(len(self.frames.positions)).tensor_split(_FOLDS)[k])
 
     def repeat(self, count: int) -> _Part:
         """Each frame so many times."""
-        return self.take(torch.arange(len(self.x)).repeat(count))
-
-    def edges(self, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """`edges` of at most 500 frames, some at a time."""
-        for x in self.x[:: max(1, len(self.x) // 500)].split(_FRAMES):
-            yield edges(x, cutoff, self.inputs.cell, self.inputs.pbc)
+        return self.take(torch.arange(len(self.frames.positions)).repeat(count))
 
 
-def _empty(parts: list[_Part], cutoff: float, functions: int, angular: float) -> dict[str, Tensor]:
+def _sums(parts: list[_Part], sigma: float, generator) -> tuple[Tensor, Tensor]:
+    """Σ_n r_n G_n and Σ_n b_n over some frames."""
+    size = parts[0].size
+    gram, drive = torch.zeros(size, size).double(), torch.zeros(size).double()
+    for part in parts:
+        if count := len(part.frames.positions):
+            one, b = moments(part, part.frames, sigma, generator)
+            gram, drive = gram + count * part.tempering * one, drive + count * b
+    return gram, drive
+
+
+def _noise(parts: list[_Part], unit, theta, sigma: float, generator, *, draws: int) -> Tensor:
+    """(F, F) covariance of the gradient of the loss of all frames, from some of them."""
+    total = torch.zeros(len(unit), len(unit), dtype=torch.float64)
+    for part in parts:
+        count = len(part.frames.positions)
+        some = part.frames.take(slice(None, None, max(1, count // _NOISY)))
+        own = part.tempering * theta
+        total += count * gradient_noise(part, unit, own, some, sigma, generator, draws=draws)
+    return total
+
+
+def _empty(sets: Sets, cutoff: float, functions: int, angular: float) -> dict[str, Tensor]:
     """Tables with the scales of the data and no energy yet."""
-    elements = torch.unique(torch.cat([part.inputs.numbers for part in parts]))
+    elements = torch.unique(torch.cat([torch.as_tensor(part.system.numbers) for part in sets]))
     n, dtype = len(elements), torch.float64
     kinds, a = n * (n + 1) // 2, len(DECAYS) * (1 if n == 1 else 1 + n)
     tables = {
@@ -227,13 +271,16 @@ def _empty(parts: list[_Part], cutoff: float, functions: int, angular: float) ->
         pairs = pairs_of_channels(n * RADIALS).shape[1]
         tables["angular"] = torch.zeros(n, DEGREES + 1, pairs, dtype=dtype)
     blank, lengths, pair_kinds, atoms = EmbeddedEnergy(cutoff, tables), [], [], 0
-    for part in parts:
-        species = blank.species(part.inputs.numbers)
-        for source, target, vectors in part.edges(cutoff):
+    for part in sets:
+        told = Inputs.of(part.system, dtype=dtype)
+        species = blank.species(told.numbers)
+        some = torch.as_tensor(part.positions[:: max(1, len(part) // _EDGES)], dtype=dtype)
+        for x in some.split(_FRAMES):
+            source, target, vectors = edges(x, cutoff, told.cell, told.pbc)
             element = species[torch.stack([target, source]) % len(species)]
             lengths.append(vectors.norm(dim=-1))
             pair_kinds.append(blank.kinds[element[0], element[1]])
-        atoms += len(species) * len(part.x[:: max(1, len(part.x) // 500)])
+        atoms += len(species) * len(some)
     r, kind = torch.cat(lengths), torch.cat(pair_kinds)
     if not len(r):
         raise ValueError(f"no two atoms are closer than {cutoff=} Å: give a larger cutoff")
@@ -249,32 +296,3 @@ def _empty(parts: list[_Part], cutoff: float, functions: int, angular: float) ->
     tables["inner"] = _INSIDE * (closest if kinds > 1 else closest[0])
     falls = EmbeddedEnergy(cutoff, tables).radial(r, kind).sum(0) / atoms
     return {**tables, "density": falls.repeat(a // len(DECAYS))}
-
-
-def _moments(energy, parts: list[_Part], sigma: float, generator) -> tuple[Tensor, Tensor]:
-    """Σ_n r_n G_n and Σ_n b_n over some frames."""
-    size = energy.pair[:, :-END].numel() + energy.embedding.numel()
-    if energy.radius:
-        size += energy.angular.numel()
-    gram, drive = energy.pair.new_zeros(size, size), energy.pair.new_zeros(size)
-    for part in parts:
-        for first in range(0, len(part.x), _FRAMES):
-            x = part.x[first : first + _FRAMES]
-            epsilon = torch.randn(x.shape, generator=generator, dtype=x.dtype) * part.moving
-            plus, minus = (energy.jacobian(x + s * sigma * epsilon, *part.inputs) for s in (1, -1))
-            if not part.moving.all():  # scores of the others are not asked for
-                plus, minus = (j * part.moving.flatten() for j in (plus, minus))
-            drive += ((plus - minus) * epsilon.flatten(1)).sum((1, 2)) / sigma
-            weight = torch.ones(len(x), 1, dtype=x.dtype)
-            if part.labels is not None:
-                labels = part.labels[first : first + _FRAMES].flatten(1)
-                known = labels.isfinite().all(1, keepdim=True)
-                weight = weight + part.weight * known
-                labels = torch.where(known, labels, 0.0)
-                drive -= part.weight * ((plus + minus) * labels).sum((1, 2))
-            if part.base is not None:
-                base = weight * part.base[first : first + _FRAMES].flatten(1)
-                drive += ((plus + minus) * base).sum((1, 2))
-            for j in (plus, minus):
-                gram += part.tempering * ((weight * j).flatten(1) @ j.flatten(1).T)
-    return gram, drive

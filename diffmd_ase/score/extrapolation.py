@@ -12,9 +12,6 @@ seen. The extrapolation of a structure is the largest.
 
 In a liquid the coordinates of each molecule tell, and pairs of atoms of two molecules that are
 nearer than any was: ``q(x) = r₀/r``, with r₀ five hundredths below the shortest distance.
-
-With the covariance V of the parameters the errors of forces are ``(JᵀVJ)^½``: the statistical part,
-of a form in which the true energy lies.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from torch import Tensor, nn
 
 from .force_field import COORDINATES, MechanicsPrior
 from .force_field_tables import coordinate_orbits
-from .linear_form import Form, jacobian
+from .linear_form import Form
 from .networks.inputs import Inputs
 from .networks.liquid import LiquidNetwork
 from .networks.molecule import MechanicsNetwork
@@ -38,7 +35,6 @@ from .topology import Topology
 __all__ = [
     "coordinates_outside",
     "extrapolation",
-    "force_errors",
     "range_tables",
     "seen_tables",
 ]
@@ -50,26 +46,20 @@ _NAMES = {"bonds": "bond", "angles": "angle", "torsions": "torsion"}
 _PLANAR = 30.0  # degrees from 0 or 180: cis or trans
 
 
-def seen_tables(
-    form: Form, unit: Tensor, covariance: Tensor, positions: Tensor, topology: Topology
-) -> dict[str, Tensor]:
+def seen_tables(form: Form, positions: Tensor, topology: Topology) -> dict[str, Tensor]:
     """What a `MechanicsPrior` keeps of its snapshots besides its parameters.
 
-    ``parameter`` (F,) of each feature; ``spread`` (p, p), a root of the covariance of the
-    parameters; ``centre`` (p,) and ``whiten`` (p, p) of the leverage, and its ``edge``; ``low_…``
-    and ``high_…`` of bonds and angles; ``torsion_gap`` (K, 36), in units of the edge.
+    ``parameter`` (F,) of each feature; ``centre`` (p,) and ``whiten`` (p, p) of the leverage, and
+    its ``edge``; ``low_…`` and ``high_…`` of bonds and angles; ``torsion_gap`` (K, 36), in units of
+    the edge.
 
     Parameters
     ----------
     form : whose features they are
-    unit : (p,) units of the parameters
-    covariance : (p, p) of the parameters, in these
     positions : (M, N, 3) in Å of the snapshots
     topology : symmetries that make coordinates share their range
     """
-    values, vectors = torch.linalg.eigh(covariance)
-    root = vectors * values.clamp_min(0).sqrt()
-    tables = {"parameter": form.orbits, "spread": (unit[:, None] * root).float()}
+    tables = {"parameter": form.orbits}
     some = positions[:: max(1, len(positions) // _SOME)]
     parts = [form.features(some[p].transpose(-1, -2))[0].double() for p in blocks(len(some), 4096)]
     features = torch.cat(parts)
@@ -289,21 +279,6 @@ def _excess(prior: MechanicsPrior, planes: Tensor) -> dict[str, Tensor]:
     found["torsions"] = gap.expand(len(planes), -1, -1).gather(2, _bin(q["torsions"])[..., None])
     found["torsions"] = found["torsions"][..., 0]
     return found
-
-
-def force_errors(network: nn.Module, x: Tensor) -> Tensor | None:
-    """Standard errors (B, N, 3) of the score at ``x`` (B, N, 3), in 1/Å: ``(JᵀVJ)^½``.
-
-    The statistical part; None of a ``network`` that does not know the covariance V.
-    """
-    prior = _knowing(network)
-    if prior is None:
-        return None
-    with torch.no_grad():
-        planes = x.transpose(-1, -2)
-        j = jacobian(prior, planes, prior.parameter, len(prior.centre))  # (p, B, 3N)
-        variance = torch.einsum("pbd,pq->qbd", j, prior.spread).square().sum(0)
-        return variance.sqrt().unflatten(-1, (3, -1)).transpose(-1, -2)
 
 
 def _knowing(network: nn.Module) -> MechanicsPrior | None:

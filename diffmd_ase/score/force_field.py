@@ -135,6 +135,49 @@ class MechanicsPrior(nn.Module):
             features.append(g[:, self.products[:, 0]] * g[:, self.products[:, 1]])
         return torch.cat(features, dim=-1), wall
 
+    def jacobian(self, planes: Tensor, orbits: Tensor, size: int) -> Tensor:
+        """∂f/∂x (size, B, 3N): f'(q) times the derivative of each coordinate (Wilson's B).
+
+        Parameters
+        ----------
+        planes : (B, 3, N) in Å
+        orbits : (F,) the parameter of each feature, of which there are ``size``
+        """
+        rows = planes.new_empty(len(orbits), len(planes), planes[0].numel())
+        values, slopes_of_parts, first = [], [], 0
+        for kind, coordinate in COORDINATES.items():
+            vectors = [v.requires_grad_() for v in self.vectors(kind, planes)]
+            with torch.enable_grad():
+                q = coordinate(*vectors)
+                # each coordinate depends on its own vectors only: one sum gives all derivatives
+                slopes = torch.autograd.grad(q.sum(), vectors)
+                q = q.detach().requires_grad_()
+                features, parts = self.features(kind, q), self.parts(kind, q)
+                functions = [
+                    torch.autograd.grad(f.sum(), q, retain_graph=True)[0]
+                    for f in (*features, *parts)
+                ]
+            matrices = [self.arms[:, columns].T for columns in self.columns[kind]]
+            # (K, B, 3, N): Wilson's B, of one vector after the other
+            parts_of = [
+                s.permute(2, 0, 1)[..., None] * m[:, None, None]
+                for s, m in zip(slopes, matrices, strict=True)
+            ]
+            wilson = sum(parts_of[1:], parts_of[0]).flatten(2)
+            count = q.shape[-1]
+            for f in functions[: len(features)]:
+                torch.mul(f.T[:, :, None], wilson, out=rows[first : first + count])
+                first += count
+            slopes_of_parts += [f.T[:, :, None] * wilson for f in functions[len(features) :]]
+            values += [g.detach().T for g in parts]
+        if self.coupled:
+            g, slope = torch.cat(values), torch.cat(slopes_of_parts)
+            i, j = self.products.T
+            torch.add(g[i, :, None] * slope[j], g[j, :, None] * slope[i], out=rows[first:])
+        # as rows of one matrix, which is the fast case of index_add
+        total = rows.new_zeros(size, rows[0].numel()).index_add_(0, orbits, rows.flatten(1))
+        return total.unflatten(1, rows.shape[1:])
+
     def functions(self, q: dict[str, Tensor]) -> Tensor:
         """The g (B, G) of `couplings`."""
         kinds = [kind for kind in PARTS if kind in q]

@@ -39,6 +39,7 @@ from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
 from .topology import Topology
+from .uncertainty import covariance, root
 
 __all__ = ["fit_prior"]
 
@@ -105,7 +106,10 @@ def fit_prior(
     if every.base is not None:  # forces that are right say nothing of the weights of modes
         freed = torch.where(_turning(form), ridge.clamp_max(_FREE), ridge)
     precision = _precision(gram, freed, noise, len(every.positions))
-    covariance = _covariance(gram, ridge, noise, len(every.positions))
+    # Ridges below one count as none: at the least held-out loss they trade as much bias for the
+    # variance that they save, and the fit is about as good as without.
+    held = torch.diag(torch.where(ridge < 1, ridge.clamp_max(_LEAST_RIDGE), ridge))
+    known = covariance(gram, held, noise) / len(every.positions)
     if moves and len(topology.rotors):
         if snapshots.baseline is None:
             pairs = Pairs.drawn(form, unit, every.positions, topology, generator, moves)
@@ -114,12 +118,13 @@ def fit_prior(
             pairs = Pairs.of_baseline(form, unit, whole.positions[order], values, snapshots.kT)
         theta, curvature = weigh_modes(pairs, theta, precision)
         # of two sources that know nothing of each other precisions add up: V (1 + H V)⁻¹
-        told = torch.eye(form.size, dtype=covariance.dtype) + curvature @ covariance
-        covariance = torch.linalg.solve(told.T, covariance).T
+        told = torch.eye(form.size, dtype=known.dtype) + curvature @ known
+        known = torch.linalg.solve(told.T, known).T
     tables = form.tables(unit, theta)
     if force_weight == "auto":
         tables["label_weight"] = torch.tensor(every.weight)
-    return tables | seen_tables(form, unit, covariance, whole.positions, topology)
+    tables["spread"] = root(unit, known)
+    return tables | seen_tables(form, whole.positions, topology)
 
 
 def _form(positions: Tensor, frames: Frames, topology: Topology, sigma: float, generator) -> Form:
@@ -212,21 +217,6 @@ def _moments_and_ridges(form: Form, frames: Frames, sigma, generator) -> tuple[T
 
 def _affordable(work: float, form: Form, frames: Frames) -> int:
     return max(_FEWEST, int(work / (form.size**2 * frames.positions[0].numel())))
-
-
-def _covariance(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:
-    """V = (G + ρ)⁻¹(Σ + cρ)(G + ρ)⁻¹/M, with what ridges ρ hold back.
-
-    A ridge is a prior: of the parameters variance c/(Mρ) with c = tr(Σ(G + ρ)⁻¹)/tr(G(G + ρ)⁻¹), in
-    which noise is c times G. What it keeps from a parameter is an error as well. Ridges below one
-    count as none: at the least held-out loss they trade as much bias for the variance that they
-    save, and the fit is about as good as without.
-    """
-    ridge = torch.where(ridge < 1, ridge.clamp_max(_LEAST_RIDGE), ridge)
-    inverse = torch.linalg.inv(gram + torch.diag(ridge))
-    size = (inverse * noise).sum() / (inverse * gram).sum()
-    both = inverse @ (noise + size * torch.diag(ridge)) @ inverse / frames
-    return 0.5 * (both + both.T)
 
 
 def _precision(gram: Tensor, ridge: Tensor, noise: Tensor, frames: int) -> Tensor:

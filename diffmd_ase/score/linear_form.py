@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .force_field import COORDINATES, MechanicsPrior
+from .force_field import MechanicsPrior
 from .snapshots import Snapshots
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "Frames",
     "Linear",
     "gradient_noise",
-    "jacobian",
     "label_gradients",
     "moments",
     "square",
@@ -99,8 +98,8 @@ class Form(NamedTuple):
         return planes.new_zeros(len(planes), self.size).index_add(1, self.orbits, features), wall
 
     def jacobian(self, planes: Tensor) -> Tensor:
-        """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N), see `jacobian`."""
-        return jacobian(self.prior, planes, self.orbits, self.size)
+        """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N)."""
+        return self.prior.jacobian(planes, self.orbits, self.size)
 
     def weigh(self, planes: Tensor) -> Tensor:
         """A = 1: vectors (…, 3, N) as they are."""
@@ -124,15 +123,14 @@ class Frames(NamedTuple):
     base: Tensor | None = None
 
     @classmethod
-    def of(cls, snapshots: Snapshots, weight: float) -> Frames:
+    def of(cls, snapshots: Snapshots, weight: float, dtype: torch.dtype = torch.float32) -> Frames:
         """Those of ``snapshots``, with their labels if these have a ``weight``."""
         labels = base = None
         if weight:
-            labels = torch.as_tensor(snapshots.reduced_forces, dtype=torch.float32)
+            labels = torch.as_tensor(snapshots.reduced_forces, dtype=dtype)
         if snapshots.baseline is not None:
-            values = snapshots.baseline.forces / snapshots.kT
-            base = torch.as_tensor(values, dtype=torch.float32)
-        return cls(torch.as_tensor(snapshots.positions, dtype=torch.float32), labels, weight, base)
+            base = torch.as_tensor(snapshots.baseline.forces / snapshots.kT, dtype=dtype)
+        return cls(torch.as_tensor(snapshots.positions, dtype=dtype), labels, weight, base)
 
     def take(self, index) -> Frames:
         """Those at ``index``."""
@@ -205,7 +203,8 @@ def gradient_noise(
     size = len(unit)
     total = torch.zeros(size, size, dtype=torch.float64)
     mean = torch.zeros(size, dtype=torch.float64)
-    scale, weights = unit.float()[:, None], (unit * theta).float()
+    dtype = frames.positions.dtype
+    scale, weights = unit.to(dtype)[:, None], (unit * theta).to(dtype)
     some = frames.take(slice(None, None, max(1, len(frames.positions) // _ENOUGH)))
     for probes in zip(*[_probed(form, some, sigma, generator) for _ in range(draws)], strict=True):
         gradient = probes[0].epsilon.new_zeros(size, len(probes[0].epsilon))
@@ -286,47 +285,3 @@ def _weighed(form: Linear, rows: Tensor) -> Tensor:
 
 def _at_once(form: Linear, frames: Frames) -> int:
     return max(1, min(_AT_ONCE, int(_NUMBERS / (form.size * frames.positions[0].numel()))))
-
-
-def jacobian(prior: MechanicsPrior, planes: Tensor, orbits: Tensor, size: int) -> Tensor:
-    """∂f/∂x (size, B, 3N): f'(q) times the derivative of each coordinate (Wilson's B).
-
-    Parameters
-    ----------
-    prior : gives the features
-    planes : (B, 3, N) in Å
-    orbits : (F,) the parameter of each feature, of which there are ``size``
-    """
-    rows = planes.new_empty(len(orbits), len(planes), planes[0].numel())
-    values, slopes_of_parts, first = [], [], 0
-    for kind, coordinate in COORDINATES.items():
-        vectors = [v.requires_grad_() for v in prior.vectors(kind, planes)]
-        with torch.enable_grad():
-            q = coordinate(*vectors)
-            # each coordinate depends on its own vectors only: one sum gives all derivatives
-            slopes = torch.autograd.grad(q.sum(), vectors)
-            q = q.detach().requires_grad_()
-            features, parts = prior.features(kind, q), prior.parts(kind, q)
-            functions = [
-                torch.autograd.grad(f.sum(), q, retain_graph=True)[0] for f in (*features, *parts)
-            ]
-        matrices = [prior.arms[:, columns].T for columns in prior.columns[kind]]
-        # (K, B, 3, N): Wilson's B, of one vector after the other
-        parts_of = [
-            s.permute(2, 0, 1)[..., None] * m[:, None, None]
-            for s, m in zip(slopes, matrices, strict=True)
-        ]
-        wilson = sum(parts_of[1:], parts_of[0]).flatten(2)
-        count = q.shape[-1]
-        for f in functions[: len(features)]:
-            torch.mul(f.T[:, :, None], wilson, out=rows[first : first + count])
-            first += count
-        slopes_of_parts += [f.T[:, :, None] * wilson for f in functions[len(features) :]]
-        values += [g.detach().T for g in parts]
-    if prior.coupled:
-        g, slope = torch.cat(values), torch.cat(slopes_of_parts)
-        i, j = prior.products.T
-        torch.add(g[i, :, None] * slope[j], g[j, :, None] * slope[i], out=rows[first:])
-    # as rows of one matrix, which is the fast case of index_add
-    total = rows.new_zeros(size, rows[0].numel()).index_add_(0, orbits, rows.flatten(1))
-    return total.unflatten(1, rows.shape[1:])

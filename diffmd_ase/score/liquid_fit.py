@@ -35,7 +35,7 @@ from .extrapolation import range_tables
 from .force_field import MechanicsPrior
 from .force_field_tables import coupling_tables, parameter_numbers, term_tables
 from .linear_fit import FOLDS, draws, folds, label_weight
-from .linear_form import Frames, jacobian
+from .linear_form import Frames, gradient_noise
 from .molecules import Kind, whole
 from .networks.inputs import Inputs
 from .networks.liquid import LiquidConfig, LiquidNetwork
@@ -43,6 +43,7 @@ from .networks.splines import END, splines
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
 from .topology import Topology
+from .uncertainty import MOST_PARAMETERS, covariance, root
 
 __all__ = ["fit_liquid"]
 
@@ -62,7 +63,6 @@ class _Form(NamedTuple):
     """What `moments` asks of an energy that is linear in its parameters, those of θ."""
 
     network: LiquidNetwork
-    orbits: list[Tensor]  # of the features of each kind of molecules
     group: Tensor  # (size,)
     told: Inputs
 
@@ -72,22 +72,8 @@ class _Form(NamedTuple):
 
     def jacobian(self, planes: Tensor) -> Tensor:
         """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N)."""
-        x, (_, cell, pbc) = planes.transpose(-1, -2).contiguous(), self.told
-        rows = []
-        for n, prior in enumerate(self.network.priors):
-            atoms = self.network.table("atoms", n)
-            made = self.network.whole(n, x, cell, pbc)
-            if not len(self.orbits[n]):
-                continue
-            size = int(self.orbits[n].max()) + 1
-            own = jacobian(prior, self.network.planes(made), self.orbits[n], size)
-            # (size, B·M, 3n) -> (size, B, 3, M, n): each molecule where its atoms are
-            own = own.reshape(size, len(x), len(atoms), 3, -1).transpose(2, 3)
-            of_all = planes.new_zeros(size, *planes.shape)
-            of_all[..., atoms.flatten()] = own.flatten(3)
-            rows.append(of_all.flatten(2))
-        rows.append(self.network.pair_slopes(x, cell, pbc))
-        return torch.cat(rows)
+        x = planes.transpose(-1, -2).contiguous()
+        return self.network.jacobian(x, self.told.cell, self.told.pbc)
 
     def weigh(self, planes: Tensor) -> Tensor:
         """A times vectors (…, 3, N): what molecules do as a whole counts `_WHOLE` times."""
@@ -128,9 +114,10 @@ def fit_liquid(
         )
     weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
     order = torch.randperm(len(snapshots), generator=generator)[:frames]
+    many = 1
     if len(order) >= FOLDS:  # the draws of a frame are in one fold
-        order = order[: len(order) // FOLDS * FOLDS].repeat(draws(len(order)))
-    every = Frames.of(snapshots, weight).take(order)
+        order, many = order[: len(order) // FOLDS * FOLDS], draws(len(order))
+    every = Frames.of(snapshots, weight).take(order.repeat(many))
     form = _empty(snapshots, kinds, config)
     if force_weight == "auto" and bool(every.labelled.any()):
         every = every._replace(weight=label_weight(form, every, sigma, generator))
@@ -144,10 +131,15 @@ def fit_liquid(
     ridges, _ = choose_ridges(grams, drives, group)
     said = zip((*GROUPS, "pairs"), ridges[1:].tolist(), strict=False)
     log.info("ridges %s", ", ".join(f"{name} {ridge:.0e}" for name, ridge in said))
-    u = torch.zeros_like(unit)
-    u[seen] = solve(grams.mean(0), drives.mean(0), ridges[group])
-    theta = basis.matrix @ (unit * u)
+    unit, matrix = unit[seen], basis.matrix[:, seen]
+    theta = matrix @ (unit * solve(grams.mean(0), drives.mean(0), ridges[group]))
     network = _with(form, theta)
+    if len(theta) <= MOST_PARAMETERS:
+        own, once = torch.ones_like(theta), every.take(slice(0, len(order)))
+        noise = gradient_noise(form, own, theta, once, sigma, generator, draws=many)
+        noise = unit[:, None] * (matrix.T @ noise @ matrix) * unit
+        known = covariance(grams.mean(0), torch.diag(ridges[group]), noise) / len(order)
+        network.energy.register_buffer("spread", matrix.float() @ root(unit, known))
     if force_weight == "auto":
         network.energy.register_buffer("label_weight", torch.tensor(float(every.weight)))
     return network
@@ -155,14 +147,13 @@ def fit_liquid(
 
 def _empty(snapshots: Snapshots, kinds: list[Kind], config: LiquidConfig) -> _Form:
     """The form, with all that the snapshots say of it but its parameters."""
-    priors, orbits, groups, tables, types = [], [], [], {}, 0
+    priors, groups, tables, types = [], [], {}, 0
     for n, kind in enumerate(kinds):
         every = max(1, len(snapshots) * len(kind.atoms) // _MOLECULES)
         x = whole(snapshots.system, snapshots.positions[::every], kind)
         topology = Topology.from_positions(kind.numbers, x)
-        prior, tie, group = _molecule(topology, torch.as_tensor(x, dtype=torch.float32))
+        prior, group = _molecule(topology, torch.as_tensor(x, dtype=torch.float32))
         priors.append(prior)
-        orbits.append(tie)
         groups.append(group)
         own = _types(kind.numbers, topology)
         tables[f"numbers_{n}"] = torch.as_tensor(kind.numbers)
@@ -176,21 +167,23 @@ def _empty(snapshots: Snapshots, kinds: list[Kind], config: LiquidConfig) -> _Fo
     network = LiquidNetwork(config, priors, tables).float()
     network.energy.inner = _INSIDE * _shortest(network, snapshots, told)
     groups.append(torch.full((count * config.functions,), _PAIRS))
-    return _Form(network, orbits, torch.cat(groups), told)
+    return _Form(network, torch.cat(groups), told)
 
 
-def _molecule(topology: Topology, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Tables of one kind of molecules, the parameters of its features, the groups of those."""
+def _molecule(topology: Topology, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Tables of one kind of molecules, and the groups of the parameters of its features."""
     tables = term_tables(topology, x)
     tables |= range_tables(MechanicsPrior(tables), x, topology)
     plain = parameter_numbers(MechanicsPrior(tables), topology).long()  # of ions there are none
     count = int(plain.max()) + 1 if len(plain) else 0
+    tables["parameter"] = plain
     if not len(tables["angles"]):
-        return tables, plain, torch.zeros(count, dtype=torch.long)
+        return tables, torch.zeros(count, dtype=torch.long)
     tables, group_of, tie = coupling_tables(tables, topology, x)
     group = torch.zeros(count + int(tie.max()) + 1, dtype=torch.long)
     group[count + tie] = 1 + group_of
-    return tables, torch.cat([plain, count + tie]), group
+    tables["parameter"] = torch.cat([plain, count + tie])
+    return tables, group
 
 
 def _types(numbers: np.ndarray, topology: Topology) -> np.ndarray:
@@ -262,11 +255,10 @@ def _physical(network: LiquidNetwork, kind: int) -> Tensor:
 def _with(form: _Form, theta: Tensor) -> LiquidNetwork:
     """The network with the parameters θ (size,)."""
     network, first = form.network, 0
-    for n, tie in enumerate(form.orbits):
+    for n, prior in enumerate(network.priors):
+        tie, count = prior.parameter, len(prior.theta)
         size = int(tie.max()) + 1 if len(tie) else 0
         own, first = theta[first : first + size].float(), first + size
-        prior = network.priors[n]
-        count = len(prior.theta)
         tables = {k: v for k, v in prior.state_dict().items()}
         tables["theta"] = own[tie[:count]]
         if prior.coupled:

@@ -10,7 +10,6 @@ from diffmd_ase.score.force_field import MechanicsPrior
 from diffmd_ase.score.force_field_fit import fit_prior
 from diffmd_ase.score.force_field_tables import coupling_tables, parameter_numbers, term_tables
 from diffmd_ase.score.label_fit import fit_labels
-from diffmd_ase.score.linear_form import jacobian as jacobian_of
 from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork
 from diffmd_ase.score.shrinkage import choose_ridges, solve
 from diffmd_ase.score.snapshots import Snapshots
@@ -178,7 +177,7 @@ def test_jacobian_and_energy_agree(dipeptide):
     planes = torch.as_tensor(data.positions[:2]).double().transpose(-1, -2)
     features, wall = full.terms(planes)
     assert torch.allclose(features @ theta[orbits] + wall, full(planes), rtol=1e-10)
-    slope = torch.einsum("fbd,f->bd", jacobian_of(full, planes, orbits, len(theta)), theta)
+    slope = torch.einsum("fbd,f->bd", full.jacobian(planes, orbits, len(theta)), theta)
     exact_slope = -forces(lambda p: full(p.transpose(-1, -2)), planes.transpose(-1, -2))
     assert torch.allclose(slope, exact_slope.transpose(-1, -2).flatten(1), rtol=1e-8, atol=1e-8)
 

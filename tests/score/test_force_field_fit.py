@@ -12,7 +12,6 @@ from chains import chain_energy, chains, minus_gradient
 from diffmd_ase.score.force_field import MechanicsPrior
 from diffmd_ase.score.force_field_fit import fit_prior
 from diffmd_ase.score.force_field_tables import parameter_numbers
-from diffmd_ase.score.linear_form import jacobian as jacobian_of
 from diffmd_ase.score.linear_form import square
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.system import System
@@ -151,7 +150,7 @@ def test_jacobian_is_the_derivative_of_the_features(which, request):
     orbits = parameter_numbers(prior, data.topology)
     size = int(orbits.max()) + 1
     planes = torch.as_tensor(data.positions[:2]).transpose(-1, -2)
-    jacobian = jacobian_of(prior, planes, orbits, size)
+    jacobian = prior.jacobian(planes, orbits, size)
 
     def features(p):
         from diffmd_ase.score.force_field import COORDINATES

@@ -134,7 +134,7 @@ def test_the_fit(springs):
     theta = torch.cat([tables["pair"][:, :-3].flatten(), tables["embedding"].flatten()])
     assert torch.allclose(
         torch.einsum("fbd,f->bd", jacobian, theta),
-        gradient.flatten(1),
+        gradient.transpose(-1, -2).flatten(1),
         rtol=0,
         atol=1e-8 * float(theta.abs().max()),
     )

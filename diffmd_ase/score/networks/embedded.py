@@ -127,6 +127,11 @@ class EmbeddedEnergy(nn.Module):
         begin = self.inner.min()
         return Around(vectors, source, target, element, len(self.elements), begin, self.radius)
 
+    @property
+    def plain(self) -> int:
+        """How many parameters V and w have, which come before those of `angular`."""
+        return self.pair[:, :-END].numel() + self.embedding.numel()
+
     def species(self, numbers: Tensor) -> Tensor:
         """Row of each atom (N,) in the tables."""
         return (numbers[:, None] == self.elements).to(torch.int8).argmax(-1)
@@ -170,7 +175,7 @@ class EmbeddedEnergy(nn.Module):
 
     def jacobian(self, x: Tensor, numbers: Tensor, cell, pbc) -> Tensor:
         """∂f/∂x (F, B, 3N) of the features: splines of each pair of elements, powers of each
-        density of each element, then those of `angular`."""
+        density of each element, then those of `angular`; N fastest, as of `linear_form`."""
         n_batch, n_atoms = x.shape[:2]
         source, target, vectors = edges(
             x, self.cutoff, cell, pbc, find_pairs(x, self.cutoff, cell, pbc)
@@ -217,4 +222,4 @@ class EmbeddedEnergy(nn.Module):
         if self.radius:
             angles = angular_slopes(self.around(vectors, element, source, target))
             rows.append(angles.reshape(-1, n_batch, 3 * n_atoms))
-        return torch.cat(rows)
+        return torch.cat(rows).unflatten(-1, (n_atoms, 3)).transpose(-1, -2).flatten(2)

@@ -247,6 +247,29 @@ class LiquidNetwork(nn.Module):
         kind = self.kinds[self.types[target % n_atoms], self.types[source % n_atoms]]
         return source, target, vectors, kind
 
+    def jacobian(self, x: Tensor, cell: Tensor | None, pbc) -> Tensor:
+        """∂f/∂x (F, B, 3N) of the features by the parameters at x (B, N, 3); as planes.
+
+        Those of each kind of molecules, by the table ``parameter`` of its force field, and the
+        splines. ``cell`` and ``pbc`` are as of `neighbours.edges`.
+        """
+        rows = []
+        for n, prior in enumerate(self.priors):
+            atoms = self.table("atoms", n)
+            if not len(prior.parameter):
+                continue
+            size = int(prior.parameter.max()) + 1
+            of_all = x.new_zeros(size, len(x), 3, x.shape[1])
+            if len(atoms):
+                planes = self.planes(self.whole(n, x, cell, pbc))
+                own = prior.jacobian(planes, prior.parameter, size)
+                # (size, B·M, 3n) -> (size, B, 3, M, n): each molecule where its atoms are
+                own = own.reshape(size, len(x), len(atoms), 3, -1).transpose(2, 3)
+                of_all[..., atoms.flatten()] = own.flatten(3)
+            rows.append(of_all.flatten(2))
+        rows.append(self.pair_slopes(x, cell, pbc))
+        return torch.cat(rows)
+
     @torch.no_grad()
     def pair_slopes(self, x: Tensor, cell: Tensor | None, pbc) -> Tensor:
         """∂f/∂x (K·F, B, 3N) of the splines f of all kinds of pairs at x (B, N, 3); as planes.

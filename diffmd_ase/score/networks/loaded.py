@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...system import System
 from ..card import Card
-from ..extrapolation import coordinates_outside, extrapolation, force_errors
+from ..extrapolation import coordinates_outside, extrapolation
+from ..uncertainty import force_errors
 from .build import NetworkConfig, build
 from .equivariant_config import EquivariantConfig
 from .inputs import Inputs
@@ -44,7 +45,7 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         of_tables = part in _TABLES or part.startswith("species.")
         if of_tables and tensor.ndim != _AXES.get(table, 1):
             raise ValueError(f"{name} has {tensor.ndim} axes, expected {_AXES.get(table, 1)}")
-        if table in ("spread", "whiten") and len(set(tensor.shape)) != 1:
+        if table == "whiten" and len(set(tensor.shape)) != 1:
             raise ValueError(f"{name} is not square: {tuple(tensor.shape)}")
     try:
         network = build(config, state)
@@ -63,7 +64,7 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         with torch.no_grad():
             energy = Inputs.of(system).energy(network)(x, x.new_full((2,), card.sigma_min))
         told = Inputs.of(system)
-        far, errors = extrapolation(network, x, told), force_errors(network, x)
+        far, errors = extrapolation(network, x, told), force_errors(network, x, told)
         coordinates_outside(network, x[0], system.numbers, told)
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
