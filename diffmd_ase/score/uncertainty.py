@@ -12,6 +12,8 @@ It is the statistical part: the error of a form in which the true energy lies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,14 @@ _NUMBERS = 2e7  # of slopes, at a time
 
 
 def covariance(gram: Tensor, penalty: Tensor, noise: Tensor) -> Tensor:
-    """V (F, F) of this module's equation, from G, P and Σ of all frames, in the same units."""
+    """V (F, F) of this module's equation, in the units of what is given.
+
+    Parameters
+    ----------
+    gram : G (F, F) of all frames, or its mean: then V is that of one frame
+    penalty : P (F, F), likewise
+    noise : Σ (F, F), likewise
+    """
     inverse = torch.linalg.inv(gram + penalty)
     size = (inverse * noise).sum() / (inverse * gram).sum()
     both = inverse @ (noise + size * penalty) @ inverse
@@ -36,7 +45,7 @@ def covariance(gram: Tensor, penalty: Tensor, noise: Tensor) -> Tensor:
 
 
 def root(unit: Tensor, covariance: Tensor) -> Tensor:
-    """R (F, F), float32, with ``RRᵀ`` the ``covariance`` of parameters in these units (F,)."""
+    """R (F, F), float32, with ``RRᵀ`` the ``covariance`` (F, F), given in units ``unit`` (F,)."""
     values, vectors = torch.linalg.eigh(covariance)
     return (unit[:, None] * (vectors * values.clamp_min(0).sqrt())).float()
 
@@ -52,30 +61,28 @@ def force_errors(network: nn.Module, x: Tensor, told: Inputs) -> Tensor | None:
     x : positions in Å
     told : of the system
     """
-    spread = _spread(network)
-    if spread is None:
+    known = _known(network, told)
+    if known is None:
         return None
+    spread, slopes = known
     most = max(1, int(_NUMBERS / (spread.shape[0] * x[0].numel())))
     with torch.no_grad():
-        found = []
-        for part in x.split(most):
-            slopes = _slopes(network, part, told)  # (F, B, 3N)
-            found.append(torch.einsum("fbd,fg->gbd", slopes, spread).square().sum(0).sqrt())
-        return torch.cat(found).unflatten(-1, (3, -1)).transpose(-1, -2)
+        parts = [
+            torch.einsum("fbd,fg->gbd", slopes(part), spread).square().sum(0).sqrt()
+            for part in x.split(most)
+        ]
+        return torch.cat(parts).unflatten(-1, (3, -1)).transpose(-1, -2)
 
 
-def _spread(network: nn.Module) -> Tensor | None:
-    if isinstance(network, MechanicsNetwork):
-        return network.prior.spread if network.prior.remembers else None
-    if isinstance(network, (EmbeddedNetwork, LiquidNetwork)):
-        return getattr(network.energy, "spread", None)
+def _known(network: nn.Module, told: Inputs) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:
+    """R of `root`, and the slopes J (F, B, 3N) at positions (B, N, 3)."""
+    if isinstance(network, MechanicsNetwork) and network.prior.remembers:
+        prior, count = network.prior, len(network.prior.centre)
+        return prior.spread, lambda x: prior.jacobian(x.transpose(-1, -2), prior.parameter, count)
+    if isinstance(network, EmbeddedNetwork) and network.energy.known:
+        energy = network.energy
+        return energy.spread, lambda x: energy.jacobian(x, *told)
+    if isinstance(network, LiquidNetwork) and network.energy.known:
+        liquid = network.arranged(told.numbers.cpu().numpy())
+        return liquid.energy.spread, lambda x: liquid.jacobian(x, told.cell, told.pbc)
     return None
-
-
-def _slopes(network: nn.Module, x: Tensor, told: Inputs) -> Tensor:
-    if isinstance(network, EmbeddedNetwork):
-        return network.energy.jacobian(x, *told)
-    if isinstance(network, LiquidNetwork):
-        return network.arranged(told.numbers.cpu().numpy()).jacobian(x, told.cell, told.pbc)
-    prior = network.prior
-    return prior.jacobian(x.transpose(-1, -2), prior.parameter, len(prior.centre))

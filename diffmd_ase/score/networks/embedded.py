@@ -78,7 +78,8 @@ class EmbeddedEnergy(nn.Module):
     tables : ``elements`` (S,) atomic numbers; ``inner`` () or (S(S+1)/2,): where V becomes a
         line, Å; ``nearest`` (): r₀, Å; ``density`` (A,) mean densities; ``pair``
         (S(S+1)/2, K + 3) coefficients of the splines, the last three zero; ``embedding``
-        (S, A, P) the weights w; ``angular``: those of `angular_energy`, where there are any
+        (S, A, P) the weights w; ``angular``: those of `angular_energy`, where there are any;
+        ``spread``: of `uncertainty`, where it is known
     angular : radius of these in Å, 0: none
     """
 
@@ -89,6 +90,7 @@ class EmbeddedEnergy(nn.Module):
     pair: Tensor
     embedding: Tensor
     angular: Tensor
+    spread: Tensor  # of `uncertainty`
     decays: Tensor
     powers: Tensor
     kinds: Tensor
@@ -96,6 +98,7 @@ class EmbeddedEnergy(nn.Module):
     def __init__(self, cutoff: float, tables: dict[str, Tensor], *, angular: float = 0.0):
         super().__init__()
         self.cutoff, self.radius = cutoff, angular if "angular" in tables else 0.0
+        self.known = "spread" in tables
         for name, value in tables.items():
             self.register_buffer(name, value)
         self.register_buffer("decays", torch.tensor(DECAYS), persistent=False)

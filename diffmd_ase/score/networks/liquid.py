@@ -45,12 +45,18 @@ class _Tables(nn.Module):
 
     inner: Tensor
     pair: Tensor
+    spread: Tensor  # of `uncertainty`
     label_weight: Tensor  # of the fit, where it was chosen
 
     def __init__(self, tables: dict[str, Tensor]):
         super().__init__()
         for name, value in tables.items():
             self.register_buffer(name, value)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a ``spread``."""
+        return "spread" in dict(self.named_buffers())
 
 
 class LiquidNetwork(nn.Module):
