@@ -150,20 +150,19 @@ class ScorePotential(Potential):
         """
         x = rows[0]
         fits = x.ndim in (2, 3) and x.shape[-2] == self._count and x.device == self.device
-        if not (self.compiled and self._alone and fits and self._most is None):
+        if not (self.compiled and self._alone and fits and self._most is None and x.numel()):
             return None
         if not self.looked_at:
             self.recognise(x)
-        batch = [row[None] if row.ndim == 2 else row for row in rows] if x.ndim == 2 else rows
         function = self.model.compiled_at(self._network)
         try:
-            made = function.moved(move, batch, self._sigma, self._inputs, self.kT_train)
+            made = function.moved(move, rows, self._sigma, self._inputs, self.kT_train)
         except RuntimeError as error:
-            self._halve(len(batch[0]), error)
+            self._halve(1 if x.ndim == 2 else len(x), error)
             return None
         if made is None:
             return None
-        y, energy, forces = made if x.ndim == 3 else (part[0] for part in made)
+        y, energy, forces = made
         return y, Evaluation(energy, forces)
 
     def _in_parts(self, x: Tensor, stress: bool) -> list:
@@ -295,7 +294,7 @@ class ScorePotential(Potential):
 
 
 def _as_it_is(x: Tensor) -> Tensor:
-    return x
+    return x.clone()
 
 
 def scores(potential: Potential) -> Iterator[ScorePotential]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...io.limits import lacks_memory
 from ..neighbours import Pairs
+from .direct import directly
 from .inputs import Inputs
 
 __all__ = ["Compile", "Compiled", "deformed"]
@@ -72,7 +73,7 @@ class Compiled:
             x = x.repeat(2, 1, 1)
             strain = None if strain is None else strain.repeat(2, 1, 1)
         make = _by_positions if strain is None else _by_both
-        made = self._call(make, partial(make, self._network), x, strain, sigma, told, pairs)
+        made = self._call(make, x, strain, sigma, told, pairs)
         if made is None:
             return None
         slopes, energy = made
@@ -97,38 +98,50 @@ class Compiled:
         sigma, told : as above
         kT : the same in all calls
         """
-        count = len(rows[0])
-        if count == 1:
-            rows = [row.expand(2, -1, -1) if row.ndim == 3 else row for row in rows]
-        given = [row.contiguous() for row in rows]
-        made = self._call(move, partial(_behind, self._network, move, kT), given, sigma, told)
-        return made if made is None or count > 1 else tuple(part[:count] for part in made)
+        if self.failed:
+            return None
+        alone, several = rows[0].ndim == 2, len(rows[0]) > 1
+        if alone:  # two of it, as above
+            rows = [torch.stack((row, row)) if row.ndim == 2 else row for row in rows]
+        elif not several:
+            rows = [torch.cat((row, row)) if row.ndim == 3 else row for row in rows]
+        told_of = (told.numbers,) if told.cell is None else (told.numbers, told.cell)
+        given = [*[row.contiguous() for row in rows], sigma, *told_of]
+        shapes = [(row.ndim, row.shape[-2:]) for row in rows]
+        key = move, told.pbc, *shapes, *[part.dtype for part in given]
+        with torch.no_grad():  # another mode would be compiled anew
+            if key in self._made:
+                made = self._made[key](*given)
+            else:
+                function = _behind(self._network, move, kT, len(rows), told)
+                made = self._compiled(key, partial(directly, function, given))
+        if made is None or (several and not alone):
+            return made
+        return tuple(part[0] if alone else part[:1] for part in made)
 
-    def _call(self, key, make: Callable[[], Callable], *given):
+    def _call(self, make: Callable[..., Callable], *given):
         if self.failed:
             return None
         with torch.no_grad():  # another mode, or layout, would be compiled anew
-            if key in self._made:
-                return self._made[key](*given)
-            # torch counts what it compiles by code, and gives up at eight: each has its own
-            written = make()
-            written.__code__ = written.__code__.replace()
-            try:
-                with _torch_alone():
-                    # what is looked at in each call: arguments, and not the network, which stays
-                    options: Any = {"guard_filter_fn": _of_arguments}
-                    function = torch.compile(written, dynamic=True, options=options)
-                    result = function(*given)
-            except Exception as error:  # torch raises what it likes
-                if lacks_memory(error):  # of so many structures: fewer may do
-                    raise
-                self._fail(error)
-                return None
-            self._made[key] = function
+            if make in self._made:
+                return self._made[make](*given)
+            return self._compiled(make, partial(_of_any_size, make(self._network), *given))
+
+    def _compiled(self, key, first: Callable[[], tuple[Callable, Any]]):
+        """The value of the ``first`` call, whose function is kept for others; None: it failed."""
+        try:
+            with _torch_alone():
+                self._made[key], result = first()
+        except Exception as error:  # torch raises what it likes
+            if lacks_memory(error):  # of so many structures: fewer may do
+                raise
+            self._fail(error)
+            return None
         return result
 
     def _fail(self, error: Exception) -> None:
         self.failed = True
+        error = getattr(error, "inner_exception", error)
         warnings.warn(
             f"the network cannot be compiled ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0]}): it is computed as it is written, several "
@@ -163,9 +176,13 @@ def _by_both(network: nn.Module) -> Callable:
     return slopes
 
 
-def _behind(network: nn.Module, move: Callable[..., Tensor], kT: float) -> Callable:
-    def slopes(rows, sigma, told):
-        y = move(*rows)
+def _behind(
+    network: nn.Module, move: Callable[..., Tensor], kT: float, count: int, pbc
+) -> Callable:
+    def slopes(*given):
+        sigma, numbers, *cell = given[count:]
+        told = Inputs(numbers, cell[0] if cell else None, pbc)
+        y = move(*given[:count])
         gradient = torch.func.grad(partial(_total, network), has_aux=True)
         slope, energy = gradient(y.to(sigma.dtype), None, sigma, told, None)
         return y, (kT * energy).to(y.dtype), (-kT * slope).to(y.dtype)
@@ -173,8 +190,18 @@ def _behind(network: nn.Module, move: Callable[..., Tensor], kT: float) -> Calla
     return slopes
 
 
+def _of_any_size(written: Callable, *given) -> tuple[Callable, Any]:
+    """``written`` compiled, whatever the sizes of what it is ``given``, and its value."""
+    # torch counts what it compiles by code, and gives up at eight: each has its own
+    written.__code__ = written.__code__.replace()
+    # what is looked at in each call: arguments, and not the network, which stays
+    options: Any = {"guard_filter_fn": _of_arguments}
+    function = torch.compile(written, dynamic=True, options=options)
+    return function, function(*given)
+
+
 def _of_arguments(guards: Sequence[Any]) -> list[bool]:
-    return [not g.is_global and not g.name.startswith(("network", "move")) for g in guards]
+    return [not g.is_global and not g.name.startswith("network") for g in guards]
 
 
 @contextmanager
