@@ -122,8 +122,8 @@ class ScorePotential(Potential):
             log.info("compiled after %d calls: a long run begins, which that pays for", self.PAYS)
             self.compiled = True
         stress = stress and self._inputs.cell is not None
-        if self.compiled and not stress and (made := self.moved(_as_it_is, x.detach())):
-            return made[1]
+        if self.compiled and not stress and (made := self.within(_there, x.detach())):
+            return Evaluation(*made)
         parts = self._in_parts(self._flat(x), stress)
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
@@ -137,16 +137,19 @@ class ScorePotential(Potential):
             return own
         return add_term(own, self.baseline, x, stress=stress)[0]
 
-    def moved(self, move: Callable[..., Tensor], *rows: Tensor) -> tuple[Tensor, Evaluation] | None:
-        """``y = move(*rows)`` and the evaluation there, as one compiled function.
+    def within(
+        self, step: Callable[..., tuple[Tensor, ...]], *rows: Tensor
+    ) -> tuple[Tensor, ...] | None:
+        """``step(at, *rows)`` as one compiled function; ``at(y)`` gives energy and forces at y.
 
-        None where there is none, and the two are to be made one after the other: of networks as
+        None where there is none, and its parts are to be made one after the other: of networks as
         they are written, with a list of neighbours or a baseline.
 
         Parameters
         ----------
-        move : a function of a module
-        rows : the first are positions (N, 3) or (B, N, 3) in Å; others have their axes, or fewer
+        step : a function of a module; what it gives has the axis of structures first
+        rows : the first are positions (N, 3) or (B, N, 3) in Å; others have as many axes, or fewer
+            and none of structures
         """
         x = rows[0]
         fits = x.ndim in (2, 3) and x.shape[-2] == self._count and x.device == self.device
@@ -156,14 +159,10 @@ class ScorePotential(Potential):
             self.recognise(x)
         function = self.model.compiled_at(self._network)
         try:
-            made = function.moved(move, rows, self._sigma, self._inputs, self.kT_train)
+            return function.within(step, rows, self._sigma, self._inputs, self.kT_train)
         except RuntimeError as error:
             self._halve(1 if x.ndim == 2 else len(x), error)
             return None
-        if made is None:
-            return None
-        y, energy, forces = made
-        return y, Evaluation(energy, forces)
 
     def _in_parts(self, x: Tensor, stress: bool) -> list:
         """Evaluations of x (M, N, 3), as many at once as memory has been found to hold."""
@@ -293,8 +292,8 @@ class ScorePotential(Potential):
         return slopes, energy.detach()
 
 
-def _as_it_is(x: Tensor) -> Tensor:
-    return x.clone()
+def _there(at: Callable, x: Tensor) -> tuple[Tensor, ...]:
+    return at(x)
 
 
 def scores(potential: Potential) -> Iterator[ScorePotential]:

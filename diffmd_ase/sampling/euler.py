@@ -9,6 +9,7 @@ With ``s = F/kT`` at the simulation temperature and the metric ``M`` (``h``, ``d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,7 +25,7 @@ from .directions import along, check_directions
 from .field import Field
 from .kernels import Info, Kernel, check_kT, take_rows
 
-__all__ = ["EulerMaruyama", "without_mean"]
+__all__ = ["EulerMaruyama", "reversal", "without_mean"]
 
 
 _NO_INFO = Info()
@@ -206,9 +207,8 @@ class EulerMaruyama(Kernel):
         needs no inverse of the metric M, so that what does not move costs nothing
         (Roberts & Tweedie, Bernoulli 2, 341 (1996), written for any drift).
         """
-        h, (sx, sy) = self._step_size(x), self._scores(forces_x, forces_y)
-        along = (y.double() - x.double()) * (sx + sy)
-        return -(0.5 * along + 0.25 * h * (sy.square() - sx.square())).sum((-2, -1))
+        sx, sy = self._scores(forces_x, forces_y)
+        return reversal(y.double() - x.double(), sx, sy, self._step_size(x))
 
     def log_likelihood_ratio(self, x: Tensor, y: Tensor, forces: Tensor, other: Tensor) -> Tensor:
         """``log q'(y|x) - log q(y|x)`` of two drifts, float64 (*batch).
@@ -289,8 +289,8 @@ class EulerMaruyama(Kernel):
         """Moved positions, energies and forces by one compiled function, where there is one."""
         if self._fused is None:
             return None
-        made = self._fused.moved(_moved_mean_free if self.mean_free else _moved, *rows)
-        return None if made is None else (made[0], made[1].energy, made[1].forces)
+        made = self._fused.within(_moved_mean_free if self.mean_free else _moved, *rows)
+        return None if made is None else (made[0], made[1], made[2])
 
     @cached_property
     def _fused(self) -> ScorePotential | None:
@@ -307,8 +307,15 @@ class EulerMaruyama(Kernel):
     def _cast(self) -> dict:
         return {}
 
-    def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         """h/kT and sqrt(2h), broadcastable with (*batch, N, 3); cast once."""
+        return self._constants(x)[:2]
+
+    def wide(self, x: Tensor) -> tuple[Tensor, ...]:
+        """h and kT in the precision of x (*batch, N, 3), broadcastable with it."""
+        return self._constants(x)[2:]
+
+    def _constants(self, x: Tensor) -> tuple[Tensor, ...]:
         place = (x.dtype, x.device, x.shape)
         if place not in self._cast:
             h = torch.as_tensor(self.h, dtype=torch.float64, device=x.device)
@@ -327,18 +334,30 @@ class EulerMaruyama(Kernel):
                 )
             h = h[..., None] if h.ndim else h
             kT = kT[:, None, None] if kT.ndim else kT
-            self._cast[place] = (h / kT).to(x.dtype), (2.0 * h).sqrt().to(x.dtype)
+            made = h / kT, (2.0 * h).sqrt(), h, kT
+            self._cast[place] = tuple(part.to(x.dtype) for part in made)
         return self._cast[place]
 
 
-def _moved(x: Tensor, forces: Tensor, xi: Tensor, drift: Tensor, sigma: Tensor) -> Tensor:
-    """``x + drift F + sigma ξ``."""
-    return x + drift * forces + sigma * xi
+def _moved(at: Callable, x, forces, xi, drift, sigma) -> tuple[Tensor, ...]:
+    """``y = x + drift F + sigma ξ``, its energy and forces."""
+    y = x + drift * forces + sigma * xi
+    return y, *at(y)
 
 
-def _moved_mean_free(x: Tensor, forces: Tensor, xi: Tensor, drift: Tensor, sigma: Tensor) -> Tensor:
+def _moved_mean_free(at: Callable, x, forces, xi, drift, sigma) -> tuple[Tensor, ...]:
     """The same with forces and noise projected by P, which removes the mean."""
-    return x + without_mean(drift * without_mean(forces)) + without_mean(sigma * xi)
+    y = x + without_mean(drift * without_mean(forces)) + without_mean(sigma * xi)
+    return y, *at(y)
+
+
+def reversal(move: Tensor, sx: Tensor, sy: Tensor, h: Tensor) -> Tensor:
+    """`EulerMaruyama.log_proposal_ratio` (*batch) of a ``move`` y - x in Å.
+
+    ``sx`` and ``sy`` are the scores there, of the directions that move, ``h`` in Å² is broadcastable
+    with them (*batch, N, 3).
+    """
+    return -(0.5 * move * (sx + sy) + 0.25 * h * (sy.square() - sx.square())).sum((-2, -1))
 
 
 def without_mean(x: Tensor) -> Tensor:

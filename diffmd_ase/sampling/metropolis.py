@@ -11,6 +11,7 @@ so that the chain leaves ``exp(-U/kT)`` invariant with any drift, at any step si
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from .._moved import forward
 from ..noise import Noise, Stream
 from ..potentials.base import Potential, evaluate
 from ..state import State
-from .euler import EulerMaruyama
+from .euler import EulerMaruyama, reversal, without_mean
 from .field import Field, reduced, target_of
 from .kernels import Info, Kernel
 
@@ -134,6 +135,8 @@ class Metropolis(TargetKernel):
         return replace(self, proposal=self.proposal.take(rows))
 
     def step(self, state, noise) -> tuple[State, Info]:
+        if (made := self._at_once(state, noise)) is not None:
+            return made
         x, forces = state.x, state.forces
         log_q: Any = 0.0
         for inner in range(self.n_steps):
@@ -156,6 +159,24 @@ class Metropolis(TargetKernel):
         log_u = self.log_u(state.step, state.energy, noise=noise, walkers=state.walkers)
         info = self.decide_from(state, new, log_u, log_q=log_q)
         return new.where(info.accepted, state), info
+
+    def _at_once(self, state: State, noise: Noise) -> tuple[State, Info] | None:
+        """The step by one compiled function, where there is one."""
+        drift = self.proposal._fused
+        if drift is None or not drift.compiled or self.n_steps > 1 or self.field.evaluations > 1:
+            return None
+        x, energy, number = state.x, state.energy, state.step
+        if energy is None or x.dtype != torch.float64:
+            return None
+        xi = noise.normal(number, x, walkers=state.walkers)
+        log_u = self.log_u(number, energy, noise=noise, walkers=state.walkers)
+        one = _accepted_mean_free if self.proposal.mean_free else _accepted
+        wide = (energy[..., None, None], log_u[..., None, None])
+        made = drift.within(one, x, state.forces, xi, *wide, *self.proposal.wide(x))
+        if made is None:
+            return None
+        x, energy, forces, *info = made
+        return State(x, energy, forces, number + 1, state.walkers), Info(*info)
 
     def kicks(
         self, steps: int | Tensor, like: Tensor, *, noise: Noise, walkers: Tensor | None = None
@@ -255,11 +276,41 @@ def judged(
 
     ``delta_u``, ``log_q`` and ``evaluations`` are those of `decide`.
     """
-    log_ratio = log_q - delta_u
-    finite = torch.isfinite(new.forces).flatten(-2).all(-1)
-    divergent = ~finite | torch.isnan(log_ratio) | (log_ratio == torch.inf)
-    accepted = (log_u <= log_ratio) & ~divergent
+    accepted, log_ratio, divergent = _choice(new.forces, delta_u, log_q, log_u)
     return Info(accepted, log_ratio, delta_u, log_q, divergent, *evaluations)
+
+
+def _choice(forces: Tensor, delta_u: Tensor, log_q: Tensor, log_u: Tensor) -> tuple[Tensor, ...]:
+    """Accepted, log α and divergent, each (*batch)."""
+    log_ratio = log_q - delta_u
+    finite = torch.isfinite(forces).flatten(-2).all(-1)
+    divergent = ~finite | torch.isnan(log_ratio) | (log_ratio == torch.inf)
+    return (log_u <= log_ratio) & ~divergent, log_ratio, divergent
+
+
+def _accepted(at: Callable, *rows: Tensor) -> tuple[Tensor, ...]:
+    return _one_step(at, lambda v: v, *rows)
+
+
+def _accepted_mean_free(at: Callable, *rows: Tensor) -> tuple[Tensor, ...]:
+    return _one_step(at, without_mean, *rows)
+
+
+def _one_step(at, projected, x, forces, xi, energy, log_u, h, kT) -> tuple[Tensor, ...]:
+    """`Metropolis.step` of one proposal: positions, energies, forces, and the start of `Info`."""
+    sx = projected(forces / kT)
+    y = x + projected(h * sx) + projected((2.0 * h).sqrt() * xi)
+    fine = torch.isfinite(y).all(-1, keepdim=True).all(-2, keepdim=True)
+    y = torch.where(fine, y, x)
+    new, new_forces = at(y)
+    log_q = reversal(y - x, sx, projected(new_forces / kT), h)
+    log_q = torch.where(fine[..., 0, 0], log_q, torch.nan)
+    delta_u = (new - energy[..., 0, 0]) / (kT[..., 0, 0] if kT.ndim else kT)
+    accepted, log_ratio, divergent = _choice(new_forces, delta_u, log_q, log_u[..., 0, 0])
+    wide = accepted[..., None, None]
+    x, forces = torch.where(wide, y, x), torch.where(wide, new_forces, forces)
+    energy = torch.where(accepted, new, energy[..., 0, 0])
+    return x, energy, forces, accepted, log_ratio, delta_u, log_q, divergent
 
 
 def finite(state: State) -> State:

@@ -9,6 +9,7 @@ from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.state import State
 
 KT, H = 0.02585, 2e-5
 
@@ -65,12 +66,63 @@ def test_the_same_steps(name, model, x):
     assert not called  # the potential alone is not even compiled
 
 
+def some_far(x):
+    """Steps of which those of the last walker are too long."""
+    return torch.full(x.shape[:-1], H, dtype=torch.float64).index_fill(0, torch.tensor([3]), 2e-3)
+
+
+ACCEPTED = {
+    "one step size": (lambda p, x: EulerMaruyama(p, kT=KT, h=6e-5, mean_free=True), True),
+    "of each walker": (
+        lambda p, x: EulerMaruyama(p, kT=torch.linspace(KT, 2 * KT, 4), h=some_far(x)),
+        False,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_the_same_choices(name, model, x):
+    """Positions, energies, forces and all of `Info`; a rejection leaves what was there."""
+    make, alone = ACCEPTED[name]
+    compiled, written = (model.potential(device="cpu", compile=c) for c in (True, False))
+    for part in (x.double(), *((x[:1].double(), x[0].double()) if alone else ())):
+        kernels = [Metropolis(make(p, part)) for p in (compiled, written)]
+        states, noise = [k.init(part) for k in kernels], Noise(3)
+        for _ in range(3):
+            made = [k.step(s, noise) for k, s in zip(kernels, states, strict=True)]
+            assert kernels[0]._at_once(states[0], noise) is not None
+            assert kernels[1]._at_once(states[1], noise) is None
+            (got, info), (expected, other) = made
+            assert got.x.shape == part.shape and got.step == expected.step
+            assert torch.equal(info.accepted, other.accepted)
+            assert torch.equal(info.divergent, other.divergent)
+            assert info[5:] == other[5:] == (1, 0)
+            if not alone:
+                assert info.accepted.tolist()[3] is False
+                assert torch.equal(got.x[3], states[0].x[3])
+                assert torch.equal(got.forces[3], states[0].forces[3])
+                assert torch.equal(got.energy[3], states[0].energy[3])
+            assert torch.allclose(got.x, expected.x, rtol=0, atol=1e-6)
+            for number in ("delta_u", "log_q", "log_ratio"):
+                a, b = getattr(info, number), getattr(other, number)
+                assert a.dtype == b.dtype == torch.float64 and a.shape == b.shape
+                near = info.accepted
+                assert torch.allclose(a[near], b[near], rtol=1e-3, atol=1e-2)
+            states = [got, expected]
+
+
 def test_what_is_not_one_function(model, x):
     """As it is written, other precision, biased, accepted: nothing is fused."""
     written = model.potential(device="cpu", compile=False)
-    assert written.moved(torch.add, x, x) is None
+    assert written.within(torch.add, x, x) is None
     compiled = model.potential(device="cpu", compile=True)
-    assert compiled.moved(torch.add, x[None], x[None]) is None  # batches of batches
+    assert compiled.within(torch.add, x[None], x[None]) is None  # batches of batches
+    learned, start = Metropolis(EulerMaruyama(compiled, kT=KT, h=H), n_steps=2), x.double()
+    state = State(start, start[:, 0, 0], start)
+    assert learned._at_once(state, Noise(1)) is None  # of two steps
+    other = Metropolis(EulerMaruyama(compiled, kT=KT, h=H), target=written)
+    assert other._at_once(state, Noise(1)) is None  # accepted to something else
     assert EulerMaruyama(written + written, kT=KT, h=H)._fused is None
     directions = torch.eye(3).expand(22, 3, 3)
     assert EulerMaruyama(written, kT=KT, h=H, directions=directions)._fused is None

@@ -79,22 +79,22 @@ class Compiled:
         slopes, energy = made
         return tuple(slope[:count] for slope in slopes), energy[:count]
 
-    def moved(
+    def within(
         self,
-        move: Callable[..., Tensor],
+        step: Callable[..., tuple[Tensor, ...]],
         rows: Sequence[Tensor],
         sigma: Tensor,
         told: Inputs,
         kT: float = 1.0,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """``y = move(*rows)`` (B, N, 3), kT e and -kT ∂e/∂y, as one function; None: it failed.
+    ) -> tuple[Tensor, ...] | None:
+        """``step(at, *rows)`` as one function, ``at(y)`` being (kT e, -kT ∂e/∂y); None: it failed.
 
         For networks without a list of neighbours. Positions may have another precision than these.
 
         Parameters
         ----------
-        move : a function of a module, which is compiled once
-        rows : the first are positions (B, N, 3); others have their axes, or fewer
+        step : a function of a module, which is compiled once; all its tensors have structures first
+        rows : the first are positions (B, N, 3); others have as many axes, or fewer and no B
         sigma, told : as above
         kT : the same in all calls
         """
@@ -108,12 +108,12 @@ class Compiled:
         told_of = (told.numbers,) if told.cell is None else (told.numbers, told.cell)
         given = [*[row.contiguous() for row in rows], sigma, *told_of]
         shapes = [(row.ndim, row.shape[-2:]) for row in rows]
-        key = move, told.pbc, *shapes, *[part.dtype for part in given]
+        key = step, told.pbc, *shapes, *[part.dtype for part in given]
         with torch.no_grad():  # another mode would be compiled anew
             if key in self._made:
                 made = self._made[key](*given)
             else:
-                function = _behind(self._network, move, kT, len(rows), told)
+                function = _around(self._network, step, kT, len(rows), told.pbc)
                 made = self._compiled(key, partial(directly, function, given))
         if made is None or (several and not alone):
             return made
@@ -176,18 +176,19 @@ def _by_both(network: nn.Module) -> Callable:
     return slopes
 
 
-def _behind(
-    network: nn.Module, move: Callable[..., Tensor], kT: float, count: int, pbc
-) -> Callable:
-    def slopes(*given):
+def _around(network: nn.Module, step: Callable, kT: float, count: int, pbc) -> Callable:
+    def whole(*given):
         sigma, numbers, *cell = given[count:]
         told = Inputs(numbers, cell[0] if cell else None, pbc)
-        y = move(*given[:count])
-        gradient = torch.func.grad(partial(_total, network), has_aux=True)
-        slope, energy = gradient(y.to(sigma.dtype), None, sigma, told, None)
-        return y, (kT * energy).to(y.dtype), (-kT * slope).to(y.dtype)
 
-    return slopes
+        def at(y):
+            gradient = torch.func.grad(partial(_total, network), has_aux=True)
+            slope, energy = gradient(y.to(sigma.dtype), None, sigma, told, None)
+            return (kT * energy).to(y.dtype), (-kT * slope).to(y.dtype)
+
+        return step(at, *given[:count])
+
+    return whole
 
 
 def _of_any_size(written: Callable, *given) -> tuple[Callable, Any]:
