@@ -354,8 +354,8 @@ def _moved_mean_free(at: Callable, x, forces, xi, drift, sigma) -> tuple[Tensor,
 def reversal(move: Tensor, sx: Tensor, sy: Tensor, h: Tensor) -> Tensor:
     """`EulerMaruyama.log_proposal_ratio` (*batch) of a ``move`` y - x in Å.
 
-    ``sx`` and ``sy`` are the scores there, of the directions that move, ``h`` in Å² is broadcastable
-    with them (*batch, N, 3).
+    ``sx`` and ``sy`` are the scores there, of the directions that move, ``h`` in Å² is
+    broadcastable with them (*batch, N, 3).
     """
     return -(0.5 * move * (sx + sy) + 0.25 * h * (sy.square() - sx.square())).sum((-2, -1))
 

@@ -201,7 +201,7 @@ def test_without_memory_for_all_some_at_a_time(case, monkeypatch, compiled):
     def by_function(x, strain, sigma, told, pairs):
         return little(potential, x, strain, sigma, pairs)
 
-    by_function.moved = lambda move, rows, *rest: little(potential, rows[0])
+    by_function.within = lambda step, rows, *rest: little(potential, rows[0])
     monkeypatch.setattr(ScorePotential, "_as_written", little)
     monkeypatch.setattr(model, "compiled_at", lambda network: by_function)
     first = pytest.warns(UserWarning, match="no memory for 6 structures of .* atoms at once: 3")
@@ -213,21 +213,21 @@ def test_without_memory_for_all_some_at_a_time(case, monkeypatch, compiled):
     sizes.clear()
     potential(x)
     assert sizes == [1] * 6  # without trying again
-    assert potential.moved(torch.add, x, x) is None
+    assert potential.within(torch.add, x, x) is None
 
 
-def test_a_move_without_memory(made, monkeypatch):
+def test_a_step_without_memory(made, monkeypatch):
     model, snapshots = made["mechanics"]
     x = torch.as_tensor(snapshots.positions[:4])
     potential = model.potential(**F64, compile=True)
 
     class Full:
-        def moved(self, *_):
+        def within(self, *_):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "compiled_at", lambda network: Full())
     with pytest.warns(UserWarning, match="no memory for 4 structures"):
-        assert potential.moved(torch.add, x, x) is None
+        assert potential.within(torch.add, x, x) is None
 
 
 def test_another_error_is_no_lack_of_memory(made, monkeypatch):
