@@ -43,6 +43,7 @@ class Potential(ABC):
     conservative : forces are minus the gradient of an energy; otherwise the energy is None
     has_memory : `update` may change it
     per_walker : row b of a batch has a function of its own, as the states of a ladder have
+    compiles : tensors in, tensors out, of any batch: a network's compiled step may hold its call
     """
 
     system: System | None = None
@@ -50,6 +51,7 @@ class Potential(ABC):
     has_memory: bool = False
     needs_base: bool = False
     per_walker: bool = False
+    compiles: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor, *, stress: bool = False) -> Evaluation:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -115,16 +115,17 @@ class EulerMaruyama(Kernel):
     def init(self, x, *, walkers=None) -> State:
         if self._fused is not None:  # the same function, standing still
             still = torch.zeros_like(x)
-            if (made := self._at_once(x, still, still, *torch.zeros(2).to(x))) is not None:
-                return State(*made, 0, walkers)
+            made = self._at_once(0, walkers, x, still, still, *torch.zeros(2).to(x))
+            if made is not None:
+                return made
         return self._state(x, 0, walkers)
 
     def step(self, state, noise) -> tuple[State, Info]:
         if self._fused is not None and self._fused.compiled:
             xi = noise.normal(state.step, state.x, walkers=state.walkers)
             given = (state.x, state.forces, xi, *self._coefficients(xi))
-            if (made := self._at_once(*given)) is not None:
-                new = State(*made, state.step + 1, state.walkers)
+            new = self._at_once(state.step + 1, state.walkers, *given)
+            if new is not None:
                 return new, self.decide_from(state, new, None)
         moved = self.propose(state.x, state.forces, state.step, state.walkers, noise)
         new = self._state(moved, state.step + 1, state.walkers)
@@ -285,18 +286,27 @@ class EulerMaruyama(Kernel):
         value = Evaluation(*self.potential(x))
         return State(x, value.energy, value.forces, step, walkers)
 
-    def _at_once(self, *rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Moved positions, energies and forces by one compiled function, where there is one."""
+    def _at_once(self, step: int, walkers: Tensor | None, *rows: Tensor) -> State | None:
+        """The state after ``step`` by one compiled function, where there is one."""
         if self._fused is None:
             return None
-        made = self._fused.within(_moved_mean_free if self.mean_free else _moved, *rows)
-        return None if made is None else (made[0], made[1], made[2])
+        biases = self.potential.terms[1:]
+        if biases:
+            made = self._fused.within(_biased(self.mean_free, biases), *rows)
+        else:
+            made = self._fused.within(_moved_mean_free if self.mean_free else _moved, *rows)
+        if made is None:
+            return None
+        x, energy, forces, *own = made
+        fixed = {0: Evaluation(own[0], own[1])} if own else {}
+        return State(x, energy, forces, step, walkers, fixed=fixed)
 
     @cached_property
     def _fused(self) -> ScorePotential | None:
-        """The potential, where it is a network and nothing else, and no direction is held."""
-        one = self.potential
-        return one if isinstance(one, ScorePotential) and self.directions is None else None
+        """The network, if the potential is it and biases that are compiled, and all may move."""
+        network, *biases = self.potential.terms
+        fits = self.directions is None and all(bias.compiles for bias in biases)
+        return network if fits and isinstance(network, ScorePotential) else None
 
     @cached_property
     def field(self) -> Field:
@@ -349,6 +359,22 @@ def _moved_mean_free(at: Callable, x, forces, xi, drift, sigma) -> tuple[Tensor,
     """The same with forces and noise projected by P, which removes the mean."""
     y = x + without_mean(drift * without_mean(forces)) + without_mean(sigma * xi)
     return y, *at(y)
+
+
+@lru_cache(maxsize=16)
+def _biased(mean_free: bool, biases: tuple[Potential, ...]) -> Callable:
+    """The same with ``biases``, and energy and forces of the network alone behind the sums."""
+    move = _moved_mean_free if mean_free else _moved
+
+    def moved(at, *rows):
+        y, energy, forces = move(at, *rows)
+        own = energy, forces
+        for bias in biases:
+            more = bias(y)
+            energy, forces = energy + more.energy, forces + more.forces
+        return y, energy, forces, *own
+
+    return moved
 
 
 def reversal(move: Tensor, sx: Tensor, sy: Tensor, h: Tensor) -> Tensor:

@@ -4,6 +4,10 @@ import pytest
 import torch
 
 from diffmd_ase.noise import Noise
+from diffmd_ase.potentials.biases.cvs import Distance, Torsion
+from diffmd_ase.potentials.biases.hills import Grid
+from diffmd_ase.potentials.biases.metadynamics import Metadynamics
+from diffmd_ase.potentials.biases.restraints import Restraint
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.sampling.run import run
@@ -110,6 +114,47 @@ def test_the_same_choices(name, model, x):
                 near = info.accepted
                 assert torch.allclose(a[near], b[near], rtol=1e-3, atol=1e-2)
             states = [got, expected]
+
+
+def hills(system, **options):
+    torsions = Torsion(system, [[4, 6, 8, 14], [6, 8, 14, 16]])
+    return Metadynamics(
+        torsions, kT=KT, sigma=0.35, height=0.05, pace=2, grid=Grid([40, 40]), **options
+    )
+
+
+@pytest.mark.slow
+def test_the_same_steps_on_a_bias_that_grows(model, x):
+    """Hills that come after the step was compiled act in it; the network's part is kept."""
+    for part in (x, x[0]):
+        last = []
+        for compiled in (True, False):
+            potential = model.potential(device="cpu", compile=compiled)
+            bias = hills(potential.system)
+            kernel = EulerMaruyama(potential + bias, kT=KT, h=H, mean_free=True)
+            assert kernel._fused is potential
+            [(state, _)] = run(kernel, part, 7, noise=Noise(3), every=7)
+            assert bias.hills[1].numel() == 3 * part[..., 0, 0].numel()
+            own = potential(state.x)
+            assert torch.allclose(state.fixed[0].forces, own.forces, rtol=0, atol=1e-3)
+            last.append((state, bias(state.x)))
+        (got, felt), (expected, other) = last
+        assert torch.allclose(got.x, expected.x, rtol=0, atol=1e-5)
+        assert felt.energy.abs().min() > 1e-2
+        assert torch.allclose(felt.energy, other.energy, rtol=0, atol=1e-5)
+        assert torch.allclose(got.energy, expected.energy, rtol=0, atol=1e-3)
+        scale = expected.forces.abs().max()
+        assert (got.forces - expected.forces).abs().max() < 1e-4 * scale
+
+
+def test_biases_that_are_no_part_of_one_function(model):
+    written = model.potential(device="cpu", compile=False)
+    system = written.system
+    assert EulerMaruyama(written + hills(system), kT=KT, h=H)._fused is written
+    d = Distance(system, (0, 4))
+    edges = Metadynamics(d, kT=KT, sigma=0.3, height=0.1, pace=2, grid=Grid([60], [0.5], [9.0]))
+    for bias in (edges, hills(system, walkers="independent"), Restraint(d, at=2.0, kappa=1.0)):
+        assert EulerMaruyama(written + bias, kT=KT, h=H)._fused is None
 
 
 def test_what_is_not_one_function(model, x):

@@ -30,6 +30,7 @@ class CV(ABC):
     names : d names, columns of files
     domains : (min, max) of each periodic variable, None for the others
     plumed_units : d factors from the units here to those of PLUMED
+    compiles : as of `Potential`
 
     Raises
     ------
@@ -40,6 +41,7 @@ class CV(ABC):
     names: tuple[str, ...]
     domains: tuple[Domain, ...]
     plumed_units: tuple[float, ...]
+    compiles: bool = False
 
     @abstractmethod
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -100,6 +102,7 @@ class _Joined(CV):
             raise ValueError(f"two variables have one name in {self.names}: give name= to each")
         self.domains = sum((p.domains for p in parts), ())
         self.plumed_units = sum((p.plumed_units for p in parts), ())
+        self.compiles = all(p.compiles for p in parts)
 
     def vjp(self, x):
         values, pulls = zip(*(part.vjp(x) for part in self.parts), strict=True)

@@ -75,6 +75,8 @@ class Distance(CV):
     for another shape or number of names, and for atoms not in the system or twice in a row.
     """
 
+    compiles = True
+
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
         self.system, self._atoms = system, rows_of(system, atoms, 2)
         self.names = names_of("d", self._atoms, name)
@@ -97,6 +99,8 @@ class Angle(CV):
 
     which is zero in a line. ``atoms`` (3,) or (n, 3), and ``name``, as of `Distance`.
     """
+
+    compiles = True
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
         self.system, self._atoms = system, rows_of(system, atoms, 3)
@@ -130,6 +134,8 @@ class Torsion(CV):
     Where F and G, or G and H, are in a line within rounding, all three are zero.
     ``atoms`` (4,) or (n, 4), and ``name``, as of `Distance`.
     """
+
+    compiles = True
 
     def __init__(self, system: System, atoms, *, name: str | Sequence[str] | None = None):
         self.system, self._atoms = system, rows_of(system, atoms, 4)

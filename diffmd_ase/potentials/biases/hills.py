@@ -209,6 +209,10 @@ class HillGrid(HillSum):
     cv, sigma, walkers : as of `HillList`
     grid : limits and bins
 
+    Attributes
+    ----------
+    bounded : some variable is not periodic, and may leave the grid
+
     Raises
     ------
     ValueError : bins or limits that do not fit the variables, a spacing too wide for σ, a
@@ -232,7 +236,7 @@ class HillGrid(HillSum):
         self._wrap = torch.where(periodic, self._points, torch.iinfo(torch.int64).max)
         self._last = torch.where(periodic, bins, bins - 1)
         self._open = ~periodic
-        self._bounded = not periodic.all()  # nothing is outside of periods
+        self.bounded = not periodic.all()  # nothing is outside of periods
         strides = [math.prod(self._points[i + 1 :].tolist()) for i in range(d)]
         self._strides = torch.tensor(strides)
         self._corners = torch.tensor(list(product((0, 1), repeat=d)))
@@ -297,7 +301,7 @@ class HillGrid(HillSum):
         y = torch.where(flat, 0.0, slopes / torch.where(flat, 1.0, g))
         sign = (1 - 2 * self._corners).to(s)
         away = (s - self._min) / self._dx - self._cells(s)[0]
-        if self._bounded:
+        if self.bounded:
             away = torch.where(self._outside(s), torch.nan, away)
         X = (away[..., None, :] - self._corners).abs()
         X2 = X * X

@@ -108,6 +108,9 @@ class Metadynamics(DepositedBias):
         self._files: dict[int, PlumedFile] = {}
         self._path = None if file is None else Path(file).absolute()
         self._unread: str | None = None
+        # on a grid that all walkers share and none can leave
+        on_grid = isinstance(self._hills, HillGrid) and not self._hills.bounded
+        self.compiles = on_grid and walkers == "shared" and self.cv.compiles
         self._start_files(restart)
 
     def bias(self, s):
