@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..score.extrapolation import coordinates_outside, extrapolation
 from ..score.length_units import cell_doubt
 from ..score.model import ScoreModel, resolve_device
 from ..score.neighbours import Pairs, VerletList
+from ..score.networks.embedded import EmbeddedNetwork
 from ..score.networks.gradients import Compile, deformed
 from ..score.networks.inputs import Inputs
 from ..score.structure import Structure
@@ -261,7 +263,12 @@ class ScorePotential(Potential):
         if chunk == len(self._lists):
             self._lists.append(VerletList(self._cutoff))
         cell, pbc = self._inputs.cell, self._inputs.pbc
-        return self._lists[chunk](x, cell, pbc).closer(self._cutoff, x, cell)
+        pairs = self._lists[chunk](x, cell, pbc)
+        if self.compiled and isinstance(self._network, EmbeddedNetwork):
+            return replace(
+                pairs, chosen=True
+            )  # those beyond count nothing, and choosing costs more
+        return pairs.closer(self._cutoff, x, cell)
 
     def _evaluate(self, x: Tensor, stress: bool, chunk: int):
         pairs = self._pairs(x, chunk)

@@ -294,5 +294,6 @@ def _empty(sets: Sets, cutoff: float, functions: int, angular: float) -> dict[st
         0, kind, r, "amin", include_self=False
     )
     tables["inner"] = _INSIDE * (closest if kinds > 1 else closest[0])
-    falls = EmbeddedEnergy(cutoff, tables).radial(r, kind).sum(0) / atoms
+    radial = EmbeddedEnergy(cutoff, tables).radial(r, kind)
+    falls = torch.stack([fall.sum() for fall in radial]) / atoms
     return {**tables, "density": falls.repeat(a // len(DECAYS))}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,3 +160,18 @@ def test_where_it_cannot_be_compiled(tmp_path, lacks):
     assert done.returncode == 0, done.stderr
     for word in ("compiler", "TORCHINDUCTOR_CACHE_DIR"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize("angular", [0.0, 3.0])
+def test_candidates_beyond_the_cutoff_count_nothing(angular):
+    """Of embedded atoms all pairs of a list may be looked at, as compiled potentials do."""
+    snapshots = rattled(bulk("NaCl", "rocksalt", a=4.2, cubic=True))
+    config = EmbeddedConfig(cutoff=4.0, functions=8, angular=angular)
+    network = network_of(config, snapshots, torch.float64)
+    x, _, sigma, told, pairs = arguments(network, snapshots, 2, torch.float64, strained=False)
+    wide = replace(find_pairs(x, 6.0, told.cell, told.pbc), chosen=True)
+    assert len(wide.source) > 2 * len(pairs.source)
+    (slope,), energy = as_written(network, x, None, sigma, told, wide)
+    (expected,), e = as_written(network, x, None, sigma, told, pairs)
+    assert torch.allclose(energy, e, rtol=1e-12)
+    assert (slope - expected).abs().max() < 1e-11 * expected.abs().max()

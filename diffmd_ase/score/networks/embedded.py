@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..neighbours import Pairs, edges, envelope, find_pairs
 from .angular import Around, angular_energy, angular_slopes
-from .splines import END, splines, wall
+from .splines import END, splines, splines_apart, wall
 
 __all__ = [
     "DECAYS",
@@ -91,8 +91,6 @@ class EmbeddedEnergy(nn.Module):
     embedding: Tensor
     angular: Tensor
     spread: Tensor  # of `uncertainty`
-    decays: Tensor
-    powers: Tensor
     kinds: Tensor
 
     def __init__(self, cutoff: float, tables: dict[str, Tensor], *, angular: float = 0.0):
@@ -101,8 +99,6 @@ class EmbeddedEnergy(nn.Module):
         self.known = "spread" in tables
         for name, value in tables.items():
             self.register_buffer(name, value)
-        self.register_buffer("decays", torch.tensor(DECAYS), persistent=False)
-        self.register_buffer("powers", torch.tensor(POWERS), persistent=False)
         kinds = torch.zeros(len(self.elements), len(self.elements), dtype=torch.long)
         for n, (a, b) in enumerate(combinations_with_replacement(range(len(self.elements)), 2)):
             kinds[a, b] = kinds[b, a] = n
@@ -117,9 +113,10 @@ class EmbeddedEnergy(nn.Module):
         # the two directions of a pair carry half of it each
         energy = x.new_zeros(n_batch * n_atoms)
         energy = energy.index_add(0, target, 0.5 * self.pair_energy(r, element, source, target))
-        rho = self.densities(r, element, source, target)[:, :, None] + _DELTA
-        embedded = (rho**self.powers - _DELTA**self.powers) * self.embedding[element]
-        energy = energy + embedded.sum((1, 2))
+        rho = self.densities(r, element, source, target) + _DELTA
+        # sqrt and square: a power of any exponent takes longer than all else of an atom
+        powers = torch.stack((rho.sqrt() - _DELTA**0.5, rho.square() - _DELTA**2), dim=-1)
+        energy = energy + (powers * self.embedding[element]).sum((1, 2))
         if self.radius:
             around = self.around(vectors, element, source, target)
             energy = energy + angular_energy(around, self.angular)
@@ -141,13 +138,25 @@ class EmbeddedEnergy(nn.Module):
 
     def pair_energy(self, r: Tensor, element, source, target) -> Tensor:
         """V (E,) at distances r (E,), the line and the wall inside of the data included."""
-        kind = self.kinds[element[target], element[source]]
-        first, weights = self.spline(r, kind)
-        index = first[:, None] + torch.arange(4, device=r.device)
-        return (self.pair[kind].gather(1, index) * weights).sum(-1) + wall(r, self.begin(kind))
+        kind = self.kind(element, source, target)
+        begin, width = self.begin(kind), self.pair.shape[1]
+        near = r.clamp(max=self.cutoff)
+        first, values = splines_apart(near, begin, self.cutoff, width - END)
+        first, table, energy = first + kind * width, self.pair.flatten(), wall(r, begin)
+        for n, value in enumerate(values):  # apart: what is side by side is not vectorised
+            energy = energy + table[first + n] * value
+        return energy
+
+    def kind(self, element: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Which pair of elements the atoms of each edge are (E,)."""
+        if len(self.elements) == 1:
+            return torch.zeros_like(target)
+        return self.kinds[element[target], element[source]]
 
     def begin(self, kind: Tensor) -> Tensor:
         """Where the data of these kinds of pairs (E,) begin, Å."""
+        if len(self.pair) == 1:
+            return self.inner.expand(len(kind))
         return self.inner.expand(len(self.pair))[kind]
 
     def spline(self, r: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,12 +164,11 @@ class EmbeddedEnergy(nn.Module):
         their values (E, 4)."""
         return splines(r, self.begin(kind), self.cutoff, self.pair.shape[1] - END)
 
-    def radial(self, r: Tensor, kind: Tensor) -> Tensor:
-        """What a neighbour at r (E,) adds to the densities of each decay (E, 3)."""
-        inside = torch.maximum(r, self.begin(kind))[:, None]
-        scale = self.density[: len(DECAYS)]
-        fall = torch.exp(-self.decays * (inside / self.nearest - 1)) / scale
-        return fall * envelope(r / self.cutoff)[:, None]
+    def radial(self, r: Tensor, kind: Tensor) -> list[Tensor]:
+        """What a neighbour at r (E,) adds to the densities of each decay, each (E,)."""
+        inside = torch.maximum(r, self.begin(kind))
+        once, ends = torch.exp(1 - inside / self.nearest), envelope(r / self.cutoff)
+        return [once**decay * ends / self.density[n] for n, decay in enumerate(DECAYS)]
 
     def channels(self, element: Tensor) -> Tensor:
         """Which densities neighbours of these elements (E,) belong to (E, A/3): 1 or 0."""
@@ -171,10 +179,12 @@ class EmbeddedEnergy(nn.Module):
 
     def densities(self, r: Tensor, element, source, target) -> Tensor:
         """ρ (B·N, A) from edges."""
-        falls = self.radial(r, self.kinds[element[target], element[source]])
-        parts = self.channels(element[source])[:, :, None] * falls[:, None, :]
-        rho = r.new_zeros(len(element), len(self.density))
-        return rho.index_add(0, target, parts.flatten(1))
+        falls = self.radial(r, self.kind(element, source, target))
+        if len(self.density) > len(DECAYS):
+            channels = self.channels(element[source]).to(r).unbind(1)
+            falls = [channel * fall for channel in channels for fall in falls]
+        zero = r.new_zeros(len(element))
+        return torch.stack([zero.index_add(0, target, fall) for fall in falls], dim=-1)
 
     def jacobian(self, x: Tensor, numbers: Tensor, cell, pbc) -> Tensor:
         """∂f/∂x (F, B, 3N) of the features: splines of each pair of elements, powers of each
@@ -197,7 +207,7 @@ class EmbeddedEnergy(nn.Module):
                 torch.autograd.grad(values[:, k].sum(), r, retain_graph=True)[0] for k in range(4)
             ]
             falling = [
-                torch.autograd.grad(falls[:, a].sum(), r, retain_graph=True)[0]
+                torch.autograd.grad(falls[a].sum(), r, retain_graph=True)[0]
                 for a in range(len(DECAYS))
             ]
         # moving the target by d changes r by -d·u
