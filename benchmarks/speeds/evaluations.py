@@ -3,8 +3,8 @@
     python benchmarks/speeds/evaluations.py [--pairs 7] [--before FOLDER] [--json]
 
 Each side calls its potential with the same positions. ``--before`` is the folder of a checkout of
-this repository at an older commit, whose potential of the shipped molecule takes part, in this
-process: that of commit 031cfff is what the goals for the molecule are about.
+this repository at an older commit, whose potentials of the shipped molecule and of copper take
+part, in this process: those of commit 031cfff are what the goals are about.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ CALLS = {1: 40, 64: 12, 256: 4}
 GOALS = {1: 10.0, 64: 4.5, 256: 4.0}
 
 
-def older(folder: str, x: torch.Tensor):
-    """The potential of the shipped molecule as a checkout in ``folder`` has it."""
+def older(folder: str, name: str, x: torch.Tensor, atoms=None):
+    """The potential of a shipped model, of ``atoms``, as a checkout in ``folder`` has it."""
     own = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] == "diffmd_ase"}
     sys.path.insert(0, folder)
     try:
         from diffmd_ase.score.model import ScoreModel as Before
+        from diffmd_ase.system import System as Then
 
-        potential = Before.load(NAME).potential(device="cpu")
+        system = None if atoms is None else Then.from_atoms(atoms)
+        potential = Before.load(name).potential(system, device="cpu")
         potential(x)  # what it imports late
     finally:
         sys.path.remove(folder)
-        for name in [n for n in sys.modules if n.split(".")[0] == "diffmd_ase"]:
-            del sys.modules[name]
+        for module in [n for n in sys.modules if n.split(".")[0] == "diffmd_ase"]:
+            del sys.modules[module]
         sys.modules.update(own)
     return potential
 
@@ -48,7 +50,7 @@ def times(potential, x: torch.Tensor, count: int):
 def molecules(options) -> list[Row]:
     model, rows = ScoreModel.load(NAME), []
     written, compiled = (model.potential(device="cpu", compile=c) for c in (False, True))
-    before = older(options.before, frames(2)) if options.before else None
+    before = older(options.before, NAME, frames(2)) if options.before else None
     for count, calls in CALLS.items():
         x = frames(count)
         if count == 1:
@@ -85,8 +87,13 @@ def copper(options) -> list[Row]:
             partial(times, model.potential(system, device="cpu", compile=c), x, calls)
             for c in (False, True)
         )
+        both = {"fast": fast, "each": calls, "rounds": options.pairs}
         what = f"copper, {len(atoms)} atoms: as written over compiled"
-        rows.append(in_turn(what, slow, fast, goal=3.0, rounds=options.pairs, each=calls))
+        rows.append(in_turn(what, slow, goal=None if options.before else 3.0, **both))
+        if options.before:
+            what = f"copper, {len(atoms)} atoms: as written at 031cfff over compiled"
+            slow = partial(times, older(options.before, "copper-vacancy", x, atoms), x, calls)
+            rows.append(in_turn(what, slow, goal=3.0, **both))
     return rows
 
 

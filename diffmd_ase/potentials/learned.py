@@ -23,6 +23,7 @@ from ..score.neighbours import Pairs, VerletList
 from ..score.networks.embedded import EmbeddedNetwork
 from ..score.networks.gradients import Compile, deformed
 from ..score.networks.inputs import Inputs
+from ..score.networks.liquid import LiquidNetwork
 from ..score.structure import Structure
 from ..score.uncertainty import force_errors
 from ..state import Evaluation
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 _COMPILER = 45.0  # s that compiling takes, at most
 _SAVED = 0.7  # of an evaluation, at least
-_CHUNK = 1 << 15  # atoms in one call of a message-passing network, at most
+_CHUNK = 1 << 15  # atoms in one call of a network of neighbours, at most
+_CACHED = 1 << 8  # of one that passes messages, where what they take is to stay near a CPU
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
@@ -176,7 +178,11 @@ class ScorePotential(Potential):
                 self._halve(len(parts[0]), error)
 
     def _at_once(self, count: int) -> int:
-        size = count if self._cutoff is None else max(1, _CHUNK // self._count)
+        far = self.device.type != "cpu" or isinstance(
+            self._network, EmbeddedNetwork | LiquidNetwork
+        )
+        most = (_CHUNK if far else _CACHED) // self._count
+        size = count if self._cutoff is None else max(1, most)
         return size if self._most is None else min(size, self._most)
 
     def _halve(self, count: int, error: RuntimeError) -> None:

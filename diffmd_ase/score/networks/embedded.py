@@ -148,7 +148,7 @@ class EmbeddedEnergy(nn.Module):
         return energy
 
     def kind(self, element: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Which pair of elements the atoms of each edge are (E,)."""
+        """Which pair of elements the edges from ``source`` to ``target`` are (E,)."""
         if len(self.elements) == 1:
             return torch.zeros_like(target)
         return self.kinds[element[target], element[source]]

@@ -24,7 +24,7 @@ def splines(r: Tensor, begin: Tensor, cutoff: float, size: int) -> tuple[Tensor,
 def splines_apart(
     r: Tensor, begin: Tensor, cutoff: float, size: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """`splines` of the same arguments, their values as four tensors (E,)."""
+    """`splines` at ``r``, of ``begin``, ``cutoff`` and ``size``, their values as four tensors."""
     t = (r - begin) * (size / (cutoff - begin))
     first = t.detach().floor().clamp(0, size - 1).long()
     u = t - first
