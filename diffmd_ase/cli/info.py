@@ -72,6 +72,7 @@ def model_facts(model) -> dict[str, Any]:
         # fitted in closed form or by gradients
         "parameters": sum(map(parameter_count, model.networks)),
         **corrections,
+        "force_error": _force_error(card),
         "lambda_max_1/A2": None if card.lambda_max is None else round(card.lambda_max, 1),
         "default_step_A2": step,
         "snapshots": card.data["snapshots"],
@@ -80,6 +81,13 @@ def model_facts(model) -> dict[str, Any]:
         "training_memory_MB": card.training.get("peak_memory_MB"),
         "schema_version": card.schema_version,
     }
+
+
+def _force_error(card) -> str | None:
+    known = card.training.get("force_error")
+    if not isinstance(known, float):
+        return None
+    return f"{known:.1%}, by the number of snapshots; that of the form comes on top"
 
 
 def _of_set(system) -> str:

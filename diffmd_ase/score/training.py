@@ -25,6 +25,7 @@ from .plan import Expert, TrainConfig, plan
 from .sets import Sets, as_sets, joined
 from .snapshots import Snapshots
 from .training_state import load_best
+from .uncertainty import relative_force_error
 
 __all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
 
@@ -96,6 +97,9 @@ def train(
         card.baseline = BaselineCard.of(baseline, sets[0])
         model.baseline = baseline.bind
     model.card.lambda_max = max(largest_curvature(model, part, seed=seed) for part in sets)
+    known = relative_force_error(model.expert(card.sigma_min), sets[0])
+    if known is not None:
+        card.training["force_error"] = known
     if baseline is None:
         kelvins = configurational_temperatures(model.expert(card.sigma_min), card.sigma_min, sets)
         for described, kelvin in zip(card.systems, kelvins, strict=True):

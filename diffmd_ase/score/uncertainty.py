@@ -17,16 +17,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .losses import score
 from .networks.embedded import EmbeddedNetwork
 from .networks.inputs import Inputs
 from .networks.liquid import LiquidNetwork
 from .networks.molecule import MechanicsNetwork
+from .snapshots import Snapshots
 
-__all__ = ["MOST_PARAMETERS", "covariance", "force_errors", "root"]
+__all__ = ["MOST_PARAMETERS", "covariance", "force_errors", "relative_force_error", "root"]
 
 MOST_PARAMETERS = 1500
 """Of a form whose covariance is kept: it is the square of that in a file."""
 _NUMBERS = 2e7  # of slopes, at a time
+_SOME, _AT_ONCE = 100, 20  # snapshots
 
 
 def covariance(gram: Tensor, penalty: Tensor, noise: Tensor) -> Tensor:
@@ -72,6 +75,25 @@ def force_errors(network: nn.Module, x: Tensor, told: Inputs) -> Tensor | None:
             for part in x.split(most)
         ]
         return torch.cat(parts).unflatten(-1, (3, -1)).transpose(-1, -2)
+
+
+def relative_force_error(network: nn.Module, snapshots: Snapshots) -> float | None:
+    """``sqrt(⟨δF²⟩ / ⟨F²⟩)`` over some ``snapshots``, of all atoms that move.
+
+    What many further snapshots would be off by, where the true energy lies in the form; None of a
+    ``network`` that does not know. A baseline is part of F.
+    """
+    some = snapshots.take(slice(None, None, max(1, len(snapshots) // _SOME)))
+    told, x = Inputs.of(snapshots.system), torch.as_tensor(some.positions, dtype=torch.float32)
+    errors = force_errors(network, x, told)
+    if errors is None:
+        return None
+    energy = told.energy(network)
+    forces = torch.cat([score(energy, y, y.new_zeros(len(y)))[1] for y in x.split(_AT_ONCE)])
+    if some.baseline is not None:
+        forces = forces + torch.as_tensor(some.baseline.forces / some.kT).to(forces)
+    moving = torch.as_tensor(snapshots.moving)
+    return float(errors[:, moving].norm() / forces[:, moving].norm())
 
 
 def _known(network: nn.Module, told: Inputs) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:

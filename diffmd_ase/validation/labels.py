@@ -11,7 +11,13 @@ from ..score.curvature import temperature_ratio
 from .comparisons import Torsions
 from .scorecard import Goals, Line, line
 
-__all__ = ["calibration_line", "energy_label_lines", "force_lines", "temperature_line"]
+__all__ = [
+    "calibration_line",
+    "energy_label_lines",
+    "error_bar_line",
+    "force_lines",
+    "temperature_line",
+]
 
 _GROUPS = 20  # of frames, for the jackknife
 
@@ -130,6 +136,26 @@ def calibration_line(members: np.ndarray, true: np.ndarray, goals: Goals) -> Lin
         goal=goals.calibration,
         words=f"rank correlation of error and spread over frames {rank:.2f}",
     )
+
+
+def error_bar_line(said: np.ndarray, error: np.ndarray) -> Line:
+    """Error bars of forces: how large are errors in units of them?
+
+    ``sqrt(⟨error²⟩ / ⟨said²⟩)`` is one where the true energy lies in the form; more is its misfit,
+    or that snapshots are fewer than they look.
+
+    Parameters
+    ----------
+    said : (M, N, 3) standard errors by the covariance of the parameters, in eV/Å
+    error : (M, N, 3) in eV/Å, as found
+    """
+    ratio = np.sqrt(np.mean(error**2) / np.mean(said**2))
+    of_frames = [np.sqrt(np.mean(v**2, axis=(1, 2))) for v in (error, said)]
+    uncertain = ratio * _standard(np.log(of_frames[0] / of_frames[1]))
+    inside = np.mean(np.abs(error) < said)
+    words = f"{inside:.0%} of the components are within one; beyond one it is the form's"
+    name = "force error over its error bar"
+    return line("uncertainty", name, ratio, uncertain, expected=1.0, goal=None, words=words)
 
 
 def _standard(values: np.ndarray) -> float:

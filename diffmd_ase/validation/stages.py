@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-_AT_ONCE = 1000  # frames
+_AT_ONCE, _WITH_BARS = 1000, 200  # frames
 
 
 def independent_samples(bench: Bench, progress) -> tuple[np.ndarray, Line]:
@@ -266,6 +266,11 @@ def label_lines(
         spread = (energies_and_forces(p, x[chosen])[1][:, moving] for p in others)
         members = np.stack([mine, *spread])
         lines.append(labels.calibration_line(members, forces, goals))
-    else:
-        notes.append((None, "no calibration of an uncertainty: one model, no committee"))
+    some = chosen[:_WITH_BARS]
+    bars = bench.potential.force_errors(torch.as_tensor(x[some]))
+    if bars is not None:
+        said = bars.double().cpu().numpy()[:, moving]
+        lines.append(labels.error_bar_line(said, (mine - forces)[: len(some)]))
+    elif not committee:
+        notes.append((None, "no calibration of an uncertainty: one model, without error bars"))
     return log_weights, own, lines, notes

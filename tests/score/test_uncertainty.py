@@ -1,6 +1,7 @@
 """Errors of forces are those that they have: of molecules, metals and liquids."""
 
 import numpy as np
+import pytest
 import torch
 from chains import chain_energy, chains, minus_gradient
 from dimers import SIGMA, dimers, pull
@@ -13,7 +14,7 @@ from diffmd_ase.score.networks.embedded import EmbeddedConfig, EmbeddedNetwork
 from diffmd_ase.score.networks.inputs import Inputs
 from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.uncertainty import force_errors
+from diffmd_ase.score.uncertainty import force_errors, relative_force_error
 from diffmd_ase.system import System
 
 NUMBERS = np.full(4, 6)
@@ -38,6 +39,8 @@ def test_a_molecule():
     assert 0.6 < np.mean(inside) < 0.75
     # errors of half the size would not do
     assert 0.8 < np.mean(ratio) < 1.25
+    said = relative_force_error(network.float(), data)
+    assert said == pytest.approx(float(error.norm() / exact.norm()), rel=0.2)
 
 
 def test_a_metal():

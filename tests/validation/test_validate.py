@@ -24,7 +24,7 @@ from diffmd_ase.score.topology import Topology
 from diffmd_ase.simulation.prepare import prepare
 from diffmd_ase.validation.bench import Effort
 from diffmd_ase.validation.comparisons import width_lines
-from diffmd_ase.validation.labels import calibration_line
+from diffmd_ase.validation.labels import calibration_line, error_bar_line
 from diffmd_ase.validation.scorecard import Goals, judged
 from diffmd_ase.validation.validate import validate
 from diffmd_ase.validation.walkers import plain_walkers
@@ -309,6 +309,14 @@ def test_lost_walkers_are_counted(rng):
         prepared = prepare(potential, temperature_K=KELVIN, stiffness=stiffness, mean_free=True)
         found = plain_walkers(prepared, x, **options)
         assert found.lost == lost and len(found.positions) == 32 - lost
+
+
+def test_error_bars_of_forces(rng):
+    error = rng.normal(size=(200, 10, 3))
+    right = error_bar_line(np.ones_like(error), error)
+    assert abs(right.deviation) < 4 * right.error
+    assert 66 <= float(right.words.split("%")[0]) <= 70
+    assert error_bar_line(0.5 * np.ones_like(error), error).value == pytest.approx(2.0, rel=0.05)
 
 
 def test_calibration_of_a_committee(rng):
