@@ -25,6 +25,7 @@ __all__ = ["Pairs", "weigh_modes"]
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 4096  # frames
+_BEYOND = 50.0  # kT of walls: there snapshots say nothing, and features may be of any size
 
 
 class Pairs(NamedTuple):
@@ -75,8 +76,10 @@ class Pairs(NamedTuple):
 
 
 def _logits(form: Form, unit, x: Tensor, y: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """``change`` and ``offset`` of moves that do not end far beyond all snapshots."""
     (fx, wall_x), (fy, wall_y) = (form.features(p.transpose(-1, -2)) for p in (x, y))
-    return (fx - fy) * unit.float(), wall_x - wall_y - log_ratio.float()
+    near = wall_y < _BEYOND
+    return ((fx - fy) * unit.float())[near], (wall_x - wall_y - log_ratio.float())[near]
 
 
 def weigh_modes(pairs: Pairs, start: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,12 +106,13 @@ def weigh_modes(pairs: Pairs, start: Tensor, precision: Tensor) -> tuple[Tensor,
         gradient = precision @ (theta - start) + share * (change.T @ p).double()
         curvature = square(change.T * (share * p * (1 - p)).sqrt()).double()
         step = torch.linalg.solve(precision + curvature, gradient)
-        size = 1.0
-        while size > 1e-6:
+        for halvings in range(20):
+            size = 0.5**halvings
             trial, trial_logit = objective(theta - size * step)
             if trial <= value:
                 break
-            size /= 2
+        else:  # rounding: it gets no better
+            break
         decrease = value - trial
         theta, value, logit = theta - size * step, trial, trial_logit
         log.info("mode weights: objective %.6g, step %.3g", float(value), size)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import combinations
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from ..geometry import Lattice, distances, minimum_image
 from ..libraries import quiet_pymbar
@@ -140,25 +143,28 @@ def duplicates(positions: np.ndarray) -> int:
     return len(positions) - len(seen)
 
 
-def correlation(system: System, positions: np.ndarray) -> float:
-    """Statistical inefficiency of the slowest of a few collective distances.
+def correlation(system: System, positions: np.ndarray) -> tuple[float, str]:
+    """Statistical inefficiency of the slowest of a few collective distances, and its name.
 
     ``positions`` (M, N, 3) in Å; 1 for fewer than 50 frames. The estimator is that of pymbar
-    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system` and three distances,
-    of nearest images where it is periodic.
+    (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system`, three distances
+    between heavy atoms, of nearest images where it is periodic, and of a molecule the mean ⟨1/r⟩
+    of each two elements. Like atoms that change places, as those of a methyl group, are no motion.
     """
+    worst, name = 1.0, ""
     if len(positions) < 50:
-        return 1.0
+        return worst, name
     statistical_inefficiency = quiet_pymbar().timeseries.statistical_inefficiency
+    collective = _collective(system)
+    pairs = len(system) * (2 if system.periodic else len(system))
     parts = [
-        _collective(system, positions[part])
-        for part in blocks(len(positions), IMAGES * positions[0].size)
+        [series(positions[part]) for series in collective.values()]
+        for part in blocks(len(positions), IMAGES * pairs)
     ]
-    worst = 1.0
-    for series in np.concatenate(parts, axis=1):
-        if series.std() > 1e-9:
-            worst = max(worst, statistical_inefficiency(series))
-    return float(worst)
+    for key, series in zip(collective, np.concatenate(parts, axis=1), strict=True):
+        if series.std() > 1e-9 and (found := statistical_inefficiency(series)) > worst:
+            worst, name = float(found), key
+    return worst, name
 
 
 def held_in_place(system: System, positions: np.ndarray) -> np.ndarray:
@@ -182,17 +188,34 @@ def unwrapped(system: System, x: np.ndarray, first: np.ndarray, *, drift: bool =
     return first + (minimum_image(away - away[:, :1], system) if drift else away)
 
 
-def _collective(system: System, x: np.ndarray) -> np.ndarray:
-    """(S, M): size, and distances between the first, the middle and the last atom."""
-    count = len(system)
+def _collective(system: System) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Functions (M, N, 3) → (M,) of frames, by name."""
+    count, numbers = len(system), system.numbers
+    found = {"size": partial(_size, system)}
+    heavy = np.flatnonzero(numbers > 1)
+    some = [heavy[0], heavy[len(heavy) // 2], heavy[-1]] if len(heavy) > 2 else []
+    for pair in combinations(some, 2):
+        found[f"distance of atoms {pair[0]} and {pair[1]}"] = partial(_mean_of, system, [pair], 1)
+    if system.periodic or count > _FEW:
+        return found
+    i, j = np.triu_indices(count, 1)
+    kinds = np.sort(numbers[np.stack([i, j], axis=1)], axis=1)
+    for a, b in np.unique(kinds, axis=0):
+        chosen = np.flatnonzero((kinds == [a, b]).all(1))
+        name = f"mean 1/r of {chemical_symbols[a]} and {chemical_symbols[b]}"
+        found[name] = partial(_mean_of, system, np.stack([i, j], axis=1)[chosen], -1)
+    return found
+
+
+def _size(system: System, x: np.ndarray) -> np.ndarray:
     if system.periodic:  # there is no centre; the nearest images of the others around one atom
-        around = distances(x, [(0, n) for n in range(1, count)], system=system)
-        size = np.sqrt((around**2).sum(-1))
-    else:
-        size = np.sqrt(((x - x.mean(axis=1, keepdims=True)) ** 2).sum((1, 2)))
-    middle = count // 2
-    pairs = [(0, count - 1), (0, middle), (middle, count - 1)] if count > 2 else []
-    return np.array([size, *distances(x, pairs, system=system).T])
+        around = distances(x, [(0, n) for n in range(1, len(system))], system=system)
+        return np.sqrt((around**2).sum(-1))
+    return np.sqrt(((x - x.mean(axis=1, keepdims=True)) ** 2).sum((1, 2)))
+
+
+def _mean_of(system: System, pairs, power: int, x: np.ndarray) -> np.ndarray:
+    return (distances(x, pairs, system=system) ** float(power)).mean(-1)
 
 
 def _overlaps(system: System, positions: np.ndarray) -> dict[int, float]:

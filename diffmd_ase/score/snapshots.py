@@ -234,12 +234,12 @@ class Snapshots:
                 "remove them, they weigh some regions twice",
                 stacklevel=3,
             )
-        correlation = checks.correlation(self.system, self.positions)
+        correlation, slowest = checks.correlation(self.system, self.positions)
         if correlation > 2:
             warnings.warn(
                 f"{self.source}: the snapshots look time-ordered, statistical inefficiency "
                 f"{correlation:.0f} frames: about {len(self) / correlation:.0f} independent "
-                "ones; the last block will be held out for validation",
+                f"ones ({slowest}); the last block will be held out for validation",
                 stacklevel=3,
             )
         for words in doubts(self, correlation):

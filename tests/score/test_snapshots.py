@@ -329,6 +329,26 @@ def test_time_ordered_frames_warn_and_hold_out_the_last_block(tmp_path, rng):
         assert Snapshots.read(path, temperature_K=300).correlation < 2
 
 
+def test_like_atoms_that_change_places_are_no_motion(tmp_path, rng):
+    """A methyl group turns by a third now and then: labels of its hydrogens, no other structure."""
+    methanol = molecule("CH3OH")
+    like = [n for n in np.flatnonzero(methanol.numbers == 1) if methanol.get_distance(0, n) < 1.2]
+    x = methanol.positions + 0.01 * rng.normal(size=(2000, 6, 3))
+    turned = np.arange(6)
+    turned[like] = np.roll(like, 1)
+    slow = np.repeat(rng.integers(2, size=20), 100).astype(bool)
+    x[slow] = x[slow][:, turned]
+    path = saved(tmp_path, positions=x, numbers=methanol.numbers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Snapshots.read(path, temperature_K=300).correlation < 2
+    # the hydroxyl group does not: what it does is a motion, and named
+    x[slow, np.setdiff1d(np.flatnonzero(methanol.numbers == 1), like)] += [0.0, 0.3, 0.0]
+    path = saved(tmp_path, positions=x, numbers=methanol.numbers)
+    with pytest.warns(UserWarning, match=r"independent ones \((size|mean 1/r of H and \w)\)"):
+        assert Snapshots.read(path, temperature_K=300).correlation > 20
+
+
 def test_random_split(rng):
     some = positions(frames(rng, 100))
     whole = Snapshots(System.from_atoms(WATER), some, 300, energies=np.arange(100.0))
