@@ -47,15 +47,18 @@ from shared import (
 
 from diffmd_ase import Noise, ScoreModel, Snapshots
 from diffmd_ase.potentials.ase_calculator import AsePotential
+from diffmd_ase.sampling.combine import Mixture
 from diffmd_ase.sampling.delayed import DelayedAcceptance
 from diffmd_ase.sampling.hamiltonian import MALT
+from diffmd_ase.sampling.moves import TorsionRotation
+from diffmd_ase.score.topology import Topology
 
 BURN_IN = 20  # frames
 HOT = 2.0  # times the temperature, in the first half of them
 BLOCK = 50  # frames between two files
 # of the draft; masses are free where only configurations count: equal ones let the step grow
 TRAJECTORY = {"timestep": 2.5 * units.fs, "n_leapfrog": 20, "friction": 0.002 / units.fs}
-TRAJECTORIES, MASS = 6, 12.0  # before a call of the calculator; u
+TRAJECTORIES, MASS = 6, 12.0  # before a call of the calculator, on average; u
 
 
 class Made(NamedTuple):
@@ -202,6 +205,25 @@ def walk(number: int, options, count: int) -> int:
     return number
 
 
+def proposals(model: ScoreModel, frames: np.ndarray):
+    """Trajectories of the draft, and in turn with them rotations about one bond, where any turns.
+
+    Parameters
+    ----------
+    model : the draft
+    frames : (M, N, 3) in Å, which say what is bound
+    """
+    potential, kT = model.potential(compile=True), model.card.kT
+    trajectories = MALT(potential, kT=kT, masses=MASS, mean_free=True, **TRAJECTORY)
+    topology = Topology.from_positions(model.system.numbers, frames)
+    kernels = [
+        TorsionRotation(potential, kT, rotor[None], moved[None], mean_free=True)
+        for rotor, moved in zip(topology.rotors, topology.moved, strict=True)
+    ]
+    weights = [1.0, *[1 / len(kernels) for _ in kernels]]
+    return Mixture([trajectories, *kernels], weights) if kernels else trajectories
+
+
 def drafted(options) -> None:
     """`walk` of all walkers together, from their last frames on: the draft's trajectories."""
     _, walkers, count = counts_of(options)
@@ -209,10 +231,10 @@ def drafted(options) -> None:
     if not all(x for x, _, _ in parts):
         raise SystemExit(f"{options.output}.parts: each of {walkers} walkers needs a first frame")
     model, how = ScoreModel.load(options.draft), made(options.name)
-    kT = how.temperature_K * units.kB
     target = AsePotential(how.calculator(), model.system, processes=options.processes)
-    inner = MALT(model.potential(compile=True), kT=kT, masses=MASS, mean_free=True, **TRAJECTORY)
-    kernel = DelayedAcceptance(inner, target, TRAJECTORIES)
+    kernel = DelayedAcceptance(
+        proposals(model, np.concatenate([x for x, _, _ in parts])), target, 2 * TRAJECTORIES
+    )
     noise = Noise(options.seed)
     begun = min(len(x) for x, _, _ in parts)
     state = kernel.init(torch.as_tensor(np.array([x[-1] for x, _, _ in parts])))
