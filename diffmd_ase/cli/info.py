@@ -84,10 +84,14 @@ def model_facts(model) -> dict[str, Any]:
 
 
 def _force_error(card) -> str | None:
-    known = card.training.get("force_error")
-    if not isinstance(known, float):
+    """Relative, as far as it is known."""
+    known = card.force_error
+    if known is None:
         return None
-    return f"{known:.1%}, by the number of snapshots; that of the form comes on top"
+    told = f"{known.statistical:.1%} by the number of snapshots"
+    if known.found is None:
+        return f"{told}; that of the form comes on top"
+    return f"{told}; {known.found:.1%} found, where these have forces"
 
 
 def _of_set(system) -> str:

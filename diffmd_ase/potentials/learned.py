@@ -210,12 +210,19 @@ class ScorePotential(Potential):
         return None if value is None else value.to(x).reshape(x.shape[:-2])
 
     def force_errors(self, x: Tensor) -> Tensor | None:
-        """Standard errors (*batch, N, 3) in eV/Å of the forces at x: their statistical part.
+        """Standard errors (*batch, N, 3) in eV/Å of the forces at x.
 
-        By the covariance of the fitted parameters; None of a model that does not know it.
+        By the covariance of the fitted parameters, and the misfit of the form where snapshots
+        carried forces; the statistical part alone without. None of a model that does not know it.
         """
         value = force_errors(self._network, self._flat(x), self._inputs)
-        return None if value is None else self.kT_train * value.to(x).reshape(x.shape)
+        if value is None:
+            return None
+        known = self.model.card.force_error
+        misfit = {} if known is None else known.misfit
+        beyond = [misfit.get(symbol, 0.0) for symbol in Symbols(self.system.numbers)]
+        value = self.kT_train * value.to(x).reshape(x.shape)
+        return torch.hypot(value, value.new_tensor(beyond)[:, None])
 
     def outside(self, x: Tensor) -> str | None:
         """What one structure x (N, 3) has that no snapshot had, in words; None if nothing."""

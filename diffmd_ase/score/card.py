@@ -14,12 +14,13 @@ from .networks.build import NetworkConfig
 from .sets import Sets, joint_hash
 from .snapshot_checks import blocks
 from .snapshots import Snapshots
+from .uncertainty import ForceError
 
 __all__ = ["SCHEMA_VERSION", "Card", "ExpertCard", "SystemCard"]
 
 # since 2: `systems`; since 3: atoms of them that were held; since 4: files have a digest; since 5:
-# a baseline, and the covariance of what was fitted
-SCHEMA_VERSION = 5
+# a baseline, and the covariance of what was fitted; since 6: errors of forces
+SCHEMA_VERSION = 6
 # numbers that can be what they say; a card may come from anybody
 _Element = Annotated[int, Field(ge=1, le=118)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -113,6 +114,7 @@ class Card(BaseModel):
     )
     experts: list[ExpertCard]  # one for each network, in order
     baseline: BaselineCard | None = None  # what the energy of the smallest noise is added to
+    force_error: ForceError | None = None  # of the smallest noise, where it is known
     data: dict[str, Any]  # source, number, hash and correlation of the snapshots
     training: dict[str, Any]  # seed, config and cost
     validation: dict[str, float]  # losses on held-out snapshots, by expert

@@ -191,7 +191,7 @@ def unwrapped(system: System, x: np.ndarray, first: np.ndarray, *, drift: bool =
 def _collective(system: System) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Functions (M, N, 3) → (M,) of frames, by name."""
     count, numbers = len(system), system.numbers
-    found = {"size": partial(_size, system)}
+    found: dict[str, Callable] = {"size": partial(_size, system)}
     heavy = np.flatnonzero(numbers > 1)
     some = [heavy[0], heavy[len(heavy) // 2], heavy[-1]] if len(heavy) > 2 else []
     for pair in combinations(some, 2):

@@ -25,7 +25,7 @@ from .plan import Expert, TrainConfig, plan
 from .sets import Sets, as_sets, joined
 from .snapshots import Snapshots
 from .training_state import load_best
-from .uncertainty import relative_force_error
+from .uncertainty import compare_forces
 
 __all__ = ["Expert", "TrainConfig", "fit", "plan", "train"]
 
@@ -97,9 +97,7 @@ def train(
         card.baseline = BaselineCard.of(baseline, sets[0])
         model.baseline = baseline.bind
     model.card.lambda_max = max(largest_curvature(model, part, seed=seed) for part in sets)
-    known = relative_force_error(model.expert(card.sigma_min), sets[0])
-    if known is not None:
-        card.training["force_error"] = known
+    card.force_error = compare_forces(model.expert(card.sigma_min), sets[0])
     if baseline is None:
         kelvins = configurational_temperatures(model.expert(card.sigma_min), card.sigma_min, sets)
         for described, kelvin in zip(card.systems, kelvins, strict=True):

@@ -7,14 +7,19 @@ with the moments G of all frames, the covariance Σ of the gradient of their los
 that held parameters back. A penalty is a prior, with the covariance c P⁻¹ where noise is c times
 G: what it keeps from a parameter is an error as well.
 
-It is the statistical part: the error of a form in which the true energy lies.
+It is the statistical part: the error of a form in which the true energy lies. Snapshots that carry
+forces tell what comes on top, the misfit of the form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
+import numpy as np
 import torch
+from ase.data import chemical_symbols
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from .losses import score
@@ -24,12 +29,20 @@ from .networks.liquid import LiquidNetwork
 from .networks.molecule import MechanicsNetwork
 from .snapshots import Snapshots
 
-__all__ = ["MOST_PARAMETERS", "covariance", "force_errors", "relative_force_error", "root"]
+__all__ = [
+    "MOST_PARAMETERS",
+    "ForceError",
+    "compare_forces",
+    "covariance",
+    "force_errors",
+    "root",
+]
 
 MOST_PARAMETERS = 1500
 """Of a form whose covariance is kept: it is the square of that in a file."""
 _NUMBERS = 2e7  # of slopes, at a time
-_SOME, _AT_ONCE = 100, 20  # snapshots
+_Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_SOME, _AT_ONCE = 200, 20  # snapshots
 
 
 def covariance(gram: Tensor, penalty: Tensor, noise: Tensor) -> Tensor:
@@ -77,23 +90,54 @@ def force_errors(network: nn.Module, x: Tensor, told: Inputs) -> Tensor | None:
         return torch.cat(parts).unflatten(-1, (3, -1)).transpose(-1, -2)
 
 
-def relative_force_error(network: nn.Module, snapshots: Snapshots) -> float | None:
-    """``sqrt(⟨δF²⟩ / ⟨F²⟩)`` over some ``snapshots``, of all atoms that move.
+class ForceError(BaseModel):
+    """How far the forces of a model are off, over some snapshots; see `compare_forces`."""
 
-    What many further snapshots would be off by, where the true energy lies in the form; None of a
-    ``network`` that does not know. A baseline is part of F.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    statistical: _Error = Field(description="sqrt(⟨δF²⟩ / ⟨F²⟩)")
+    found: _Error | None = Field(
+        None, description="sqrt(⟨|F - F_label|²⟩ / ⟨F²⟩) of snapshots that carry forces"
+    )
+    misfit: dict[str, _Error] = Field(
+        default_factory=dict,
+        description="of each element what was found beyond δF, a component in eV/Å",
+    )
+
+
+def compare_forces(network: nn.Module, snapshots: Snapshots) -> ForceError | None:
+    """What the covariance of the parameters says of forces, and forces that snapshots carry.
+
+    Of all atoms that move; a baseline is part of F. None of a ``network`` that does not know.
+
+    Parameters
+    ----------
+    network : in kT of these
+    snapshots : some of them are looked at, those with forces if there are any
     """
-    some = snapshots.take(slice(None, None, max(1, len(snapshots) // _SOME)))
+    rows = np.flatnonzero(snapshots.labelled) if snapshots.labelled.any() else None
+    rows = np.arange(len(snapshots)) if rows is None else rows
+    some = snapshots.take(rows[:: max(1, len(rows) // _SOME)])
     told, x = Inputs.of(snapshots.system), torch.as_tensor(some.positions, dtype=torch.float32)
     errors = force_errors(network, x, told)
     if errors is None:
         return None
-    energy = told.energy(network)
-    forces = torch.cat([score(energy, y, y.new_zeros(len(y)))[1] for y in x.split(_AT_ONCE)])
+    energy, moving = told.energy(network), snapshots.moving
+    own = torch.cat([score(energy, y, y.new_zeros(len(y)))[1] for y in x.split(_AT_ONCE)]).numpy()
+    own, said = own.astype(float)[:, moving], errors.double().numpy()[:, moving]
     if some.baseline is not None:
-        forces = forces + torch.as_tensor(some.baseline.forces / some.kT).to(forces)
-    moving = torch.as_tensor(snapshots.moving)
-    return float(errors[:, moving].norm() / forces[:, moving].norm())
+        own = own + some.baseline.forces[:, moving] / some.kT
+    size = np.linalg.norm(own)
+    statistical = float(np.linalg.norm(said) / size)
+    if not some.labelled.any():
+        return ForceError(statistical=statistical)
+    off = own - some.reduced_forces[:, moving]
+    numbers, misfit = snapshots.system.numbers[moving], {}
+    for z in np.unique(numbers):
+        beyond = np.mean((off**2 - said**2)[:, numbers == z])
+        misfit[chemical_symbols[z]] = float(some.kT * max(0.0, beyond) ** 0.5)
+    return ForceError(
+        statistical=statistical, found=float(np.linalg.norm(off) / size), misfit=misfit
+    )
 
 
 def _known(network: nn.Module, told: Inputs) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:

@@ -84,7 +84,7 @@ def test_the_card_is_readable_by_anyone(molecular, snapshots, tmp_path):
     path = molecular.save(tmp_path / "m.safetensors")
     with safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["diffmd_card"])
-    assert card.pop("schema_version") == 5 and len(card.pop("sha256")) == 64
+    assert card.pop("schema_version") == 6 and len(card.pop("sha256")) == 64
     assert card["formula"] == "H2O2"
     assert card["numbers"] == [8, 8, 1, 1] and card["cell"] is None
     assert card["temperature_K"] == 300.0 and card["kT"] == pytest.approx(snapshots.kT)
@@ -147,7 +147,7 @@ def rewritten(path, change, tensors=None):
 
 def test_newer_schema(path):
     rewritten(path, lambda card: card.update(schema_version=99, something="new"))
-    with pytest.raises(ValueError, match=names("m.safetensors", "99", "5", "upgrade")):
+    with pytest.raises(ValueError, match=names("m.safetensors", "99", "6", "upgrade")):
         ScoreModel.load(path)
 
 

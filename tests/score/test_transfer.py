@@ -301,7 +301,7 @@ def test_the_command_line(sets, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["trained_on"].startswith("300 of Cu2 at 300 K (by ")
     with safe_open("m.safetensors", framework="pt") as file:
         card = json.loads(file.metadata()["diffmd_card"])
-    assert card["schema_version"] == 5 and card["temperature_K"] == 300
+    assert card["schema_version"] == 6 and card["temperature_K"] == 300
     assert [s["source"] for s in card["systems"]] == ["a.npz", "b.npz"]
     with pytest.raises(SystemExit):
         main(["train", "--config", "m.safetensors.yml", "-o", "again.safetensors"])

@@ -1,5 +1,7 @@
 """Errors of forces are those that they have: of molecules, metals and liquids."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from diffmd_ase.score.networks.embedded import EmbeddedConfig, EmbeddedNetwork
 from diffmd_ase.score.networks.inputs import Inputs
 from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.score.uncertainty import force_errors, relative_force_error
+from diffmd_ase.score.uncertainty import compare_forces, force_errors
 from diffmd_ase.system import System
 
 NUMBERS = np.full(4, 6)
@@ -39,8 +41,9 @@ def test_a_molecule():
     assert 0.6 < np.mean(inside) < 0.75
     # errors of half the size would not do
     assert 0.8 < np.mean(ratio) < 1.25
-    said = relative_force_error(network.float(), data)
-    assert said == pytest.approx(float(error.norm() / exact.norm()), rel=0.2)
+    told = compare_forces(network.float(), data)
+    assert told.statistical == pytest.approx(float(error.norm() / exact.norm()), rel=0.2)
+    assert told.found is None and not told.misfit
 
 
 def test_a_metal():
@@ -77,3 +80,19 @@ def test_a_liquid(rng):
         errors.append(force_errors(network, x, told))
     scatter = torch.stack(scores).var(0).mean().sqrt()
     assert 0.8 < float(scatter / torch.stack(errors).square().mean().sqrt()) < 1.4
+
+
+def test_forces_that_snapshots_carry_tell_the_misfit():
+    """Labels that are off by noise, a known one for each element of a chain."""
+    rng = np.random.default_rng(5)
+    x = torch.as_tensor(chains(rng, 600))
+    system = System(np.array([6, 6, 8, 8]), np.ones(4))
+    noise = np.array([3.0, 3.0, 6.0, 6.0])[:, None] * rng.normal(size=x.shape)
+    data = Snapshots(system, x.numpy(), 300)
+    forces = data.kT * (minus_gradient(chain_energy, x).numpy() + noise)
+    tables = fit_prior(data, sigma=0.002)
+    network = MechanicsNetwork(MechanicsConfig(depth=0), {}, tables)
+    told = compare_forces(network, replace(data, forces=forces, checked=True))
+    assert told.found > told.statistical
+    assert told.misfit["C"] == pytest.approx(3.0 * data.kT, rel=0.1)
+    assert told.misfit["O"] == pytest.approx(6.0 * data.kT, rel=0.1)
