@@ -85,11 +85,17 @@ def shifted(at, x, by):
 
 @pytest.mark.slow
 def test_what_is_moved_before():
-    """A move and the network behind it are one function, also of one structure."""
+    """A move and the network behind it are one function, also of one structure.
+
+    That has one of its own, and whichever is there first is used for it.
+    """
     snapshots = rattled(molecule("H2O2"), 400)
     network = network_of(MechanicsConfig(width=8), snapshots, torch.float64)
-    compiled = Compiled(network)
-    for count in (5, 1, 3):
+    compiled, functions = Compiled(network), []
+    for count in (5, 1, 3, 0, 1, 1, 4, 1):
+        if not count:
+            compiled = Compiled(network)
+            continue
         x, _, sigma, told, _ = arguments(network, snapshots, count, torch.float64, strained=False)
         by = 0.01 * torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
         y, energy, forces = compiled.within(shifted, (x, by), sigma, told, 0.5)
@@ -98,6 +104,8 @@ def test_what_is_moved_before():
         for a, b in ((forces, -0.5 * expected), (energy, 0.5 * e)):
             assert a.shape == b.shape
             assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+        functions.append(len(compiled._made))
+    assert functions == [1, 1, 1, 1, 1, 2, 2]
     assert not compiled.failed
 
 

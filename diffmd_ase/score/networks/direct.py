@@ -21,13 +21,13 @@ Function = Callable[..., tuple[Tensor, ...]]
 def directly(function: Function, given: Sequence[Tensor]) -> tuple[Function, tuple[Tensor, ...]]:
     """``function`` of tensors compiled, and its value for those that are ``given``.
 
-    Those with three axes have structures along the first, two or more, and later ones as many as
-    they like. All else (precision, other sizes, order in memory, where they are) has to stay, and
-    is not looked at. Raises what torch raises where it cannot compile.
+    Those with three axes have structures along the first. Where there are two or more, later ones
+    may have any other number of them. All else (precision, other sizes, order in memory, where they
+    are) has to stay, and is not looked at. Raises what torch raises where it cannot compile.
     """
     own = [tensor.detach() for tensor in given]  # each an object of its own, to be found again
     for tensor in own:
-        if tensor.ndim == 3:
+        if tensor.ndim == 3 and len(tensor) > 1:
             torch._dynamo.mark_dynamic(tensor, 0)
     kept = _Kept(on_cpu=own[0].device.type == "cpu")
     # torch counts what it compiles by code, and gives up at eight: each has its own
@@ -71,7 +71,8 @@ class _Kept:
         made, given, _ = calls[0]
         counts = [n for n, part in enumerate(given) if isinstance(part, int)]
         places = [(n, known[id(part)]) for n, part in enumerate(given) if id(part) in known]
-        if not counts or any(given[n] != len(own[several]) for n in counts):
+        count = len(own[several])
+        if bool(counts) != (count > 1) or any(given[n] != count for n in counts):
             return None
         template = [None if id(part) in known else part for part in given]
 

@@ -94,28 +94,36 @@ class Compiled:
         Parameters
         ----------
         step : a function of a module, which is compiled once; all its tensors have structures first
-        rows : the first are positions (B, N, 3); others have as many axes, or fewer and no B
+        rows : the first are positions (N, 3) or (B, N, 3) in Å; others have as many axes, or fewer
+            and no B
         sigma, told : as above
         kT : the same in all calls
         """
         if self.failed:
             return None
-        alone, several = rows[0].ndim == 2, len(rows[0]) > 1
-        if alone:  # two of it, as above
-            rows = [torch.stack((row, row)) if row.ndim == 2 else row for row in rows]
-        elif not several:
+        alone = rows[0].ndim == 2
+        if alone:
+            rows = [row[None] if row.ndim == 2 else row for row in rows]
+        single = len(rows[0]) == 1
+        shapes = [(row.ndim, row.shape[-2:]) for row in rows]
+        key = step, told.pbc, *shapes, *[row.dtype for row in rows]
+        # one structure has a function of its own, unless there is one of any number: two then,
+        # so that nothing is compiled where walkers are lost until one is left
+        own = "single", *key
+        twice = single and key in self._made and own not in self._made
+        if twice:
             rows = [torch.cat((row, row)) if row.ndim == 3 else row for row in rows]
+        elif single:
+            key = own
         told_of = (told.numbers,) if told.cell is None else (told.numbers, told.cell)
         given = [*[row.contiguous() for row in rows], sigma, *told_of]
-        shapes = [(row.ndim, row.shape[-2:]) for row in rows]
-        key = step, told.pbc, *shapes, *[part.dtype for part in given]
         with torch.no_grad():  # another mode would be compiled anew
             if key in self._made:
                 made = self._made[key](*given)
             else:
                 function = _around(self._network, step, kT, len(rows), told.pbc)
                 made = self._compiled(key, partial(directly, function, given))
-        if made is None or (several and not alone):
+        if made is None or not (alone or twice):
             return made
         return tuple(part[0] if alone else part[:1] for part in made)
 
