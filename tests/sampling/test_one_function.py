@@ -168,6 +168,8 @@ def test_what_is_not_one_function(model, x):
     assert learned._at_once(state, Noise(1)) is None  # of two steps
     other = Metropolis(EulerMaruyama(compiled, kT=KT, h=H), target=written)
     assert other._at_once(state, Noise(1)) is None  # accepted to something else
+    biased = Metropolis(EulerMaruyama(compiled + hills(compiled.system), kT=KT, h=H))
+    assert biased._at_once(state, Noise(1)) is None  # the bias has a say
     assert EulerMaruyama(written + written, kT=KT, h=H)._fused is None
     directions = torch.eye(3).expand(22, 3, 3)
     assert EulerMaruyama(written, kT=KT, h=H, directions=directions)._fused is None
