@@ -216,6 +216,21 @@ def test_without_memory_for_all_some_at_a_time(case, monkeypatch, compiled):
     assert potential.within(torch.add, x, x) is None
 
 
+def test_messages_some_at_a_time(made, monkeypatch):
+    """As many structures as a cache holds, the rest after them; nothing else differs."""
+    model, snapshots = made["equivariant"]
+    x = torch.as_tensor(snapshots.positions[:7])
+    expected = model.potential(**F64, compile=False)(x)
+    monkeypatch.setattr(learned, "_CACHED", 3 * x.shape[1])
+    potential, sizes = model.potential(**F64, compile=False), []
+    own = potential._as_written
+    potential._as_written = lambda part, *rest: sizes.append(len(part)) or own(part, *rest)
+    got = potential(x)
+    assert sizes == [3, 3, 1]
+    for a, b in zip(got[:2], expected[:2], strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_a_step_without_memory(made, monkeypatch):
     model, snapshots = made["mechanics"]
     x = torch.as_tensor(snapshots.positions[:4])
