@@ -163,8 +163,9 @@ class Metropolis(TargetKernel):
     def _at_once(self, state: State, noise: Noise) -> tuple[State, Info] | None:
         """The step by one compiled function, where there is one."""
         drift = self.proposal._fused
-        alone = drift is self.proposal.potential and self.field.evaluations == 1
-        if drift is None or not (alone and drift.compiled) or self.n_steps > 1:
+        if drift is None or not drift.compiled or self.n_steps > 1:
+            return None
+        if drift is not self.proposal.potential or self.field.evaluations > 1:
             return None
         x, energy, number = state.x, state.energy, state.step
         if energy is None or x.dtype != torch.float64:
