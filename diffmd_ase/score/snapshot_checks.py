@@ -156,10 +156,10 @@ def correlation(system: System, positions: np.ndarray) -> tuple[float, str]:
         return worst, name
     statistical_inefficiency = quiet_pymbar().timeseries.statistical_inefficiency
     collective = _collective(system)
-    pairs = len(system) * (2 if system.periodic else len(system))
+    largest = 3 * len(system) * (len(system) if len(system) <= _FEW else 1)
     parts = [
         [series(positions[part]) for series in collective.values()]
-        for part in blocks(len(positions), IMAGES * pairs)
+        for part in blocks(len(positions), IMAGES * largest)
     ]
     for key, series in zip(collective, np.concatenate(parts, axis=1), strict=True):
         if series.std() > 1e-9 and (found := statistical_inefficiency(series)) > worst:
