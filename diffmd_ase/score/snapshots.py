@@ -230,8 +230,9 @@ class Snapshots:
         copies = checks.duplicates(self.positions)
         if copies:
             warnings.warn(
-                f"{self.source}: {copies} of {len(self)} snapshots are exact duplicates; "
-                "remove them, they weigh some regions twice",
+                f"{self.source}: {copies} of {len(self)} snapshots are exact duplicates; remove "
+                "copies, which weigh some regions twice (those of a Monte Carlo chain, whose moves "
+                "were rejected, are right)",
                 stacklevel=3,
             )
         correlation, slowest = checks.correlation(self.system, self.positions)
