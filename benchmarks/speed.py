@@ -47,7 +47,7 @@ matrix products, which no compiler makes faster.
 def measured(name: str, before: str | None) -> list[dict]:
     """The rows of one script; one that says what went wrong, if it fails."""
     script = Path(__file__).parent / "speeds" / f"{name}.py"
-    more = ["--before", before] if before and name == "evaluations" else []
+    more = ["--before", before] if before and name in ("evaluations", "draws") else []
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(script), "--json", *more],

@@ -9,12 +9,11 @@ part, in this process: those of commit 031cfff are what the goals are about.
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 import torch
 from ase.build import bulk
-from row import NAME, Row, equivariant, frames, in_turn, printed
+from row import NAME, Row, equivariant, frames, in_turn, older, printed
 
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.system import System
@@ -23,22 +22,15 @@ CALLS = {1: 40, 64: 12, 256: 4}
 GOALS = {1: 10.0, 64: 4.5, 256: 4.0}
 
 
-def older(folder: str, name: str, x: torch.Tensor, atoms=None):
+def before(folder: str, name: str, x: torch.Tensor, atoms=None):
     """The potential of a shipped model, of ``atoms``, as a checkout in ``folder`` has it."""
-    own = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] == "diffmd_ase"}
-    sys.path.insert(0, folder)
-    try:
+    with older(folder, {}):
         from diffmd_ase.score.model import ScoreModel as Before
         from diffmd_ase.system import System as Then
 
         system = None if atoms is None else Then.from_atoms(atoms)
         potential = Before.load(name).potential(system, device="cpu")
         potential(x)  # what it imports late
-    finally:
-        sys.path.remove(folder)
-        for module in [n for n in sys.modules if n.split(".")[0] == "diffmd_ase"]:
-            del sys.modules[module]
-        sys.modules.update(own)
     return potential
 
 
@@ -50,7 +42,7 @@ def times(potential, x: torch.Tensor, count: int):
 def molecules(options) -> list[Row]:
     model, rows = ScoreModel.load(NAME), []
     written, compiled = (model.potential(device="cpu", compile=c) for c in (False, True))
-    before = older(options.before, NAME, frames(2)) if options.before else None
+    then = before(options.before, NAME, frames(2)) if options.before else None
     for count, calls in CALLS.items():
         x = frames(count)
         if count == 1:
@@ -60,11 +52,11 @@ def molecules(options) -> list[Row]:
         both = {"fast": fast, "each": calls, "rounds": options.pairs}
         what = f"22 atoms, {count} in a call: as written over compiled"
         slow = partial(times, written, x, calls)
-        goal = None if before else GOALS[count]
+        goal = None if then else GOALS[count]
         rows.append(in_turn(what, slow, goal=goal, told=most, **both))
-        if before is not None:
+        if then is not None:
             what = f"22 atoms, {count} in a call: as written at 031cfff over compiled"
-            slow = partial(times, before, x, calls)
+            slow = partial(times, then, x, calls)
             rows.append(in_turn(what, slow, goal=GOALS[count], **both))
     return rows
 
@@ -92,7 +84,7 @@ def copper(options) -> list[Row]:
         rows.append(in_turn(what, slow, goal=None if options.before else 3.0, **both))
         if options.before:
             what = f"copper, {len(atoms)} atoms: as written at 031cfff over compiled"
-            slow = partial(times, older(options.before, "copper-vacancy", x, atoms), x, calls)
+            slow = partial(times, before(options.before, "copper-vacancy", x, atoms), x, calls)
             rows.append(in_turn(what, slow, goal=3.0, **both))
     return rows
 

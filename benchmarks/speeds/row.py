@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from diffmd_ase.score.settings import TrainConfig
 from diffmd_ase.score.snapshots import Snapshots
 from diffmd_ase.score.training import train
 
-__all__ = ["NAME", "Row", "equivariant", "frames", "in_turn", "printed"]
+__all__ = ["NAME", "Row", "equivariant", "frames", "in_turn", "older", "printed"]
 
 NAME = "alanine-dipeptide"
 
@@ -69,6 +71,26 @@ def frames(count: int) -> torch.Tensor:
     """Positions (count, 22, 3) in Å of the shipped molecule, float32."""
     positions = Snapshots.read(NAME).positions[:count]
     return torch.as_tensor(np.asarray(positions), dtype=torch.float32)
+
+
+@contextmanager
+def older(folder: str, kept: dict[str, ModuleType]):
+    """`diffmd_ase` is that of a checkout in ``folder`` in this block, its modules in ``kept``."""
+    own = _taken()
+    sys.modules.update(kept)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        kept.update(_taken())
+        sys.modules.update(own)
+
+
+def _taken() -> dict[str, ModuleType]:
+    """The modules of the package, which are no longer found."""
+    names = [name for name in sys.modules if name.split(".")[0] == "diffmd_ase"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def equivariant() -> ScoreModel:
