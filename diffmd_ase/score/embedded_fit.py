@@ -102,9 +102,9 @@ def fit_embedded(
     tables = _tables(energy, unit * theta)
     if len(theta) <= MOST_PARAMETERS:
         noise = _noise(parts, unit, theta, sigma, generator, draws=many)
-        known = root(unit, covariance(grams.sum(0), penalty, noise))
-        # without terms that do not pay
-        tables["spread"] = known if "angular" in tables else known[: energy.plain]
+        used = len(theta) if "angular" in tables else energy.plain  # without what does not pay
+        known = covariance(grams.sum(0), penalty, noise)[:used, :used]
+        tables["spread"] = root(unit[:used], known)
     return {**{k: v for k, v in energy.state_dict().items() if k != "angular"}, **tables}
 
 

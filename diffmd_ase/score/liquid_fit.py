@@ -139,7 +139,8 @@ def fit_liquid(
         noise = gradient_noise(form, own, theta, once, sigma, generator, draws=many)
         noise = unit[:, None] * (matrix.T @ noise @ matrix) * unit
         known = covariance(grams.mean(0), torch.diag(ridges[group]), noise) / len(order)
-        network.energy.register_buffer("spread", matrix.float() @ root(unit, known))
+        wide = unit * matrix
+        network.energy.register_buffer("spread", root(own, wide @ known @ wide.T))
     if force_weight == "auto":
         network.energy.register_buffer("label_weight", torch.tensor(float(every.weight)))
     return network

@@ -37,6 +37,7 @@ _CLOSEST = 0.4  # Å; no two nuclei of an equilibrium frame come nearer
 _STILL = 1e-6  # Å; what text formats round to
 _BLOCK = 1 << 21  # numbers of a block: 16 MiB
 IMAGES = 12  # numbers for one of a position, where the nearest of its images is looked for
+_ORDERED, _SHUFFLES = 2.0, 40  # an inefficiency that is looked at again; orders to compare with
 _FEW = 64  # atoms, of which all pairs are looked at
 
 
@@ -149,11 +150,11 @@ def correlation(system: System, positions: np.ndarray) -> tuple[float, str]:
     ``positions`` (M, N, 3) in Å; 1 for fewer than 50 frames. The estimator is that of pymbar
     (Chodera et al., JCTC 3, 26 (2007)), the worst of the size of the `system`, three distances
     between heavy atoms, of nearest images where it is periodic, and of a molecule the mean ⟨1/r⟩
-    of each two elements. Like atoms that change places, as those of a methyl group, are no motion.
+    of each two elements. Like atoms that change places, as those of a methyl group, are no motion,
+    and what frames in random order may have as well is none in time.
     """
-    worst, name = 1.0, ""
     if len(positions) < 50:
-        return worst, name
+        return 1.0, ""
     statistical_inefficiency = quiet_pymbar().timeseries.statistical_inefficiency
     collective = _collective(system)
     largest = 3 * len(system) * (len(system) if len(system) <= _FEW else 1)
@@ -161,10 +162,19 @@ def correlation(system: System, positions: np.ndarray) -> tuple[float, str]:
         [series(positions[part]) for series in collective.values()]
         for part in blocks(len(positions), IMAGES * largest)
     ]
-    for key, series in zip(collective, np.concatenate(parts, axis=1), strict=True):
-        if series.std() > 1e-9 and (found := statistical_inefficiency(series)) > worst:
-            worst, name = float(found), key
-    return worst, name
+    every = np.concatenate(parts, axis=1)
+    moving = np.flatnonzero(every.std(1) > 1e-9)
+    if not len(moving):
+        return 1.0, ""
+    found = [statistical_inefficiency(series) for series in every[moving]]
+    worst = max(found)
+    if worst > _ORDERED:  # of few frames any order may look like one in time
+        rng = np.random.default_rng(0)
+        for _ in range(_SHUFFLES):
+            order = rng.permutation(len(positions))
+            if max(statistical_inefficiency(series[order]) for series in every[moving]) >= worst:
+                return 1.0, ""
+    return float(worst), list(collective)[moving[int(np.argmax(found))]]
 
 
 def held_in_place(system: System, positions: np.ndarray) -> np.ndarray:

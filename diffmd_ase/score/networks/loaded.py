@@ -45,7 +45,7 @@ def loaded(config: NetworkConfig, state: dict[str, Tensor], card: Card) -> nn.Mo
         of_tables = part in _TABLES or part.startswith("species.")
         if of_tables and tensor.ndim != _AXES.get(table, 1):
             raise ValueError(f"{name} has {tensor.ndim} axes, expected {_AXES.get(table, 1)}")
-        if table == "whiten" and len(set(tensor.shape)) != 1:
+        if table in ("spread", "whiten") and len(set(tensor.shape)) != 1:
             raise ValueError(f"{name} is not square: {tuple(tensor.shape)}")
     try:
         network = build(config, state)
