@@ -118,16 +118,16 @@ def test_a_crystal_that_drifts_vibrates_as_one_that_does_not(rng):
 def test_a_trajectory_of_a_run_is_a_file_of_snapshots(tmp_path, rng):
     system = System.from_atoms(ETHANOL)
     info = RunInfo(seed=0, kT=0.0258520, h=1e-4, kinetics_valid=True)
-    x = ETHANOL.positions + 0.05 * rng.standard_normal((40, 2, len(ETHANOL), 3))
+    x = ETHANOL.positions + 0.05 * rng.standard_normal((200, 2, len(ETHANOL), 3))
     with TrajectoryWriter.create(tmp_path / "t.h5", system, [0, 1], info) as writer:
         for step, frame in enumerate(x):
             if step == 20:
                 frame[1] = np.nan  # a walker that was lost
             writer.append(State(x=torch.as_tensor(frame), energy=None, forces=None, step=step))
     read = Snapshots.read(tmp_path / "t.h5")
-    assert len(read) == 79 and read.temperature_K == pytest.approx(300.0, abs=0.01)
+    assert len(read) == 399 and read.temperature_K == pytest.approx(300.0, abs=0.01)
     assert read.system == system and read.energies is None
-    np.testing.assert_allclose(read.positions[:40], x[:, 0], atol=1e-5)
+    np.testing.assert_allclose(read.positions[:200], x[:, 0], atol=1e-5)
 
 
 def test_one_atom_is_refused_in_words(tmp_path):
