@@ -12,6 +12,7 @@ from liquids import CONFIG, KELVIN, solution
 from diffmd_ase.score.embedded_fit import fit_embedded
 from diffmd_ase.score.force_field_fit import fit_prior
 from diffmd_ase.score.liquid_fit import fit_liquid
+from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.networks.embedded import EmbeddedConfig, EmbeddedNetwork
 from diffmd_ase.score.networks.inputs import Inputs
 from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork
@@ -96,3 +97,16 @@ def test_forces_that_snapshots_carry_tell_the_misfit():
     assert told.found > told.statistical
     assert told.misfit["C"] == pytest.approx(3.0 * data.kT, rel=0.1)
     assert told.misfit["O"] == pytest.approx(6.0 * data.kT, rel=0.1)
+
+
+def test_error_bars_of_a_model_hold_the_misfit():
+    """Of water, whose forces beyond 6 Å no form of it holds: what was found in training."""
+    model, snapshots = ScoreModel.load("water"), Snapshots.read("water")
+    potential = model.potential(device="cpu")
+    x = torch.as_tensor(snapshots.positions[:20], dtype=torch.float32)
+    error, forces = potential.force_errors(x), potential(x).forces
+    told = model.card.force_error
+    assert told.found > 1.5 * told.statistical
+    assert float(error.norm() / forces.norm()) == pytest.approx(told.found, rel=0.1)
+    oxygen = torch.as_tensor(snapshots.system.numbers == 8)
+    assert float(error[:, oxygen].min()) >= told.misfit["O"] - 1e-6
