@@ -126,8 +126,9 @@ class ScorePotential(Potential):
             log.info("compiled after %d calls: a long run begins, which that pays for", self.PAYS)
             self.compiled = True
         stress = stress and self._inputs.cell is not None
-        if self.compiled and not stress and (made := self.within(_there, x.detach())):
-            return Evaluation(*made)
+        rows = x.detach() if x.ndim < 4 else x.detach().flatten(0, -3)
+        if self.compiled and not stress and (made := self.within(_there, rows)):
+            return Evaluation(made[0].reshape(batch), made[1].reshape(x.shape))
         parts = self._in_parts(self._flat(x), stress)
         energy, forces, virial = (
             None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)
