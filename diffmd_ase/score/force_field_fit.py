@@ -34,7 +34,7 @@ from .extrapolation import seen_tables
 from .force_field import COORDINATES, MechanicsPrior
 from .force_field_tables import coupling_tables, parameter_numbers, term_tables
 from .linear_fit import FOLDS, folds_in_units, label_weight
-from .linear_form import Form, Frames, gradient_noise, moments
+from .linear_form import Form, Frames, gradient_noise
 from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
@@ -51,6 +51,7 @@ _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
 _DRAWN, _MOST_DRAWS = 30_000, 3  # of noise: of all frames together, of each frame at most
 _FIRST_WEIGHT = 100.0  # of labels, before theirs is known
+_ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
 _LEAST_RIDGE = 1e-6  # that keeps G invertible
 _FREE = 1e-3  # largest ridge of a torsion where modes are weighed
 _ROUNDS, _NEAR = 3, 3.0  # of its search; and a factor that changes little
@@ -81,7 +82,7 @@ def fit_prior(
     """
     topology = snapshots.topology
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(snapshots), generator=generator)[:frames]
+    order = _mixed(snapshots, frames, generator)
     weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
     whole = Frames.of(snapshots, weight)
     every = whole.take(order)
@@ -184,32 +185,21 @@ def _kinds(prior: MechanicsPrior) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(repeats)), torch.tensor(repeats))
 
 
-def _one_ridge(form: Form, frames: Frames, sigma: float, generator) -> tuple[Tensor, ...]:
-    """Units, G, b and the ridge (F,) that is best for a fifth of the frames, which is left out."""
-    count = len(frames.positions)
-    held_out = max(1, count // 5)
-    gram_out, drive_out = moments(form, frames.take(slice(0, held_out)), sigma, generator)
-    gram, drive = moments(form, frames.take(slice(held_out, None)), sigma, generator)
-    unit = gram.diagonal().clamp_min(1e-20).rsqrt()
-    gram, gram_out = unit[:, None] * gram * unit, unit[:, None] * gram_out * unit
-    drive, drive_out = unit * drive, unit * drive_out
-    candidates = []
-    for value in torch.logspace(-8, -1, 22, dtype=torch.float64):
-        ridge = value.expand(form.size)
-        if torch.linalg.cholesky_ex(gram + torch.diag(ridge)).info:
-            continue  # moments are rounded, and a ridge below that is none
-        theta = solve(gram, drive, ridge)
-        candidates.append((float(0.5 * theta @ gram_out @ theta - theta @ drive_out), ridge))
-    _, ridge = min(candidates, key=lambda candidate: candidate[0])
-    share = held_out / count
-    gram, drive = (1 - share) * gram + share * gram_out, (1 - share) * drive + share * drive_out
-    return unit, gram, drive, ridge
+def _mixed(snapshots: Snapshots, frames: int, generator) -> Tensor:
+    """Numbers of ``frames`` at most, in random order.
+
+    Where they are ordered in time every fifth is of one part of it: what a fold leaves out has no
+    neighbours in the others, which would know it.
+    """
+    order = torch.randperm(len(snapshots), generator=generator)[:frames]
+    if snapshots.correlation <= _ORDERED or len(order) < FOLDS:
+        return order
+    parts = order[: len(order) // FOLDS * FOLDS].sort().values.reshape(FOLDS, -1)
+    return parts[:, torch.randperm(parts.shape[1], generator=generator)].T.flatten()
 
 
 def _moments_and_ridges(form: Form, frames: Frames, sigma, generator) -> tuple[Tensor, ...]:
-    """Units, G, b and ridges (F,), one for all, or one for each group by `choose_ridges`."""
-    if not form.prior.coupled:
-        return _one_ridge(form, frames, sigma, generator)
+    """Units, G, b and ridges (F,), those of each group by `choose_ridges`."""
     unit, grams, drives = folds_in_units(form, frames, sigma, generator)
     ridges, _ = choose_ridges(grams, drives, form.group)
     return unit, grams.mean(0), drives.mean(0), ridges[form.group]
