@@ -33,7 +33,7 @@ from .couplings import GROUPS
 from .extrapolation import seen_tables
 from .force_field import COORDINATES, MechanicsPrior
 from .force_field_tables import coupling_tables, parameter_numbers, term_tables
-from .linear_fit import FOLDS, folds_in_units, label_weight
+from .linear_fit import FOLDS, folds_in_units, label_weight, mixed
 from .linear_form import Form, Frames, gradient_noise
 from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
@@ -51,7 +51,6 @@ _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
 _DRAWN, _MOST_DRAWS = 30_000, 3  # of noise: of all frames together, of each frame at most
 _FIRST_WEIGHT = 100.0  # of labels, before theirs is known
-_ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
 _LEAST_RIDGE = 1e-6  # that keeps G invertible
 _FREE = 1e-3  # largest ridge of a torsion where modes are weighed
 _ROUNDS, _NEAR = 3, 3.0  # of its search; and a factor that changes little
@@ -82,7 +81,7 @@ def fit_prior(
     """
     topology = snapshots.topology
     generator = torch.Generator().manual_seed(seed)
-    order = _mixed(snapshots, frames, generator)
+    order = mixed(snapshots, frames, generator)
     weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
     whole = Frames.of(snapshots, weight)
     every = whole.take(order)
@@ -183,19 +182,6 @@ def _kinds(prior: MechanicsPrior) -> Tensor:
         if count
     ]
     return torch.repeat_interleave(torch.arange(len(repeats)), torch.tensor(repeats))
-
-
-def _mixed(snapshots: Snapshots, frames: int, generator) -> Tensor:
-    """Numbers of ``frames`` at most, in random order.
-
-    Where they are ordered in time every fifth is of one part of it: what a fold leaves out has no
-    neighbours in the others, which would know it.
-    """
-    order = torch.randperm(len(snapshots), generator=generator)[:frames]
-    if snapshots.correlation <= _ORDERED or len(order) < FOLDS:
-        return order
-    parts = order[: len(order) // FOLDS * FOLDS].sort().values.reshape(FOLDS, -1)
-    return parts[:, torch.randperm(parts.shape[1], generator=generator)].T.flatten()
 
 
 def _moments_and_ridges(form: Form, frames: Frames, sigma, generator) -> tuple[Tensor, ...]:

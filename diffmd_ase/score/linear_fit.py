@@ -9,12 +9,14 @@ from torch import Tensor
 
 from .linear_form import Frames, Linear, gradient_noise, label_gradients, moments
 from .shrinkage import choose_ridges, solve
+from .snapshots import Snapshots
 
-__all__ = ["FOLDS", "draws", "folds", "folds_in_units", "label_weight"]
+__all__ = ["FOLDS", "draws", "folds", "folds_in_units", "label_weight", "mixed"]
 
 log = logging.getLogger(__name__)
 
 FOLDS = 5
+_ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
 _MOST_WEIGHT = 1e5  # of labels
 _DRAWS, _MOST_DRAWS = 1500, 3  # of noise: of all frames together, of each frame at most
 _NOISY = 2000  # frames, for the variance of score matching
@@ -23,6 +25,21 @@ _NOISY = 2000  # frames, for the variance of score matching
 def draws(count: int) -> int:
     """Of noise for each of ``count`` frames: half of the error is noise where they are few."""
     return max(1, min(_MOST_DRAWS, _DRAWS // count))
+
+
+def mixed(snapshots: Snapshots, frames: int, generator) -> Tensor:
+    """Numbers of ``frames`` at most, in random order.
+
+    Where they are ordered in time every fifth is of one part of it: what a fold leaves out has no
+    neighbours in the others, which would know it.
+
+    ``snapshots`` : whose correlation says whether they are; ``generator`` : of the order
+    """
+    order = torch.randperm(len(snapshots), generator=generator)[:frames]
+    if snapshots.correlation <= _ORDERED or len(order) < FOLDS:
+        return order
+    parts = order[: len(order) // FOLDS * FOLDS].sort().values.reshape(FOLDS, -1)
+    return parts[:, torch.randperm(parts.shape[1], generator=generator)].T.flatten()
 
 
 def folds(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:

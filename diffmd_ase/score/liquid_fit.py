@@ -34,7 +34,7 @@ from .couplings import GROUPS
 from .extrapolation import range_tables
 from .force_field import MechanicsPrior
 from .force_field_tables import coupling_tables, parameter_numbers, term_tables
-from .linear_fit import FOLDS, draws, folds, label_weight
+from .linear_fit import FOLDS, draws, folds, label_weight, mixed
 from .linear_form import Frames, gradient_noise
 from .molecules import Kind, whole
 from .networks.inputs import Inputs
@@ -113,7 +113,7 @@ def fit_liquid(
             "network='equivariant'"
         )
     weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
-    order = torch.randperm(len(snapshots), generator=generator)[:frames]
+    order = mixed(snapshots, frames, generator)
     many = 1
     if len(order) >= FOLDS:  # the draws of a frame are in one fold
         order, many = order[: len(order) // FOLDS * FOLDS], draws(len(order))

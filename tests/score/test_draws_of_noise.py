@@ -8,8 +8,8 @@ import torch
 
 from diffmd_ase import ScoreModel, Snapshots
 from diffmd_ase.score import force_field_fit
-from diffmd_ase.score.force_field_fit import _mixed, fit_prior
-from diffmd_ase.score.linear_fit import FOLDS
+from diffmd_ase.score.force_field_fit import fit_prior
+from diffmd_ase.score.linear_fit import FOLDS, mixed
 from diffmd_ase.score.networks.molecule import MechanicsConfig, MechanicsNetwork
 
 SIGMA = 0.0012  # Å, that of the shipped model
@@ -39,11 +39,11 @@ def test_more_draws_do_no_harm(monkeypatch):
 def test_folds_of_frames_in_time_are_parts_of_it():
     every = Snapshots.read("alanine-dipeptide").take(slice(0, 503))
     ordered = replace(every, correlation=20.0, checked=True)
-    order = _mixed(ordered, 10_000, torch.Generator().manual_seed(0))
+    order = mixed(ordered, 10_000, torch.Generator().manual_seed(0))
     assert len(order) == len(set(order.tolist())) == 500
     folds = [order[n::FOLDS] for n in range(FOLDS)]
     ends = sorted((int(fold.min()), int(fold.max())) for fold in folds)
     assert all(a[1] < b[0] for a, b in pairwise(ends))
     assert not torch.equal(folds[0], folds[0].sort().values)
-    mixed = _mixed(every, 10_000, torch.Generator().manual_seed(0))
-    assert int(mixed[::FOLDS].max()) > 400 > 100 > int(mixed[::FOLDS].min())
+    whole = mixed(every, 10_000, torch.Generator().manual_seed(0))
+    assert int(whole[::FOLDS].max()) > 400 > 100 > int(whole[::FOLDS].min())
