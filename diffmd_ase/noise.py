@@ -35,7 +35,7 @@ __all__ = [
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_DRAW_AHEAD = 1 << 18  # words of noise kept ready at most
+_DRAW_AHEAD = 1 << 16  # words of noise kept ready at most: what stays in a cache
 _SEEDS = 0xFFFF  # the stream whose words are the seeds of children
 
 STREAMS: dict[str, tuple[int, int]] = {
@@ -74,17 +74,16 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tenso
     ``counter``: four broadcastable int64 tensors with values in [0, 2³²);
     ``key``: two integers in [0, 2³²).
     """
-    c0, c1, c2, c3 = (word.contiguous() for word in torch.broadcast_tensors(*counter))
+    c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(10):
+    for _ in range(10):  # most of the cost of the noise: of the first, words are short rows
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        # the shift is arithmetic (torch has no unsigned one), hence the mask; in place,
-        # for these ten rounds are most of the cost of the noise
-        c0 = (p1 >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0)
-        c2 = (p0 >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1)
-        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
+        # the shift is arithmetic (torch has no unsigned one), hence the mask, which also
+        # takes off what c1 and c3 have above their 32 bits
+        c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, ((p0 >> 32) ^ c3 ^ k1) & _MASK
+        c1, c3 = p1, p0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 class Noise:
@@ -110,6 +109,7 @@ class Noise:
         self.seed = seed
         self._ahead: dict = {}
         self._ids: tuple[Tensor, int, tuple[int, ...]] | None = None
+        self._column: tuple[tuple[int, ...], Tensor] | None = None  # of ids
         self._children: dict[int, Noise] = {}
         self._shares: dict[int, Noise] = {}
 
@@ -221,8 +221,10 @@ class Noise:
         return self._ids[2]
 
     def _block(self, steps, ids, stream: int, size: int, convert, like) -> Tensor:
+        device = like.device
+
         def column(values):
-            return torch.tensor(values, dtype=torch.int64, device=like.device)
+            return torch.tensor(values, dtype=torch.int64, device=device)
 
         per_block = 4 if convert is to_normal else 2
         blocks = -(-size // per_block)
@@ -230,8 +232,10 @@ class Noise:
             raise ValueError(f"steps {min(steps)}…{max(steps)} must lie in [0, 2**48)")
         low = column([s & _MASK for s in steps])[:, None, None]
         high = column([(stream << 16) | (s >> 32) for s in steps])[:, None, None]
-        walker = column(ids)[None, :, None]
-        index = torch.arange(blocks, device=like.device)[None, None, :]
+        if self._column is None or self._column[0] is not ids or self._column[1].device != device:
+            self._column = ids, column(ids)
+        walker = self._column[1][None, :, None]
+        index = torch.arange(blocks, device=device)[None, None, :]
         key = (self.seed & _MASK, self.seed >> 32)
         words = philox4x32((index, walker, low, high), key)
         numbers = convert(words)
@@ -285,10 +289,12 @@ def _layout(shape, walkers, convert) -> tuple[tuple[int, ...], int]:
 
 def to_normal(words) -> Tensor:
     """Box–Muller on 32-bit uniforms in (0, 1): numbers (…, 4) from four ``words`` (…)."""
-    a = torch.stack((words[0], words[2]), dim=-1).double().add_(0.5).mul_(2.0**-32)
-    b = torch.stack((words[1], words[3]), dim=-1).double().add_(0.5)
-    radius, angle = a.log_().mul_(-2.0).sqrt_(), b.mul_(2.0 * math.pi * 2.0**-32)
-    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
+    a = torch.stack((words[0], words[2])).double().add_(0.5).mul_(2.0**-32)
+    b = torch.stack((words[1], words[3])).double().add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
+    radius = a.log_().mul_(-2.0).sqrt_()
+    odd = torch.sin(b).mul_(radius)
+    even = radius.mul_(b.cos_())
+    return torch.stack((even[0], odd[0], even[1], odd[1]), dim=-1)
 
 
 def to_uniform(words) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -191,6 +192,9 @@ class Descent:
         return self._projected(self._forces_at(x, levels))
 
     def _normal(self, addresses: list[int], like: Tensor) -> Tensor:
+        if len(addresses) == 1:
+            xi = self._noise.normal(addresses[0], like[0], walkers=self._walkers)
+            return self._projected(xi)[None]
         known, place = torch.unique(torch.tensor(addresses), return_inverse=True)
         xi = self._noise.normal(known, like[: len(known)], walkers=self._walkers)
         return self._projected(xi[place.to(xi.device)])
@@ -201,6 +205,7 @@ class Descent:
 
 def by_level(potential_at: Callable[[float], Potential]) -> ForcesAt:
     """Forces of several noise levels, one potential ``potential_at`` (σ) after the other."""
+    potential_at = lru_cache(maxsize=2)(potential_at)  # a step has two
 
     def forces(x: Tensor, levels: Sequence[float]) -> Tensor:
         if len(set(levels)) == 1:
