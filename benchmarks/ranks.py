@@ -31,6 +31,7 @@ import torch
 from shared import alternating, parsed, ratios, timing_options, versions
 
 from diffmd_ase.io.json_text import to_json
+from diffmd_ase.io.ranks import Ranks
 from diffmd_ase.io.run_info import RunInfo
 from diffmd_ase.io.trajectory import Trajectory
 from diffmd_ase.potentials.biases.cvs import Torsion
@@ -42,7 +43,6 @@ from diffmd_ase.sampling.kernels import Kernel
 from diffmd_ase.sampling.metropolis import Metropolis
 from diffmd_ase.score.model import ScoreModel
 from diffmd_ase.score.snapshots import Snapshots
-from diffmd_ase.simulation.ranks import Ranks
 from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
 

@@ -57,6 +57,7 @@ MOVED = {
     "score.prior": "score.force_field_fit",
     "series": "io.read_trajectories",
     "storage": "io.trajectory io.run_info",
+    "simulation.ranks": "io.ranks",
     "targets": "potentials.named",
 }
 """Old name of a module below the package, and the modules that have its public names now."""

@@ -55,10 +55,10 @@ for command in (
 def _alone(context: typer.Context) -> None:
     """Dynamics from equilibrium snapshots: train a score, sample, run, report."""
     started = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-    if started and context.invoked_subcommand not in (None, "run"):
+    if started and context.invoked_subcommand not in (None, "run", "train"):
         raise ValueError(
             f"`{context.invoked_subcommand}` does not share its work between processes, each would "
-            "do all of it: start it without torchrun (`run` does share)"
+            "do all of it: start it without torchrun (`run` and `train` do share)"
         )
 
 

@@ -14,7 +14,7 @@ from .options import AsJson, Progress, check_output, one_thread, options_of
 from .output import bar, say, show
 
 if TYPE_CHECKING:
-    from ..simulation.ranks import Ranks
+    from ..io.ranks import Ranks
 
 __all__ = ["run"]
 
@@ -42,8 +42,8 @@ def run(
     time: the same one, or with --draft another of the same law. Started by torchrun, its processes
     share the walkers: the same trajectory for any number of them.
     """
+    from ..io.ranks import Ranks
     from ..simulation.planned import PlannedRun
-    from ..simulation.ranks import Ranks
 
     one_thread()
     prefix, trajectory = Path(settings.prefix), Files(settings.prefix).trajectory

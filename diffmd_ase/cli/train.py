@@ -15,6 +15,8 @@ from .output import bars, say, show
 
 __all__ = ["train"]
 
+_PATIENCE = 3600.0  # s in which ranks answer each other: one of them fits and validates for all
+
 _Snapshots = Annotated[
     list[str],
     typer.Argument(
@@ -59,8 +61,10 @@ def train(
 ) -> None:
     """Learn the score of equilibrium snapshots (default: two cores, about six minutes).
 
-    Writes the model, and the options used to MODEL.yml.
+    Writes the model, and the options used to MODEL.yml. Started by torchrun, its processes share
+    the snapshots of each step, and train one network after the other.
     """
+    from ..io.ranks import Ranks
     from ..potentials.baseline import find_baseline
     from ..score.training import train as fit
     from ..simulation.frames import read_sets
@@ -68,23 +72,27 @@ def train(
 
     options = json_object("--baseline-options", baseline_options)
     check_output(output, own=".safetensors", reads=snapshots)
-    data = read_sets(snapshots, temperature or [])
-    for part in data:
-        labels = f", {part.labelled.sum()} with forces" if part.labelled.any() else ""
-        say(f"{len(part)} snapshots of {part.system.formula} at {part.temperature_K:g} K{labels}")
-    known = None
-    if baseline is not None:
-        known = find_baseline(baseline, data[0].system, options=options, device=device)
-    with bars(progress and not as_json) as report:
-        model = fit(
-            data,
-            config=settings,
-            seed=seed,
-            device=device,
-            progress=report,
-            directory=directory,
-            baseline=known,
-        )
-    model.save(output)
-    save_resolved(context, output)
-    show({"model": str(output), **model_facts(model)}, as_json)
+    with Ranks.started(timeout=_PATIENCE) or Ranks() as ranks:
+        data = read_sets(snapshots, temperature or [])
+        for part in data if ranks.leads else ():
+            labels = f", {part.labelled.sum()} with forces" if part.labelled.any() else ""
+            formula, kelvin = part.system.formula, part.temperature_K
+            say(f"{len(part)} snapshots of {formula} at {kelvin:g} K{labels}")
+        known = None
+        if baseline is not None:
+            known = find_baseline(baseline, data[0].system, options=options, device=device)
+        with bars(progress and not as_json) as report:
+            model = fit(
+                data,
+                config=settings,
+                seed=seed,
+                device=device,
+                progress=report,
+                directory=directory,
+                baseline=known,
+                ranks=ranks,
+            )
+    if ranks.leads:
+        model.save(output)
+        save_resolved(context, output)
+        show({"model": str(output), **model_facts(model)}, as_json)

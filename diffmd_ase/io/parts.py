@@ -1,6 +1,6 @@
 """One trajectory in several files: an index, by which they are read as one.
 
-Each rank of a run (`simulation.ranks`) writes the walkers that it has to a file of its own,
+Each rank of a run (`ranks`) writes the walkers that it has to a file of its own,
 PREFIX.RofN.h5, and the index PREFIX.h5 is an H5MD file of all of them, whose numbers are virtual
 datasets of HDF5: they are stored in those files. Programs that read H5MD read it as any other,
 up to the frames that it was written for; `io.trajectory.Trajectory` opens the files themselves.

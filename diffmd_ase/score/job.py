@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from ..io.atomic import replacing
+from ..io.ranks import Ranks
 from ..io.schema import json_object
 from ..processes import Command, run_side_by_side
 from ..progress import Report
@@ -45,8 +46,15 @@ class Job(BaseModel):
     seed: int
     device: str
 
-    def fit(self, expert: Expert, sets: Sets, folder: Path, report: Report) -> None:
-        """Train one of the experts; its checkpoint is in ``folder``."""
+    def fit(
+        self,
+        expert: Expert,
+        sets: Sets,
+        folder: Path,
+        report: Report,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Train one of the experts; its checkpoint is in ``folder``. See `fit.fit`."""
         fit(
             expert,
             sets,
@@ -55,19 +63,22 @@ class Job(BaseModel):
             device=self.device,
             folder=folder,
             report=report,
+            ranks=ranks,
         )
 
 
-def fit_here(job: Job, sets: Sets, folder: Path, report: Report) -> None:
+def fit_here(
+    job: Job, sets: Sets, folder: Path, report: Report, ranks: Ranks | None = None
+) -> None:
     """Train all experts of a ``job``, one after the other, on one thread as processes do.
 
-    ``sets``: the snapshots; ``folder``: where checkpoints are; ``report``: as of `fit`.
+    ``sets``: the snapshots; ``folder``: where checkpoints are; ``report``, ``ranks``: as of `fit`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for expert in job.experts:
-            job.fit(expert, sets, folder, report)
+            job.fit(expert, sets, folder, report, ranks)
     finally:
         torch.set_num_threads(threads)
 

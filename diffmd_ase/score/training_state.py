@@ -24,6 +24,7 @@ __all__ = [
     "Progress",
     "TrainingState",
     "address",
+    "file_of",
     "generator_of",
     "load_best",
     "peak_memory_MB",
@@ -69,7 +70,7 @@ class TrainingState:
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
     def save(self, folder: Path, expert: Expert, network, average, optimiser) -> None:
-        """A file of ``folder``, in the place of the one before."""
+        """The file of ``expert`` in ``folder``, in the place of the one before."""
         tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
@@ -77,13 +78,13 @@ class TrainingState:
             tensors |= {f"adam.{n}.{k}": torch.as_tensor(v) for k, v in slot.items()}
         facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_losses")}
         facts |= {"history": self.history, "expert": expert.model_dump(mode="json")}
-        path = folder / f"{expert.name}.safetensors"
+        path = file_of(folder, expert)
         save_tensors(path, tensors, "progress", facts)
 
     @classmethod
     def load(cls, folder: Path, expert: Expert, network, average, optimiser) -> TrainingState:
         """As it stands in ``folder``, with networks and optimiser; a new one if there is none."""
-        path = folder / f"{expert.name}.safetensors"
+        path = file_of(folder, expert)
         if not path.exists():
             return cls()
         facts, tensors = read_checkpoint(path)
@@ -118,6 +119,11 @@ def _unfit(path: Path, error: Exception) -> ValueError:
     )
 
 
+def file_of(folder: Path, expert: Expert) -> Path:
+    """The checkpoint of an ``expert`` in ``folder``."""
+    return folder / f"{expert.name}.safetensors"
+
+
 def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     """Facts and tensors of a checkpoint. Raises ``ValueError`` where it is damaged."""
     tensors, header = load_tensors(path, "progress")
@@ -133,7 +139,7 @@ def load_best(folder: Path, expert: Expert) -> tuple[nn.Module, ExpertCard]:
 
     The network, and its card with the history of the training.
     """
-    path = folder / f"{expert.name}.safetensors"
+    path = file_of(folder, expert)
     facts, tensors = read_checkpoint(path)
     best, config = below(tensors, "best."), expert.network
     if isinstance(config, MechanicsConfig) and not facts.best_step:
@@ -173,20 +179,22 @@ def _correction(expert: Expert, facts: Progress) -> str | None:
     )
 
 
-def generator_of(seed: int, name: str, step: int) -> torch.Generator:
-    """The random numbers of one ``step`` of an expert of this ``name``, from the ``seed``.
+def generator_of(seed: int, name: str, step: int, part: int = 0) -> torch.Generator:
+    """The random numbers of a ``part`` of one ``step`` of an expert of this ``name``.
 
     No generator has a state to keep.
     """
-    return torch.Generator().manual_seed(address(seed, name, step))
+    return torch.Generator().manual_seed(address(seed, name, step, part))
 
 
-def address(seed: int, name: str, step: int) -> int:
-    """A seed of 63 bits for one ``step`` of an expert of this ``name``.
+def address(seed: int, name: str, step: int, part: int = 0) -> int:
+    """A seed of 63 bits for a ``part`` of one ``step`` of an expert of this ``name``.
 
-    The upper bits of the BLAKE2b hash of ``{seed}/{name}/{step}``.
+    The upper bits of the BLAKE2b hash of ``{seed}/{name}/{step}`` of the first part, and of
+    ``{seed}/{name}/{step}/{part}`` of others.
     """
-    digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
+    words = f"{seed}/{name}/{step}" + (f"/{part}" if part else "")
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ranks import Ranks
+from ..io.ranks import Ranks
 
 __all__ = ["Division", "as_bytes", "default_chunk"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ase.units import fs
 from torch import Tensor
 
 from ..io.limits import check_memory
+from ..io.ranks import Ranks
 from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory
 from ..plugins import load_potential
@@ -32,7 +32,6 @@ from .division import Division, default_chunk
 from .frames import read_frames, starting_positions
 from .outside import Outside, scores_of
 from .prepare import Prepared, StepRequest, prepare
-from .ranks import Ranks
 from .settings import Files, RunSettings, json_object
 from .simulate import simulate
 
@@ -87,7 +86,7 @@ class PlannedRun:
         if settings.parallel and (ranks is not None or settings.chunk is not None):
             raise ValueError("--parallel on ranks or with --chunk: give one of them")
         if ranks is not None:
-            settings = settings.model_copy(update={"device": _device(settings.device, ranks)})
+            settings = settings.model_copy(update={"device": ranks.device(settings.device)})
         model = ScoreModel.load(settings.model)
         check_memory(
             _KEPT * 24.0 * len(model.card.numbers) * settings.walkers,
@@ -252,14 +251,6 @@ class PlannedRun:
 
 def _kelvin(settings: RunSettings, model: ScoreModel) -> float:
     return model.card.temperature_K if settings.temperature is None else settings.temperature
-
-
-def _device(name: str, ranks: Ranks) -> str:
-    """That of a rank: ranks of one machine take turns at its GPUs."""
-    if name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return name
-    local = int(os.environ.get("LOCAL_RANK", ranks.rank))
-    return f"cuda:{local % torch.cuda.device_count()}"
 
 
 def _ahead(settings: RunSettings, prepared: Prepared, system: System) -> Ahead | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..io.checkpoint import state_of, tensors_of
 from ..io.json_text import to_json
+from ..io.ranks import Ranks
 from ..noise import Noise
 from ..potentials.biases.metadynamics import Metadynamics
 from ..potentials.biases.opes import OPES, OPESExplore
@@ -36,7 +37,6 @@ from ..sampling.run import move, survive
 from ..state import State
 from .division import Division, as_bytes
 from .facts import merged
-from .ranks import Ranks
 
 __all__ = ["Shares"]
 

@@ -7,7 +7,7 @@ PREFIX.extxyz     the last frame of every walker
 PREFIX.lost.extxyz  walkers that diverged, before and after that step
 PREFIX.lock       while the run goes on
 
-On N ranks (`simulation.ranks`) rank R writes PREFIX.RofN.h5 and PREFIX.RofN.lost.extxyz, and
+On N ranks (`io.ranks`) rank R writes PREFIX.RofN.h5 and PREFIX.RofN.lost.extxyz, and
 PREFIX.h5 is the index of all (`io.parts`).
 """
 
@@ -28,6 +28,7 @@ from ..io.atomic import replacing
 from ..io.checksums import digest
 from ..io.json_text import to_json
 from ..io.lock import locked
+from ..io.ranks import Ranks
 from ..io.run_info import RunInfo
 from ..io.trajectory import Trajectory, TrajectoryWriter
 from ..noise import Noise
@@ -41,7 +42,6 @@ from .division import default_chunk
 from .facts import part_of
 from .outside import Outside
 from .pace import Pace
-from .ranks import Ranks
 from .restart import adapted, read_checkpoint, summary
 from .settings import Files
 from .shares import Shares
@@ -87,7 +87,7 @@ def simulate(
         where a window ends, so that a restart goes on with the chain of the run that wrote it
     progress : called with steps done and walkers alive
     outside : what is done with frames outside of the snapshots of a model; default: counted
-    ranks : that share the walkers, see `simulation.ranks`; every one of them calls this with the
+    ranks : that share the walkers, see `io.ranks`; every one of them calls this with the
         same arguments, ``x`` and ``kernel`` of all walkers, and in one folder
     chunk : walkers that step together, see `simulation.shares`; default: all, on ``ranks``
         `division.default_chunk`. A run keeps its own

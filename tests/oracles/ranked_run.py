@@ -13,6 +13,8 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
+from diffmd_ase.io import ranks as ranks_module
+from diffmd_ase.io.ranks import Ranks
 from diffmd_ase.io.trajectory import RunInfo
 from diffmd_ase.potentials.base import Potential
 from diffmd_ase.potentials.biases.cvs import Distance
@@ -22,9 +24,7 @@ from diffmd_ase.potentials.biases.opes import OPES
 from diffmd_ase.sampling.euler import EulerMaruyama
 from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.sampling.metropolis import Metropolis
-from diffmd_ase.simulation import ranks as ranks_module
 from diffmd_ase.simulation.outside import Outside
-from diffmd_ase.simulation.ranks import Ranks
 from diffmd_ase.simulation.settings import Files
 from diffmd_ase.simulation.simulate import simulate
 from diffmd_ase.state import Evaluation
@@ -142,8 +142,8 @@ def rank(kind, prefix, steps, *words):
         )
 
 
-def forked(size, *words):
-    """Exit codes of a run in so many processes; what they raised goes to standard error."""
+def forked(size, act, *words):
+    """Exit codes of ``act`` in so many processes; what they raised goes to standard error."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -156,7 +156,7 @@ def forked(size, *words):
             os.environ["MASTER_ADDR"] = "127.0.0.1"
             code = 0
             try:
-                rank(*words)
+                act(*words)
             except BaseException as error:
                 code = 1
                 print(f"{words[1]}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -170,13 +170,13 @@ def forked(size, *words):
     return codes
 
 
-def main(arguments):
+def main(arguments, act=rank):
     if "RANK" in os.environ:
-        rank(*arguments)
+        act(*arguments)
         return
     for job in " ".join(arguments).split(" / "):
         size, *words = job.split()
-        print(json.dumps([words[1], forked(int(size), *words)]), flush=True)
+        print(json.dumps([words[1], forked(int(size), act, *words)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from messages import names
 
 from diffmd_ase.io.checkpoint import load_checkpoint
+from diffmd_ase.io.ranks import Ranks
 from diffmd_ase.io.trajectory import Trajectory
 from diffmd_ase.potentials.biases.recorded import Recorded
 from diffmd_ase.sampling.acceptance import Tally
@@ -24,7 +25,6 @@ from diffmd_ase.sampling.exchange import ReplicaExchange
 from diffmd_ase.simulation.division import Division, default_chunk
 from diffmd_ase.simulation.facts import merged, part_of
 from diffmd_ase.simulation.planned import PlannedRun
-from diffmd_ase.simulation.ranks import Ranks
 from diffmd_ase.simulation.settings import RunSettings
 from diffmd_ase.simulation.shares import Shares
 from diffmd_ase.simulation.signals import Deferred

@@ -1,10 +1,11 @@
 """Several processes that make one run: who they are, and what they tell each other.
 
 ``torchrun --nproc-per-node N`` starts N processes, the *ranks* 0 … N-1 of one run. Each has some
-of the walkers (`simulation.shares`); what walkers share goes through `Ranks.gather`, in which every
-rank gives bytes and has those of all, in the order of ranks. The engine is torch.distributed, with
-gloo on the host also where walkers are on GPUs: a few kB are told at a time. Nothing is
-unpickled: what goes around is JSON and safetensors.
+of the walkers (`simulation.shares`), or of the snapshots of each step of a training (`score.fit`).
+What they share goes through `Ranks.gather`, in which every rank gives bytes and has those of all,
+in the order of ranks, and through `Ranks.average`. The engine is torch.distributed, with gloo on
+the host also where walkers are on GPUs: a few kB are told at a time; gradients that are on GPUs go
+through NCCL. Nothing is unpickled: what goes around is JSON, safetensors and numbers.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import Store
 from torch.distributed.rendezvous import rendezvous
 
-from ..io.json_text import to_json
+from .json_text import to_json
 
 __all__ = ["RankError", "Ranks"]
+
+Given = TypeVar("Given")
 
 _HEAD = 8  # bytes that say how many follow
 _PATIENCE = 1.0  # s in which other ranks, that wait too, say where they are
@@ -83,7 +88,9 @@ class Ranks:
         rank, within = int(os.environ["RANK"]), timedelta(seconds=timeout)
         try:
             store, rank, size = next(rendezvous("env://", timeout=within))
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=within)
+            dist.init_process_group(
+                _engines(size), store=store, rank=rank, world_size=size, timeout=within
+            )
         except (RuntimeError, OSError) as error:  # torch's own are RuntimeErrors
             raise RankError(
                 f"rank {rank} of {size}: not all ranks have come within {timeout:g} s "
@@ -101,14 +108,11 @@ class Ranks:
         """
         if self.size == 1:
             return [data]
-        self._count += 1
-        try:
+        with self._meeting():
             sizes, parts = self._exchange(data)
             if max(sizes) > self._room:  # known to all, since all have all sizes
                 self._room = 2 * max(sizes)
                 sizes, parts = self._exchange(data)
-        except RuntimeError as error:
-            raise RankError(self._missing(error)) from error
         return [part[:size] for size, part in zip(sizes, parts, strict=True)]
 
     def told(self, value) -> list[Any]:
@@ -135,6 +139,55 @@ class Ranks:
         if "kind" in said:
             raise _KINDS.get(said["kind"], RankError)(f"rank 0: {said['words']}")
         return said["result"]
+
+    def in_turn(self, work: Callable[[], Given], path: Path) -> Given:
+        """What ``work`` gives here; rank 0 does it before the others, and leaves a file ``path``.
+
+        The others, whose ``path`` may be another, have a copy of it there when they begin.
+        Raises what rank 0 raised, everywhere.
+        """
+        done: list[Given] = []
+        self.first(lambda: done.append(work()))
+        self.copy(path)
+        return done[0] if self.leads else work()
+
+    def copy(self, path: Path) -> None:
+        """The file ``path`` of rank 0, at the ``path`` of each; all call this at the same place."""
+        if self.size == 1:
+            return
+        data = self.gather(path.read_bytes() if self.leads else b"")[0]
+        if not self.leads:
+            path.write_bytes(data)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Put the mean over all ranks in the place of ``tensors`` of one precision and device.
+
+        It is the same number on all of them. All ranks call this at the same place.
+        Raises ``RankError`` as `gather` does.
+        """
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with self._meeting():
+            dist.all_reduce(flat)
+        flat /= self.size
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def mean(self, value: float) -> float:
+        """The mean of ``value`` over all ranks; see `average`."""
+        if self.size == 1:
+            return value
+        own = torch.tensor([value], dtype=torch.float64)
+        self.average([own])
+        return own.item()
+
+    def device(self, name: str) -> str:
+        """That of this rank, which was asked for by ``name``: ranks take turns at their GPUs."""
+        if self.size == 1 or name not in ("auto", "cuda") or not torch.cuda.is_available():
+            return name
+        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        return f"cuda:{local % torch.cuda.device_count()}"
 
     def file(self, path: str | Path) -> Path:
         """Where this rank writes what all write alike, as hills do: rank 0 to ``path``.
@@ -179,6 +232,15 @@ class Ranks:
         if kind is None:
             self.close()
 
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """All ranks meet in this block; one that does not come is named in words."""
+        self._count += 1
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankError(self._missing(error)) from error
+
     def _exchange(self, data: bytes) -> tuple[list[int], list[bytes]]:
         """Sizes, and as much of what was told as there is room for."""
         buffer = torch.zeros(_HEAD + self._room, dtype=torch.uint8)
@@ -197,8 +259,9 @@ class Ranks:
         silent = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         what = f"no answer within {self.timeout:g} s" if silent else "the connection is closed"
         return (
-            f"rank {self.rank}: {who if late else 'another rank'}: {what}; this run ends, its "
-            "files are whole up to the last block, and --restart goes on from the last checkpoint"
+            f"rank {self.rank}: {who if late else 'another rank'}: {what}; this ends here, with "
+            "files that are whole up to the last block, and goes on from the last checkpoint (run "
+            "--restart, train --directory)"
         )
 
     def _late(self, others: list[int]) -> list[int]:
@@ -221,6 +284,13 @@ class Ranks:
         if self._store is None or not self._store.check([name]):
             return False
         return int(self._store.get(name)) >= self._count
+
+
+def _engines(size: int) -> str:
+    """gloo; NCCL as well for tensors on GPUs, where each of ``size`` ranks has one of its own."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    own = torch.cuda.is_available() and torch.cuda.device_count() >= local
+    return "cpu:gloo,cuda:nccl" if own and dist.is_nccl_available() else "gloo"
 
 
 def _short(error: Exception) -> str:
