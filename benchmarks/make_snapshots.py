@@ -113,7 +113,7 @@ def trialanine() -> Made:
     system = field.createSystem(topology, nonbondedMethod=app.NoCutoff, removeCMMotion=False)
     numbers = [atom.element.atomic_number for atom in topology.atoms()]
     atoms = Atoms(numbers, positions.value_in_unit(unit.angstrom))
-    return Made(atoms, lambda: OpenMMCalculator(system))
+    return Made(atoms, lambda: OpenMMCalculator(system, platform="CPU"))
 
 
 def peptide(count: int):

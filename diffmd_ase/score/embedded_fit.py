@@ -87,13 +87,11 @@ def fit_embedded(
     generator = torch.Generator().manual_seed(seed)
     total = sum(len(part.frames.positions) for part in parts)
     # neighbours in time are in one fold, but for the edges
-    every, many = max(1, math.ceil(total / frames)), draws(total)
+    every = max(1, math.ceil(total / frames))
     parts = [part.take(slice(None, None, every)) for part in parts]
-    sums = [
-        _sums([part.fold(k).repeat(many) for part in parts], sigma, generator)
-        for k in range(_FOLDS)
-    ]
-    grams, drives = (torch.stack(m) / many for m in zip(*sums, strict=True))
+    many = draws(total)
+    sums = [_sums([part.fold(k) for part in parts], sigma, generator, many) for k in range(_FOLDS)]
+    grams, drives = (torch.stack(m) for m in zip(*sums, strict=True))
     diagonal = grams.sum(0).diagonal()
     kinds = diagonal.split([energy.plain, len(diagonal) - energy.plain])
     unit = torch.cat([k.clamp_min(_UNSEEN * float(k.max())).rsqrt() for k in kinds if len(k)])
@@ -101,7 +99,7 @@ def fit_embedded(
     theta, penalty = _solved(energy, grams, drives, unit)
     tables = _tables(energy, unit * theta)
     if len(theta) <= MOST_PARAMETERS:
-        noise = _noise(parts, unit, theta, sigma, generator, draws=many)
+        noise = _noise(parts, unit, theta, sigma, generator, many)
         used = len(theta) if "angular" in tables else energy.plain  # without what does not pay
         known = covariance(grams.sum(0), penalty, noise)[:used, :used]
         tables["spread"] = root(unit[:used], known)
@@ -216,6 +214,9 @@ class _Part:
     def jacobian(self, planes: Tensor) -> Tensor:
         return self.energy.jacobian(planes.transpose(-1, -2).contiguous(), *self.inputs)
 
+    def along(self, planes: Tensor, arrows: Tensor) -> Tensor:
+        return torch.einsum("fbd,bd->fb", self.jacobian(planes), arrows.flatten(1))
+
     def weigh(self, planes: Tensor) -> Tensor:
         """Scores of atoms that are held are not asked for."""
         return planes * self.moving
@@ -227,30 +228,26 @@ class _Part:
         """The k-th part of the frames, neighbours together."""
         return self.take(torch.arange(len(self.frames.positions)).tensor_split(_FOLDS)[k])
 
-    def repeat(self, count: int) -> _Part:
-        """Each frame so many times."""
-        return self.take(torch.arange(len(self.frames.positions)).repeat(count))
 
-
-def _sums(parts: list[_Part], sigma: float, generator) -> tuple[Tensor, Tensor]:
+def _sums(parts: list[_Part], sigma: float, generator, many: int) -> tuple[Tensor, Tensor]:
     """Σ_n r_n G_n and Σ_n b_n over some frames."""
     size = parts[0].size
     gram, drive = torch.zeros(size, size).double(), torch.zeros(size).double()
     for part in parts:
         if count := len(part.frames.positions):
-            one, b = moments(part, part.frames, sigma, generator)
+            one, b = moments(part, part.frames, sigma, generator, many)
             gram, drive = gram + count * part.tempering * one, drive + count * b
     return gram, drive
 
 
-def _noise(parts: list[_Part], unit, theta, sigma: float, generator, *, draws: int) -> Tensor:
+def _noise(parts: list[_Part], unit, theta, sigma: float, generator, many: int) -> Tensor:
     """(F, F) covariance of the gradient of the loss of all frames, from some of them."""
     total = torch.zeros(len(unit), len(unit), dtype=torch.float64)
     for part in parts:
         count = len(part.frames.positions)
         some = part.frames.take(slice(None, None, max(1, count // _NOISY)))
         own = part.tempering * theta
-        total += count * gradient_noise(part, unit, own, some, sigma, generator, draws=draws)
+        total += count * gradient_noise(part, unit, own, some, sigma, generator, many)
     return total
 
 

@@ -143,8 +143,32 @@ class MechanicsPrior(nn.Module):
         planes : (B, 3, N) in Å
         orbits : (F,) the parameter of each feature, of which there are ``size``
         """
-        rows = planes.new_empty(len(orbits), len(planes), planes[0].numel())
-        values, slopes_of_parts, first = [], [], 0
+
+        def wilson(kind: str, slopes: tuple[Tensor, ...]) -> Tensor:
+            # (K, B, 3, N), of one vector after the other
+            parts = [
+                s.permute(2, 0, 1)[..., None] * self.arms[:, columns].T[:, None, None]
+                for s, columns in zip(slopes, self.columns[kind], strict=True)
+            ]
+            return sum(parts[1:], parts[0]).flatten(2)
+
+        return self._slopes(planes, orbits, size, wilson)
+
+    def along(self, planes: Tensor, arrows: Tensor, orbits: Tensor, size: int) -> Tensor:
+        """J v (size, B) of vectors v, the ``arrows`` (B, 3, N), with J of `jacobian`.
+
+        Other parameters are as for `jacobian`.
+        """
+
+        def turned(kind: str, slopes: tuple[Tensor, ...]) -> Tensor:
+            pairs = zip(slopes, self.vectors(kind, arrows), strict=True)
+            return torch.stack([(s * v).sum(1) for s, v in pairs]).sum(0).T[..., None]
+
+        return self._slopes(planes, orbits, size, turned)[..., 0]
+
+    def _slopes(self, planes: Tensor, orbits: Tensor, size: int, chain: Callable) -> Tensor:
+        """f'(q) (size, B, D) times what ``chain`` makes, (K, B, D), of ∂q/∂vectors of a kind."""
+        rows, values, slopes_of_parts, first = None, [], [], 0
         for kind, coordinate in COORDINATES.items():
             vectors = [v.requires_grad_() for v in self.vectors(kind, planes)]
             with torch.enable_grad():
@@ -157,18 +181,14 @@ class MechanicsPrior(nn.Module):
                     torch.autograd.grad(f.sum(), q, retain_graph=True)[0]
                     for f in (*features, *parts)
                 ]
-            matrices = [self.arms[:, columns].T for columns in self.columns[kind]]
-            # (K, B, 3, N): Wilson's B, of one vector after the other
-            parts_of = [
-                s.permute(2, 0, 1)[..., None] * m[:, None, None]
-                for s, m in zip(slopes, matrices, strict=True)
-            ]
-            wilson = sum(parts_of[1:], parts_of[0]).flatten(2)
+            change = chain(kind, slopes)
+            if rows is None:
+                rows = change.new_empty(len(orbits), *change.shape[1:])
             count = q.shape[-1]
             for f in functions[: len(features)]:
-                torch.mul(f.T[:, :, None], wilson, out=rows[first : first + count])
+                torch.mul(f.T[:, :, None], change, out=rows[first : first + count])
                 first += count
-            slopes_of_parts += [f.T[:, :, None] * wilson for f in functions[len(features) :]]
+            slopes_of_parts += [f.T[:, :, None] * change for f in functions[len(features) :]]
             values += [g.detach().T for g in parts]
         if self.coupled:
             g, slope = torch.cat(values), torch.cat(slopes_of_parts)

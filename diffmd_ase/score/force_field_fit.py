@@ -33,7 +33,7 @@ from .couplings import GROUPS
 from .extrapolation import seen_tables
 from .force_field import COORDINATES, MechanicsPrior
 from .force_field_tables import coupling_tables, parameter_numbers, term_tables
-from .linear_fit import FOLDS, folds_in_units, label_weight, mixed
+from .linear_fit import folds_in_units, label_weight, mixed
 from .linear_form import Form, Frames, gradient_noise
 from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 _TRIAL, _WORK = 1e11, 2e12
 _GAIN = 0.005  # about the square of a relative error of forces
 _FEWEST = 1000  # frames, whatever they cost
-_DRAWN, _MOST_DRAWS = 30_000, 3  # of noise: of all frames together, of each frame at most
 _FIRST_WEIGHT = 100.0  # of labels, before theirs is known
 _LEAST_RIDGE = 1e-6  # that keeps G invertible
 _FREE = 1e-3  # largest ridge of a torsion where modes are weighed
@@ -94,14 +93,9 @@ def fit_prior(
             every = every._replace(weight=weight)
             if 1 / _NEAR < weight / before < _NEAR:
                 break
-    most = min(_DRAWN, _affordable(_WORK, form, every))
-    many = max(1, min(_MOST_DRAWS, most // len(every.positions)))
-    # frames, again with other noise: the folds of linear_fit have all draws of a frame in one
-    again = torch.arange(len(every.positions) // FOLDS * FOLDS).repeat(many)
-    drawn = every.take(again) if many > 1 and len(again) else every
-    unit, gram, drive, ridge = _moments_and_ridges(form, drawn, sigma, generator)
+    unit, gram, drive, ridge = _moments_and_ridges(form, every, sigma, generator)
     theta = solve(gram, drive, ridge)
-    noise = gradient_noise(form, unit, theta, every, sigma, generator, draws=many)
+    noise = gradient_noise(form, unit, theta, every, sigma, generator)
     freed = ridge
     if every.base is not None:  # forces that are right say nothing of the weights of modes
         freed = torch.where(_turning(form), ridge.clamp_max(_FREE), ridge)

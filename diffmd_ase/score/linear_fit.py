@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from .linear_form import Frames, Linear, gradient_noise, label_gradients, moments
+from .linear_form import DRAWS, Frames, Linear, gradient_noise, label_gradients, moments
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 FOLDS = 5
 _ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
 _MOST_WEIGHT = 1e5  # of labels
-_DRAWS, _MOST_DRAWS = 1500, 3  # of noise: of all frames together, of each frame at most
+_DRAWN, _MOST_DRAWS = 1500, 3  # of noise: of all frames together, of each frame at most
 _NOISY = 2000  # frames, for the variance of score matching
 
 
 def draws(count: int) -> int:
-    """Of noise for each of ``count`` frames: half of the error is noise where they are few."""
-    return max(1, min(_MOST_DRAWS, _DRAWS // count))
+    """Of noise for each of ``count`` frames, where a slope along a direction costs as much as J."""
+    return max(1, min(_MOST_DRAWS, _DRAWN // count))
 
 
 def mixed(snapshots: Snapshots, frames: int, generator) -> Tensor:
@@ -42,36 +42,42 @@ def mixed(snapshots: Snapshots, frames: int, generator) -> Tensor:
     return parts[:, torch.randperm(parts.shape[1], generator=generator)].T.flatten()
 
 
-def folds(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:
+def folds(
+    form: Linear, frames: Frames, sigma: float, generator, draws: int = DRAWS
+) -> tuple[Tensor, Tensor]:
     """G and b of each fifth of the frames, (K, F, F) and (K, F).
 
     Parameters
     ----------
-    form, frames, generator : as of `moments`
+    form, frames, generator, draws : as of `moments`
     sigma : noise in Å
     """
     count = len(frames.positions)
     parts = [frames.take(slice(n, None, FOLDS)) for n in range(min(FOLDS, count))]
-    each = [moments(form, part, sigma, generator) for part in parts]
+    each = [moments(form, part, sigma, generator, draws) for part in parts]
     grams, drives = (torch.stack(kind) for kind in zip(*each, strict=True))
     return grams, drives
 
 
-def folds_in_units(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, ...]:
+def folds_in_units(
+    form: Linear, frames: Frames, sigma: float, generator, draws: int = DRAWS
+) -> tuple[Tensor, ...]:
     """Units of the parameters (F,), and in them G and b of `folds`.
 
     In units in which G has the diagonal one, ridges do not see Å or radians.
 
     Parameters
     ----------
-    form, frames, sigma, generator : as of `folds`
+    form, frames, sigma, generator, draws : as of `folds`
     """
-    grams, drives = folds(form, frames, sigma, generator)
+    grams, drives = folds(form, frames, sigma, generator, draws)
     unit = grams.mean(0).diagonal().clamp_min(1e-20).rsqrt()
     return unit, unit[:, None] * grams * unit, unit * drives
 
 
-def label_weight(form: Linear, frames: Frames, sigma: float, generator) -> float:
+def label_weight(
+    form: Linear, frames: Frames, sigma: float, generator, draws: int = DRAWS
+) -> float:
     """w = ⟨gᵀG⁻¹g⟩ of score matching over that of labels, of frames that were left out.
 
     With g the gradients of the two losses of one frame and n, m frames of each, the mean of
@@ -80,7 +86,7 @@ def label_weight(form: Linear, frames: Frames, sigma: float, generator) -> float
 
     Parameters
     ----------
-    form, frames, generator : as of `moments`, some of the frames labelled
+    form, frames, generator, draws : as of `moments`, some of the frames labelled
     sigma : noise in Å
     """
     alone = frames._replace(weight=0.0, labels=None)
@@ -96,7 +102,7 @@ def label_weight(form: Linear, frames: Frames, sigma: float, generator) -> float
             pulls = label_gradients(form, unit, theta, fold.take(fold.labelled))
             told.append(torch.einsum("fm,fg,gm->m", pulls, metric, pulls))
         some = alone.take(slice(k, None, FOLDS)).take(slice(0, _NOISY // FOLDS))
-        noise = gradient_noise(form, unit, theta, some, sigma, generator)
+        noise = gradient_noise(form, unit, theta, some, sigma, generator, draws)
         noisy.append((metric * noise).sum())
     weight = float(torch.stack(noisy).mean() / torch.cat(told).mean().clamp_min(1e-30))
     weight = min(max(weight, 1 / _MOST_WEIGHT), _MOST_WEIGHT)

@@ -10,11 +10,14 @@ baseline that gives s_b = F_base/kT of each, the loss of one frame is
     G = ⟨(1 + w)(J₊J₊ᵀ + J₋J₋ᵀ)⟩
     b = ⟨(J₊ - J₋)ε/σ - w(J₊ + J₋)l + (1 + w)(J₊ + J₋)s_b⟩
 
-with w = 0 where there are no labels. A form may weigh directions: with a symmetric A the frames
-are at x ± σAε, and AJ, Al and As_b take the place of J, l and s_b. Any A has the same minimum, but
-not the same variance: of soft directions more is learned where they are moved further. Labels and
-baseline are those of x, not of x ± σAε: the score of noised data is the mean of what x says of it
-(`losses.force_loss`).
+with w = 0 where there are no labels. With one ε for each frame half of the variance of b is that
+of ε; so its first term is a mean over several, K of which leave 1/K of it: the slope of all
+features along one direction costs far less than J.
+
+A form may weigh directions: with a symmetric A the frames are at x ± σAε, and AJ, Al and As_b take
+the place of J, l and s_b. Any A has the same minimum, but not the same variance: of soft directions
+more is learned where they are moved further. Labels and baseline are those of x, not of x ± σAε:
+the score of noised data is the mean of what x says of it (`losses.force_loss`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from .force_field import MechanicsPrior
 from .snapshots import Snapshots
 
 __all__ = [
+    "DRAWS",
     "Form",
     "Frames",
     "Linear",
@@ -38,6 +42,8 @@ __all__ = [
     "square",
 ]
 
+DRAWS = 8
+"""Of noise for each frame, where a form costs little along a direction."""
 _MADE = ("arms", "matrix")  # of the tables
 _AT_ONCE, _NUMBERS = 64, 2e7  # frames, and numbers of their slopes, at most
 _ENOUGH = 10_000  # frames, for a covariance
@@ -57,6 +63,9 @@ class Linear(Protocol):
 
     def jacobian(self, planes: Tensor) -> Tensor:
         """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N)."""
+
+    def along(self, planes: Tensor, arrows: Tensor) -> Tensor:
+        """J v (size, B) of ``planes`` (B, 3, N) and vectors v, the ``arrows`` (B, 3, N)."""
 
     def weigh(self, planes: Tensor) -> Tensor:
         """A times vectors (…, 3, N)."""
@@ -100,6 +109,10 @@ class Form(NamedTuple):
     def jacobian(self, planes: Tensor) -> Tensor:
         """∂f/∂x (size, B, 3N) of ``planes`` (B, 3, N)."""
         return self.prior.jacobian(planes, self.orbits, self.size)
+
+    def along(self, planes: Tensor, arrows: Tensor) -> Tensor:
+        """J v (size, B) of ``planes`` (B, 3, N) and vectors v, the ``arrows`` (B, 3, N)."""
+        return self.prior.along(planes, arrows, self.orbits, self.size)
 
     def weigh(self, planes: Tensor) -> Tensor:
         """A = 1: vectors (…, 3, N) as they are."""
@@ -166,30 +179,38 @@ class _Probe(NamedTuple):
     """J₊ and J₋ (size, B, 3N) of some frames, and what they are told."""
 
     sides: list[Tensor]
-    epsilon: Tensor  # (B, 3N)
+    drive: Tensor  # (size, B): (J₊ - J₋)ε/σ, a mean over ε
     pull: Tensor | None  # (B, 3N): w l - (1 + w) s_b, or None
     weight: Tensor | float  # 1 + w, (B, 1) where it differs
 
 
-def moments(form: Linear, frames: Frames, sigma: float, generator) -> tuple[Tensor, Tensor]:
-    """G and b of ``frames``, in float64; ``sigma`` in Å, noise from the ``generator``."""
+def moments(
+    form: Linear, frames: Frames, sigma: float, generator, draws: int = DRAWS
+) -> tuple[Tensor, Tensor]:
+    """G and b of ``frames``, in float64.
+
+    Parameters
+    ----------
+    sigma : in Å
+    generator : of the noise
+    draws : ε for each frame, of whose mean b is made
+    """
     gram = torch.zeros(form.size, form.size, dtype=torch.float64)
-    drive = torch.zeros(form.size, dtype=torch.float64)
-    for sides, epsilon, pull, weight in _probed(form, frames, sigma, generator):
-        plus, minus = sides
-        drive += _along(plus - minus, epsilon) / sigma
-        if pull is not None:
-            drive -= _along(plus + minus, pull)
+    total = torch.zeros(form.size, dtype=torch.float64)
+    for sides, drive, pull, weight in _probed(form, frames, sigma, generator, draws):
+        total += drive.sum(1, dtype=torch.float64)
         for j in sides:
+            if pull is not None:
+                total -= torch.einsum("fbd,bd->fb", j, pull).sum(1, dtype=torch.float64)
             if isinstance(weight, Tensor):
                 gram += ((j * weight).flatten(1) @ j.flatten(1).T).double()
             else:
                 gram += square(j.flatten(1)).double()
-    return gram / len(frames.positions), drive / len(frames.positions)
+    return gram / len(frames.positions), total / len(frames.positions)
 
 
 def gradient_noise(
-    form: Linear, unit, theta, frames: Frames, sigma: float, generator, *, draws: int = 1
+    form: Linear, unit, theta, frames: Frames, sigma: float, generator, draws: int = DRAWS
 ) -> Tensor:
     """Σ (size, size): covariance over frames of the gradient of their loss.
 
@@ -198,7 +219,7 @@ def gradient_noise(
     unit, theta : (size,) units of the parameters, and these in them
     frames : some of them are used
     sigma : Å
-    draws : of noise, whose mean is the loss of a frame
+    draws : as of `moments`
     """
     size = len(unit)
     total = torch.zeros(size, size, dtype=torch.float64)
@@ -206,15 +227,11 @@ def gradient_noise(
     dtype = frames.positions.dtype
     scale, weights = unit.to(dtype)[:, None], (unit * theta).to(dtype)
     some = frames.take(slice(None, None, max(1, len(frames.positions) // _ENOUGH)))
-    for probes in zip(*[_probed(form, some, sigma, generator) for _ in range(draws)], strict=True):
-        gradient = probes[0].epsilon.new_zeros(size, len(probes[0].epsilon))
-        for sides, epsilon, pull, weight in probes:
-            for sign, j in zip((1, -1), sides, strict=True):
-                force = torch.einsum("fbd,f->bd", j, weights)
-                drive = sign * 1.0 * epsilon / sigma
-                if pull is not None:
-                    drive = drive - pull
-                gradient += torch.einsum("fbd,bd->fb", j, weight * force - drive) / draws
+    for sides, drive, pull, weight in _probed(form, some, sigma, generator, draws):
+        gradient = -drive
+        for j in sides:
+            force = weight * torch.einsum("fbd,f->bd", j, weights)
+            gradient += torch.einsum("fbd,bd->fb", j, force if pull is None else force + pull)
         gradient = (scale * gradient).double()
         total += gradient @ gradient.T
         mean += gradient.sum(1)
@@ -254,13 +271,20 @@ def square(rows: Tensor) -> Tensor:
     return whole
 
 
-def _probed(form: Linear, frames: Frames, sigma: float, generator) -> Iterator[_Probe]:
+def _probed(form: Linear, frames: Frames, sigma: float, generator, draws: int) -> Iterator[_Probe]:
     """All frames, some at a time."""
     w = frames.weight
     for planes, labels, base in frames.parts(_at_once(form, frames)):
-        epsilon = torch.randn(planes.shape, generator=generator, dtype=planes.dtype)
-        moved = sigma * form.weigh(epsilon)
-        sides = [_weighed(form, form.jacobian(planes + sign * moved)) for sign in (1, -1)]
+        noise = torch.randn(draws, *planes.shape, generator=generator, dtype=planes.dtype)
+        first, others = (sigma * form.weigh(noise)).tensor_split([1])
+        plus, minus = (form.jacobian(planes + sign * first[0]) for sign in (1, -1))
+        drive = torch.einsum("fbd,bd->fb", plus - minus, first[0].flatten(1))
+        if len(others):
+            arrows = torch.cat([others, -others])  # all at once: most of the time is in the calls
+            slopes = form.along((planes + arrows).flatten(0, 1), arrows.flatten(0, 1))
+            drive += slopes.unflatten(1, (len(arrows), -1)).sum(1)
+        drive /= draws * sigma**2
+        sides = [_weighed(form, j) for j in (plus, minus)]
         labels, base = (None if p is None else _weighed(form, p) for p in (labels, base))
         pull: Tensor | None = None
         weight: Tensor | float = 1.0
@@ -270,12 +294,7 @@ def _probed(form: Linear, frames: Frames, sigma: float, generator) -> Iterator[_
             weight = 1.0 + w * known.to(labels)
         if base is not None:
             pull = (0.0 if pull is None else pull) - weight * base
-        yield _Probe(sides, epsilon.flatten(1), pull, weight)
-
-
-def _along(slopes: Tensor, rows: Tensor) -> Tensor:
-    """Slopes (F, B, 3N) times ``rows`` (B, 3N), summed over both, in float64."""
-    return torch.einsum("fbd,bd->fb", slopes, rows).sum(1, dtype=torch.float64)
+        yield _Probe(sides, drive, pull, weight)
 
 
 def _weighed(form: Linear, rows: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from .couplings import GROUPS
 from .extrapolation import range_tables
 from .force_field import MechanicsPrior
 from .force_field_tables import coupling_tables, parameter_numbers, term_tables
-from .linear_fit import FOLDS, draws, folds, label_weight, mixed
+from .linear_fit import draws, folds, label_weight, mixed
 from .linear_form import Frames, gradient_noise
 from .molecules import Kind, whole
 from .networks.inputs import Inputs
@@ -75,6 +75,11 @@ class _Form(NamedTuple):
         x = planes.transpose(-1, -2).contiguous()
         return self.network.jacobian(x, self.told.cell, self.told.pbc)
 
+    def along(self, planes: Tensor, arrows: Tensor) -> Tensor:
+        """J v (size, B) of ``planes`` (B, 3, N) and vectors v, the ``arrows`` (B, 3, N)."""
+        x, v = (p.transpose(-1, -2).contiguous() for p in (planes, arrows))
+        return self.network.along(x, v, self.told.cell, self.told.pbc)
+
     def weigh(self, planes: Tensor) -> Tensor:
         """A times vectors (…, 3, N): what molecules do as a whole counts `_WHOLE` times."""
         molecule = self.network.molecule
@@ -114,15 +119,12 @@ def fit_liquid(
         )
     weight = _FIRST_WEIGHT if force_weight == "auto" else force_weight
     order = mixed(snapshots, frames, generator)
-    many = 1
-    if len(order) >= FOLDS:  # the draws of a frame are in one fold
-        order, many = order[: len(order) // FOLDS * FOLDS], draws(len(order))
-    every = Frames.of(snapshots, weight).take(order.repeat(many))
+    every, many = Frames.of(snapshots, weight).take(order), draws(len(order))
     form = _empty(snapshots, kinds, config)
     if force_weight == "auto" and bool(every.labelled.any()):
-        every = every._replace(weight=label_weight(form, every, sigma, generator))
+        every = every._replace(weight=label_weight(form, every, sigma, generator, many))
     basis = _Basis.of(form)
-    grams, drives = folds(form, every, sigma, generator)
+    grams, drives = folds(form, every, sigma, generator, many)
     grams, drives = basis.matrix.T @ grams @ basis.matrix, drives @ basis.matrix
     unit = basis.units(grams.mean(0).diagonal())
     grams, drives = unit[:, None] * grams * unit, unit * drives
@@ -135,8 +137,8 @@ def fit_liquid(
     theta = matrix @ (unit * solve(grams.mean(0), drives.mean(0), ridges[group]))
     network = _with(form, theta)
     if len(theta) <= MOST_PARAMETERS:
-        own, once = torch.ones_like(theta), every.take(slice(0, len(order)))
-        noise = gradient_noise(form, own, theta, once, sigma, generator, draws=many)
+        own = torch.ones_like(theta)
+        noise = gradient_noise(form, own, theta, every, sigma, generator, many)
         noise = unit[:, None] * (matrix.T @ noise @ matrix) * unit
         known = covariance(grams.mean(0), torch.diag(ridges[group]), noise) / len(order)
         wide = unit * matrix

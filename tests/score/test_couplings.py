@@ -177,9 +177,14 @@ def test_jacobian_and_energy_agree(dipeptide):
     planes = torch.as_tensor(data.positions[:2]).double().transpose(-1, -2)
     features, wall = full.terms(planes)
     assert torch.allclose(features @ theta[orbits] + wall, full(planes), rtol=1e-10)
-    slope = torch.einsum("fbd,f->bd", full.jacobian(planes, orbits, len(theta)), theta)
+    jacobian = full.jacobian(planes, orbits, len(theta))
+    slope = torch.einsum("fbd,f->bd", jacobian, theta)
     exact_slope = -forces(lambda p: full(p.transpose(-1, -2)), planes.transpose(-1, -2))
     assert torch.allclose(slope, exact_slope.transpose(-1, -2).flatten(1), rtol=1e-8, atol=1e-8)
+    arrows = torch.randn(planes.shape, generator=torch.Generator().manual_seed(0))
+    along = full.along(planes, arrows, orbits, len(theta))
+    expected = torch.einsum("fbd,bd->fb", jacobian, arrows.flatten(1))
+    assert torch.allclose(along, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_couplings_level_off_far_from_the_data(dipeptide):

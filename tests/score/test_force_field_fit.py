@@ -161,6 +161,10 @@ def test_jacobian_is_the_derivative_of_the_features(which, request):
 
     exact = torch.autograd.functional.jacobian(lambda p: features(p).sum(0), planes).flatten(2)
     assert torch.allclose(jacobian, exact, rtol=1e-9, atol=1e-9)
+    arrows = torch.randn(planes.shape, generator=torch.Generator().manual_seed(0))
+    along = prior.along(planes, arrows, orbits, size)
+    expected = torch.einsum("fbd,bd->fb", exact, arrows.flatten(1))
+    assert torch.allclose(along, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_forces_are_minus_the_gradient(dipeptide):

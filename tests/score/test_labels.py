@@ -63,7 +63,7 @@ def test_a_few_labels_help_and_bad_ones_do_no_harm(frames):
 def test_weight_that_is_given(frames):
     """A number is taken as it is, and frames without labels count as before."""
     error, weight = fitted(frames(1.0), 100.0)
-    assert weight is None and error < 0.3 * fitted(replace(frames(0.0), forces=None), 0.0)[0]
+    assert weight is None and error < 0.4 * fitted(replace(frames(0.0), forces=None), 0.0)[0]
 
 
 def test_frames_of_either_kind_in_one_file(tmp_path):

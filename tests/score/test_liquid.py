@@ -81,6 +81,10 @@ def test_energy_is_linear_in_its_parameters(rng, skew):
     form, theta = random_form(rng, snapshots)
     x = torch.as_tensor(snapshots.positions, dtype=torch.float32)
     slopes = form.jacobian(x.transpose(-1, -2))
+    arrows = torch.as_tensor(rng.normal(size=x.shape)).to(x).transpose(-1, -2)
+    along = form.along(x.transpose(-1, -2), arrows)
+    exact = torch.einsum("fbd,bd->fb", slopes, arrows.flatten(1))
+    torch.testing.assert_close(along, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
     expected = torch.einsum("fbd,f->bd", slopes, theta.float()).unflatten(-1, (3, -1))
     network = _with(form, theta)
     _, gradient = scores(network, snapshots, x)
@@ -140,8 +144,13 @@ def test_an_atom_does_not_act_on_its_own_molecule_but_on_its_image(rng):
         assert bool((energy.abs() > 1e-3).all()) == meets
 
 
-def test_snapshots_alone_give_the_force_between_molecules(rng):
+def test_snapshots_alone_give_the_force_between_molecules():
     """Exact draws of pairs that a spring holds, each atom a molecule: no labels are needed."""
+    rngs = map(np.random.default_rng, range(4))
+    assert np.mean([error_of_a_spring(rng) for rng in rngs]) < 0.1
+
+
+def error_of_a_spring(rng) -> float:
     count, rest, width = 6000, 2.6, 0.15
     r = rng.normal(rest, width, 20 * count)
     r = r[rng.uniform(size=len(r)) < (r / (rest + 6 * width)) ** 2][:count]  # r² of the volume
@@ -155,7 +164,7 @@ def test_snapshots_alone_give_the_force_between_molecules(rng):
     _, gradient = scores(network, snapshots, snapshots.positions)
     pull = (gradient[:, 0].numpy() * 2 * arm / r[:, None]).sum(1)
     exact = (r - rest) / width**2
-    assert np.linalg.norm(pull - exact) / np.linalg.norm(exact) < 0.12
+    return float(np.linalg.norm(pull - exact) / np.linalg.norm(exact))
 
 
 def test_molecules_are_moved_further_than_their_atoms(rng):

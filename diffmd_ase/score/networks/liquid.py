@@ -276,13 +276,45 @@ class LiquidNetwork(nn.Module):
         rows.append(self.pair_slopes(x, cell, pbc))
         return torch.cat(rows)
 
-    @torch.no_grad()
+    def along(self, x: Tensor, arrows: Tensor, cell: Tensor | None, pbc) -> Tensor:
+        """J v (F, B) of vectors v, the ``arrows`` (B, N, 3), with J of `jacobian`.
+
+        Other parameters are as for `jacobian`.
+        """
+        rows = []
+        for n, prior in enumerate(self.priors):
+            atoms = self.table("atoms", n)
+            if not len(prior.parameter):
+                continue
+            size = int(prior.parameter.max()) + 1
+            planes, turns = self.planes(self.whole(n, x, cell, pbc)), self.planes(arrows[:, atoms])
+            own = prior.along(planes, turns, prior.parameter, size)
+            rows.append(own.reshape(size, len(x), len(atoms)).sum(-1))
+        target, unit, features = self._pair_slopes(x, cell, pbc)
+        turned = (arrows.flatten(0, 1)[target] * unit).sum(-1)
+        out = x.new_zeros(self.energy.pair.numel() * len(x))
+        for feature, slope in features:
+            out.index_add_(0, feature * len(x) + target // x.shape[1], slope * turned)
+        out = out.reshape(*self.energy.pair.shape, len(x))
+        return torch.cat([*rows, out[:, :-END].flatten(0, 1)])
+
     def pair_slopes(self, x: Tensor, cell: Tensor | None, pbc) -> Tensor:
         """∂f/∂x (K·F, B, 3N) of the splines f of all kinds of pairs at x (B, N, 3); as planes.
 
         ``cell`` and ``pbc`` are as of `neighbours.edges`.
         """
         n_batch, n_atoms = x.shape[:2]
+        target, unit, features = self._pair_slopes(x, cell, pbc)
+        n_kinds, n_splines = self.energy.pair.shape
+        out = x.new_zeros(n_kinds * n_splines * n_batch * n_atoms, 3)
+        for feature, slope in features:
+            out.index_add_(0, feature * (n_batch * n_atoms) + target, slope[:, None] * unit)
+        out = out.reshape(n_kinds, n_splines, n_batch, n_atoms, 3)[:, :-END]
+        return out.flatten(0, 1).transpose(-1, -2).flatten(2)
+
+    @torch.no_grad()
+    def _pair_slopes(self, x: Tensor, cell: Tensor | None, pbc) -> tuple[Tensor, Tensor, list]:
+        """Targets (E,) of edges, ∂r/∂target (E, 3), and splines (E,) with slopes (E,) of each."""
         _, target, vectors, kind = self._edges(x, cell, pbc)
         length = vectors.norm(dim=-1)
         r = length.requires_grad_()
@@ -291,11 +323,10 @@ class LiquidNetwork(nn.Module):
             slopes = [
                 torch.autograd.grad(values[:, k].sum(), r, retain_graph=True)[0] for k in range(4)
             ]
-        unit = -vectors / length.detach()[:, None]  # moving the target by d changes r by -d·u
-        n_kinds, n_splines = self.energy.pair.shape
-        out = x.new_zeros(n_kinds * n_splines * n_batch * n_atoms, 3)
-        for k, slope in enumerate(slopes):
-            feature = kind * n_splines + first + k
-            out.index_add_(0, feature * (n_batch * n_atoms) + target, slope[:, None] * unit)
-        out = out.reshape(n_kinds, n_splines, n_batch, n_atoms, 3)[:, :-END]
-        return out.flatten(0, 1).transpose(-1, -2).flatten(2)
+        first = first + kind * self.energy.pair.shape[1]
+        # moving the target by d changes r by -d·u
+        return (
+            target,
+            -vectors / length.detach()[:, None],
+            [(first + k, s) for k, s in enumerate(slopes)],
+        )
