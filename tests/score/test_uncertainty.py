@@ -27,7 +27,7 @@ def test_a_molecule():
     """The energy lies in the form: of all components 68 % are within one standard error."""
     inside, ratio, test = [], [], torch.as_tensor(chains(np.random.default_rng(77), 300))
     exact = minus_gradient(chain_energy, test)
-    for seed in range(6):
+    for seed in range(16):
         x = chains(np.random.default_rng(100 + seed), 500)
         data = Snapshots(System(NUMBERS, np.ones(4)), x, 300)
         network = MechanicsNetwork(
