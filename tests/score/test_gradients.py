@@ -109,6 +109,22 @@ def test_what_is_moved_before():
     assert not compiled.failed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [MechanicsConfig(width=32), PairConfig(width=32)])
+def test_one_structure_whatever_was_compiled_before(config):
+    """The last walker of a run goes on, bit by bit, as it does after a restart, alone at once."""
+    snapshots = rattled(molecule("H2O2"), 400)
+    network = network_of(config, snapshots, torch.float32)
+    x, _, sigma, told, _ = arguments(network, snapshots, 16, torch.float32, strained=False)
+    by = torch.full_like(x, 0.01)
+    lost, alone = Compiled(network), Compiled(network)
+    lost.within(shifted, (x, by), sigma, told)
+    for one, move in zip(x[:, None], by[:, None], strict=True):
+        pairs = [c.within(shifted, (one, move), sigma, told) for c in (lost, alone)]
+        assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+    assert len(lost._made) == len(alone._made) == 1 and lost._made.keys() != alone._made.keys()
+
+
 CONFIGS = {
     "mechanics": MechanicsConfig(width=8),
     "pair": PairConfig(width=8),

@@ -108,7 +108,8 @@ class Compiled:
         shapes = [(row.ndim, row.shape[-2:]) for row in rows]
         key = step, told.pbc, *shapes, *[row.dtype for row in rows]
         # one structure has a function of its own, unless there is one of any number: two then,
-        # so that nothing is compiled where walkers are lost until one is left
+        # so that nothing is compiled where walkers are lost until one is left. Its own computes
+        # two as well: of one row, products are rounded in another way, which a restart would see
         own = "single", *key
         twice = single and key in self._made and own not in self._made
         if twice:
@@ -121,7 +122,8 @@ class Compiled:
             if key in self._made:
                 made = self._made[key](*given)
             else:
-                function = _around(self._network, step, kT, len(rows), told.pbc)
+                copies = 2 if key[0] == "single" else 1
+                function = _around(self._network, step, kT, len(rows), told.pbc, copies)
                 made = self._compiled(key, partial(directly, function, given))
         if made is None or not (alone or twice):
             return made
@@ -184,14 +186,21 @@ def _by_both(network: nn.Module) -> Callable:
     return slopes
 
 
-def _around(network: nn.Module, step: Callable, kT: float, count: int, pbc) -> Callable:
+def _around(
+    network: nn.Module, step: Callable, kT: float, count: int, pbc, copies: int
+) -> Callable:
     def whole(*given):
         sigma, numbers, *cell = given[count:]
         told = Inputs(numbers, cell[0] if cell else None, pbc)
 
         def at(y):
             gradient = torch.func.grad(partial(_total, network), has_aux=True)
-            slope, energy = gradient(y.to(sigma.dtype), None, sigma, told, None)
+            asked = y.to(sigma.dtype)
+            if copies > 1:
+                asked = asked.repeat(copies, 1, 1)
+            slope, energy = gradient(asked, None, sigma, told, None)
+            if copies > 1:
+                slope, energy = slope[:1], energy[:1]
             return (kT * energy).to(y.dtype), (-kT * slope).to(y.dtype)
 
         return step(at, *given[:count])
