@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .neighbours import Pairs, edges, find_pairs
 from .networks.inputs import Inputs
-from .snapshot_checks import blocks, mean_and_std, unwrapped
+from .snapshot_checks import ORDERED, blocks, mean_and_std, unwrapped
 
 if TYPE_CHECKING:
     from .snapshots import Snapshots
@@ -43,7 +43,7 @@ _LOOSE, _RIGID = 0.15, 1e-4  # std of a distance over its mean: of no bond, of a
 _OFF = 1.35  # a factor that is told
 _LOW, _HIGH = 0.1, 2.0  # beyond these labels cannot be learned from
 # frames in order of time are about means of their own, which makes the factor smaller
-_MANY, _ORDERED = 50, 2.0
+_MANY = 50
 _SIGNIFICANT = 5.0  # standard errors
 _SPREAD = 2.5  # of energies: more or less than that times the harmonic one is told
 
@@ -88,7 +88,7 @@ def doubts(snapshots: Snapshots, correlation: float = 1.0) -> list[str]:
 
     ``correlation``: statistical inefficiency of the frames.
     """
-    independent = len(snapshots) >= _MANY and correlation <= _ORDERED
+    independent = len(snapshots) >= _MANY and correlation <= ORDERED
     low = 1 / _OFF if independent else _LOW
     found = [_of_forces(snapshots, correlation, low, _OFF), _of_energies(snapshots)]
     return [words for words in found if words is not None]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .linear_form import DRAWS, Frames, Linear, gradient_noise, label_gradients, moments
 from .shrinkage import choose_ridges, solve
+from .snapshot_checks import ORDERED
 from .snapshots import Snapshots
 
 __all__ = ["FOLDS", "draws", "folds", "folds_in_units", "label_weight", "mixed"]
@@ -16,7 +17,6 @@ __all__ = ["FOLDS", "draws", "folds", "folds_in_units", "label_weight", "mixed"]
 log = logging.getLogger(__name__)
 
 FOLDS = 5
-_ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
 _MOST_WEIGHT = 1e5  # of labels
 _DRAWN, _MOST_DRAWS = 1500, 3  # of noise: of all frames together, of each frame at most
 _NOISY = 2000  # frames, for the variance of score matching
@@ -36,7 +36,7 @@ def mixed(snapshots: Snapshots, frames: int, generator) -> Tensor:
     ``snapshots`` : whose correlation says whether they are; ``generator`` : of the order
     """
     order = torch.randperm(len(snapshots), generator=generator)[:frames]
-    if snapshots.correlation <= _ORDERED or len(order) < FOLDS:
+    if snapshots.correlation <= ORDERED or len(order) < FOLDS:
         return order
     parts = order[: len(order) // FOLDS * FOLDS].sort().values.reshape(FOLDS, -1)
     return parts[:, torch.randperm(parts.shape[1], generator=generator)].T.flatten()

@@ -22,6 +22,7 @@ from .neighbours import edges
 
 __all__ = [
     "IMAGES",
+    "ORDERED",
     "blocks",
     "check_labels",
     "check_positions",
@@ -37,7 +38,9 @@ _CLOSEST = 0.4  # Å; no two nuclei of an equilibrium frame come nearer
 _STILL = 1e-6  # Å; what text formats round to
 _BLOCK = 1 << 21  # numbers of a block: 16 MiB
 IMAGES = 12  # numbers for one of a position, where the nearest of its images is looked for
-_ORDERED, _SHUFFLES = 2.0, 40  # an inefficiency that is looked at again; orders to compare with
+ORDERED = 2.0
+"""Statistical inefficiency of snapshots above which they are taken as ordered in time."""
+_SHUFFLES = 40  # orders to compare with
 _FEW = 64  # atoms, of which all pairs are looked at
 
 
@@ -168,7 +171,7 @@ def correlation(system: System, positions: np.ndarray) -> tuple[float, str]:
         return 1.0, ""
     found = [statistical_inefficiency(series) for series in every[moving]]
     worst = max(found)
-    if worst > _ORDERED:  # of few frames any order may look like one in time
+    if worst > ORDERED:  # of few frames any order may look like one in time
         rng = np.random.default_rng(0)
         for _ in range(_SHUFFLES):
             order = rng.permutation(len(positions))

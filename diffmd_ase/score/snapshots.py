@@ -186,7 +186,7 @@ class Snapshots:
                 "(a molecule takes thousands)"
             )
         order = np.arange(len(self))
-        if self.correlation <= 2:
+        if self.correlation <= checks.ORDERED:
             order = np.random.default_rng(seed).permutation(len(self))
         return self.take(np.sort(order[:-count])), self.take(np.sort(order[-count:]))
 
@@ -236,7 +236,7 @@ class Snapshots:
                 stacklevel=3,
             )
         correlation, slowest = checks.correlation(self.system, self.positions)
-        if correlation > 2:
+        if correlation > checks.ORDERED:
             warnings.warn(
                 f"{self.source}: the snapshots look time-ordered, statistical inefficiency "
                 f"{correlation:.0f} frames: about {len(self) / correlation:.0f} independent "

@@ -20,6 +20,7 @@ from ..potentials.learned import ScorePotential
 from ..score.curvature import largest_curvature
 from ..score.model import ScoreModel
 from ..score.networks.gradients import Compile
+from ..score.snapshot_checks import ORDERED
 from ..score.snapshots import Snapshots
 from . import labels
 from .comparisons import Torsions
@@ -31,7 +32,6 @@ __all__ = ["ENOUGH", "Bench", "Effort", "Part", "energies_and_forces"]
 ENOUGH = 1000
 """Independent snapshots that tell widths within 3 %."""
 _FEW = 16  # of them, to compare anything
-_ORDERED = 2.0  # statistical inefficiency, as when snapshots are read
 _SAME_KELVIN = 0.01
 _BATCH = 500
 _TRAJECTORY = 20  # steps of one trajectory
@@ -131,12 +131,12 @@ class Bench:
         wrong = unphysical_frames(system, snapshots.positions, topology)
         fine = np.setdiff1d(np.arange(len(snapshots)), list(wrong))
         g = snapshots.correlation
-        if system.periodic and g > _ORDERED:
+        if system.periodic and g > ORDERED:
             # atoms that swap or drift with the crystal change nothing that is compared
             g = statistical_inefficiency(
                 energies_and_forces(potential, snapshots.positions[fine])[0]
             )
-        g = g if g > _ORDERED else 1.0
+        g = g if g > ORDERED else 1.0
         frames = snapshots.take(fine[:: math.ceil(g)])
         if len(frames) < _FEW:
             raise ValueError(
