@@ -42,7 +42,7 @@ __all__ = [
     "square",
 ]
 
-DRAWS = 8
+DRAWS = 16
 """Of noise for each frame, where a form costs little along a direction."""
 _MADE = ("arms", "matrix")  # of the tables
 _AT_ONCE, _NUMBERS = 64, 2e7  # frames, and numbers of their slopes, at most
