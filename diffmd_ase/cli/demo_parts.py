@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -97,7 +98,7 @@ def _steps(model: Path, d_t: float) -> tuple[int, int]:
     prepared = prepare(loaded.potential(device="cpu"), temperature_K=loaded.card.temperature_K)
     h = float(prepared.step.h)
     every = max(1, round(0.02 / h))
-    return every * -(-round(d_t / h) // every), every
+    return every * math.ceil(d_t / (h * every)), every
 
 
 def _part(clock: Path, name: str, *commands: list[str]) -> dict[str, float]:
