@@ -45,7 +45,7 @@ _SPARE = 1e-5  # relative mean square of the score that a smoother fit may lose
 _UNSEEN = 1e-10  # of the largest mean square of a feature's derivatives: no data speak of it
 _LEAST = 1e-14  # of a penalty: no ridge is less
 _FOLDS = 8
-_FRAMES = 16  # at a time, of which edges are taken
+_FRAMES = 16  # at a time, of which edges or all slopes are taken
 _EDGES, _NOISY = 500, 2000  # frames of each set, for shortest distances and the noise of gradients
 
 
@@ -215,7 +215,8 @@ class _Part:
         return self.energy.jacobian(planes.transpose(-1, -2).contiguous(), *self.inputs)
 
     def along(self, planes: Tensor, arrows: Tensor) -> Tensor:
-        return torch.einsum("fbd,bd->fb", self.jacobian(planes), arrows.flatten(1))
+        parts = zip(planes.split(_FRAMES), arrows.flatten(1).split(_FRAMES), strict=True)
+        return torch.cat([torch.einsum("fbd,bd->fb", self.jacobian(p), v) for p, v in parts], 1)
 
     def weigh(self, planes: Tensor) -> Tensor:
         """Scores of atoms that are held are not asked for."""

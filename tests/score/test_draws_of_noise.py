@@ -43,7 +43,7 @@ def test_drive_of_many_draws_has_their_mean_and_less_noise(plain):
 
 
 def test_covariance_of_gradients_is_of_the_draws_that_are_used(plain):
-    """Its part that is noise goes with 1/K: twice from one to two draws as from two to infinity."""
+    """Its part that is noise goes with 1/K: as much from 1 to 2 draws as from 2 to infinity."""
     form, frames = plain
     gram, drive = moments(form, frames, SIGMA, torch.Generator().manual_seed(0))
     theta = torch.linalg.lstsq(gram + 1e-3 * torch.diag(gram.diagonal()), drive).solution
