@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from shared import versions
 
-SCRIPTS = ("evaluations", "dynamics", "peers", "draws", "large")
+SCRIPTS = ("evaluations", "dynamics", "peers", "draws", "training", "large")
 ON_A_GPU = {
     "4096 walkers, 22 atoms: molecule steps a second": "≥ 200 000",
     "1 walker, 22 atoms: steps a second": "≥ 3000",

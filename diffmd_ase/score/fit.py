@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..io.ranks import Ranks
 from ..progress import Report
+from .loss_gradient import LossGradient
 from .networks.build import below, build
 from .networks.liquid import LiquidNetwork
 from .networks.molecule import MechanicsNetwork
@@ -72,13 +74,13 @@ def fit(
         lambda: _Learner.begin(expert, config, sets, training, held_out, seed, device, folder),
         file_of(folder, expert),
     )
-    network, optimiser, run = learner.network, learner.optimiser, learner.run
-    expert, objective = learner.expert, learner.objective
+    expert, optimiser, run = learner.expert, learner.optimiser, learner.run
+    gradient = LossGradient(learner.network, learner.objective, _compiled(config, run))
     x_train = learner.frames(training)
     began -= run.seconds
     every = max(1, config.steps // config.evaluations)
     # a closed form has no parameters: nothing is left to train
-    parameters = list(network.parameters())
+    parameters = gradient.parameters
     steps = config.steps if parameters else 0
     patience = config.patience * every
     terms = None
@@ -87,6 +89,12 @@ def fit(
         fraction = max(run.step / steps, run.seconds / (60 * config.max_minutes))
         if fraction >= 1:
             break
+        if gradient.undecided:
+            left = 60 * config.max_minutes - run.seconds
+            gradient.compiled = ranks.first(partial(gradient.pays, steps - run.step, left))
+        if gradient.compiled and not run.compiled:
+            report(expert.name, fraction, "compiling the step")
+        run.compiled = gradient.compiled
         generator = generator_of(seed, expert.name, run.step, ranks.rank)
         for group in optimiser.param_groups:
             group["lr"] = learner.rate * _schedule(run.step, fraction)
@@ -94,10 +102,7 @@ def fit(
         for x, count in zip(x_train, counts, strict=True):
             index = torch.randint(len(x), (count,), generator=generator)
             batches.append(x[index.to(device)])
-        terms = objective(network, batches, generator)
-        optimiser.zero_grad(set_to_none=True)
-        # not to the positions, of which the scores are derivatives: a sixth of the time
-        terms["loss"].backward(inputs=parameters)
+        terms = gradient(batches, generator)
         ranks.average([p.grad for p in parameters if p.grad is not None])
         nn.utils.clip_grad_norm_(parameters, expert.clip)
         optimiser.step()
@@ -224,6 +229,12 @@ def _weighed(expert: Expert, network: nn.Module) -> Expert:
     if isinstance(network, LiquidNetwork):
         return expert.model_copy(update={"force_weight": float(network.energy.label_weight)})
     return expert
+
+
+def _compiled(config: TrainConfig, run: TrainingState) -> bool | None:
+    """Whether steps are compiled: as asked, or as before the restart; None: where it pays."""
+    asked = {"on": True, "off": False, "auto": None}[config.compile]
+    return run.compiled if asked is None else asked
 
 
 def _split(sets: Sets, fraction: float, seed: int) -> tuple[Sets, Sets]:

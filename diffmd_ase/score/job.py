@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,14 @@ def fit_in_processes(job: Job, folder: Path, at_once: int, report: Report) -> No
     """
 
     program = [sys.executable, "-m", __name__, str(folder)]
-    commands = [
-        Command([*program, expert.name], "training", lambda told: report(*told))
-        for expert in job.experts
-    ]
+
+    def hear(told: list | str) -> None:
+        if isinstance(told, str):
+            warnings.warn(told, stacklevel=2)
+        else:
+            report(*told)
+
+    commands = [Command([*program, expert.name], "training", hear) for expert in job.experts]
     run_side_by_side(commands, at_once=at_once)
 
 
@@ -163,12 +168,18 @@ def _set(arrays: dict[str, np.ndarray], labels: dict[str, Any]) -> Snapshots:
     return frames.with_structure(topology, arrays["moving"])
 
 
+def _tell(what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
 def _main(folder: str, name: str) -> None:
     torch.set_num_threads(1)
     try:
         sets, job = read_job(Path(folder))
         expert = next(e for e in job.experts if e.name == name)
-        job.fit(expert, sets, Path(folder), lambda *told: print(json.dumps(told), flush=True))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _tell(str(message))
+            job.fit(expert, sets, Path(folder), lambda *told: _tell(told))
     except (ValueError, OSError) as error:  # what was said for users, without where
         sys.exit(f"{error}")
 

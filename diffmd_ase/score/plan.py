@@ -134,6 +134,13 @@ def plan(
         if wrong := force_doubt(part):
             raise ValueError(f"{said}, but {wrong}")
     first, *others = _experts(sets, config, kind, elements)
+    steps = [isinstance(e.network, MechanicsConfig | PairConfig) for e in (first, *others)]
+    if config.compile == "on" and not any(steps):
+        raise ValueError(
+            f"compile='on', but the step of a network of kind '{kind}' is not compiled: its "
+            "neighbours are others in each batch, or a closed form leaves nothing to train; use "
+            "'auto'"
+        )
     if baseline:
         first = _correcting(first)
     if weight == "auto" and not isinstance(first.network, MechanicsConfig | LiquidConfig):

@@ -51,3 +51,8 @@ class TrainConfig(BaseModel):
     )
     channels: int = Field(16, ge=1, description="channels of the equivariant network")
     processes: int | None = Field(None, ge=1, description="experts trained at a time")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the step of pair networks and of those on a force field, which takes "
+        "half of the time then, after up to a minute for the compiler; auto: where that pays",
+    )

@@ -40,6 +40,7 @@ class TrainingState:
     seconds: float = 0.0  # likewise
     best_step: int = 0  # of the network that is best on held-out snapshots
     best_losses: list[float] = field(default_factory=list)  # its losses on parts of these
+    compiled: bool | None = None  # its steps, from here on; None: not decided
     history: list[dict] = field(default_factory=list)  # an entry for each validation
     best: dict[str, Tensor] = field(default_factory=dict)  # its weights
 
@@ -76,7 +77,8 @@ class TrainingState:
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for n, slot in optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{n}.{k}": torch.as_tensor(v) for k, v in slot.items()}
-        facts = {k: getattr(self, k) for k in ("step", "seconds", "best_step", "best_losses")}
+        kept = ("step", "seconds", "best_step", "best_losses", "compiled")
+        facts = {k: getattr(self, k) for k in kept}
         facts |= {"history": self.history, "expert": expert.model_dump(mode="json")}
         path = file_of(folder, expert)
         save_tensors(path, tensors, "progress", facts)
@@ -108,6 +110,7 @@ class Progress(BaseModel):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     best_step: Annotated[int, Field(ge=0)]
     best_losses: list[float]
+    compiled: bool | None = None
     history: list[dict[str, Any]]
     expert: dict[str, Any]
 

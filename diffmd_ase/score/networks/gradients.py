@@ -23,7 +23,7 @@ from ..neighbours import Pairs
 from .direct import directly
 from .inputs import Inputs
 
-__all__ = ["Compile", "Compiled", "deformed"]
+__all__ = ["CannotCompile", "Compile", "Compiled", "compiling", "deformed"]
 
 Compile = bool | Literal["auto"]
 
@@ -140,25 +140,13 @@ class Compiled:
     def _compiled(self, key, first: Callable[[], tuple[Callable, Any]]):
         """The value of the ``first`` call, whose function is kept for others; None: it failed."""
         try:
-            with _torch_alone():
+            with compiling():
                 self._made[key], result = first()
-        except Exception as error:  # torch raises what it likes
-            if lacks_memory(error):  # of so many structures: fewer may do
-                raise
-            self._fail(error)
+        except CannotCompile as error:
+            self.failed = True
+            warnings.warn(str(error), stacklevel=3)
             return None
         return result
-
-    def _fail(self, error: Exception) -> None:
-        self.failed = True
-        error = getattr(error, "inner_exception", error)
-        warnings.warn(
-            f"the network cannot be compiled ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]}): it is computed as it is written, several "
-            "times slower; torch.compile needs a C++ compiler (CXX, or g++ in PATH) and a "
-            "folder to write to (TORCHINDUCTOR_CACHE_DIR), without halves of files in it",
-            stacklevel=4,
-        )
 
 
 def _total(network: nn.Module, x, strain, sigma, told, pairs):
@@ -222,9 +210,28 @@ def _of_arguments(guards: Sequence[Any]) -> list[bool]:
     return [not g.is_global and not g.name.startswith("network") for g in guards]
 
 
+class CannotCompile(RuntimeError):
+    """A function that torch could not compile, and what it needs for that."""
+
+
 @contextmanager
-def _torch_alone():
-    """What torch warns itself of while it compiles is no matter of its callers."""
+def compiling():
+    """The first call of a compiled function.
+
+    What torch warns itself of meanwhile is no matter of its callers. Raises `CannotCompile`; what
+    memory does not hold is an error as it is, since fewer structures may do.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+        try:
+            yield
+        except Exception as error:  # torch raises what it likes
+            if lacks_memory(error):
+                raise
+            inner = getattr(error, "inner_exception", error)
+            raise CannotCompile(
+                f"the network cannot be compiled ({type(inner).__name__}: "
+                f"{str(inner).strip().splitlines()[0]}): it is computed as it is written, two "
+                "times slower or more; torch.compile needs a C++ compiler (CXX, or g++ in PATH) "
+                "and a folder to write to (TORCHINDUCTOR_CACHE_DIR), without halves of files in it"
+            ) from error

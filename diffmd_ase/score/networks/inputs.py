@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Inputs(NamedTuple):
         cell = None if system.cell is None else torch.as_tensor(system.cell).to(device, dtype)
         return cls(numbers, cell, tuple(system.pbc.tolist()))
 
-    def energy(self, network: nn.Module) -> Energy:
+    def energy(self, network: Callable[..., Tensor]) -> Energy:
         """``network`` as a function of x (B, N, 3) and σ (B,) only, in kT (B,)."""
         if isinstance(network, LiquidNetwork):  # others need no numbers from the device
             network = network.arranged(self.numbers.cpu().numpy())
