@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ..geometry import dihedrals, rotate_about
 
-__all__ = ["Moves", "TorsionProposals"]
+__all__ = ["Moves", "TorsionProposals", "free_rotors"]
 
 
 class Moves:
@@ -54,12 +55,41 @@ class Moves:
         return x[row, self.axes[rotor, 0]], x[row, self.axes[rotor, 1]]
 
 
+def free_rotors(topology) -> list[int]:
+    """Numbers of the rotors whose modes are not all one by symmetry, as those of a methyl are.
+
+    An end of those bears three like atoms or more, which `Topology.permutations` turn.
+    """
+    orders, found = topology.permutations, []
+    for number, (a, b) in enumerate(topology.rotors.tolist()):
+        kept = orders[(orders[:, a] == a) & (orders[:, b] == b)]
+        if not any(
+            _turned(kept, _others(topology.bonds, end, axis)) for end, axis in ((a, b), (b, a))
+        ):
+            found.append(number)
+    return found
+
+
+def _others(bonds: np.ndarray, atom: int, neighbour: int) -> list[int]:
+    """What an ``atom`` is bound to besides a ``neighbour``."""
+    bound = bonds[(bonds == atom).any(1)].ravel()
+    return [int(k) for k in bound if k not in (atom, neighbour)]
+
+
+def _turned(orders: np.ndarray, ends: list[int]) -> bool:
+    """Whether one of the ``orders`` puts each of three ``ends`` or more in the place of another."""
+    images = orders[:, ends]
+    among = np.isin(images, ends).all(1)
+    return len(ends) > 2 and bool((among & (images != ends).all(1)).any())
+
+
 class TorsionProposals:
     """Moves that draw two torsions anew from the data's own statistics.
 
     For each pair of rotors the density q is a smoothed histogram of their torsions in the
-    data, constant in a bin, with a share of uniform draws. A proposal y of x replaces both
-    torsions; the logit that x and not y is the snapshot is
+    data, constant in a bin, with a share of uniform draws. Those of several modes are drawn ten
+    times as often as others, and those of a methyl never (`free_rotors`, of which there has to be
+    one). A proposal y of x replaces both torsions; the logit that x and not y is the snapshot is
 
         E(y) - E(x) + log q(y) - log q(x)
 
@@ -73,12 +103,15 @@ class TorsionProposals:
     """
 
     BINS, UNIFORM = 36, 0.1
+    ONE = 0.1  # of a rotor of one mode: that there is no other needs few moves
 
     def __init__(self, topology, positions: Tensor):
         self.moves, self.quads = Moves(topology), topology.torsions
-        n = len(self.moves)
-        self.groups = torch.tensor(list(combinations(range(n), min(2, n))))
+        n, free = len(self.moves), free_rotors(topology)
+        self.groups = torch.tensor(list(combinations(free, min(2, len(free)))))
         index = self._bins(self.angles(positions))  # (M, K)
+        often = index.new_tensor([self._modes(own) > 1 for own in index.T]).double()
+        self.often = (self.ONE ** (1 - often[self.groups])).prod(1)
         d = self.groups.shape[1]
         shape = (self.BINS,) * d
         tables = []
@@ -103,7 +136,7 @@ class TorsionProposals:
     def propose(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """y (B, N, 3) and ``log q(y) - log q(x)`` (B,)."""
         n = len(x)
-        which = torch.randint(len(self.groups), (n,), generator=generator)
+        which = torch.multinomial(self.often, n, True, generator=generator)
         angles, drawn = self.angles(x), torch.empty_like(which)
         for group, density in enumerate(self.density):  # a search in each, not a row for each x
             mine = which == group
@@ -120,6 +153,13 @@ class TorsionProposals:
             y = self.moves.rotate(y, rotor, (self.sign[rotor] * (new - here)).to(x))
         ratio = (self.density[which, drawn] / self.density[which, old]).log()
         return y, ratio
+
+    def _modes(self, index: Tensor) -> int:
+        """Maxima of the histogram of one torsion, of three snapshots or more."""
+        counts = torch.bincount(index, minlength=self.BINS).double().numpy()
+        smooth = gaussian_filter(counts, 1.0, mode="wrap")
+        above = (smooth > np.roll(smooth, 1)) & (smooth >= np.roll(smooth, -1))
+        return int((above & (smooth >= 3)).sum())
 
     def _bins(self, angles: Tensor) -> Tensor:
         index = ((angles + math.pi) * (self.BINS / (2 * math.pi))).long()

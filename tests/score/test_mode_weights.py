@@ -1,7 +1,9 @@
 """Moves between modes: the minimum of their likelihood, and what is left out of it."""
 
+import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from torch.nn.functional import softplus
 
 from diffmd_ase.score.force_field import MechanicsPrior
@@ -9,6 +11,8 @@ from diffmd_ase.score.force_field_tables import parameter_numbers, term_tables
 from diffmd_ase.score.linear_form import Form
 from diffmd_ase.score.mode_weights import Pairs, weigh_modes
 from diffmd_ase.score.snapshots import Snapshots
+from diffmd_ase.score.topology import Topology
+from diffmd_ase.score.torsion_moves import TorsionProposals, free_rotors
 
 
 def objective(pairs, start, precision, theta):
@@ -62,3 +66,52 @@ def test_moves_far_beyond_all_snapshots_say_nothing():
     pairs = Pairs.drawn(form, unit, x, some.topology, generator, 4)
     assert 1200 < len(pairs.change) < 2400
     assert float(pairs.offset.min()) > -100
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("C2H6", []),
+        ("CH3CH2OH", [{"C", "O"}]),  # the methyl is of one mode
+        ("H3CNH2", []),
+        ("isobutane", []),
+        ("H2O2", [{"O"}]),
+        ("N2H4", [{"N"}]),  # two hydrogens change places in a mirror, not by a turn
+        ("2-propanol", [{"C", "O"}]),  # nor do two methyls
+    ],
+)
+def test_methyls_are_of_one_mode(name, axes):
+    if name == "2-propanol":
+        atoms = molecule("isobutane")
+        last = int(np.flatnonzero(atoms.numbers == 6)[-1])
+        own = np.linalg.norm(atoms.positions - atoms.positions[last], axis=1)
+        hydrogens = [n for n in np.argsort(own)[1:4] if atoms.numbers[n] == 1]
+        assert len(hydrogens) == 3
+        atoms.numbers[last] = 8
+        del atoms[sorted(int(n) for n in hydrogens[1:])]
+    else:
+        atoms = molecule(name)
+    topology = Topology.from_positions(atoms.numbers, atoms.positions[None])
+    found = [set(atoms.symbols[topology.rotors[n]]) for n in free_rotors(topology)]
+    assert found == axes
+
+
+def test_what_has_several_modes_is_turned_most(generator):
+    """Of alanine dipeptide, φ and ψ: amides have one mode, and methyls none of their own."""
+    some = Snapshots.read("alanine-dipeptide").take(slice(0, 3000))
+    x = torch.as_tensor(some.positions)
+    proposals = TorsionProposals(some.topology, x)
+    free = {tuple(row) for row in some.topology.rotors[free_rotors(some.topology)].tolist()}
+    assert {frozenset(row) for row in free} == {
+        frozenset(row) for row in ((4, 6), (6, 8), (8, 14), (14, 16))
+    }
+    y, _ = proposals.propose(x, generator)
+    turned = (proposals.angles(y) - proposals.angles(x)).abs() > 1e-9
+    share = dict(
+        zip(map(frozenset, some.topology.rotors.tolist()), turned.double().mean(0), strict=True)
+    )
+    assert all(share[frozenset(row)] > 0.75 for row in ((6, 8), (8, 14)))
+    assert all(0.1 < share[frozenset(row)] < 0.25 for row in ((4, 6), (14, 16)))
+    methyls = set(share) - {frozenset(row) for row in free}
+    assert len(methyls) == 3
+    assert all(share[row] == 0 for row in methyls)
