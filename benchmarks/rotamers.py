@@ -14,11 +14,9 @@ their mean energies those of the snapshots?
 import sys
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 from shared import command_line, parsed
 
 from diffmd_ase import ScoreModel, Snapshots
-from diffmd_ase.analysis.modes import Arc
 from diffmd_ase.analysis.statistics import mean_estimate
 from diffmd_ase.independent.draws import sample
 from diffmd_ase.io.json_text import to_json
@@ -27,7 +25,6 @@ from diffmd_ase.validation.bench import Bench, Part, energies_and_forces
 from diffmd_ase.validation.walkers import STATES, corrected_walkers, exchanged_walkers
 
 SOME = 2000  # structures whose energies are compared
-BINS = 120
 GOAL_Z, GOAL_KT = 4.0, 1.0
 
 
@@ -49,22 +46,6 @@ def populations(start, bench: Bench, basins, options) -> dict[str, tuple[float, 
             error = each.std(ddof=1) / len(each) ** 0.5
             found[f"{torsions.names[n]} {arc}"] = float(each.mean()), float(error)
     return found
-
-
-def basins_of(phi: np.ndarray) -> list[Arc]:
-    """Between minima of the density of angles (M,) below half of the peaks beside them."""
-    counts = np.histogram(phi, BINS, (-np.pi, np.pi))[0]
-    density = gaussian_filter1d(counts.astype(float), 3.0, mode="wrap")
-    peaks = np.flatnonzero((density > np.roll(density, 1)) & (density >= np.roll(density, -1)))
-    lows: list[int] = []
-    for peak, after in zip(peaks, np.roll(peaks, -1), strict=True):
-        between = np.arange(peak, after + (BINS if after <= peak else 0)) % BINS
-        low = between[density[between].argmin()]
-        if density[low] < 0.5 * min(density[peak], density[after]):
-            lows.append(int(low))
-    ends = [(low + 0.5) * 2 * np.pi / BINS - np.pi for low in sorted(lows)]
-    arcs = [Arc(a, b, 0.0) for a, b in zip(ends, [*ends[1:], ends[0] + 2 * np.pi], strict=True)]
-    return sorted(arcs, key=lambda arc: -arc(phi).mean()) if len(lows) > 1 else []
 
 
 def excess(energies: np.ndarray, known: np.ndarray, kT: float) -> tuple[float, float]:
@@ -90,7 +71,7 @@ def main() -> int:
     reference = find_potential(options.reference, model.system, role="reference")
     bench = Bench.of(model, snapshots, None, None, None, options.seed, "cpu")
     angles, inside = bench.torsions(bench.frames.positions), np.ones(len(bench.frames), bool)
-    basins = [basins_of(phi) for phi in angles.T]
+    basins = [arcs if len(arcs) > 1 else [] for arcs in bench.torsions.modes]
     for arcs, phi in zip(basins, angles.T, strict=True):
         inside &= arcs[0](phi) if arcs else True
     rng = np.random.default_rng(options.seed)

@@ -14,7 +14,15 @@ from ..score.topology import Topology
 from ..system import System
 from .observables import angular_vectors
 
-__all__ = ["Arc", "Range", "atom_names", "map_axes", "torsion_modes", "unphysical_frames"]
+__all__ = [
+    "Arc",
+    "Range",
+    "atom_names",
+    "map_axes",
+    "torsion_basins",
+    "torsion_modes",
+    "unphysical_frames",
+]
 
 _BINS = 120  # 3° each
 _SMOOTH = 2.0  # bins
@@ -22,6 +30,9 @@ _EMPTY = 0.02  # of the uniform density
 _GAP = 5  # bins
 _REACH = 10  # bins of a gap that belong to a mode
 _RARE = 5  # frames, below which it is no mode
+_WIDE = 3.0  # bins, of the density whose minima part basins
+_DEEP = 0.5  # of the peaks beside them
+_SEEN = 30  # frames of a peak
 _OVERLAP = 0.5  # of the sum of covalent radii
 _BROKEN = 10.0  # robust standard deviations from the median
 _SLACK = 0.05  # Å, of bonds that are rigid
@@ -36,6 +47,11 @@ class Arc:
     low: float
     high: float
     population: float
+
+    @property
+    def whole(self) -> bool:
+        """It is the circle: every angle is in it."""
+        return self.high - self.low > 2 * np.pi - 1e-9
 
     def __call__(self, phi: np.ndarray) -> np.ndarray:
         """Whether angles are in the mode."""
@@ -74,6 +90,36 @@ def torsion_modes(phi: np.ndarray) -> list[Arc]:
     arcs = sorted(arcs, key=lambda arc: -arc.population)
     few = max(_RARE / len(phi), 1e-3)
     return [arc for n, arc in enumerate(arcs) if n == 0 or arc.population >= few]
+
+
+def torsion_basins(phi: np.ndarray) -> list[Arc]:
+    """`torsion_modes` of angles ``phi`` (n,) in rad; without a gap, what minima part.
+
+    A minimum of the density, smoothed over 9°, is below half of the peaks beside it, and those
+    have 30 frames. Without two of them there is one basin, the circle.
+    """
+    modes = torsion_modes(phi)
+    if len(modes) > 1 or not modes[0].whole:
+        return modes
+    phi = np.asarray(phi, float).ravel()
+    counts = np.histogram((phi + np.pi) % (2 * np.pi), _BINS, (0, 2 * np.pi))[0]
+    density = gaussian_filter1d(counts.astype(float), _WIDE, mode="wrap")
+    seen = density * _WIDE * np.sqrt(4 * np.pi) >= _SEEN
+    peaks = np.flatnonzero(
+        seen & (density > np.roll(density, 1)) & (density >= np.roll(density, -1))
+    )
+    lows = []
+    for peak, after in zip(peaks, np.roll(peaks, -1), strict=True):
+        between = np.arange(peak, after + (_BINS if after <= peak else 0)) % _BINS
+        low = between[density[between].argmin()]
+        if density[low] < _DEEP * min(density[peak], density[after]):
+            lows.append(int(low))
+    if len(lows) < 2:
+        return modes
+    ends = (np.sort(lows) + 0.5) * 2 * np.pi / _BINS - np.pi
+    arcs = [Arc(a, b, 0.0) for a, b in zip(ends, [*ends[1:], ends[0] + 2 * np.pi], strict=True)]
+    arcs = [replace(arc, population=float(arc(phi).mean())) for arc in arcs]
+    return sorted(arcs, key=lambda arc: -arc.population)
 
 
 class Range:

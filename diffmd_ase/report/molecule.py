@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..analysis import observables as ob
-from ..analysis.divergence import Divergence, excess_divergence, torsion_rows, walker_groups
+from ..analysis.divergence import (
+    Divergence,
+    excess_divergence,
+    torsion_bins,
+    torsion_rows,
+    walker_groups,
+)
 from ..analysis.modes import atom_names, map_axes
 from ..analysis.statistics import Estimate, basin_free_energy, mean_estimate
 from ..geometry import angles, dihedrals, distances
@@ -71,12 +77,14 @@ def _map_section(page: Page, axes: Sequence[str], pairs: dict[str, np.ndarray]) 
     page.numbers["first_torsion_positive"] = {k: pair(e) for k, e in positive.items()}
     page.numbers["basin_free_energy_kT"] = {k: pair(e) for k, e in offset.items()}
     page.numbers["jensen_shannon"], rows = {}, []
-    data = torsion_rows(pairs["data"])
+    bins = torsion_bins(pairs["data"])
+    data = torsion_rows(pairs["data"], bins=bins)
     for label, v in pairs.items():
         numbers = ("", "", "")
         if label != "data":
             groups = walker_groups(*v.shape[:2]) if v.ndim == 3 else None
-            d = excess_divergence(data, torsion_rows(v.reshape(-1, 2)), groups=groups)
+            own = torsion_rows(v.reshape(-1, 2), bins=bins)
+            d = excess_divergence(data, own, groups=groups)
             page.numbers["jensen_shannon"][label] = d._asdict()
             _judge_map(page, label, axes, d, correlated=groups is not None)
             _judge_population(page, label, axes[0], v[..., 0] > 0, positive, offset)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..io.atomic import replacing
 from ..state import Evaluation
 from ..system import System
-from .torsion_moves import TorsionProposals, free_rotors
+from .torsion_moves import TorsionProposals
 
 if TYPE_CHECKING:
     from .snapshots import Snapshots
@@ -174,7 +174,7 @@ def evaluate_baseline(
 def _moves(snapshots: Snapshots, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One move (M, N, 3) of each frame with its ``log q(y)/q(x)`` (M,); none without rotors."""
     count = 0 if snapshots.system.periodic else len(snapshots)
-    if not count or not free_rotors(snapshots.topology):
+    if not count or not len(snapshots.topology.rotors):
         return np.zeros((0, len(snapshots.system), 3)), np.zeros(0), np.zeros(0, int)
     x = torch.as_tensor(snapshots.positions, dtype=torch.float32)
     proposals = TorsionProposals(snapshots.topology, x)

@@ -39,7 +39,6 @@ from .mode_weights import Pairs, weigh_modes
 from .shrinkage import choose_ridges, solve
 from .snapshots import Snapshots
 from .topology import Topology
-from .torsion_moves import free_rotors
 from .uncertainty import covariance, root
 
 __all__ = ["fit_prior"]
@@ -105,7 +104,7 @@ def fit_prior(
     # variance that they save, and the fit is about as good as without.
     held = torch.diag(torch.where(ridge < 1, ridge.clamp_max(_LEAST_RIDGE), ridge))
     known = covariance(gram, held, noise) / len(every.positions)
-    if moves and free_rotors(topology):
+    if moves and len(topology.rotors):
         if snapshots.baseline is None:
             pairs = Pairs.drawn(form, unit, every.positions, topology, generator, moves)
         else:

@@ -35,12 +35,10 @@ class Pairs(NamedTuple):
     ----------
     change : (K, F) ``f(x) - f(y)``, in units of the parameters
     offset : (K,) what else the logit ``E(x) - E(y) - log q(y)/q(x)`` holds
-    share : a snapshot in several moves is one snapshot
     """
 
     change: Tensor
     offset: Tensor
-    share: float
 
     @classmethod
     def drawn(
@@ -56,7 +54,7 @@ class Pairs(NamedTuple):
             y, log_ratio = proposals.propose(x, generator)
             parts.append(_logits(form, unit, x, y, log_ratio))
         change, offset = (torch.cat(p) for p in zip(*parts, strict=True))
-        return cls(change, offset, 1.0 / moves)
+        return cls(change, offset)
 
     @classmethod
     def of_baseline(
@@ -72,7 +70,7 @@ class Pairs(NamedTuple):
             for own in zip(*(t.split(_AT_ONCE) for t in (x, y, ratio)), strict=True)
         ]
         change, offset = (torch.cat(p) for p in zip(*parts, strict=True))
-        return cls(change, offset, 1.0)
+        return cls(change, offset)
 
 
 def _logits(form: Form, unit, x: Tensor, y: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,20 +89,20 @@ def weigh_modes(pairs: Pairs, start: Tensor, precision: Tensor) -> tuple[Tensor,
     start : θ_SM (F,)
     precision : V⁻¹ (F, F)
     """
-    change, offset, share = pairs
+    change, offset = pairs
 
     def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
         logit = change @ theta.float() + offset
         away = theta - start
-        value = 0.5 * away @ precision @ away + share * softplus(logit).double().sum()
+        value = 0.5 * away @ precision @ away + softplus(logit).double().sum()
         return value, logit
 
     theta = start
     value, logit = objective(theta)
     for _ in range(30):
         p = torch.sigmoid(logit)
-        gradient = precision @ (theta - start) + share * (change.T @ p).double()
-        curvature = square(change.T * (share * p * (1 - p)).sqrt()).double()
+        gradient = precision @ (theta - start) + (change.T @ p).double()
+        curvature = square(change.T * (p * (1 - p)).sqrt()).double()
         step = torch.linalg.solve(precision + curvature, gradient)
         for halvings in range(20):
             size = 0.5**halvings

@@ -87,9 +87,10 @@ class TorsionProposals:
     """Moves that draw two torsions anew from the data's own statistics.
 
     For each pair of rotors the density q is a smoothed histogram of their torsions in the
-    data, constant in a bin, with a share of uniform draws. Those of several modes are drawn ten
-    times as often as others, and those of a methyl never (`free_rotors`, of which there has to be
-    one). A proposal y of x replaces both torsions; the logit that x and not y is the snapshot is
+    data, constant in a bin, with a share of uniform draws. A quarter of the moves is about any two
+    rotors, the others about two that have several modes: a methyl's are one by symmetry
+    (`free_rotors`). A proposal y of x replaces both torsions; the logit that x and not y is the
+    snapshot is
 
         E(y) - E(x) + log q(y) - log q(x)
 
@@ -103,15 +104,18 @@ class TorsionProposals:
     """
 
     BINS, UNIFORM = 36, 0.1
-    ONE = 0.1  # of a rotor of one mode: that there is no other needs few moves
+    ANY = 0.25  # of the moves
 
     def __init__(self, topology, positions: Tensor):
         self.moves, self.quads = Moves(topology), topology.torsions
-        n, free = len(self.moves), free_rotors(topology)
-        self.groups = torch.tensor(list(combinations(free, min(2, len(free)))))
+        n = len(self.moves)
+        self.groups = torch.tensor(list(combinations(range(n), min(2, n))))
         index = self._bins(self.angles(positions))  # (M, K)
-        often = index.new_tensor([self._modes(own) > 1 for own in index.T]).double()
-        self.often = (self.ONE ** (1 - often[self.groups])).prod(1)
+        several = torch.zeros(n, dtype=torch.bool)
+        several[[k for k in free_rotors(topology) if self._modes(index[:, k]) > 1]] = True
+        most = several[self.groups].sum(1)  # two, or as many as there are
+        chosen = (most == most.max()).double()
+        self.often = self.ANY / len(chosen) + (1 - self.ANY) * chosen / chosen.sum()
         d = self.groups.shape[1]
         shape = (self.BINS,) * d
         tables = []

@@ -12,14 +12,16 @@ from ..analysis.divergence import (
     cell_rows,
     excess_divergence,
     excess_reweighted,
+    torsion_bins,
     torsion_rows,
     walker_groups,
 )
-from ..analysis.modes import Arc, atom_names, map_axes, torsion_modes
+from ..analysis.modes import Arc, atom_names, map_axes, torsion_basins, torsion_modes
 from ..analysis.observables import angle_triples
 from ..analysis.statistics import basin_free_energy, mean_estimate, std_estimate
 from ..geometry import dihedrals, distances, shortest
 from ..score.topology import Topology
+from ..score.torsion_moves import free_rotors
 from ..system import System
 from .scorecard import Goals, Line, line, worst_line
 
@@ -51,17 +53,21 @@ class Torsions(NamedTuple):
     def find(cls, system: System, topology: Topology | None, frames, named=None) -> Torsions:
         """Those named, and of every other rotatable bond between heavy atoms, or of any.
 
+        Of any but methyls where there are others: the modes of those are one by symmetry.
+
         The map is of ``phi`` and ``psi``, or the two that spread most.
         """
         named = dict(named or {})
         taken = {frozenset(q[1:3]) for q in named.values()}
         rows = [] if topology is None else topology.torsions.tolist()
+        free = [] if topology is None else topology.rotors[free_rotors(topology)].tolist()
         rows = [q for q in rows if frozenset(q[1:3]) not in taken]
+        rows = [q for q in rows if q[1:3] in free or q[2:0:-1] in free] or rows
         heavy = [q for q in rows if (system.numbers[q] > 1).all()]
         named |= {atom_names(system, q): q for q in (heavy if heavy or named else rows)}
         names, quadruples = list(named), np.array(list(named.values()), int).reshape(-1, 4)
         phi = dihedrals(frames, quadruples, system=system)
-        modes = [torsion_modes(angle) for angle in phi.T]
+        modes = [torsion_basins(angle) for angle in phi.T]
         return cls(system, names, quadruples, modes, map_axes(names, phi))
 
     @property
@@ -103,7 +109,7 @@ def torsion_lines(
     *,
     seed: int,
 ) -> list[Line]:
-    """Divergences of the map of torsions, 64 bins along each.
+    """Divergences of the map of torsions, in `torsion_bins` along each.
 
     Parameters
     ----------
@@ -113,8 +119,10 @@ def torsion_lines(
     log_weights : (M,) of the reference towards the model, where there are energies
     goals : ``reweighted``, ``independent`` or ``dynamics`` holds
     """
-    rows, axes = torsion_rows(reference[:, torsions.axes]), torsions.axes
-    of = f"map of {', '.join(torsions.names[n] for n in axes)}"
+    axes = torsions.axes
+    bins = torsion_bins(reference[:, axes])
+    rows = torsion_rows(reference[:, axes], bins=bins)
+    of = f"map of {', '.join(torsions.names[n] for n in axes)}, {bins} bins along each"
     lines = []
     if log_weights is not None:
         excess = excess_reweighted(rows, log_weights, seed=seed)
@@ -122,7 +130,8 @@ def torsion_lines(
         name = "JS torsions: reweighted"
         lines.append(divergence_line("torsions", name, excess, goals.reweighted, worth))
     for label, (angles, groups) in samples.items():
-        excess = excess_divergence(rows, torsion_rows(angles[:, axes]), groups=groups, seed=seed)
+        own = torsion_rows(angles[:, axes], bins=bins)
+        excess = excess_divergence(rows, own, groups=groups, seed=seed)
         goal = goals.independent if groups is None else goals.dynamics
         worth = f"{of}; {len(angles)} frames worth {excess.n_effective:.0f}"
         lines.append(divergence_line("torsions", f"JS torsions: {label}", excess, goal, worth))

@@ -197,7 +197,8 @@ def unknown(bench: Bench, lines: list[Line]) -> list[Note]:
         f"{1 / np.sqrt(2 * n):.1%}, the population of a mode of 5 % to {np.sqrt(19 / n):.0%} of it"
     )
     notes.append((None, told) if n >= ENOUGH else (False, f"{told}; too few for most goals"))
-    single = [m for m, arcs in zip(torsions.names, torsions.modes, strict=True) if len(arcs) < 2]
+    modes = zip(torsions.names, torsions.modes, strict=True)
+    single = [name for name, arcs in modes if len(arcs) < 2 and not arcs[0].whole]
     if single:
         told = f"only one mode in the data of {', '.join(single)}: populations elsewhere "
         notes.append((None, told + "cannot be known from them, nor can barriers"))

@@ -16,14 +16,15 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from diffmd_ase import Noise, ScoreModel, Snapshots, System
-from diffmd_ase.analysis.modes import torsion_modes, unphysical_frames
+from diffmd_ase.analysis.divergence import excess_divergence, torsion_bins, torsion_rows
+from diffmd_ase.analysis.modes import torsion_basins, torsion_modes, unphysical_frames
 from diffmd_ase.potentials.curvature import forces_and_divergence
 from diffmd_ase.score.card import Card, ExpertCard
 from diffmd_ase.score.networks.molecule import PairConfig
 from diffmd_ase.score.topology import Topology
 from diffmd_ase.simulation.prepare import prepare
 from diffmd_ase.validation.bench import Effort
-from diffmd_ase.validation.comparisons import width_lines
+from diffmd_ase.validation.comparisons import Torsions, width_lines
 from diffmd_ase.validation.labels import calibration_line, error_bar_line
 from diffmd_ase.validation.scorecard import Goals, judged
 from diffmd_ase.validation.validate import validate
@@ -283,6 +284,48 @@ def test_modes_of_a_torsion(rng):
     cis = np.concatenate([rng.normal(0, 0.2, 20_000), np.full(10, 3.0)])
     (main,) = torsion_modes(cis)  # ten of twenty thousand are no mode, and widen nothing
     assert main(cis).sum() == 20_000 and cis[main(cis)].std() == pytest.approx(0.2, rel=0.03)
+
+
+def test_basins_of_a_torsion_without_a_gap(rng):
+    """Trans and gauche of a low barrier: between minima; noise makes none, and gaps come first."""
+    grid = np.linspace(-np.pi, np.pi, 7200, endpoint=False)
+    weights = np.exp(-1.2 * np.cos(3 * grid) - 0.6 * np.cos(grid))
+    phi = rng.choice(grid, 20_000, p=weights / weights.sum())
+    assert len(torsion_modes(phi)) == 1
+    trans, *gauche = torsion_basins(phi)
+    assert trans.population == pytest.approx(0.55, abs=0.06) and trans(np.array([3.1, -3.1])).all()
+    assert [arc.population for arc in gauche] == pytest.approx([0.22, 0.22], abs=0.04)
+    inside = np.array([arc(phi) for arc in (trans, *gauche)])
+    assert (inside.sum(0) == 1).all()
+    assert sorted(round(np.degrees(arc.low + arc.high) / 2 / 60) % 6 for arc in gauche) == [1, 5]
+    for count in (60, 500, 5000):
+        (free,) = torsion_basins(rng.uniform(-np.pi, np.pi, count))
+        assert free.whole
+    parted = np.concatenate([rng.normal(np.pi, 0.2, 900), rng.normal(-0.5, 0.2, 100)])
+    assert torsion_basins(parted) == torsion_modes(parted)
+
+
+def test_bins_that_frames_can_fill(rng):
+    """Counting alone stays below a tenth of a nat, where 64 bins would be nearly empty."""
+    angles = rng.uniform(-np.pi, np.pi, (12_000, 2))
+    bins = torsion_bins(angles)
+    assert bins == 32
+    for count, low, high in ((bins, 0.0, 0.1), (64, 0.1, 0.7)):
+        rows = torsion_rows(angles, bins=count)
+        floor = excess_divergence(rows, rows[:3000]).floor
+        assert low < floor < high
+    assert torsion_bins(0.2 * angles) == 64
+    assert torsion_bins(angles[:10]) == 8
+
+
+def test_methyls_are_not_looked_at():
+    """The hydroxyl group of ethanol has trans and gauche; its methyl has one mode thrice."""
+    some = Snapshots.read("ethanol")
+    torsions = Torsions.find(some.system, some.topology, some.positions)
+    assert torsions.names == ["C0–C1–O2–H3"]
+    assert [arc.population for arc in torsions.modes[0]] == pytest.approx(
+        [0.47, 0.47, 0.05], abs=0.03
+    )
 
 
 def test_configurational_temperature_of_springs(rng):
