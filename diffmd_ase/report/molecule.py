@@ -220,10 +220,18 @@ def _judge_bonds(page: Page, label: str, names, bonds, rows: list[ob.WidthRow]) 
         for row in (low, high)
     )
     page.judge(
-        all(abs(row.ratio.value - 1) <= _STD_TOLERANCE for row in (low, high)),
+        _within(_STD_TOLERANCE, low.ratio, high.ratio),
         f"{label}: bond-length standard deviations are {lowest} to {highest} times those of the "
         f"data (tolerance {_STD_TOLERANCE:.0%}).",
     )
+
+
+def _within(tolerance: float, *ratios: Estimate) -> bool | None:
+    """Whether ``ratios`` are one; False where two errors do not explain it, else None."""
+    off = [(abs(ratio.value - 1), 2 * ratio.error) for ratio in ratios]
+    if any(d - error > tolerance for d, error in off):
+        return False
+    return True if all(d <= tolerance for d, _ in off) else None
 
 
 def _judge_structures(page: Page, label: str, topology: Topology, x, reference) -> None:

@@ -10,6 +10,8 @@ from ase.build import bulk, molecule
 from messages import names
 from scipy.spatial.transform import Rotation
 
+from diffmd_ase.analysis.statistics import Estimate
+from diffmd_ase.report.molecule import _within
 from diffmd_ase.report.report import write_report
 from diffmd_ase.score.topology import Topology
 from diffmd_ase.system import System
@@ -189,3 +191,17 @@ def test_bad_input(report, rng):
         report(None, snapshots(rng, (10, 2))[0], Dt=np.arange(3))
     with pytest.raises(ValueError, match=names("'MD'", "'data'", "'iid'", "'md'")):
         report(energies={"MD": np.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([(0.98, 0.01), (1.04, 0.01)], True),
+        ([(0.98, 0.01), (1.052, 0.006)], None),  # two errors explain it
+        ([(0.98, 0.01), (1.07, 0.006)], False),
+        ([(0.92, 0.01), (1.0, 0.5)], False),
+    ],
+)
+def test_widths_are_wrong_where_their_errors_do_not_explain_it(ratios, expected):
+    estimates = [Estimate(value, error, 100.0) for value, error in ratios]
+    assert _within(0.05, *estimates) is expected
